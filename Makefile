@@ -1,0 +1,46 @@
+# Every target does its own set-up: on a fresh machine `make demo` or `make test` needs only Python >= 3.11 and make.
+#   make demo    train on real digits and the swiss roll, sample, compare; results in runs/demo/
+#   make test    the tests, on WORKERS processes of one thread each
+#   make lint    ruff (rules and format) and mypy --strict on the package
+#   make bench   the benchmarks
+#   make clean   remove the environment, the caches and the builds; runs/ stays
+# ARGS is passed on: make demo ARGS=--quick, make test ARGS="-k schedules -x".
+
+PYTHON ?= python3
+WORKERS ?= 2
+ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+
+.DEFAULT_GOAL := test
+.PHONY: demo test lint bench clean
+
+demo: $(READY)
+	$(BIN)/python examples/demo.py $(ARGS)
+
+# Stealing keeps neighbouring tests, and so their shared fixtures, on one worker.
+test: $(READY)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
+
+lint: $(READY)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+bench: $(READY)
+	$(BIN)/python benchmarks/run.py $(ARGS)
+
+# The build backend is pinned and installed first, so that the editable install builds without isolation, from the pins.
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "scoresde needs Python >= 3.11, got %d.%d; choose another with make PYTHON=/path/to/python" % sys.version_info[:2])'
+	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV)
+	$(PIP) install -c constraints.txt hatchling editables
+	$(PIP) install --no-build-isolation -c constraints.txt -e '.[all,dev]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
