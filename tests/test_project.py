@@ -222,11 +222,11 @@ def test_only_the_noise_file_may_draw() -> None:
 LAYERS = (
     ("errors", "ops", "noise", "gaussian", "readout", "tableau"),
     ("sde", "schedules"),
-    ("grids", "solvers"),
+    ("checkpoint", "transforms", "model", "analytic", "guidance"),
+    ("grids", "ode", "solvers"),
     ("chains",),
-    ("transforms", "model", "analytic", "guidance"),
-    ("losses", "checkpoint", "training"),
-    ("kernels", "ode", "bridge", "sampling"),
+    ("losses", "training"),
+    ("kernels", "executor", "bridge", "sampling"),
     ("likelihood", "bounds", "fokker_planck", "metrics"),
     # Batteries: nothing above loads them, and they may import each other.
     ("nn", "data", "plots", "tune", "cli"),

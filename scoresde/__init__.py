@@ -1,0 +1,67 @@
+"""scoresde: score-based generative modelling with stochastic differential equations, in PyTorch.
+
+A diffusion is two curves (``VPSDE``, ``VESDE``, ...), a model is one affine readout of a network (``ScoreModel``), a
+sampler is a table of numbers (``solvers``, ``Tableau``). ``sample`` runs them.
+"""
+
+from scoresde import grids, solvers
+from scoresde.analytic import GaussianMixtureModel, GaussianModel
+from scoresde.chains import DDPM
+from scoresde.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    DomainError,
+    DTypeError,
+    ScoreSDEError,
+    ShapeError,
+    SolverError,
+)
+from scoresde.executor import Step
+from scoresde.gaussian import Gaussian, Moments
+from scoresde.kernels import Langevin
+from scoresde.model import Prediction, ScoreModel
+from scoresde.sampling import SampleResult, build_table, sample
+from scoresde.schedules import VESDE, VPSDE, SubVPSDE, TabulatedSDE
+from scoresde.sde import SDE, GaussianSDE, ReverseSDE
+from scoresde.solvers import ProbabilityFlow, Solver
+from scoresde.tableau import Tableau
+from scoresde.transforms import Affine
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "DDPM",
+    "SDE",
+    "VESDE",
+    "VPSDE",
+    "Affine",
+    "CheckpointError",
+    "ConfigError",
+    "DTypeError",
+    "DataError",
+    "DomainError",
+    "Gaussian",
+    "GaussianMixtureModel",
+    "GaussianModel",
+    "GaussianSDE",
+    "Langevin",
+    "Moments",
+    "Prediction",
+    "ProbabilityFlow",
+    "ReverseSDE",
+    "SampleResult",
+    "ScoreModel",
+    "ScoreSDEError",
+    "ShapeError",
+    "Solver",
+    "SolverError",
+    "Step",
+    "SubVPSDE",
+    "Tableau",
+    "TabulatedSDE",
+    "build_table",
+    "grids",
+    "sample",
+    "solvers",
+]

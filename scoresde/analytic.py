@@ -1,0 +1,188 @@
+r"""Models whose score is exact: the ground truth of tests, benchmarks and tutorials.
+
+Each is written in the coordinates normalised to alpha^2 + sigma^2 = 1, as a function of x and log_snr alone, and
+predicts v = alpha noise - sigma data there, which is finite at both ends; so it serves every SDE.
+
+Gaussian data N(m, C), C = U diag(c) U^T:   data = m + U [alpha c/(alpha^2 c + sigma^2)] U^T (x - alpha m).
+A mixture of N(m_k, s_k^2) with weights w_k: responsibilities p_k(x) ~ w_k N(x; alpha m_k, alpha^2 s_k^2 + sigma^2), and
+data and noise are their averages of the components' own.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from scoresde.errors import ConfigError, DomainError, ShapeError, check_samples
+from scoresde.gaussian import Gaussian, Moments
+from scoresde.model import ScoreModel
+from scoresde.noise import normal, uniform
+from scoresde.ops import expand
+from scoresde.sde import GaussianSDE
+
+__all__ = ["GaussianMixtureModel", "GaussianModel"]
+
+
+def _curves(log_snr: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return alpha and sigma of the normalised path for log_snr (B,), with x's dimensions."""
+    return tuple((0.5 * nn.functional.logsigmoid(sign * log_snr)).exp() for sign in (1, -1))  # type: ignore[return-value]
+
+
+class _GaussianNet(nn.Module):
+    """The v prediction for Gaussian data."""
+
+    def __init__(self, moments: Moments) -> None:
+        super().__init__()
+        self.moments = moments
+
+    def forward(self, x: Tensor, log_snr: Tensor) -> Tensor:
+        alpha, sigma = (expand(c, x) for c in _curves(log_snr, x))
+        m, c, basis = self.moments.mean.to(x), self.moments.variance.to(x), self.moments.basis
+        centred = x - alpha * m
+        if basis is not None:
+            centred = (centred.reshape(len(x), -1) @ basis.to(x)).reshape(x.shape)
+            c = c.reshape(x.shape[1:])
+        total = alpha.square() * c + sigma.square()
+        # alpha noise - sigma data, less the mean's part: alpha sigma (1 - c)/total times the deviation.
+        part = alpha * sigma * (1 - c) / total * centred
+        if basis is not None:
+            part = (part.reshape(len(x), -1) @ basis.to(x).T).reshape(x.shape)
+        return part - sigma * m
+
+
+class GaussianModel(ScoreModel):
+    """The exact model of data N(mean, covariance).
+
+    Args:
+        sde: any Gaussian diffusion.
+        mean: shape ``event``.
+        covariance: shape () or ``event`` (variances), or (D, D).
+
+    Raises:
+        ShapeError: a covariance of another shape. DomainError: one that is not positive semi-definite.
+    """
+
+    def __init__(self, *, sde: GaussianSDE, mean: Tensor, covariance: Tensor) -> None:
+        """Decompose the covariance once."""
+        mean, covariance = torch.as_tensor(mean), torch.as_tensor(covariance)
+        if covariance.ndim == 2 and covariance.shape == (mean.numel(), mean.numel()):
+            lowest = float(torch.linalg.eigvalsh(covariance.double()).min())
+            if lowest < -1e-10 * float(covariance.abs().max()) or not torch.allclose(covariance, covariance.T):
+                raise DomainError(
+                    f"covariance must be symmetric and positive semi-definite, lowest eigenvalue {lowest:g}"
+                )
+        elif bool((covariance < 0).any()):
+            raise DomainError("covariance must not be negative")
+        moments = Moments.exact(mean, covariance)
+        super().__init__(_GaussianNet(moments), sde, predicts="v", moments=moments)
+        self.law = moments.at(1.0, 0.0)
+
+    def sample_data(self, n: int, generator: torch.Generator) -> Tensor:
+        """Draw n samples of the data, (n, *), in float32."""
+        return self.law.from_noise(normal((n, *self.law.mean.shape), generator))
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """Return the data's log density in nats, (B,)."""
+        return self.law.log_prob(x)
+
+    def flow(self, x: Tensor, t: float, s: float) -> Tensor:
+        """Map x (B, *) from time t to time s along the exact probability flow.
+
+        In each eigendirection, with the variance V = alpha^2 c + sigma^2,
+        x_s = alpha_s m + sqrt(V_s/V_t) (x_t - alpha_t m).
+        """
+        moments = self.moments
+        if moments is None:
+            raise ConfigError("this model lost its moments; they define the flow")
+        p, q = self.sde.at(t), self.sde.at(s)
+        start, end = moments.at(float(p.alpha), float(p.sigma)), moments.at(float(q.alpha), float(q.sigma))
+        ratio = Gaussian(torch.zeros_like(start.mean), end.variance / start.variance, start.basis)
+        return ratio.from_noise(x - start.mean.to(x)) + end.mean.to(x)
+
+
+class _MixtureNet(nn.Module):
+    """The v prediction for a mixture of isotropic Gaussians."""
+
+    def __init__(self, weights: Tensor, means: Tensor, std: Tensor) -> None:
+        super().__init__()
+        self.weights, self.means, self.std = weights, means, std
+
+    def responsibilities(self, x: Tensor, alpha: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
+        """Return log(w_k N(x; alpha m_k, variance_k)) up to a constant, (B, K), and the deviations (B, K, D)."""
+        flat = x.reshape(len(x), 1, -1)
+        centred = flat - alpha.reshape(-1, 1, 1) * self.means.to(x).reshape(1, len(self.means), -1)
+        quadratic = centred.square().sum(2) / variance
+        return self.weights.to(x).log() - 0.5 * (quadratic + flat.shape[2] * variance.log()), centred
+
+    def forward(self, x: Tensor, log_snr: Tensor) -> Tensor:
+        alpha, sigma = (c.to(x).expand(len(x)) for c in _curves(log_snr, x))
+        std = self.std.to(x)
+        variance = alpha[:, None].square() * std.square() + sigma[:, None].square()  # (B, K)
+        logits, centred = self.responsibilities(x, alpha, variance)
+        share = torch.softmax(logits, 1)
+        part = (alpha * sigma)[:, None] * (1 - std.square()) / variance * share
+        v = (part[:, :, None] * centred).sum(1) - sigma[:, None] * (
+            share @ self.means.to(x).reshape(len(self.means), -1)
+        )
+        return v.reshape(x.shape)
+
+
+class GaussianMixtureModel(ScoreModel):
+    """The exact model of a mixture of isotropic Gaussians.
+
+    Args:
+        sde: any Gaussian diffusion.
+        weights: (K,), positive; they are normalised.
+        means: (K, *event).
+        std: a number or (K,), not negative.
+
+    Raises:
+        ShapeError, DomainError: shapes that do not fit, weights not positive, a negative std.
+    """
+
+    def __init__(self, *, sde: GaussianSDE, weights: Tensor, means: Tensor, std: float | Tensor) -> None:
+        """Check and normalise the components."""
+        means = check_samples(torch.as_tensor(means), "means").detach().to("cpu", torch.float64)
+        share = torch.as_tensor(weights, dtype=torch.float64).cpu()
+        spread = torch.as_tensor(std, dtype=torch.float64).cpu()
+        if share.shape != (len(means),) or spread.shape not in ((), (len(means),)):
+            raise ShapeError(
+                f"weights must have shape ({len(means)},) and std () or ({len(means)},) for {len(means)} means, "
+                f"got {tuple(share.shape)} and {tuple(spread.shape)}"
+            )
+        if not bool((share > 0).all()) or not bool(torch.isfinite(share).all()):
+            raise DomainError("weights must be positive and finite")
+        if not bool((spread >= 0).all()):
+            raise DomainError("std must not be negative")
+        share, spread = share / share.sum(), spread.expand(len(means))
+        flat = means.reshape(len(means), -1)
+        mean = share @ flat
+        centred = flat - mean
+        within = (share * spread.square()).sum() * torch.eye(flat.shape[1], dtype=torch.float64)
+        moments = Moments.exact(mean.reshape(means.shape[1:]), (centred.T * share) @ centred + within)
+        super().__init__(_MixtureNet(share, means, spread), sde, predicts="v", moments=moments)
+        self.weights, self.means, self.std = share, means, spread
+
+    def sample_data(self, n: int, generator: torch.Generator) -> Tensor:
+        """Draw n samples of the data, (n, *event), in float32."""
+        pick = torch.searchsorted(self.weights.cumsum(0).float().to(generator.device), uniform((n,), generator))
+        pick = pick.clamp_max(len(self.means) - 1)
+        means, std = (c.to(generator.device, torch.float32)[pick] for c in (self.means, self.std))
+        z = normal(tuple(means.shape), generator)
+        return means + expand(std, z) * z
+
+    def log_prob(self, x: Tensor, t: float = 0.0) -> Tensor:
+        """Return the log density of x_t in nats, (B,); t = 0 is the data itself."""
+        if t == 0.0:
+            a, s = 1.0, 0.0
+        else:
+            point = self.sde.at(self.sde.check_time(t))
+            a, s = float(point.alpha), float(point.sigma)
+        net = self.net
+        assert isinstance(net, _MixtureNet)
+        alpha = torch.full((len(x),), a, dtype=x.dtype, device=x.device)
+        variance = (a**2 * self.std.square() + s**2).to(x).expand(len(x), -1)
+        logits, centred = net.responsibilities(x, alpha, variance)
+        return torch.logsumexp(logits, 1) - 0.5 * centred.shape[2] * math.log(2 * math.pi)

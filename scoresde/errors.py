@@ -1,0 +1,133 @@
+"""Errors and the checks that every public boundary shares.
+
+The rule: raise before any network call; say which parameter, what was got, what is allowed and what to do.
+Everything inside the boundary may then assume sound input.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+__all__ = [
+    "CheckpointError",
+    "ConfigError",
+    "DTypeError",
+    "DataError",
+    "DomainError",
+    "ScoreSDEError",
+    "ShapeError",
+    "SolverError",
+    "check_floating",
+    "check_integer",
+    "check_number",
+    "check_samples",
+    "unknown",
+]
+
+
+class ScoreSDEError(Exception):
+    """Base of every error that scoresde raises on purpose."""
+
+
+class ShapeError(ScoreSDEError, ValueError):
+    """A tensor has the wrong shape."""
+
+
+class DomainError(ScoreSDEError, ValueError):
+    """A number lies outside the domain where the formula holds."""
+
+
+class ConfigError(ScoreSDEError, ValueError):
+    """A choice or a combination of options is not possible."""
+
+
+class DTypeError(ScoreSDEError, TypeError):
+    """A value has the wrong type."""
+
+
+class SolverError(ScoreSDEError, RuntimeError):
+    """A solver could not finish; ``partial`` holds the state it had reached, if there was one."""
+
+    def __init__(self, message: str, *, partial: Tensor | None = None) -> None:
+        """Keep the message and the partial state."""
+        super().__init__(message)
+        self.partial = partial
+
+
+class CheckpointError(ScoreSDEError, RuntimeError):
+    """A checkpoint is damaged, foreign, or could not be written."""
+
+
+class DataError(ScoreSDEError, RuntimeError):
+    """Data could not be read or do not fit together."""
+
+
+def check_floating(x: object, name: str = "x") -> Tensor:
+    """Return ``x`` if it is a real floating tensor of shape (B, *), else raise DTypeError or ShapeError."""
+    if not isinstance(x, Tensor):
+        raise DTypeError(f"{name} must be a torch.Tensor, got {type(x).__name__}; use torch.as_tensor({name})")
+    if not x.dtype.is_floating_point:
+        cure = "take its real and imaginary parts as channels" if x.is_complex() else f"convert it with {name}.float()"
+        raise DTypeError(f"{name} must have a real floating dtype, got {x.dtype}; {cure}")
+    if x.ndim == 0:
+        raise ShapeError(f"{name} must have shape (B, *), got a 0-d tensor; add a batch dimension with {name}[None]")
+    return x
+
+
+def check_samples(x: object, name: str = "x") -> Tensor:
+    """Return ``x`` if it is a finite real floating tensor of shape (B, *); count and place bad values if not."""
+    tensor = check_floating(x, name)
+    bad = ~torch.isfinite(tensor)
+    count = int(bad.sum())
+    if count:
+        first = tuple(int(i) for i in bad.nonzero()[0])
+        raise DomainError(
+            f"{name} has {count} non-finite values of {tensor.numel()}, the first at index {first}; "
+            "drop or repair these samples"
+        )
+    return tensor
+
+
+def check_integer(value: object, name: str, minimum: int = 0, maximum: int | None = None) -> int:
+    """Return ``value`` if it is an int (not a bool) in [minimum, maximum], else raise DTypeError or DomainError."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise DTypeError(f"{name} must be an integer, got {value!r} of type {type(value).__name__}")
+    if value < minimum or (maximum is not None and value > maximum):
+        allowed = f"at least {minimum}" if maximum is None else f"in [{minimum}, {maximum}]"
+        raise DomainError(f"{name} must be {allowed}, got {value}")
+    return value
+
+
+def check_number(
+    value: object,
+    name: str,
+    low: float | None = None,
+    high: float | None = None,
+    *,
+    open_low: bool = False,
+    open_high: bool = False,
+) -> float:
+    """Return ``value`` as a finite float in the stated interval, else raise DTypeError or DomainError."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise DTypeError(f"{name} must be a number, got {value!r} of type {type(value).__name__}")
+    number = float(value)
+    below = low is not None and (number <= low if open_low else number < low)
+    above = high is not None and (number >= high if open_high else number > high)
+    if not math.isfinite(number) or below or above:
+        left = "(-inf" if low is None else f"{'(' if open_low else '['}{low:g}"
+        right = "inf)" if high is None else f"{high:g}{')' if open_high else ']'}"
+        raise DomainError(f"{name} must lie in {left}, {right}, got {value}")
+    return number
+
+
+def unknown(kind: str, got: object, choices: Iterable[str]) -> ConfigError:
+    """Build the error for an unknown name: the nearest match, then every choice."""
+    names = sorted(choices)
+    near = difflib.get_close_matches(str(got), names, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ";"
+    return ConfigError(f"unknown {kind} {got!r}{hint} choices: {', '.join(names)}")

@@ -1,0 +1,116 @@
+r"""Gaussian laws: the moments of the data and the priors of the samplers.
+
+With data of mean m and covariance C, the state at time t of x_t = alpha x_0 + sigma z has the mean alpha m and the
+covariance alpha^2 C + sigma^2, exactly, whatever the law of the data. A covariance is a scalar, one number for each
+coordinate, or a full matrix; a full one is held by its eigenvectors, so that the law at every (alpha, sigma) costs one
+decomposition in all:
+
+    x = alpha m + U sqrt(alpha^2 c + sigma^2) U^T z,        C = U diag(c) U^T.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from scoresde.errors import ShapeError, check_samples
+
+__all__ = ["FULL_COVARIANCE_LIMIT", "Gaussian", "Moments"]
+
+FULL_COVARIANCE_LIMIT = 256
+
+
+@dataclass(frozen=True, eq=False)
+class Gaussian:
+    """The normal law N(mean, U diag(variance) U^T) over events of shape ``event``.
+
+    Args:
+        mean: shape ``event`` or (), any unit.
+        variance: shape ``event`` or (), or (D,) when ``basis`` is given; the unit of x squared.
+        basis: None for independent coordinates, else the orthonormal eigenvectors as columns, (D, D) with D the
+            number of coordinates of an event.
+    """
+
+    mean: Tensor
+    variance: Tensor
+    basis: Tensor | None = None
+
+    def from_noise(self, z: Tensor) -> Tensor:
+        """Map standard normal ``z`` of shape (B, *) to samples of this law: mean + U sqrt(variance) U^T z."""
+        std = self.variance.sqrt()
+        if self.basis is None:
+            return self.mean.to(z) + std.to(z) * z
+        basis = self.basis.to(z)
+        mixed = (z.reshape(z.shape[0], -1) @ basis * std.to(z)) @ basis.T
+        return self.mean.to(z) + mixed.reshape(z.shape)
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """Return the log density in nats, shape (B,), of x of shape (B, *)."""
+        centred = (x - self.mean.to(x)).reshape(x.shape[0], -1)
+        variance = self.variance.to(x).expand(x.shape[1:]) if self.basis is None else self.variance.to(x)
+        if self.basis is not None:
+            centred = centred @ self.basis.to(x)
+        variance = variance.reshape(-1)
+        quadratic = (centred.square() / variance).sum(1)
+        return -0.5 * (quadratic + variance.log().sum() + centred.shape[1] * math.log(2 * math.pi))
+
+
+@dataclass(frozen=True, eq=False)
+class Moments:
+    """Mean and covariance of data of one event shape.
+
+    Args:
+        mean: shape ``event`` (or () for one number that serves every coordinate).
+        variance: the covariance's eigenvalues, (D,), when ``basis`` is given; else one variance for each coordinate.
+        basis: the covariance's orthonormal eigenvectors as columns, (D, D), or None for a diagonal covariance.
+    """
+
+    mean: Tensor
+    variance: Tensor
+    basis: Tensor | None = None
+
+    @classmethod
+    def of(cls, x: Tensor) -> Moments:
+        """Measure the moments of data (N, *) in float64: the full covariance up to 256 coordinates, else its diagonal.
+
+        Raises DTypeError, ShapeError or DomainError where x is no finite floating tensor of shape (N, *).
+        """
+        check_samples(x, "data")
+        if x.shape[0] == 0:
+            raise ShapeError("data is empty: moments need at least one sample")
+        flat = x.detach().to("cpu", torch.float64).reshape(x.shape[0], -1)
+        mean = flat.mean(0)
+        centred = flat - mean
+        if flat.shape[1] > FULL_COVARIANCE_LIMIT:
+            return cls(mean.reshape(x.shape[1:]), centred.square().mean(0).reshape(x.shape[1:]))
+        values, vectors = torch.linalg.eigh(centred.T @ centred / flat.shape[0])
+        return cls(mean.reshape(x.shape[1:]), values.clamp_min(0.0), vectors)
+
+    @classmethod
+    def exact(cls, mean: Tensor, covariance: Tensor) -> Moments:
+        """Take a mean of shape ``event`` and a covariance of shape (), ``event`` or (D, D)."""
+        mean = mean.detach().to("cpu", torch.float64)
+        covariance = covariance.detach().to("cpu", torch.float64)
+        size = mean.numel()
+        if covariance.ndim == 2 and covariance.shape == (size, size):
+            values, vectors = torch.linalg.eigh(covariance)
+            return cls(mean, values.clamp_min(0.0), vectors)
+        if covariance.ndim and covariance.shape != mean.shape:
+            raise ShapeError(
+                f"covariance must have shape (), {tuple(mean.shape)} or ({size}, {size}), got {tuple(covariance.shape)}"
+            )
+        return cls(mean, covariance)
+
+    def at(self, alpha: float, sigma: float) -> Gaussian:
+        """Return N(alpha m, alpha^2 C + sigma^2), the Gaussian with the moments of x_t."""
+        return Gaussian(alpha * self.mean, alpha**2 * self.variance + sigma**2, self.basis)
+
+    @property
+    def covariance(self) -> Tensor:
+        """The covariance: (D, D) when full, else one variance for each coordinate."""
+        if self.basis is None:
+            return self.variance
+        return (self.basis * self.variance) @ self.basis.T

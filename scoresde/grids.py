@@ -1,0 +1,158 @@
+r"""Time grids: where a sampler's intervals end.
+
+A grid with n steps has n + 1 decreasing times, from t_max to t_min, built once in float64 with exact end points. Each
+is uniform in a variable of its own:
+
+| grid | uniform in |
+|---|---|
+| ``uniform()`` | t^(1/power) |
+| ``log_snr()`` | log(alpha^2/sigma^2) |
+| ``karras(rho=7)`` | nu^(1/rho), nu = sigma/alpha (Karras et al. 2022, "Elucidating the design space", eq. 5) |
+| ``rectified()`` | u = sigma/(alpha + sigma) |
+| ``knots(times)`` | a chain's index: every time, or a strided choice of them |
+
+A tensor of times is a grid already.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from scoresde.errors import ConfigError, DomainError, DTypeError, ShapeError, check_integer, check_number
+from scoresde.sde import GaussianSDE
+
+__all__ = ["Grid", "check_times", "karras", "knots", "log_snr", "rectified", "uniform"]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A rule for times; ``grid(sde, steps)`` gives a decreasing float64 tensor of shape (steps + 1,).
+
+    Args:
+        name: what it is, for people.
+        rule: (sde, fractions in [0, 1]) -> times, 0 at t_max and 1 at t_min; or (sde, fractions) -> knots.
+        steps: the number of steps where the grid fixes it.
+    """
+
+    name: str
+    rule: Callable[[GaussianSDE, Tensor], Tensor]
+    steps: int | None = None
+
+    def __call__(self, sde: GaussianSDE, steps: int | None = None) -> Tensor:
+        """Return steps + 1 times from sde.t_max down to sde.t_min (t_max alone for 0 steps)."""
+        n = steps if steps is not None else self.steps
+        if n is None:
+            raise ConfigError(f"the grid {self.name!r} needs a number of steps; pass steps=")
+        check_integer(n, "steps", 0)
+        fractions = torch.arange(n + 1, dtype=torch.float64) / max(n, 1)
+        return self.rule(sde, fractions)
+
+
+def _pinned(sde: GaussianSDE, times: Tensor) -> Tensor:
+    """Make the end points exact."""
+    times = times.clone()
+    if len(times) > 1:
+        times[-1] = sde.t_min
+    times[0] = sde.t_max
+    return times
+
+
+def _between(high: Tensor, low: Tensor, fractions: Tensor) -> Tensor:
+    return high + (low - high) * fractions
+
+
+def uniform(steps: int | None = None, *, power: float = 1.0) -> Grid:
+    """Return the grid uniform in t^(1/power): power 1 is uniform in t, 2 is quadratic."""
+    check_number(power, "power", 0.0, open_low=True)
+
+    def rule(sde: GaussianSDE, fractions: Tensor) -> Tensor:
+        ends = torch.tensor([sde.t_max, sde.t_min], dtype=torch.float64) ** (1 / power)
+        return _pinned(sde, _between(ends[0], ends[1], fractions) ** power)
+
+    return Grid("uniform" if power == 1.0 else f"power {power:g}", rule, steps)
+
+
+def log_snr(steps: int | None = None) -> Grid:
+    """Return the grid uniform in log_snr."""
+
+    def rule(sde: GaussianSDE, fractions: Tensor) -> Tensor:
+        ends = sde.log_snr(torch.tensor([sde.t_max, sde.t_min], dtype=torch.float64))
+        if not bool(torch.isfinite(ends).all()):
+            raise DomainError(
+                f"log_snr is infinite at an end of [{sde.t_min:g}, {sde.t_max:g}]; take grids.rectified() or uniform()"
+            )
+        return _pinned(sde, sde.time(_between(ends[0], ends[1], fractions)))
+
+    return Grid("log_snr", rule, steps)
+
+
+def karras(steps: int | None = None, *, rho: float = 7.0) -> Grid:
+    """Return EDM's grid, uniform in (sigma/alpha)^(1/rho)."""
+    check_number(rho, "rho", 0.0, open_low=True)
+
+    def rule(sde: GaussianSDE, fractions: Tensor) -> Tensor:
+        ends = (-0.5 / rho * sde.log_snr(torch.tensor([sde.t_max, sde.t_min], dtype=torch.float64))).exp()
+        if not bool(torch.isfinite(ends).all()):
+            raise DomainError("sigma/alpha is infinite at t_max; take grids.rectified() or uniform()")
+        return _pinned(sde, sde.time(-2 * rho * _between(ends[0], ends[1], fractions).log()))
+
+    return Grid(f"karras (rho = {rho:g})", rule, steps)
+
+
+def rectified(steps: int | None = None) -> Grid:
+    """Return the grid uniform in u = sigma/(alpha + sigma), the rectified flow's own time."""
+
+    def rule(sde: GaussianSDE, fractions: Tensor) -> Tensor:
+        ends = torch.sigmoid(-0.5 * sde.log_snr(torch.tensor([sde.t_max, sde.t_min], dtype=torch.float64)))
+        u = _between(ends[0], ends[1], fractions)
+        return _pinned(sde, sde.time(2 * (torch.log1p(-u) - u.log())))
+
+    return Grid("rectified", rule, steps)
+
+
+def knots(times: Tensor, steps: int | None = None) -> Grid:
+    """Return the grid on given times, increasing as a chain's; with fewer steps, evenly spaced indices of them.
+
+    Raises:
+        DomainError: when called with more steps than there are intervals.
+    """
+
+    def rule(sde: GaussianSDE, fractions: Tensor) -> Tensor:
+        last = len(times) - 1
+        if len(fractions) - 1 > last:
+            raise DomainError(
+                f"steps must be at most {last}, the number of intervals of the chain, got {len(fractions) - 1}"
+            )
+        index = ((1 - fractions) * last).round().long()
+        return times.to(torch.float64)[index]
+
+    return Grid(f"{len(times)} knots", rule, steps)
+
+
+def check_times(sde: GaussianSDE, times: object) -> Tensor:
+    """Return a user's interval ends in float64 on the CPU: decreasing, inside [t_min, t_max], perhaps a last 0.
+
+    Raises:
+        DTypeError: not a floating tensor. ShapeError: not a vector. DomainError: NaN, repeats, rising, out of range.
+    """
+    if not isinstance(times, Tensor) or not times.dtype.is_floating_point:
+        got = times.dtype if isinstance(times, Tensor) else type(times).__name__
+        raise DTypeError(f"times must be a floating tensor or a Grid, got {got}")
+    ends = times.detach().to("cpu", torch.float64)
+    if ends.ndim != 1 or len(ends) == 0:
+        raise ShapeError(f"times must be a vector of at least one time, got shape {tuple(ends.shape)}")
+    if bool(torch.isnan(ends).any()):
+        raise DomainError(f"times has a NaN at index {int(torch.isnan(ends).nonzero()[0])}")
+    gaps = ends.diff()
+    if len(ends) > 1 and bool((gaps > 0).all()):
+        raise DomainError("times must decrease, from noise to data; these increase: use times.flip(0)")
+    if bool((gaps == 0).any()):
+        raise DomainError(f"times repeats {float(ends[int((gaps == 0).nonzero()[0])]):g}; make the grid in float64")
+    if bool((gaps > 0).any()):
+        raise DomainError(f"times must decrease; it rises at index {int((gaps > 0).nonzero()[0]) + 1}")
+    sde.check_time(ends, name="times", zero=bool(ends[-1] == 0))
+    return ends

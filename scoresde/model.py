@@ -1,0 +1,353 @@
+r"""A model is one affine readout of a network.
+
+The network computes F(c_in x, c_noise). What F *means* is its target: F* = p x_0 + q z with (p, q) from
+``readout.TARGETS``, in coordinates normalised so that a network means the same under any SDE at equal log-SNR. From
+x and F every view of the prediction is P = a x + b F (``readout.view``):
+
+| predicts | p | q |
+|---|---|---|
+| "noise" | 0 | 1 |
+| "data" | 1 | 0 |
+| "v" | -sigma/r | alpha/r |
+| "score" | 0 | -r/sigma (r times the score) |
+| "velocity" | alpha' | sigma' (flow matching) |
+| "edm" | sigma/(d w) | -d alpha/w, with d = sigma_data, w = sqrt(sigma^2 + d^2 alpha^2) |
+
+c_in = 1/sqrt(alpha^2 d^2 + sigma^2), with d = 1 unless set (0.5 for "edm"); c_noise is log_snr clamped to [-40, 40].
+The noise, data, score and v views are Ho et al. 2020 and Salimans and Ho 2022; "edm" is Karras et al. 2022, table 1;
+"velocity" is Lipman et al. 2023.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from scoresde.errors import ConfigError, DTypeError, ShapeError, SolverError, check_floating, check_number, unknown
+from scoresde.gaussian import Moments
+from scoresde.ops import expand
+from scoresde.readout import TARGETS, Pair, Point, target, view
+from scoresde.sde import GaussianSDE
+from scoresde.transforms import Affine
+
+__all__ = ["PARAMETERIZATIONS", "Parameterization", "Prediction", "PreparedModel", "Readout", "ScoreModel"]
+
+C_NOISE_LIMIT = 40.0
+Condition = Mapping[str, Tensor] | None
+
+
+@dataclass(frozen=True)
+class Parameterization:
+    """What a network predicts: its target (p, q) at a point, and the scale of its input.
+
+    Args:
+        name: its name.
+        target: (point, sigma_data) -> (p, q).
+        sigma_data: the data's standard deviation d in c_in = 1/sqrt(alpha^2 d^2 + sigma^2); None for c_in = 1.
+        scale_free: whether (p, q) is the same at equal log-SNR under every SDE, so that no time is needed.
+    """
+
+    name: str
+    target: Callable[[Point, float], Pair]
+    sigma_data: float | None = 1.0
+    scale_free: bool = True
+
+
+def _edm(p: Point, d: float) -> Pair:
+    w = torch.hypot(p.sigma, d * p.alpha)
+    return p.sigma / (d * w), -d * p.alpha / w
+
+
+def _scaled_score(p: Point, d: float) -> Pair:
+    return torch.zeros_like(p.alpha), -p.r / p.sigma
+
+
+PARAMETERIZATIONS: dict[str, Parameterization] = {
+    "noise": Parameterization("noise", lambda p, d: TARGETS["noise"](p)),
+    "data": Parameterization("data", lambda p, d: TARGETS["data"](p)),
+    "v": Parameterization("v", lambda p, d: TARGETS["v"](p)),
+    "score": Parameterization("score", _scaled_score),
+    "velocity": Parameterization("velocity", lambda p, d: TARGETS["velocity"](p), scale_free=False),
+    "edm": Parameterization("edm", _edm, sigma_data=0.5),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Readout:
+    """Everything that a call of the network needs, in float64 on the CPU, each of t's shape.
+
+    Args:
+        point: where.
+        pair: the target (p, q) of the network's output.
+        c_in: factor of the network's input.
+        c_noise: what the network is told of the time.
+    """
+
+    point: Point
+    pair: Pair
+    c_in: Tensor
+    c_noise: Tensor
+
+    def weights(self, kind: str) -> Pair:
+        """Return (a, b) such that the view ``kind`` is a x + b F; DomainError where it has no finite value."""
+        return view(self.pair, target(kind, self.point), self.point, f"the {kind} prediction")
+
+
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """What a model says at (x, t); each view has x's shape.
+
+    Args:
+        x: the state (B, *).
+        output: the network's output F, of x's shape.
+        readout: how to read it.
+    """
+
+    x: Tensor
+    output: Tensor
+    readout: Readout
+
+    def view(self, kind: str) -> Tensor:
+        """Return the view ``kind`` (a key of ``readout.TARGETS``); DomainError where it is not finite."""
+        a, b = self.readout.weights(kind)
+        return expand(a, self.x) * self.x + expand(b, self.x) * self.output.to(self.x)
+
+    @property
+    def data(self) -> Tensor:
+        """The posterior mean of x_0."""
+        return self.view("data")
+
+    @property
+    def noise(self) -> Tensor:
+        """The posterior mean of the noise z."""
+        return self.view("noise")
+
+    @property
+    def score(self) -> Tensor:
+        """The gradient of the log density of x_t, -noise/sigma."""
+        return self.view("score")
+
+    @property
+    def v(self) -> Tensor:
+        """(alpha noise - sigma data)/r."""
+        return self.view("v")
+
+    @property
+    def velocity(self) -> Tensor:
+        """The probability-flow velocity dx/dt = alpha' data + sigma' noise."""
+        return self.view("velocity")
+
+
+class ScoreModel(nn.Module):
+    """A network with its SDE and its readout.
+
+    Args:
+        net: ``net(x, c_noise, **cond)`` -> a tensor of x's shape; c_noise has shape (B,).
+        sde: the diffusion on which it is, or was, trained.
+        predicts: a key of ``PARAMETERIZATIONS``, or a ``Parameterization`` of your own.
+        condition_on: "log_snr" (clamped to [-40, 40]), "time" (of the training SDE), or a function of t.
+        sigma_data: replaces the parameterisation's own.
+        moments: the data's moments, for priors.
+        transform: from data to the model's coordinates.
+
+    Raises:
+        ConfigError: an unknown parameterisation or conditioning.
+    """
+
+    def __init__(
+        self,
+        net: Callable[..., Tensor],
+        sde: GaussianSDE,
+        *,
+        predicts: str | Parameterization = "noise",
+        condition_on: str | Callable[[Tensor], Tensor] = "log_snr",
+        sigma_data: float | None = None,
+        moments: Moments | None = None,
+        transform: Affine | None = None,
+    ) -> None:
+        """Check the choices; the network is not called."""
+        super().__init__()
+        if isinstance(predicts, str):
+            if predicts not in PARAMETERIZATIONS:
+                raise unknown("parameterisation", predicts, PARAMETERIZATIONS)
+            predicts = PARAMETERIZATIONS[predicts]
+        if isinstance(condition_on, str) and condition_on not in ("log_snr", "time"):
+            raise unknown("conditioning", condition_on, ("log_snr", "time"))
+        if sigma_data is not None:
+            predicts = replace(predicts, sigma_data=check_number(sigma_data, "sigma_data", 0.0, open_low=True))
+        self.net = net
+        self.sde = sde
+        self.trained_sde = sde
+        self.parameterization = predicts
+        self.condition_on = condition_on
+        self.moments = moments
+        self.transform = transform
+
+    @classmethod
+    def from_callable(
+        cls,
+        function: Callable[..., Tensor],
+        sde: GaussianSDE,
+        *,
+        predicts: str = "score",
+        moments: Moments | None = None,
+    ) -> ScoreModel:
+        """Wrap a function (x, t, **cond) -> prediction, read literally: t in the SDE's time, no input scaling.
+
+        Args:
+            function: t has shape (B,), in float32 or in x's wider type.
+            sde: the SDE whose times it takes.
+            predicts: a key of ``readout.TARGETS``: "score" is the score itself here.
+            moments: the data's moments, for priors.
+        """
+        if predicts not in TARGETS:
+            raise unknown("prediction", predicts, TARGETS)
+        literal = Parameterization(predicts, lambda p, d: TARGETS[predicts](p), sigma_data=None, scale_free=False)
+        return cls(function, sde, predicts=literal, condition_on="time", moments=moments)
+
+    def with_sde(self, sde: GaussianSDE) -> ScoreModel:
+        """Return a model that shares this network under another SDE: equal log-SNR means an equal call."""
+        other = ScoreModel(
+            self.net,
+            sde,
+            predicts=self.parameterization,
+            condition_on=self.condition_on,
+            moments=self.moments,
+            transform=self.transform,
+        )
+        other.trained_sde = self.trained_sde
+        other.train(self.training)
+        return other
+
+    @property
+    def dtype(self) -> torch.dtype | None:
+        """The type of the network's floating parameters; None where it has none and takes what it gets."""
+        if not isinstance(self.net, nn.Module):
+            return None
+        return next((p.dtype for p in self.net.parameters() if p.is_floating_point()), None)
+
+    @property
+    def device(self) -> torch.device | None:
+        """The device of the network's parameters; None where it has none."""
+        return next((p.device for p in self.parameters()), None)
+
+    def readout(self, point: Point) -> Readout:
+        """Return the scalars of a call at ``point``, which may lie on any SDE, not only the model's own."""
+        how = self.parameterization
+        home = point
+        if (not how.scale_free or self.condition_on != "log_snr") and point.owner is not self.trained_sde:
+            home = self.trained_sde.at(self.trained_sde.time(point.log_snr))
+        d = how.sigma_data
+        pair = how.target(home, 1.0 if d is None else d)
+        # At equal log-SNR the states of two SDEs differ by the factor r_home/r.
+        c_in = home.r / point.r if d is None else 1 / torch.hypot(d * point.alpha, point.sigma)
+        if self.condition_on == "log_snr":
+            c_noise = point.log_snr.clamp(-C_NOISE_LIMIT, C_NOISE_LIMIT)
+        else:
+            c_noise = home.t if isinstance(self.condition_on, str) else self.condition_on(home.t)
+        return Readout(point, pair, c_in, c_noise)
+
+    def raw(self, x: Tensor, c_noise: Tensor, cond: Condition) -> Tensor:
+        """Call the network on its scaled input and check what comes back."""
+        version = x._version
+        out = self.net(x, c_noise) if cond is None else self.net(x, c_noise, **cond)
+        if not isinstance(out, Tensor):
+            out = getattr(out, "sample", out)
+            if not isinstance(out, Tensor):
+                raise DTypeError(f"the network must return a tensor of x's shape, got {type(out).__name__}")
+        if out.shape != x.shape:
+            raise ShapeError(
+                f"the network must return x's shape {tuple(x.shape)}, got {tuple(out.shape)}; "
+                "a network with learned variance returns more channels and is not supported here"
+            )
+        if x._version != version:
+            raise SolverError("the network changed its input in place; clone x inside the network first")
+        return out
+
+    def c_noise_for(self, c_noise: Tensor, x: Tensor) -> Tensor:
+        """Move c_noise to x's device, in the network's type but at least float32."""
+        dtype = torch.promote_types(torch.float32, self.dtype or x.dtype)
+        return c_noise.to(device=x.device, dtype=dtype)
+
+    def call(self, x: Tensor, readout: Readout, cond: Condition = None) -> Tensor:
+        """Return the network's output at x (B, *) for a readout of shape () or (B,)."""
+        net_dtype = self.dtype or x.dtype
+        scaled = (expand(readout.c_in, x) * x).to(net_dtype)
+        c_noise = self.c_noise_for(readout.c_noise, x).expand(x.shape[0])
+        return self.raw(scaled, c_noise, cond)
+
+    def forward(self, x: Tensor, t: Tensor | float, cond: Condition = None) -> Prediction:
+        """Return the prediction at x of shape (B, *) and t of shape () or (B,).
+
+        Raises:
+            DTypeError, ShapeError, DomainError: x is no floating (B, *), t is not in the SDE's interval or of another
+                shape, or the network returns something else than x's shape.
+        """
+        check_floating(x)
+        return self.at(x, self.sde.at(self.sde.check_time(t, x)), cond)
+
+    def at(self, x: Tensor, point: Point, cond: Condition = None) -> Prediction:
+        """Return the prediction at a point of any SDE; x is that SDE's state."""
+        readout = self.readout(point)
+        return Prediction(x, self.call(x, readout, cond), readout)
+
+    def prepare(self, point: Point, x: Tensor, cond: Condition = None) -> PreparedModel:
+        """Make everything ready for one call at each of n points, in a loop without schedule arithmetic."""
+        return PreparedModel(self, point, x, cond)
+
+
+class PreparedModel:
+    """A model at n points that are known beforehand: scalars as Python floats, c_noise on the device.
+
+    Args:
+        model: the model.
+        point: n points, fields of shape (n,).
+        x: a state (B, *) of the loop; only its shape, type and device are used.
+        cond: conditions of the batch.
+    """
+
+    def __init__(self, model: ScoreModel, point: Point, x: Tensor, cond: Condition) -> None:
+        """Compute every readout at once."""
+        self.model, self.cond = model, cond
+        self.readout = model.readout(point)
+        # 1e-15 is rounding of alpha^2 + sigma^2 = 1; a factor that close to 1 costs a pass over x and changes nothing.
+        self.c_in = [None if abs(c - 1) < 1e-15 else c for c in self.readout.c_in.expand(point.t.shape).tolist()]
+        moved = model.c_noise_for(self.readout.c_noise, x)
+        self.c_noise = moved.reshape(-1, 1).expand(-1, x.shape[0]).unbind(0)
+        self._weights: dict[str, tuple[list[float], list[float]]] = {}
+        self.cast = model.dtype if model.dtype not in (None, x.dtype) else None
+
+    def weights(self, kind: str) -> tuple[list[float], list[float]]:
+        """Return the numbers a and b of the view ``kind`` at every point; computed once."""
+        if kind not in self._weights:
+            a, b = self.readout.weights(kind)
+            self._weights[kind] = a.tolist(), b.tolist()
+        return self._weights[kind]
+
+    def raw(self, i: int, x: Tensor) -> Tensor:
+        """Return the network's output at point i."""
+        c_in = self.c_in[i]
+        if c_in is not None:
+            x = x * c_in
+        if self.cast is not None:
+            x = x.to(self.cast)
+        return self.model.raw(x, self.c_noise[i], self.cond)
+
+
+def check_condition(cond: object, batch: int) -> Condition:
+    """Return ``cond`` if it is None or a mapping of tensors whose first dimension is the batch.
+
+    Raises:
+        ConfigError: not a mapping of tensors. ShapeError: another batch size.
+    """
+    if cond is None:
+        return None
+    if not isinstance(cond, Mapping) or not all(isinstance(v, Tensor) for v in cond.values()):
+        raise ConfigError('cond must be a dict of tensors, e.g. {"label": labels}')
+    for key, value in cond.items():
+        if value.ndim == 0 or value.shape[0] != batch:
+            raise ShapeError(f"cond[{key!r}] must have a first dimension of {batch}, got shape {tuple(value.shape)}")
+    return cond

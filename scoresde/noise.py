@@ -1,0 +1,209 @@
+"""Every random number of the package.
+
+A sampler asks a ``NoiseSource`` to fill tensors with standard normal numbers, draw after draw: draw 0 is the start
+state, the draws after it are the steps'. Three sources serve it:
+
+* ``SampleNoise``: sample k of a call has a stream of its own, keyed (seed, k). The numbers come from the counter-based
+  generator Philox-4x64 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"), whose key is the seed and
+  whose counter is (draw, block): any draw of any block is reached at once, so a sample is the same whatever the batch
+  size, the chunking or the number of processes. Samples share a block of about 4096 numbers; a block is always read
+  from its beginning.
+* ``GeneratorNoise``: the ordinary stream of a ``torch.Generator``.
+* ``TapeNoise``: recorded tensors, in order.
+
+The global generators of torch, numpy and random are never used and never touched. Normal numbers are drawn in float32
+and cast, so that a float64 run sees the same noise as a float32 run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from scoresde.errors import ConfigError, DomainError, DTypeError, ShapeError
+
+__all__ = [
+    "GeneratorNoise",
+    "NoiseSource",
+    "SampleNoise",
+    "TapeNoise",
+    "check_seed",
+    "fresh_seed",
+    "integers",
+    "normal",
+    "permutation",
+    "stream",
+    "uniform",
+]
+
+BLOCK = 4096
+
+
+class NoiseSource(Protocol):
+    """What a sampler needs of randomness: fill the next draw, and start again for a replay."""
+
+    def fill(self, out: Tensor) -> None:
+        """Fill ``out`` of shape (B, *) with the next draw of standard normal numbers."""
+
+    def rewind(self, draw: int = 0) -> None:
+        """Go back so that the next draw is number ``draw``."""
+
+
+def check_seed(seed: object, name: str = "seed") -> int:
+    """Return ``seed`` if it is an integer in [0, 2**64), else raise DTypeError or DomainError."""
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        raise DTypeError(f"{name} must be an integer or None, got {seed!r} of type {type(seed).__name__}")
+    if not 0 <= seed < 2**64:
+        raise DomainError(f"{name} must lie in [0, 2**64), got {seed}")
+    return seed
+
+
+def fresh_seed() -> int:
+    """Draw a seed from the operating system, small enough to be typed again."""
+    return secrets.randbits(32)
+
+
+def stream(seed: int, *key: int | str, device: torch.device | str = "cpu") -> torch.Generator:
+    """Return a generator for ``(seed, *key)``; other keys give independent streams.
+
+    The seed and the key are hashed (BLAKE2b), so neighbouring seeds or keys share nothing.
+    """
+    digest = hashlib.blake2b(repr((check_seed(seed), *key)).encode(), digest_size=8).digest()
+    generator = torch.Generator(device=device)
+    generator.manual_seed(int.from_bytes(digest, "little") >> 1)
+    return generator
+
+
+def normal(shape: Sequence[int], generator: torch.Generator, *, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Draw standard normal numbers in float32 on the generator's device and cast them to ``dtype``."""
+    return torch.randn(tuple(shape), generator=generator, device=generator.device, dtype=torch.float32).to(dtype)
+
+
+def uniform(shape: Sequence[int], generator: torch.Generator, *, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Draw numbers uniform on [0, 1) of type ``dtype`` on the generator's device."""
+    return torch.rand(tuple(shape), generator=generator, device=generator.device, dtype=dtype)
+
+
+def integers(high: int, shape: Sequence[int], generator: torch.Generator) -> Tensor:
+    """Draw integers uniform on 0 ... high - 1 on the generator's device."""
+    return torch.randint(high, tuple(shape), generator=generator, device=generator.device)
+
+
+def permutation(n: int, generator: torch.Generator) -> Tensor:
+    """Draw a random order of 0 ... n - 1 on the generator's device."""
+    return torch.randperm(n, generator=generator, device=generator.device)
+
+
+class SampleNoise:
+    """A stream for each sample, keyed (seed, sample), whatever batch the sample is in.
+
+    Args:
+        seed: seed of the call, in [0, 2**64).
+        first_sample: number of the batch's first sample; ``first_sample=k`` redraws sample k alone.
+        seeds: instead of both, one seed for each sample of the batch; sample k is then sample 0 of ``seeds[k]``.
+
+    Raises:
+        DTypeError, DomainError: a seed is not an integer in [0, 2**64).
+
+    The numbers are made on the CPU and copied, so that they are the same on every device.
+    """
+
+    def __init__(self, seed: int = 0, first_sample: int = 0, seeds: Sequence[int] | None = None) -> None:
+        """Check the seeds; nothing is drawn yet."""
+        self.seed = check_seed(seed)
+        self.seeds = None if seeds is None else [check_seed(s, f"seeds[{k}]") for k, s in enumerate(seeds)]
+        self.first_sample = first_sample
+        self.draw = 0
+        self._bits = np.random.Philox(key=np.zeros(2, dtype=np.uint64))
+        self._generator = np.random.Generator(self._bits)
+        self._state = self._bits.state
+
+    def rewind(self, draw: int = 0) -> None:
+        """Go back so that the next draw is number ``draw``."""
+        self.draw = draw
+
+    def _block(self, seed: int, block: int, count: int) -> np.ndarray:
+        """Return the first ``count`` numbers of a block of the current draw."""
+        state = self._state
+        state["state"]["key"][0] = seed
+        state["state"]["counter"][:] = (0, self.draw, block, 0)
+        state["buffer_pos"], state["has_uint32"] = 4, 0
+        self._bits.state = state
+        return self._generator.standard_normal(count, dtype=np.float32)
+
+    def fill(self, out: Tensor) -> None:
+        """Fill ``out`` of shape (B, *) with the next draw, sample by sample."""
+        batch = out.shape[0]
+        size = out[0].numel() if batch else 0
+        numbers = np.empty((batch, size), dtype=np.float32)
+        if self.seeds is not None:
+            for k, seed in enumerate(self.seeds):
+                numbers[k] = self._block(seed, 0, size)
+        else:
+            per_block = max(1, BLOCK // max(1, size))
+            done = 0
+            while done < batch:
+                block, offset = divmod(self.first_sample + done, per_block)
+                take = min(per_block - offset, batch - done)
+                drawn = self._block(self.seed, block, (offset + take) * size)
+                numbers[done : done + take] = drawn[offset * size :].reshape(take, size)
+                done += take
+        out.copy_(torch.from_numpy(numbers).reshape(out.shape))
+        self.draw += 1
+
+
+class GeneratorNoise:
+    """The ordinary stream of a ``torch.Generator``; it cannot be split over batches."""
+
+    def __init__(self, generator: torch.Generator) -> None:
+        """Remember the generator and its state, for a replay."""
+        self.generator = generator
+        self._start = generator.get_state()
+
+    def rewind(self, draw: int = 0) -> None:
+        """Restore the generator's first state; only draw 0 can be reached."""
+        if draw:
+            raise ConfigError("a torch generator's stream can only be rewound to its start")
+        self.generator.set_state(self._start)
+
+    def fill(self, out: Tensor) -> None:
+        """Fill ``out`` with the next numbers of the stream."""
+        if out.dtype == torch.float32:
+            out.normal_(generator=self.generator)
+        else:
+            out.copy_(normal(out.shape, self.generator))
+
+
+class TapeNoise:
+    """Recorded noise: a list of tensors, used in order.
+
+    Raises:
+        ShapeError: a tensor of the tape has another shape than the state, or the tape ends too early.
+    """
+
+    def __init__(self, tape: Sequence[Tensor], first_draw: int = 0) -> None:
+        """Keep the tape; ``first_draw`` is the number of the draw that its first tensor serves."""
+        self.tape = list(tape)
+        self.first_draw = first_draw
+        self.draw = first_draw
+
+    def rewind(self, draw: int = 0) -> None:
+        """Go back so that the next draw is number ``draw``."""
+        self.draw = max(draw, self.first_draw)
+
+    def fill(self, out: Tensor) -> None:
+        """Copy the next tensor of the tape."""
+        position = self.draw - self.first_draw
+        if position >= len(self.tape):
+            raise ShapeError(f"noise holds {len(self.tape)} tensors, the sampler asks for more; record one per draw")
+        drawn = self.tape[position]
+        if drawn.shape != out.shape:
+            raise ShapeError(f"noise[{position}] has shape {tuple(drawn.shape)}, needed is {tuple(out.shape)}")
+        out.copy_(drawn)
+        self.draw += 1

@@ -1,0 +1,44 @@
+"""Operations that every layer shares: broadcasting of coefficients and derivatives in time.
+
+A coefficient c has shape () or (B,); a sample x has shape (B, *). ``expand`` is the only place in the package where
+dimensions are added so that c multiplies x.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from scoresde.errors import ShapeError
+
+__all__ = ["expand", "time_derivative", "working_dtype"]
+
+
+def expand(c: Tensor, x: Tensor) -> Tensor:
+    """Cast ``c`` of shape () or (B,) to x's dtype and device and give it trailing dimensions to multiply x of (B, *).
+
+    Raises ShapeError where c has another shape.
+    """
+    if c.ndim == 0:
+        return c.to(x)
+    if c.ndim != 1 or c.shape[0] != x.shape[0]:
+        raise ShapeError(
+            f"t must have shape () or ({x.shape[0]},) for x of shape {tuple(x.shape)}, got {tuple(c.shape)}"
+        )
+    return c.to(x).reshape(-1, *(1,) * (x.ndim - 1))
+
+
+def working_dtype(device: torch.device) -> torch.dtype:
+    """Return the type in which schedules are evaluated: float64 wherever the device has it."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+def time_derivative(function: Callable[[Tensor], Tensor], t: Tensor) -> Tensor:
+    """Return d function/dt at t, elementwise, by forward automatic differentiation.
+
+    The result is differentiable in t and in whatever parameters the function holds.
+    """
+    derivative: Tensor = torch.func.jvp(function, (t,), (torch.ones_like(t),))[1]
+    return derivative

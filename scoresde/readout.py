@@ -1,0 +1,116 @@
+r"""Points on a diffusion, and the affine readout between everything that a network may predict there.
+
+At a point (alpha, sigma) of a Gaussian diffusion, x = alpha x_0 + sigma z. Whatever a network predicts is a fixed
+combination F = p x_0 + q z of the clean data and the noise; the pair (p, q) is its *target*. Two equations in two
+unknowns,
+
+    [x]   [alpha sigma] [x_0]
+    [F] = [  p     q  ] [ z ],          Delta = alpha q - sigma p,
+
+give every other combination P = p' x_0 + q' z as P = a x + b F with
+
+    a = (p' q - q' p) / Delta,          b = (alpha q' - sigma p') / Delta,
+
+and, where the two rows are parallel, a = 0 and b their ratio (finite also where Delta = 0). The preconditioning scalars
+of the literature are the special case P = x_0: c_skip = q / Delta, c_out = -sigma / Delta.
+
+| kind | p | q | is |
+|---|---|---|---|
+| data | 1 | 0 | x_0 |
+| noise | 0 | 1 | z |
+| v | -sigma/r | alpha/r | the angular velocity, r = sqrt(alpha^2 + sigma^2) |
+| score | 0 | -1/sigma | the gradient of the log density |
+| flow | -1 | 1 | the velocity of x/(alpha + sigma) in the clock sigma/(alpha + sigma) |
+| velocity | alpha' | sigma' | the probability-flow velocity dx/dt |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from scoresde.errors import DomainError, unknown
+
+__all__ = ["TARGETS", "Pair", "Point", "target", "view"]
+
+Pair = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class Point:
+    """One or many points on a diffusion, in float64 on the CPU; every field has the shape of ``t``.
+
+    Args:
+        t: time.
+        alpha: signal scale.
+        sigma: noise standard deviation.
+        log_snr: log(alpha^2/sigma^2), carried and not recomputed.
+        rates: returns (d alpha/dt, d sigma/dt) when asked; None where the point belongs to no SDE.
+        owner: the SDE that the point lies on, if any.
+    """
+
+    t: Tensor
+    alpha: Tensor
+    sigma: Tensor
+    log_snr: Tensor
+    rates: Callable[[], Pair] | None = None
+    owner: object = None
+
+    @property
+    def r(self) -> Tensor:
+        """The scale sqrt(alpha^2 + sigma^2) of unit-variance data."""
+        return torch.hypot(self.alpha, self.sigma)
+
+    def __getitem__(self, part: int | slice | Tensor) -> Point:
+        """Return some of the points; they carry no rates."""
+        return Point(self.t[part], self.alpha[part], self.sigma[part], self.log_snr[part])
+
+
+def _velocity(p: Point) -> Pair:
+    if p.rates is None:
+        raise DomainError("a velocity needs the rates of an SDE; this point carries none")
+    return p.rates()
+
+
+TARGETS: dict[str, Callable[[Point], Pair]] = {
+    "data": lambda p: (torch.ones_like(p.alpha), torch.zeros_like(p.alpha)),
+    "noise": lambda p: (torch.zeros_like(p.alpha), torch.ones_like(p.alpha)),
+    "v": lambda p: (-p.sigma / p.r, p.alpha / p.r),
+    "score": lambda p: (torch.zeros_like(p.alpha), -1.0 / p.sigma),
+    "flow": lambda p: (-torch.ones_like(p.alpha), torch.ones_like(p.alpha)),
+    "velocity": _velocity,
+}
+
+
+def target(kind: str, point: Point) -> Pair:
+    """Return the pair (p, q) of ``kind`` at ``point``; ConfigError for an unknown kind."""
+    if kind not in TARGETS:
+        raise unknown("prediction", kind, TARGETS)
+    return TARGETS[kind](point)
+
+
+def view(known: Pair, wanted: Pair, point: Point, name: str = "this view") -> Pair:
+    """Return (a, b) such that P = a x + b F, for F of target ``known`` and P of target ``wanted``.
+
+    Raises DomainError where the view has no finite limit, naming the first such time.
+    """
+    (p, q), (p_wanted, q_wanted) = known, wanted
+    delta = point.alpha * q - point.sigma * p
+    cross = p_wanted * q - q_wanted * p
+    parallel = cross == 0
+    by_q = q.abs() > p.abs()
+    ratio = torch.where(by_q, q_wanted, p_wanted) / torch.where(by_q, q, p)
+    a = torch.where(parallel, torch.zeros_like(cross), cross / delta)
+    b = torch.where(parallel, ratio, (point.alpha * q_wanted - point.sigma * p_wanted) / delta)
+    bad = ~(torch.isfinite(a) & torch.isfinite(b))
+    if bad.any():
+        first = int(bad.reshape(-1).nonzero()[0])
+        t, alpha, sigma = (float(c.expand(bad.shape).reshape(-1)[first]) for c in (point.t, point.alpha, point.sigma))
+        raise DomainError(
+            f"{name} has no finite value at t = {t:g}, where alpha = {alpha:g} and sigma = {sigma:g}; "
+            "stay inside (t_min, t_max) or train another prediction (data, v and flow are finite at both ends)"
+        )
+    return a, b

@@ -1,0 +1,479 @@
+r"""Sampling: from a model, a solver and a source of noise to samples.
+
+``steps = n`` means n intervals. Under ``final="denoise"``, the default, the last of them is the jump from the grid's
+last time to clean data, x <- the data prediction, so that a method with one evaluation a step makes n calls.
+``final="sample"`` ends at t_min, ``final="mean"`` there without the last noise. With ``times=`` the entries are the
+interval ends, and ``final="denoise"`` adds one call at the last entry unless its sigma is 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Never
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from scoresde.errors import (
+    ConfigError,
+    DTypeError,
+    ShapeError,
+    SolverError,
+    check_integer,
+    check_samples,
+    unknown,
+)
+from scoresde.executor import Observer, Step, execute
+from scoresde.gaussian import Gaussian
+from scoresde.grids import Grid
+from scoresde.kernels import Kernel
+from scoresde.model import Condition, ScoreModel, check_condition
+from scoresde.noise import GeneratorNoise, NoiseSource, SampleNoise, TapeNoise, check_seed, fresh_seed
+from scoresde.sde import GaussianSDE
+from scoresde.solvers import ProbabilityFlow, Solver, by_name
+from scoresde.tableau import Knot, Tableau
+
+__all__ = ["SampleResult", "build_table", "sample"]
+
+FINALS = ("denoise", "sample", "mean")
+
+
+@dataclass(frozen=True, eq=False)
+class SampleResult:
+    """Samples and how they came about.
+
+    Args:
+        x: samples (B, *), in the data's units.
+        nfe: evaluations of the model for each sample, (B,).
+        times: start time, the times of the steps and the end time; for an adaptive solver, start and end.
+        trajectory: the states at ``times``, (len(times), B, *), in the model's coordinates; None unless asked for.
+        status: (B,), 0 where a sample is finished and 1 where it was frozen at its last finite state.
+        accepted: accepted steps of each sample, (B,).
+        rejected: rejected steps of each sample, (B,).
+        seed: the seed that was used; None with ``seeds``, ``generator`` or ``noise``.
+    """
+
+    x: Tensor
+    nfe: Tensor
+    times: tuple[float, ...]
+    trajectory: Tensor | None
+    status: Tensor
+    accepted: Tensor
+    rejected: Tensor
+    seed: int | None
+
+
+def build_table(
+    sde: GaussianSDE,
+    solver: Solver | Tableau,
+    *,
+    steps: int | None = None,
+    times: Tensor | Grid | None = None,
+    final: str = "denoise",
+) -> Tableau:
+    """Return the table that ``sample`` runs with these options.
+
+    Raises:
+        ConfigError: options that do not go together, an unknown ``final``. DomainError, DTypeError: bad steps or times.
+    """
+    if final not in FINALS:
+        raise unknown("final", final, FINALS)
+    if isinstance(solver, Tableau):
+        if steps is not None or times is not None:
+            raise ConfigError("a built Tableau has its own times; leave out steps= and times=, or pass its solver")
+        table = solver
+    elif isinstance(times, Tensor):
+        if steps is not None:
+            raise ConfigError("give steps= or a tensor of times=, not both")
+        table = solver(sde, times)
+    else:
+        grid = solver.grid if times is None else times
+        count = steps if steps is not None else grid.steps
+        count = check_integer(20 if count is None else count, "steps", 1)
+        table = solver.build(sde, grid(sde, count - 1 if final == "denoise" else count))
+    if final == "denoise":
+        return table.denoised()
+    return table.without_last_noise() if final == "mean" else table
+
+
+def sample(
+    model: ScoreModel | Callable[..., Tensor],
+    shape: Sequence[int] | None = None,
+    *,
+    sde: GaussianSDE | None = None,
+    solver: str | Solver | Tableau | ProbabilityFlow = "dpmpp_2m",
+    steps: int | None = None,
+    times: Tensor | Grid | None = None,
+    final: str = "denoise",
+    kernels: Sequence[Kernel] = (),
+    cond: Condition = None,
+    x_init: Tensor | None = None,
+    prior: Gaussian | None = None,
+    seed: int | None = None,
+    seeds: Sequence[int] | None = None,
+    first_sample: int = 0,
+    generator: torch.Generator | None = None,
+    noise: Sequence[Tensor] | None = None,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+    chunk_size: int | None = None,
+    on_step: Callable[[Step], None] | None = None,
+    on_nonfinite: str = "raise",
+    trajectory: bool = False,
+    differentiable: bool = False,
+    progress: bool = False,
+    full_output: bool = False,
+) -> Tensor | SampleResult:
+    """Draw samples.
+
+    Args:
+        model: a ScoreModel, or a callable (x, t) -> score together with ``sde``.
+        shape: (B, *) of the result; may be left out with ``x_init``.
+        sde: the SDE to sample under; by default the model's. Another one carries the model over at equal log-SNR.
+        solver: a published name, a Solver, a built Tableau, or a ProbabilityFlow.
+        steps: number of intervals (20 by default, or the grid's own).
+        times: interval ends as a decreasing tensor, or a Grid.
+        final: "denoise", "sample" or "mean"; see the module's docstring.
+        kernels: Markov kernels applied in order before each step, e.g. ``[Langevin(snr=0.16)]``.
+        cond: tensors passed to the network, split along the batch.
+        x_init: start state at the table's first time, in the model's coordinates; not written to.
+        prior: law of the start state; by default from the data's moments if the model knows them.
+        seed: every sample k has a stream of its own keyed (seed, k); None draws a seed and reports it.
+        seeds: one seed for each sample instead.
+        first_sample: number of the first sample: ``first_sample=k`` with B = 1 redraws sample k alone.
+        generator: an ordinary torch generator instead of a seed.
+        noise: recorded tensors used in order (the start state first, unless x_init is given).
+        device: by default the model's, or x_init's.
+        dtype: type of the result, by default x_init's or float32. Half types are carried in float32 and cast.
+        chunk_size: largest batch given to the network at once.
+        on_step: called with a ``Step`` after each row.
+        on_nonfinite: "raise" checks once after the loop and replays to find the step; "freeze" checks every step.
+        trajectory: keep the state after every row.
+        differentiable: keep the graph from x_init, conditions and parameters to the result.
+        progress: show a bar.
+        full_output: return a SampleResult instead of the tensor.
+
+    Raises:
+        ShapeError, DTypeError, DomainError, ConfigError: bad input, before any call of the network.
+        SolverError: non-finite states (with step, time and share; ``partial`` holds the state), or a failed flow.
+    """
+    model = _as_model(model, sde)
+    if isinstance(solver, str):
+        solver = by_name(solver)
+    if on_nonfinite not in ("raise", "freeze"):
+        raise unknown("on_nonfinite", on_nonfinite, ("raise", "freeze"))
+    shape, dtype, device = _layout(model, shape, x_init, dtype, device)
+    cond = check_condition(cond, shape[0])
+    used_seed = _check_sources(seed, seeds, generator, noise, shape[0], device)
+    check_integer(first_sample, "first_sample", 0)
+    if chunk_size is not None:
+        check_integer(chunk_size, "chunk_size", 1)
+    adaptive = isinstance(solver, ProbabilityFlow)
+    if adaptive and (
+        steps is not None or isinstance(times, Grid) or kernels or on_step or trajectory or differentiable
+    ):
+        raise ConfigError(
+            "the adaptive probability flow chooses its own steps: steps, grids, kernels, on_step, trajectory and "
+            "differentiable need a fixed solver, e.g. solver='heun'; times= may name its start and end"
+        )
+    runner = (
+        _FlowRun(solver, model.sde, times, final)
+        if isinstance(solver, ProbabilityFlow)
+        else _TableRun(
+            build_table(model.sde, solver, steps=steps, times=times, final=final),
+            kernels,
+            on_step,
+            on_nonfinite,
+            trajectory,
+            differentiable,
+            progress,
+        )
+    )
+    if shape[0] == 0:
+        empty = torch.empty(shape, dtype=dtype, device=device)
+        none = torch.zeros(0, dtype=torch.long)
+        result = SampleResult(empty, none, runner.times, None, none, none, none, used_seed)
+        return result if full_output else result.x
+    size = chunk_size or shape[0]
+    parts = []
+    shared = None if generator is None else GeneratorNoise(generator)
+    with _evaluating(model), torch.set_grad_enabled(differentiable):
+        for low in range(0, shape[0], size):
+            high = min(low + size, shape[0])
+            source: NoiseSource
+            if shared is not None:
+                source = shared
+            elif noise is not None:
+                source = TapeNoise([z[low:high] for z in noise], first_draw=0 if x_init is None else 1)
+            else:
+                part = None if seeds is None else list(seeds)[low:high]
+                source = SampleNoise(used_seed or 0, first_sample + low, part)
+            x = _start(model, runner.start, prior, x_init, source, (high - low, *shape[1:]), low, dtype, device)
+            here = None if cond is None else {k: v[low:high].to(device) for k, v in cond.items()}
+            try:
+                parts.append(runner(model, x, source, here))
+            except torch.OutOfMemoryError as error:
+                raise SolverError(f"out of memory with {high - low} samples; pass a smaller chunk_size=") from error
+    x = torch.cat([p.x for p in parts])
+    if model.transform is not None:
+        x = model.transform.inverse(x)
+    result = SampleResult(
+        x.to(dtype),
+        torch.cat([p.nfe for p in parts]),
+        runner.times,
+        torch.cat([p.trajectory for p in parts if p.trajectory is not None], 1) if trajectory else None,
+        torch.cat([p.status for p in parts]),
+        torch.cat([p.accepted for p in parts]),
+        torch.cat([p.rejected for p in parts]),
+        used_seed,
+    )
+    return result if full_output else result.x
+
+
+@dataclass(frozen=True, eq=False)
+class _Part:
+    """The result of one chunk."""
+
+    x: Tensor
+    nfe: Tensor
+    trajectory: Tensor | None
+    status: Tensor
+    accepted: Tensor
+    rejected: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class _TableRun:
+    """Run a table on one chunk, with its checks."""
+
+    table: Tableau
+    kernels: Sequence[Kernel]
+    on_step: Observer | None
+    on_nonfinite: str
+    trajectory: bool
+    differentiable: bool
+    progress: bool
+
+    def __post_init__(self) -> None:
+        """Refuse kernels where no row starts from a state of its own."""
+        rows = self.table.rows
+        if self.kernels and any(row.anchor not in (None, (1.0,)) or row.anchor_noise for row in rows):
+            raise ConfigError(
+                f"kernels need a solver whose steps end in a state; {self.table.name!r} corrects its anchor"
+            )
+
+    @property
+    def start(self) -> Tableau:
+        return self.table
+
+    @property
+    def times(self) -> tuple[float, ...]:
+        return (self.table.start.t, *(row.at.t for row in self.table.rows[1:]), self.table.end.t)
+
+    def __call__(self, model: ScoreModel, x: Tensor, source: NoiseSource, cond: Condition) -> _Part:
+        batch = x.shape[0]
+        prepared = model.prepare(self.table.points(), x, cond)
+        first_draw = source.draw if isinstance(source, (SampleNoise, TapeNoise)) else None
+        begin = x if first_draw is None or self.on_nonfinite == "freeze" else x.clone()
+        states: list[Tensor] = [x.clone()] if self.trajectory else []
+        status = torch.zeros(batch, dtype=torch.long)
+        observers: list[Observer] = [] if self.on_step is None else [self.on_step]
+        if self.trajectory:
+            observers.append(lambda step: states.append(step.x.clone()))
+        guard = _Freezer(status) if self.on_nonfinite == "freeze" else None
+        with tqdm(total=self.table.nfe, desc=self.table.name, disable=not self.progress, leave=False) as bar:
+            if self.progress:
+                observers.append(lambda step: _tick(bar))
+            out = execute(
+                self.table,
+                prepared,
+                x,
+                source,
+                kernels=self.kernels,
+                observers=observers,
+                guard=guard,
+                differentiable=self.differentiable,
+            )
+        if guard is None and not bool(torch.isfinite(out).all()):
+            if first_draw is not None:
+                source.rewind(first_draw)
+                execute(self.table, prepared, begin, source, kernels=self.kernels, guard=self._locate)
+            share = float((~torch.isfinite(out)).reshape(batch, -1).any(1).double().mean())
+            raise SolverError(f"{share:.1%} of the samples are not finite after {self.table.name}", partial=out)
+        calls = self.table.nfe + sum(kernel.calls for kernel in self.kernels) * self._applications
+        counts = torch.full((batch,), calls, dtype=torch.long)
+        steps = torch.full((batch,), self.table.nfe, dtype=torch.long)
+        kept = torch.stack(states) if self.trajectory else None
+        return _Part(out, counts, kept, status, steps, torch.zeros_like(steps))
+
+    @property
+    def _applications(self) -> int:
+        """How often the kernels are applied: before each row that starts a step."""
+        rows = self.table.rows
+        return sum(i == 0 or rows[i - 1].anchor is None for i in range(len(rows)))
+
+    def _locate(self, index: int, old: Tensor, new: Tensor) -> Tensor:
+        """Raise at the first step whose state is not finite."""
+        bad = (~torch.isfinite(new)).reshape(len(new), -1).any(1)
+        if bool(bad.any()):
+            t = self.table.rows[index].at.t
+            share = float(bad.double().mean())
+            raise SolverError(
+                f"step {index} of {self.table.name} at t = {t:g} gave non-finite values in {share:.1%} of the samples; "
+                "on_nonfinite='freeze' keeps the others",
+                partial=old,
+            )
+        return new
+
+
+@dataclass(frozen=True, eq=False)
+class _Freezer:
+    """Keep samples at their last finite state and note it in ``status``."""
+
+    status: Tensor
+
+    def __call__(self, index: int, old: Tensor, new: Tensor) -> Tensor:
+        bad = (~torch.isfinite(new)).reshape(len(new), -1).any(1) | (self.status == 1).to(new.device)
+        self.status[bad.cpu()] = 1
+        return torch.where(bad.reshape(-1, *(1,) * (new.ndim - 1)), old, new)
+
+
+@dataclass(frozen=True, eq=False)
+class _FlowRun:
+    """Run the adaptive probability flow on one chunk."""
+
+    solver: ProbabilityFlow
+    sde: GaussianSDE
+    ends: Tensor | Grid | None
+    final: str
+
+    def __post_init__(self) -> None:
+        """Check the interval."""
+        if self.final not in FINALS:
+            raise unknown("final", self.final, FINALS)
+
+    @property
+    def times(self) -> tuple[float, ...]:
+        if isinstance(self.ends, Tensor):
+            return float(self.ends[0]), float(self.ends[-1])
+        return self.sde.t_max, self.sde.t_min
+
+    @property
+    def start(self) -> Tableau:
+        """An empty table that says where the flow starts."""
+        first, last = Knot.of(self.sde.at(torch.tensor(self.times, dtype=torch.float64)))
+        return Tableau("probability_flow", "flow", (), first, last, float(self.sde.prior_std(first.t)))
+
+    def __call__(self, model: ScoreModel, x: Tensor, source: NoiseSource, cond: Condition) -> _Part:
+        first, last = (self.sde.at(t) for t in self.times)
+        result = self.solver.solve(model, x, first, last, cond)
+        out, nfe = result.x, result.nfe
+        if self.final == "denoise" and float(last.sigma) > 0:
+            out, nfe = model.at(out, last, cond).data, nfe + 1
+        return _Part(out, nfe, None, torch.zeros_like(nfe), result.accepted, result.rejected)
+
+
+def _as_model(model: object, sde: GaussianSDE | None) -> ScoreModel:
+    """Return the model under the SDE to sample with."""
+    if isinstance(model, ScoreModel):
+        return model if sde is None or sde is model.sde else model.with_sde(sde)
+    if not callable(model):
+        raise DTypeError(f"model must be a ScoreModel or a callable (x, t) -> score, got {type(model).__name__}")
+    if sde is None:
+        raise ConfigError("a bare score function needs sde=, e.g. sample(score, (64, 2), sde=VPSDE())")
+    return ScoreModel.from_callable(model, sde)
+
+
+def _layout(
+    model: ScoreModel,
+    shape: Sequence[int] | None,
+    x_init: Tensor | None,
+    dtype: torch.dtype | None,
+    device: torch.device | str | None,
+) -> tuple[tuple[int, ...], torch.dtype, torch.device]:
+    """Return shape, type and device of the result."""
+    if x_init is not None:
+        check_samples(x_init, "x_init")
+        if shape is not None and tuple(shape) != tuple(x_init.shape):
+            raise ShapeError(f"shape {tuple(shape)} and x_init of shape {tuple(x_init.shape)} differ; leave out shape")
+        shape, dtype = tuple(x_init.shape), dtype or x_init.dtype
+        device = x_init.device if device is None else device
+    if shape is None or len(shape) == 0:
+        raise ShapeError("shape must be (B, *), e.g. sample(model, (64, 2)); or pass x_init")
+    for k, n in enumerate(shape):
+        check_integer(n, f"shape[{k}]", 0)
+    dtype = torch.float32 if dtype is None else dtype
+    if not dtype.is_floating_point:
+        raise DTypeError(f"dtype must be a real floating type, got {dtype}")
+    return tuple(shape), dtype, torch.device(device or model.device or "cpu")
+
+
+def _check_sources(
+    seed: int | None,
+    seeds: Sequence[int] | None,
+    generator: torch.Generator | None,
+    noise: Sequence[Tensor] | None,
+    batch: int,
+    device: torch.device,
+) -> int | None:
+    """Return the seed to use; exactly one source of randomness may be named."""
+    named = [
+        n for n, v in (("seed", seed), ("seeds", seeds), ("generator", generator), ("noise", noise)) if v is not None
+    ]
+    if len(named) > 1:
+        raise ConfigError(f"give one source of randomness, got {' and '.join(named)}")
+    if seeds is not None:
+        if len(seeds) != batch:
+            raise ShapeError(f"seeds must name one seed for each of the {batch} samples, got {len(seeds)}")
+        for k, one in enumerate(seeds):
+            check_seed(one, f"seeds[{k}]")
+    if generator is not None and generator.device.type != device.type:
+        raise ConfigError(f"generator is on {generator.device}, the samples on {device}; make it on that device")
+    if named and named != ["seed"]:
+        return None
+    return fresh_seed() if seed is None else check_seed(seed)
+
+
+def _start(
+    model: ScoreModel,
+    table: Tableau,
+    prior: Gaussian | None,
+    x_init: Tensor | None,
+    source: NoiseSource,
+    shape: tuple[int, ...],
+    low: int,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Tensor:
+    """Return the start state, in at least float32; draw 0 of the source serves it."""
+    dtype = torch.promote_types(dtype, torch.float32)
+    if x_init is not None:
+        if isinstance(source, SampleNoise):
+            source.rewind(1)
+        return x_init[low : low + shape[0]].to(device=device, dtype=dtype).clone(memory_format=torch.contiguous_format)
+    z = torch.empty(shape, dtype=dtype, device=device)
+    source.fill(z)
+    if prior is not None:
+        return prior.from_noise(z)
+    if model.moments is not None:
+        return model.moments.at(table.start.alpha, table.start.sigma).from_noise(z)
+    return z.mul_(table.prior_std)
+
+
+def _tick(bar: tqdm[Never]) -> None:
+    bar.update()
+
+
+@contextmanager
+def _evaluating(model: ScoreModel) -> Iterator[None]:
+    """Put the network into evaluation mode and restore every module's own mode, also after an exception."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode

@@ -1,0 +1,380 @@
+r"""The named diffusions: each is two curves, written in the form that does not cancel.
+
+| class | alpha | sigma | log_snr |
+|---|---|---|---|
+| VPSDE | e^{-B/2} | sqrt(1 - e^{-B}) | -B - log(1 - e^{-B}) |
+| SubVPSDE | e^{-B/2} | 1 - e^{-B} | -2 log(2 sinh(B/2)) |
+| VESDE | 1 | s_min (s_max/s_min)^t | -2 log sigma |
+| TabulatedSDE | given, or sqrt(sigmoid(log_snr)) | alpha e^{-log_snr/2} | monotone cubic through knots |
+
+B(t) is the integral of beta, beta(t) = beta_min + t (beta_max - beta_min). Conventions where the literature disagrees:
+
+* VE at t = 0: here sigma(0) = sigma_min, so that x_t = x_0 + sigma(t) z. Song et al. write the transition from t = 0
+  with the variance sigma(t)^2 - sigma_min^2 and then use sigma(t) for the marginal, as here.
+* ``log_snr`` is log(alpha^2/sigma^2); papers on fast solvers call half of it lambda.
+* The number of steps belongs to a time grid, never to an SDE.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy.interpolate import PchipInterpolator
+from torch import Tensor
+from torch.nn.functional import logsigmoid, softplus
+
+from scoresde.errors import ConfigError, DomainError, ShapeError, check_number, unknown
+from scoresde.sde import GaussianSDE, schedule
+
+__all__ = ["SCHEDULES", "VESDE", "VPSDE", "SubVPSDE", "TabulatedSDE", "sde_from_dict", "sde_to_dict"]
+
+
+@dataclass(frozen=True)
+class _LinearBeta(GaussianSDE):
+    """What the diffusions with a linear beta(t) share."""
+
+    beta_min: float = 0.1
+    beta_max: float = 20.0
+
+    def __post_init__(self) -> None:
+        """Check 0 <= beta_min <= beta_max, not both 0."""
+        super().__post_init__()
+        check_number(self.beta_min, "beta_min", 0.0)
+        check_number(self.beta_max, "beta_max", self.beta_min)
+        if self.beta_max == 0:
+            raise DomainError("beta_max must be positive, got 0: nothing would diffuse")
+
+    @schedule
+    def beta(self, t: Tensor) -> Tensor:
+        """Evaluate the rate beta_min + t (beta_max - beta_min), in 1/t."""
+        return self.beta_min + t * (self.beta_max - self.beta_min)
+
+    @schedule
+    def integral(self, t: Tensor) -> Tensor:
+        """Return B(t), the integral of beta from 0 to t."""
+        return t * (self.beta_min + 0.5 * t * (self.beta_max - self.beta_min))
+
+    def inverse_integral(self, b: Tensor) -> Tensor:
+        """Return the t with B(t) = b, without subtraction."""
+        slope = self.beta_max - self.beta_min
+        return 2 * b / (self.beta_min + (self.beta_min**2 + 2 * slope * b).sqrt())
+
+    @schedule
+    def alpha(self, t: Tensor) -> Tensor:
+        """Return e^{-B/2}."""
+        return (-0.5 * self.integral(t)).exp()
+
+    @schedule
+    def alpha_rate(self, t: Tensor) -> Tensor:
+        """Return -beta alpha / 2."""
+        return -0.5 * self.beta(t) * self.alpha(t)
+
+    @schedule
+    def drift_rate(self, t: Tensor) -> Tensor:
+        """Return -beta/2."""
+        return -0.5 * self.beta(t)
+
+    @schedule
+    def prior_std(self, t: Tensor) -> Tensor:
+        """Return 1, at every t."""
+        return torch.ones_like(t)
+
+
+@dataclass(frozen=True)
+class VPSDE(_LinearBeta):
+    """Variance preserving: dx = -beta/2 x dt + sqrt(beta) dw, so alpha^2 + sigma^2 = 1; the limit of DDPM.
+
+    Source: Song et al. 2021, "Score-based generative modeling through stochastic differential equations", eq. 11.
+
+    Args:
+        beta_min: beta(0), in 1/t.
+        beta_max: beta(1), in 1/t.
+        t_min: smallest time of use.
+        t_max: time at which sampling starts.
+
+    Raises:
+        DomainError: unless 0 <= beta_min <= beta_max and 0 < t_min < t_max.
+    """
+
+    @schedule
+    def sigma(self, t: Tensor) -> Tensor:
+        """Return sqrt(1 - e^{-B})."""
+        return (-torch.expm1(-self.integral(t))).sqrt()
+
+    @schedule
+    def sigma_rate(self, t: Tensor) -> Tensor:
+        """Return beta e^{-B} / (2 sigma)."""
+        return 0.5 * self.beta(t) * (-self.integral(t)).exp() / self.sigma(t)
+
+    @schedule
+    def diffusion(self, t: Tensor) -> Tensor:
+        """Return sqrt(beta)."""
+        return self.beta(t).sqrt()
+
+    @schedule
+    def log_snr(self, t: Tensor) -> Tensor:
+        """Return -B - log(1 - e^{-B})."""
+        b = self.integral(t)
+        return -b - (-torch.expm1(-b)).log()
+
+    @schedule
+    def time(self, log_snr: Tensor) -> Tensor:
+        """Return the t with B(t) = log(1 + e^{-log_snr})."""
+        return self.inverse_integral(softplus(-log_snr, threshold=math.inf))
+
+
+@dataclass(frozen=True)
+class SubVPSDE(_LinearBeta):
+    """Sub-VP: alpha = e^{-B/2} and sigma = 1 - e^{-B}, so nu = 2 sinh(B/2) and g^2 = beta (1 - e^{-2B}).
+
+    Source: Song et al. 2021, eq. 12. Arguments and errors as for VPSDE.
+    """
+
+    @schedule
+    def sigma(self, t: Tensor) -> Tensor:
+        """Return 1 - e^{-B}."""
+        return -torch.expm1(-self.integral(t))
+
+    @schedule
+    def sigma_rate(self, t: Tensor) -> Tensor:
+        """Return beta e^{-B}."""
+        return self.beta(t) * (-self.integral(t)).exp()
+
+    @schedule
+    def diffusion(self, t: Tensor) -> Tensor:
+        """Return sqrt(beta (1 - e^{-2B}))."""
+        return (self.beta(t) * -torch.expm1(-2 * self.integral(t))).sqrt()
+
+    @schedule
+    def log_snr(self, t: Tensor) -> Tensor:
+        """Return -B - 2 log(1 - e^{-B})."""
+        b = self.integral(t)
+        return -b - 2 * (-torch.expm1(-b)).log()
+
+    @schedule
+    def time(self, log_snr: Tensor) -> Tensor:
+        """Return the t with B(t) = 2 asinh(e^{-log_snr/2} / 2)."""
+        return self.inverse_integral(2 * torch.asinh(0.5 * (-0.5 * log_snr).exp()))
+
+
+@dataclass(frozen=True)
+class VESDE(GaussianSDE):
+    """Variance exploding: dx = g dw with alpha = 1 and sigma = sigma_min (sigma_max/sigma_min)^t, also at t = 0.
+
+    Source: Song et al. 2021, eq. 9; NCSN's geometric noise levels.
+
+    Args:
+        sigma_min: sigma(0), in the unit of the data.
+        sigma_max: sigma(1); about the largest distance between data points.
+        t_min: smallest time of use.
+        t_max: time at which sampling starts.
+
+    Raises:
+        DomainError: unless 0 < sigma_min < sigma_max and 0 < t_min < t_max.
+    """
+
+    sigma_min: float = 0.01
+    sigma_max: float = 50.0
+
+    def __post_init__(self) -> None:
+        """Check 0 < sigma_min < sigma_max."""
+        super().__post_init__()
+        check_number(self.sigma_min, "sigma_min", 0.0, open_low=True)
+        check_number(self.sigma_max, "sigma_max", self.sigma_min, open_low=True)
+
+    @property
+    def log_ratio(self) -> float:
+        """log(sigma_max/sigma_min), the rate of log sigma."""
+        return math.log(self.sigma_max / self.sigma_min)
+
+    @schedule
+    def alpha(self, t: Tensor) -> Tensor:
+        """Return 1."""
+        return torch.ones_like(t)
+
+    @schedule
+    def alpha_rate(self, t: Tensor) -> Tensor:
+        """Return 0."""
+        return torch.zeros_like(t)
+
+    @schedule
+    def sigma(self, t: Tensor) -> Tensor:
+        """Return sigma_min (sigma_max/sigma_min)^t; the end points are exact."""
+        return torch.pow(self.sigma_min, 1 - t) * torch.pow(self.sigma_max, t)
+
+    @schedule
+    def sigma_rate(self, t: Tensor) -> Tensor:
+        """Return sigma log(sigma_max/sigma_min)."""
+        return self.sigma(t) * self.log_ratio
+
+    @schedule
+    def diffusion(self, t: Tensor) -> Tensor:
+        """Return sigma sqrt(2 log(sigma_max/sigma_min))."""
+        return self.sigma(t) * math.sqrt(2 * self.log_ratio)
+
+    @schedule
+    def log_snr(self, t: Tensor) -> Tensor:
+        """Return -2 log sigma."""
+        return -2 * (math.log(self.sigma_min) + t * self.log_ratio)
+
+    @schedule
+    def time(self, log_snr: Tensor) -> Tensor:
+        """Return log(sigma/sigma_min) / log(sigma_max/sigma_min)."""
+        return (-0.5 * log_snr - math.log(self.sigma_min)) / self.log_ratio
+
+
+@dataclass(frozen=True, init=False, eq=False, repr=False)
+class TabulatedSDE(GaussianSDE):
+    """A diffusion through given knots: log_snr (and log_alpha) by monotone cubic interpolation in t.
+
+    The interpolant (Fritsch and Carlson 1980, "Monotone piecewise cubic interpolation") passes through the knots
+    exactly and has a continuous derivative, so that drift and diffusion exist between them.
+
+    Args:
+        t: increasing times of the knots, at least two, in (0, inf).
+        log_snr: decreasing log(alpha^2/sigma^2) at the knots.
+        log_alpha: not increasing log alpha at the knots; by default variance preserving, alpha^2 = sigmoid(log_snr).
+
+    Raises:
+        ShapeError: the knots are not vectors of one length. DomainError: not finite or not monotone.
+    """
+
+    knots: Tensor
+    knot_log_snr: Tensor
+    knot_log_alpha: Tensor | None
+
+    def __init__(self, t: Tensor, log_snr: Tensor, log_alpha: Tensor | None = None) -> None:
+        """Check the knots and fit the interpolants."""
+        curves = [torch.as_tensor(c).detach().to("cpu", torch.float64) for c in (t, log_snr)]
+        curves += [] if log_alpha is None else [torch.as_tensor(log_alpha).detach().to("cpu", torch.float64)]
+        names = ("t", "log_snr", "log_alpha")
+        for name, curve in zip(names, curves, strict=False):
+            if curve.shape != curves[0].shape or curve.ndim != 1 or len(curve) < 2:
+                raise ShapeError(
+                    f"{name} must be a vector of at least two knots, one for each t, got {tuple(curve.shape)}"
+                )
+            steps = curve.diff()
+            wrong = ~(steps > 0) if name == "t" else ~(steps < 0) if name == "log_snr" else ~(steps <= 0)
+            if not torch.isfinite(curve).all() or wrong.any():
+                way = "increase" if name == "t" else "decrease"
+                raise DomainError(f"{name} must be finite and {way} along the knots")
+        if curves[0][0] <= 0:
+            raise DomainError(f"t must start above 0, got {float(curves[0][0]):g}")
+        put = object.__setattr__
+        put(self, "t_min", float(curves[0][0]))
+        put(self, "t_max", float(curves[0][-1]))
+        put(self, "knots", curves[0])
+        put(self, "knot_log_snr", curves[1])
+        put(self, "knot_log_alpha", None if log_alpha is None else curves[2])
+        put(self, "_snr_pieces", _pieces(curves[0], curves[1]))
+        put(self, "_alpha_pieces", None if log_alpha is None else _pieces(curves[0], curves[2]))
+
+    _snr_pieces: Tensor = dataclasses.field(init=False)
+    _alpha_pieces: Tensor | None = dataclasses.field(init=False)
+
+    def __repr__(self) -> str:
+        """Say how many knots there are and where."""
+        return f"TabulatedSDE({len(self.knots)} knots on [{self.t_min:g}, {self.t_max:g}])"
+
+    def _interpolate(self, t: Tensor, pieces: Tensor, values: Tensor) -> Tensor:
+        """Evaluate piecewise cubics at t; the knots themselves return their values to the last bit."""
+        knots, pieces, values = self.knots.to(t), pieces.to(t), values.to(t)
+        i = (torch.searchsorted(knots, t.detach().contiguous(), right=True) - 1).clamp(0, len(knots) - 2)
+        h = t - knots[i]
+        c = pieces[:, i]
+        inside = ((c[0] * h + c[1]) * h + c[2]) * h + c[3]
+        # The last knot keeps its last bit; the detached correction leaves the derivative alone.
+        return inside + torch.where(t == knots[-1], values[-1] - inside, torch.zeros_like(inside)).detach()
+
+    @schedule
+    def log_snr(self, t: Tensor) -> Tensor:
+        """Return the interpolated log_snr."""
+        return self._interpolate(t, self._snr_pieces, self.knot_log_snr)
+
+    @schedule
+    def log_alpha(self, t: Tensor) -> Tensor:
+        """Return log alpha: interpolated, or variance preserving, log(sigmoid(log_snr))/2."""
+        if self._alpha_pieces is None or self.knot_log_alpha is None:
+            return 0.5 * logsigmoid(self.log_snr(t))
+        return self._interpolate(t, self._alpha_pieces, self.knot_log_alpha)
+
+    @schedule
+    def alpha(self, t: Tensor) -> Tensor:
+        """Return e^{log_alpha}."""
+        return self.log_alpha(t).exp()
+
+    @schedule
+    def sigma(self, t: Tensor) -> Tensor:
+        """Return alpha e^{-log_snr/2}, or sqrt(sigmoid(-log_snr)) when variance preserving."""
+        if self._alpha_pieces is None:
+            return (0.5 * logsigmoid(-self.log_snr(t))).exp()
+        return (self.log_alpha(t) - 0.5 * self.log_snr(t)).exp()
+
+    @schedule
+    def prior_std(self, t: Tensor) -> Tensor:
+        """Return 1 when variance preserving, else sigma."""
+        return torch.ones_like(t) if self._alpha_pieces is None else self.sigma(t)
+
+    @schedule
+    def time(self, log_snr: Tensor) -> Tensor:
+        """Return the t with this log_snr, by bisection between its knots and Newton's method (clamped to the knots)."""
+        knots, values, pieces = self.knots.to(log_snr), self.knot_log_snr.to(log_snr), self._snr_pieces.to(log_snr)
+        wanted = log_snr.clamp(values[-1], values[0])
+        i = (torch.searchsorted(-values, -wanted.contiguous(), right=True) - 1).clamp(0, len(knots) - 2)
+        c, low, high = pieces[:, i], torch.zeros_like(wanted), knots[i + 1] - knots[i]
+        for _ in range(30):
+            h = 0.5 * (low + high)
+            above = ((c[0] * h + c[1]) * h + c[2]) * h + c[3] > wanted
+            low, high = torch.where(above, h, low), torch.where(above, high, h)
+        h = 0.5 * (low + high)
+        for _ in range(3):
+            gap = ((c[0] * h + c[1]) * h + c[2]) * h + c[3] - wanted
+            h = (h - gap / ((3 * c[0] * h + 2 * c[1]) * h + c[2])).clamp(low, high)
+        return torch.where(wanted == values[-1], knots[-1], knots[i] + h)
+
+
+def _pieces(t: Tensor, values: Tensor) -> Tensor:
+    """Return the cubic coefficients (4, n - 1), highest power first, of the monotone interpolant."""
+    return torch.from_numpy(np.ascontiguousarray(PchipInterpolator(t.numpy(), values.numpy()).c))
+
+
+SCHEDULES: dict[str, type[GaussianSDE]] = {"VPSDE": VPSDE, "SubVPSDE": SubVPSDE, "VESDE": VESDE}
+
+
+def sde_to_dict(sde: GaussianSDE) -> dict[str, object]:
+    """Return a JSON-able description of a built-in SDE; ConfigError for a class that JSON cannot rebuild."""
+    if isinstance(sde, TabulatedSDE):
+        alpha = None if sde.knot_log_alpha is None else sde.knot_log_alpha.tolist()
+        return {
+            "kind": "TabulatedSDE",
+            "t": sde.knots.tolist(),
+            "log_snr": sde.knot_log_snr.tolist(),
+            "log_alpha": alpha,
+        }
+    kind = type(sde).__name__
+    if SCHEDULES.get(kind) is not type(sde):
+        raise ConfigError(f"{kind} is your own SDE: JSON cannot rebuild it; pass sde= when the model is loaded")
+    return {"kind": kind, **dataclasses.asdict(sde)}
+
+
+def sde_from_dict(config: dict[str, object]) -> GaussianSDE:
+    """Rebuild a built-in SDE from ``sde_to_dict``'s description; ConfigError for an unknown kind or key."""
+    options = dict(config)
+    kind = options.pop("kind", None)
+    if kind == "TabulatedSDE":
+        return TabulatedSDE(
+            torch.tensor(options["t"], dtype=torch.float64),
+            torch.tensor(options["log_snr"], dtype=torch.float64),
+            None if options["log_alpha"] is None else torch.tensor(options["log_alpha"], dtype=torch.float64),
+        )
+    if not isinstance(kind, str) or kind not in SCHEDULES:
+        raise unknown("SDE", kind, [*SCHEDULES, "TabulatedSDE"])
+    names = {f.name for f in dataclasses.fields(SCHEDULES[kind])}
+    for key in options:
+        if key not in names:
+            raise unknown(f"option of {kind}", key, names)
+    return SCHEDULES[kind](**{key: check_number(value, key) for key, value in options.items()})

@@ -1,0 +1,334 @@
+r"""Stochastic differential equations whose noise is additive, and the Gaussian diffusions among them.
+
+A Gaussian diffusion is two curves: x_t = alpha(t) x_0 + sigma(t) z. Write nu = sigma/alpha and
+log_snr = log(alpha^2/sigma^2) = -2 log nu. Then x_t/alpha_t = x_0 + W(nu_t^2): every such diffusion is one Brownian
+motion seen through the scale alpha and the clock nu^2, and all else follows:
+
+    drift           f(x, t) = (d log alpha/dt) x
+    diffusion       g^2 = sigma^2 d(log nu^2)/dt = -sigma^2 d(log_snr)/dt
+    transition      x_t | x_s ~ N(a x_s, b^2),  a = alpha_t/alpha_s,  b^2 = sigma_t^2 - a^2 sigma_s^2
+                    = sigma_t^2 (1 - e^D),  D = log_snr_t - log_snr_s <= 0
+    posterior       x_s | x_t, x_0 ~ N(alpha_s/alpha_t e^D x_t + alpha_s (1 - e^D) x_0, sigma_s^2 (1 - e^D))
+    reverse family  dx = [f - (1 + eta^2)/2 g^2 score] dt + eta g dw,  eta = 1 reverse SDE, eta = 0 probability flow
+
+(Song et al. 2021, "Score-based generative modeling through stochastic differential equations"; Kingma et al. 2021,
+"Variational diffusion models"). Differences of variances are written with expm1 of differences of log_snr, which do not
+cancel. Schedule functions are evaluated in float64 and return the type of their argument.
+"""
+
+from __future__ import annotations
+
+import functools
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+from scoresde.errors import ConfigError, DomainError, DTypeError, ShapeError, SolverError, check_floating, check_number
+from scoresde.gaussian import Gaussian, Moments
+from scoresde.ops import expand, time_derivative, working_dtype
+from scoresde.readout import Pair, Point
+
+__all__ = ["SDE", "GaussianSDE", "Point", "ReverseSDE", "posterior_weights", "schedule", "transition_weights"]
+
+Owner = TypeVar("Owner", bound="SDE")
+
+
+class Scored(Protocol):
+    """What a model returns, as far as a reverse SDE is concerned."""
+
+    @property
+    def score(self) -> Tensor:
+        """The gradient of the log density, of x's shape."""
+
+
+ScoreFunction = Callable[[Tensor, Tensor], "Tensor | Scored"]
+
+
+def schedule(function: Callable[[Any, Tensor], Tensor]) -> Callable[[Any, Tensor | float], Tensor]:
+    """Let ``function(self, t)`` take numbers and tensors of any floating type: float64 inside, t's own type outside."""
+
+    @functools.wraps(function)
+    def wrapped(self: object, t: Tensor | float) -> Tensor:
+        if not isinstance(t, Tensor):
+            return function(self, torch.tensor(float(t), dtype=torch.float64))
+        if not t.dtype.is_floating_point:
+            raise DTypeError(f"a continuous time must be floating, got {t.dtype}; an index i of n is (i + 1)/n")
+        work = working_dtype(t.device)
+        return function(self, t) if t.dtype == work else function(self, t.to(work)).to(t.dtype)
+
+    return wrapped
+
+
+def transition_weights(early: Point, late: Point) -> Pair:
+    """Return (a, b) of x_late | x_early ~ N(a x_early, b^2)."""
+    return late.alpha / early.alpha, late.sigma * (-torch.expm1(late.log_snr - early.log_snr)).sqrt()
+
+
+def posterior_weights(early: Point, late: Point) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the weights of x_late and x_0 in the mean of x_early | x_late, x_0, and its standard deviation."""
+    gap = late.log_snr - early.log_snr
+    fresh = -torch.expm1(gap)
+    # alpha_s/alpha_t e^D = sigma_s/sigma_t e^(D/2), the form that holds where alpha_t = 0.
+    return early.sigma / late.sigma * (gap / 2).exp(), early.alpha * fresh, early.sigma * fresh.sqrt()
+
+
+@dataclass(frozen=True, eq=False)
+class SDE(ABC):
+    """dx = drift(x, t) dt + diffusion(t) dw on [t_min, t_max]; write ``drift`` and ``diffusion`` to make your own.
+
+    Args:
+        t_min: the smallest time at which the score is used (t = 0 itself is legal only as the last entry of a grid).
+        t_max: the time at which sampling starts.
+    """
+
+    t_min: float = field(default=1e-5, kw_only=True)
+    t_max: float = field(default=1.0, kw_only=True)
+
+    def __post_init__(self) -> None:
+        """Check the interval of time."""
+        check_number(self.t_min, "t_min", 0.0, open_low=True)
+        check_number(self.t_max, "t_max", self.t_min, open_low=True)
+
+    @abstractmethod
+    def drift(self, x: Tensor, t: Tensor | float) -> Tensor:
+        """Return f(x, t), of x's shape (B, *); t has shape () or (B,)."""
+
+    @abstractmethod
+    def diffusion(self, t: Tensor | float) -> Tensor:
+        """Return g(t), of t's shape; it multiplies a Wiener increment of x's shape."""
+
+    def prior(self, t: Tensor | float | None = None, moments: Moments | None = None) -> Gaussian:
+        """Return the law that sampling starts from; a general SDE has none of its own."""
+        raise ConfigError(f"{type(self).__name__} names no prior; pass prior= or x_init=")
+
+    def reverse(self, model: ScoreFunction, eta: float = 1.0) -> ReverseSDE:
+        """Return the reverse family dx = [f - (1 + eta^2)/2 g^2 score] dt + eta g dw as an SDE again.
+
+        Args:
+            model: a ScoreModel, or a callable (x, t) -> score.
+            eta: 1 for the reverse SDE, 0 for the probability flow, any other >= 0 between and beyond.
+        """
+        return ReverseSDE(self, model, eta, t_min=self.t_min, t_max=self.t_max)
+
+    def check_time(self, t: Tensor | float, x: Tensor | None = None, *, name: str = "t", zero: bool = False) -> Tensor:
+        """Return t in float64 on the CPU, of shape () or (B,), inside [t_min, t_max] (and 0 where ``zero``).
+
+        Raises:
+            DTypeError: an integer tensor. ShapeError: another shape. DomainError: NaN or outside the interval.
+        """
+        if isinstance(t, Tensor):
+            if not t.dtype.is_floating_point:
+                raise DTypeError(f"{name} must be floating for a continuous SDE, got {t.dtype}; see DDPM for a chain")
+            time = t.to("cpu", torch.float64)
+        else:
+            time = torch.tensor(float(t), dtype=torch.float64)
+        if time.ndim > 1 or (time.ndim and x is not None and time.shape[0] != x.shape[0]):
+            shapes = "()" if x is None else f"() or ({x.shape[0]},)"
+            raise ShapeError(f"{name} must have shape {shapes}, got {tuple(time.shape)}")
+        # A float32 time may lie half a unit in its last place outside the float64 interval.
+        low, high = self.t_min * (1 - 1e-6), self.t_max * (1 + 1e-6)
+        inside = (time >= low) & (time <= high)
+        if zero:
+            inside |= time == 0
+        if not bool(inside.all()):
+            bad = float(time[~inside].reshape(-1)[0]) if time.ndim else float(time)
+            raise DomainError(f"{name} must lie in [{self.t_min:g}, {self.t_max:g}], got {bad:g}")
+        return time
+
+
+@dataclass(frozen=True, eq=False)
+class GaussianSDE(SDE):
+    """x_t = alpha(t) x_0 + sigma(t) z. Write ``alpha`` and ``sigma``; all else is derived.
+
+    Rates come from automatic differentiation unless ``alpha_rate``, ``sigma_rate`` or ``diffusion`` are overridden;
+    ``log_snr`` and its inverse ``time`` should be overridden where a form without cancellation is known.
+    """
+
+    @abstractmethod
+    def alpha(self, t: Tensor | float) -> Tensor:
+        """Give the signal scale, positive and not increasing, of t's shape."""
+
+    @abstractmethod
+    def sigma(self, t: Tensor | float) -> Tensor:
+        """Give the noise standard deviation; sigma/alpha increases."""
+
+    @schedule
+    def log_snr(self, t: Tensor) -> Tensor:
+        """Return log(alpha^2/sigma^2), twice the literature's lambda."""
+        return 2 * (self.alpha(t).log() - self.sigma(t).log())
+
+    @schedule
+    def time(self, log_snr: Tensor) -> Tensor:
+        """Return the t with this log_snr, by bisection on (0, t_max] (to 1e-16 t_max) where no closed form is given."""
+        low = torch.zeros_like(log_snr)
+        high = torch.full_like(log_snr, self.t_max)
+        if bool((self.log_snr(high) > log_snr + 1e-9 * log_snr.abs().clamp_min(1)).any()):
+            raise DomainError(
+                f"log_snr must be at least {float(self.log_snr(high).max()):g}, reached at t_max = {self.t_max:g}; "
+                f"got {float(log_snr.min()):g}"
+            )
+        for _ in range(100):
+            middle = (low + high) / 2
+            above = self.log_snr(middle) > log_snr
+            low, high = torch.where(above, middle, low), torch.where(above, high, middle)
+        return high
+
+    @schedule
+    def alpha_rate(self, t: Tensor) -> Tensor:
+        """Return d alpha/dt."""
+        return time_derivative(self.alpha, t)
+
+    @schedule
+    def sigma_rate(self, t: Tensor) -> Tensor:
+        """Return d sigma/dt."""
+        return time_derivative(self.sigma, t)
+
+    @schedule
+    def diffusion(self, t: Tensor) -> Tensor:
+        """Return g(t) = sigma sqrt(-d log_snr/dt), in units of x per square root of t."""
+        return self.sigma(t) * (-time_derivative(self.log_snr, t)).sqrt()
+
+    @schedule
+    def drift_rate(self, t: Tensor) -> Tensor:
+        """Return d log alpha/dt, the factor of x in the drift."""
+        return self.alpha_rate(t) / self.alpha(t)
+
+    def drift(self, x: Tensor, t: Tensor | float) -> Tensor:
+        """Return f(x, t) = (d log alpha/dt) x, of x's shape."""
+        return expand(self.drift_rate(self.check_time(t, check_floating(x))), x) * x
+
+    @schedule
+    def prior_std(self, t: Tensor) -> Tensor:
+        """Return the standard deviation of the zero-mean prior at t: sigma(t), unless a class knows better."""
+        return self.sigma(t)
+
+    def at(self, t: Tensor | float) -> Point:
+        """Return the points at times t (no check of the interval), in float64 on the CPU."""
+        time = t.to("cpu", torch.float64) if isinstance(t, Tensor) else torch.tensor(float(t), dtype=torch.float64)
+
+        def rates() -> Pair:
+            return self.alpha_rate(time), self.sigma_rate(time)
+
+        return Point(time, self.alpha(time), self.sigma(time), self.log_snr(time), rates, self)
+
+    def marginal(self, x0: Tensor, t: Tensor | float) -> tuple[Tensor, Tensor]:
+        """Return the mean alpha x_0, of shape (B, *), and the standard deviation sigma, of t's shape, of x_t | x_0."""
+        time = self.check_time(t, check_floating(x0, "x0"))
+        return expand(self.alpha(time), x0) * x0, self.sigma(time).to(x0)
+
+    def perturb(self, x0: Tensor, t: Tensor | float, noise: Tensor) -> Tensor:
+        """Return x_t = alpha x_0 + sigma noise; ``noise`` has x_0's shape."""
+        if noise.shape != x0.shape:
+            raise ShapeError(f"noise must have the shape {tuple(x0.shape)} of x0, got {tuple(noise.shape)}")
+        mean, std = self.marginal(x0, t)
+        return mean + expand(std, x0) * noise
+
+    def transition_weights(self, s: Tensor | float, t: Tensor | float) -> Pair:
+        """Return (a, b) of x_t | x_s ~ N(a x_s, b^2) for s <= t, in float64."""
+        return transition_weights(self.at(s), self.at(t))
+
+    def transition(self, x_s: Tensor, s: Tensor | float, t: Tensor | float) -> tuple[Tensor, Tensor]:
+        """Return mean, of shape (B, *), and standard deviation, of t's shape, of x_t | x_s for s < t."""
+        check_floating(x_s, "x_s")
+        a, b = self.transition_weights(*self._ordered(x_s, s, t))
+        return expand(a, x_s) * x_s, b.to(x_s)
+
+    def posterior_weights(self, s: Tensor | float, t: Tensor | float) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the weights of x_t and x_0 in the mean of x_s | x_t, x_0, and its standard deviation, in float64."""
+        return posterior_weights(self.at(s), self.at(t))
+
+    def posterior(self, x0: Tensor, x_t: Tensor, s: Tensor | float, t: Tensor | float) -> tuple[Tensor, Tensor]:
+        """Return mean, of shape (B, *), and standard deviation, of t's shape, of x_s | x_t, x_0 for s < t (Bayes)."""
+        if x0.shape != x_t.shape:
+            raise ShapeError(f"x0 and x_t must agree, got shapes {tuple(x0.shape)} and {tuple(x_t.shape)}")
+        on_xt, on_x0, std = self.posterior_weights(*self._ordered(check_floating(x0, "x0"), s, t))
+        return expand(on_xt, x_t) * x_t + expand(on_x0, x0) * x0, std.to(x0)
+
+    def _ordered(self, x: Tensor, s: Tensor | float, t: Tensor | float) -> Pair:
+        early, late = self.check_time(s, x, name="s", zero=True), self.check_time(t, x)
+        if bool((early > late).any()):
+            raise DomainError(f"s must not exceed t, got s = {early.max():g} and t = {late.min():g}; swap them")
+        return early, late
+
+    def prior(self, t: Tensor | float | None = None, moments: Moments | None = None) -> Gaussian:
+        """Return the Gaussian that sampling starts from at t (t_max by default).
+
+        With the data's moments it is N(alpha m, alpha^2 C + sigma^2), which has the exact mean and covariance of x_t;
+        without them N(0, prior_std^2).
+        """
+        time = self.t_max if t is None else t
+        if moments is None:
+            zero = torch.zeros((), dtype=torch.float64)
+            return Gaussian(zero, self.prior_std(self.check_time(time)).square())
+        point = self.at(self.check_time(time))
+        return moments.at(float(point.alpha), float(point.sigma))
+
+    def describe(self) -> str:
+        """Return the curves at five times as text: t, alpha, sigma, log_snr, drift rate and g."""
+        times = torch.linspace(self.t_min, self.t_max, 5, dtype=torch.float64)
+        columns = {
+            "t": times,
+            "alpha": self.alpha(times),
+            "sigma": self.sigma(times),
+            "log_snr": self.log_snr(times),
+            "d log alpha/dt": self.drift_rate(times),
+            "g": self.diffusion(times),
+        }
+        head = f"{self}: x_t = alpha(t) x_0 + sigma(t) z on [{self.t_min:g}, {self.t_max:g}]"
+        lines = ["".join(f"{name:>16}" for name in columns)]
+        lines += ["".join(f"{float(c[i]):>16.6g}" for c in columns.values()) for i in range(len(times))]
+        prior = (
+            f"prior at t_max: mean 0, standard deviation {float(self.prior_std(self.t_max)):g} (data moments unknown)"
+        )
+        return "\n".join([head, *lines, prior])
+
+
+@dataclass(frozen=True, eq=False)
+class ReverseSDE(SDE):
+    """dx = [f - (1 + eta^2)/2 g^2 score] dt + eta g dw, run from t_max down to t_min.
+
+    ``drift(x, t)`` and ``diffusion(t)`` are in forward time t. The members ``f``, ``g``, ``noise_type`` and
+    ``sde_type`` are torchsde's protocol in the increasing time s = t_max - t.
+    """
+
+    forward: SDE
+    model: ScoreFunction
+    eta: float = 1.0
+    noise_type = "diagonal"
+    sde_type = "ito"
+
+    def __post_init__(self) -> None:
+        """Check eta."""
+        super().__post_init__()
+        check_number(self.eta, "eta", 0.0)
+
+    def drift(self, x: Tensor, t: Tensor | float) -> Tensor:
+        """Return the reverse drift in forward time, of x's shape."""
+        time = self.check_time(t, x)
+        out = self.model(x, time)
+        score = out if isinstance(out, Tensor) else out.score
+        if score.shape != x.shape:
+            raise SolverError(f"the score must have the shape {tuple(x.shape)} of x, got {tuple(score.shape)}")
+        g = self.forward.diffusion(time)
+        return self.forward.drift(x, time) - expand(0.5 * (1 + self.eta**2) * g.square(), x) * score
+
+    def diffusion(self, t: Tensor | float) -> Tensor:
+        """Return eta g(t)."""
+        return self.eta * self.forward.diffusion(t)
+
+    def prior(self, t: Tensor | float | None = None, moments: Moments | None = None) -> Gaussian:
+        """Return the forward SDE's prior: both have the same marginals."""
+        return self.forward.prior(t, moments)
+
+    def f(self, s: Tensor, y: Tensor) -> Tensor:
+        """Return torchsde's drift at s = t_max - t: minus the reverse drift, since time runs backwards."""
+        return -self.drift(y, (self.t_max - s).clamp(self.t_min, self.t_max))
+
+    def g(self, s: Tensor, y: Tensor) -> Tensor:
+        """Return torchsde's diagonal diffusion at s = t_max - t, of y's shape."""
+        g = self.diffusion((self.t_max - s).clamp(self.t_min, self.t_max))
+        return expand(g, y).expand_as(y)

@@ -1,0 +1,177 @@
+r"""First-order steps: ancestral sampling, DDIM, Euler-Maruyama and reverse diffusion.
+
+On an interval from t down to s let D = log_snr_t - log_snr_s <= 0, h = -D/2 the step in log(alpha/sigma), and
+(a, b) the transition x_t | x_s ~ N(a x_s, b^2).
+
+*Exponential, data prediction frozen.* In lambda = log(alpha/sigma) the reverse family of index eta reads
+d(x/sigma) = [-eta^2 x/sigma + (1 + eta^2) e^lambda x_0] d lambda + sqrt(2) eta dw, so
+
+    x_s = sigma_s/sigma_t e^{-eta^2 h} x_t + alpha_s (1 - e^{-(1 + eta^2) h}) x_0 + sigma_s sqrt(1 - e^{-2 eta^2 h}) z.
+
+At eta = 1 this is Bayes' posterior of x_s given x_t and x_0, DDPM's ancestral step with the small variance; the large
+variance replaces the weight of z by b. At eta = 0 it is DDIM. Between, DDIM's own eta scales the posterior's standard
+deviation instead: w = eta sigma_s sqrt(1 - e^D) and x_s = alpha_s x_0 + sqrt(sigma_s^2 - w^2) noise + w z.
+
+*Euler-Maruyama* freezes the whole reverse drift at t, *reverse diffusion* uses the forward transition in its place:
+
+    x_s = x_t - (t - s) [f x_t - (1 + eta^2)/2 g^2 score] + eta g sqrt(t - s) z
+    x_s = (2 - a) x_t + (1 + eta^2)/2 b^2 score + eta b z.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from scoresde.errors import DomainError, check_number, unknown
+from scoresde.grids import uniform
+from scoresde.readout import Point
+from scoresde.sde import GaussianSDE, transition_weights
+from scoresde.solvers.base import Solver, one_stage_table
+from scoresde.tableau import Order, Tableau
+
+__all__ = ["ancestral", "ancestral_table", "ddim", "ddim_table", "euler_maruyama", "reverse_diffusion"]
+
+
+def _prior(sde: GaussianSDE, times: Tensor) -> float:
+    return float(sde.prior_std(times[0]))
+
+
+def _orders(eta: float) -> Order:
+    return Order(deterministic=1.0) if eta == 0 else Order(strong=1.0, weak=1.0)
+
+
+def ancestral_table(points: Point, *, prior_std: float, eta: float = 1.0, variance: str = "small") -> Tableau:
+    """Build the exponential first-order step on decreasing points; see ``ancestral``."""
+    late, early = points[:-1], points[1:]
+    h = 0.5 * (early.log_snr - late.log_snr)
+    on_x = early.sigma / late.sigma * torch.where(torch.isinf(h), h.new_zeros(()), (-(eta**2) * h).exp())
+    on_data = early.alpha * -torch.expm1(-(1 + eta**2) * h)
+    on_noise = early.sigma * (-torch.expm1(-2 * eta**2 * h)).nan_to_num(0.0).sqrt()
+    if variance == "large":
+        on_noise = torch.where(early.sigma > 0, transition_weights(early, late)[1], on_noise)
+    return one_stage_table(
+        f"ancestral (eta = {eta:g}, {variance} variance)",
+        "data",
+        points,
+        (on_x, on_data, on_noise),
+        prior_std=prior_std,
+        power=-2.0 * eta**2,
+        order=_orders(eta) if variance == "small" else Order(weak=1.0),
+    )
+
+
+def ancestral(*, eta: float = 1.0, variance: str = "small") -> Solver:
+    """Return ancestral sampling: Bayes' posterior with the data prediction in the place of x_0.
+
+    Source: Ho et al. 2020, "Denoising diffusion probabilistic models", eq. 6 and 7 (eta = 1).
+
+    Args:
+        eta: the reverse family's index, >= 0; 1 is DDPM, 0 is DDIM.
+        variance: "small" (the posterior's) or "large" (the transition's b^2; eta = 1 only).
+
+    Raises:
+        ConfigError: another variance. DomainError: eta < 0, or the large variance with eta other than 1.
+    """
+    check_number(eta, "eta", 0.0)
+    if variance not in ("small", "large"):
+        raise unknown("variance", variance, ("small", "large"))
+    if variance == "large" and eta != 1.0:
+        raise DomainError(f"the large variance belongs to eta = 1, got eta = {eta:g}")
+
+    def build(sde: GaussianSDE, times: Tensor) -> Tableau:
+        return ancestral_table(sde.at(times), prior_std=_prior(sde, times), eta=eta, variance=variance)
+
+    return Solver("ancestral", build, uniform(), 1, _orders(eta), "Ho et al. 2020")
+
+
+def ddim_table(points: Point, *, prior_std: float, eta: float = 0.0) -> Tableau:
+    """Build DDIM's step with its own eta on decreasing points; see ``ddim``."""
+    late, early = points[:-1], points[1:]
+    gap = late.log_snr - early.log_snr
+    # log of e^{D/2} sqrt(1 - eta^2 (1 - e^D)), the share of x_t that survives, relative to alpha_s/alpha_t.
+    share = 0.5 * gap + 0.5 * torch.log1p(eta**2 * torch.expm1(gap))
+    if bool(torch.isnan(share).any()):
+        raise DomainError(f"eta = {eta:g} asks for more noise than a step of this grid can hold; use eta <= 1")
+    on_x = early.sigma / late.sigma * (share - 0.5 * gap).exp().nan_to_num(0.0)
+    on_data = early.alpha * -torch.expm1(share)
+    on_noise = eta * early.sigma * (-torch.expm1(gap)).sqrt()
+    return one_stage_table(
+        f"ddim (eta = {eta:g})",
+        "data",
+        points,
+        (on_x, on_data, on_noise),
+        prior_std=prior_std,
+        power=-2.0,
+        order=_orders(eta),
+    )
+
+
+def ddim(eta: float = 0.0) -> Solver:
+    """Return DDIM; here eta is the paper's own: it scales the posterior's standard deviation.
+
+    It equals the reverse family's index at 0 (the first-order exponential integrator of the probability flow) and at 1
+    (ancestral sampling), and differs between.
+
+    Source: Song, Meng and Ermon 2021, "Denoising diffusion implicit models", eq. 12 and 16.
+
+    Raises:
+        DomainError: eta < 0, or so large that a step has no room for the noise.
+    """
+    check_number(eta, "eta", 0.0)
+
+    def build(sde: GaussianSDE, times: Tensor) -> Tableau:
+        return ddim_table(sde.at(times), prior_std=_prior(sde, times), eta=eta)
+
+    return Solver("ddim", build, uniform(), 1, _orders(eta), "Song, Meng and Ermon 2021")
+
+
+def euler_maruyama(*, eta: float = 1.0) -> Solver:
+    """Return Euler-Maruyama for the reverse family in t (eta = 0: Euler's method on the probability flow).
+
+    Its noise is additive, so Euler-Maruyama converges strongly at order 1. Source: Song et al. 2021, appendix D.
+    """
+    check_number(eta, "eta", 0.0)
+
+    def build(sde: GaussianSDE, times: Tensor) -> Tableau:
+        points = sde.at(times)
+        late = points[:-1]
+        dt = times[:-1] - times[1:]
+        g = sde.diffusion(late.t)
+        on_x = 1 - dt * sde.drift_rate(late.t)
+        on_eps = -dt * 0.5 * (1 + eta**2) * g.square() / late.sigma
+        return one_stage_table(
+            f"euler_maruyama (eta = {eta:g})",
+            "noise",
+            points,
+            (on_x, on_eps, eta * g * dt.sqrt()),
+            prior_std=_prior(sde, times),
+            power=None,
+            order=_orders(eta),
+        )
+
+    return Solver("euler_maruyama", build, uniform(), 1, _orders(eta), "Song et al. 2021")
+
+
+def reverse_diffusion(*, eta: float = 1.0) -> Solver:
+    """Return the reverse-diffusion predictor: the forward transition's own drift and noise, run backwards.
+
+    Source: Song et al. 2021, appendix E, eq. 46.
+    """
+    check_number(eta, "eta", 0.0)
+
+    def build(sde: GaussianSDE, times: Tensor) -> Tableau:
+        points = sde.at(times)
+        late = points[:-1]
+        a, b = transition_weights(points[1:], late)
+        return one_stage_table(
+            f"reverse_diffusion (eta = {eta:g})",
+            "noise",
+            points,
+            (2 - a, -0.5 * (1 + eta**2) * b.square() / late.sigma, eta * b),
+            prior_std=_prior(sde, times),
+            power=2.0,
+            order=_orders(eta),
+        )
+
+    return Solver("reverse_diffusion", build, uniform(), 1, _orders(eta), "Song et al. 2021")

@@ -1,0 +1,335 @@
+r"""A sampler as a table of numbers.
+
+For a Gaussian diffusion and a fixed grid, a sampler is linear in the states, in the predictions made so far and in the
+noise, with coefficients that do not depend on the data. A ``Tableau`` is those numbers; one executor runs them all.
+
+Executing a row: the model sees the current state x at ``row.at`` and its prediction P_0 joins the earlier ones
+P_1, P_2, ... (newest first); a draw z_0 joins the earlier draws where the row gives the newest a weight; then
+
+    x      <- state[0] y + state[1] P_0 + state[2] P_1 + ...   + noise[0] z_0 + noise[1] z_1 + ...
+    y      <- the same with the weights ``anchor`` and ``anchor_noise``, or the new x where ``anchor`` is None.
+
+y is the *anchor*: the state that a step starts from. A one-stage method has y = x throughout; stages keep y still while
+x moves; a corrector moves y by itself.
+
+With Gaussian data N(m, c) the prediction is affine in x, so the law of the output is a recursion on the rows and is
+exact: ``affine_map`` and ``law``.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, dataclass, field, replace
+
+import numpy as np
+import torch
+
+from scoresde.errors import ConfigError, DomainError, unknown
+from scoresde.readout import TARGETS, Point, target, view
+
+__all__ = ["CLEAN", "Increment", "Knot", "Order", "Row", "Tableau"]
+
+Weights = tuple[float, ...]
+SHOWN = 10
+
+
+@dataclass(frozen=True)
+class Knot:
+    """A point on a diffusion as plain numbers: time, signal scale, noise standard deviation."""
+
+    t: float
+    alpha: float
+    sigma: float
+
+    @property
+    def log_snr(self) -> float:
+        """log(alpha^2/sigma^2), infinite where one of them is 0."""
+        if self.sigma == 0:
+            return math.inf
+        return -math.inf if self.alpha == 0 else 2 * (math.log(self.alpha) - math.log(self.sigma))
+
+    def point(self) -> Point:
+        """Return the same as a Point with fields of shape ()."""
+        numbers = (self.t, self.alpha, self.sigma, self.log_snr)
+        t, alpha, sigma, log_snr = (torch.tensor(c, dtype=torch.float64) for c in numbers)
+        return Point(t, alpha, sigma, log_snr)
+
+    @classmethod
+    def of(cls, point: Point) -> list[Knot]:
+        """Turn points with a vector of times into knots."""
+        columns = (c.reshape(-1).tolist() for c in (point.t, point.alpha, point.sigma))
+        return [cls(*numbers) for numbers in zip(*columns, strict=True)]
+
+
+CLEAN = Knot(0.0, 1.0, 0.0)
+"""Clean data, the end of ``final="denoise"``."""
+
+
+@dataclass(frozen=True)
+class Increment:
+    """Which part of the driving Brownian path a fresh draw is: the integral of k dw over [end, start], normalised.
+
+    Args:
+        start: time at which the interval starts (the later one).
+        end: time at which it ends.
+        power: the clock, whose change is the integral of k^2 dt: nu^power with nu = sigma/alpha, or t where None.
+    """
+
+    start: float
+    end: float
+    power: float | None = None
+
+
+@dataclass(frozen=True)
+class Order:
+    """Declared orders of convergence; None where the notion does not apply."""
+
+    deterministic: float | None = None
+    strong: float | None = None
+    weak: float | None = None
+
+
+@dataclass(frozen=True)
+class Row:
+    """One call of the model and what follows it; the module's docstring says how it is executed.
+
+    Args:
+        at: where the model sees the current state.
+        state: weights of [anchor, predictions newest first] in the next state.
+        anchor: the same for the next anchor; None where the next state becomes the anchor.
+        noise: weights of [fresh draw, earlier draws newest first] in the next state.
+        anchor_noise: the same for the next anchor.
+        increment: what the fresh draw is on the driving path.
+        restart: forget the earlier predictions before this call, as after a jump upwards.
+    """
+
+    at: Knot
+    state: Weights
+    anchor: Weights | None = None
+    noise: Weights = ()
+    anchor_noise: Weights = ()
+    increment: Increment | None = None
+    restart: bool = False
+
+    @property
+    def draws(self) -> bool:
+        """Whether the row takes a fresh draw."""
+        return any(w[0] != 0.0 for w in (self.noise, self.anchor_noise) if w)
+
+
+@dataclass(frozen=True)
+class Tableau:
+    """A sampler on a grid, as data.
+
+    Args:
+        name: what it is, for people.
+        prediction: which prediction the weights multiply: a kind of ``readout.TARGETS`` that needs no rates.
+        rows: one for each call of the model.
+        start: where the start state lives.
+        end: where the last state lives.
+        prior_std: standard deviation of the zero-mean start state, where the data's moments are unknown.
+        lift: (scale, weight): the first call sees scale * x + weight * z (churn at the top).
+        order: declared orders.
+
+    Raises:
+        ConfigError, DomainError: weights that name predictions or draws which do not exist, or are not finite.
+    """
+
+    name: str
+    prediction: str
+    rows: tuple[Row, ...]
+    start: Knot
+    end: Knot
+    prior_std: float
+    lift: tuple[float, float] = (1.0, 0.0)
+    order: Order = field(default_factory=Order)
+
+    def __post_init__(self) -> None:
+        """Check that every weight is finite and multiplies something that exists."""
+        if self.prediction not in TARGETS or self.prediction == "velocity":
+            raise unknown("prediction of a table", self.prediction, [k for k in TARGETS if k != "velocity"])
+        held = drawn = 0
+        for i, row in enumerate(self.rows):
+            held = 1 if row.restart else held + 1
+            drawn += row.draws
+            past = drawn + (not row.draws)
+            for name, weights, limit in (
+                ("state", row.state, held + 1),
+                ("anchor", row.anchor or (), held + 1),
+                ("noise", row.noise, past),
+                ("anchor_noise", row.anchor_noise, past),
+            ):
+                if not all(math.isfinite(w) for w in weights):
+                    raise DomainError(
+                        f"row {i} of {self.name!r} (t = {row.at.t:g}) has {name} weights {weights}, not all finite: "
+                        "the method has no such step here; move the grid's ends or take another solver"
+                    )
+                if len(weights) > limit:
+                    raise ConfigError(f"row {i} of {self.name!r} weighs {len(weights)} {name} terms, but {limit} exist")
+            if row.anchor_noise and row.anchor is None:
+                raise ConfigError(f"row {i} of {self.name!r} gives noise to an anchor that follows the state")
+
+    @property
+    def nfe(self) -> int:
+        """Number of evaluations of the model."""
+        return len(self.rows)
+
+    @property
+    def memory(self) -> int:
+        """Number of earlier predictions that any row uses."""
+        return max((len(w) - 2 for row in self.rows for w in (row.state, row.anchor or ())), default=0)
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether any noise enters after the start state."""
+        return self.lift[1] != 0.0 or any(row.draws for row in self.rows)
+
+    @property
+    def times(self) -> tuple[float, ...]:
+        """Start time, the times of the calls and the end time, without repeats."""
+        every = [self.start.t, *(row.at.t for row in self.rows), self.end.t]
+        return tuple(t for i, t in enumerate(every) if i == 0 or t != every[i - 1])
+
+    def points(self) -> Point:
+        """Return the rows' calls as one Point with fields of shape (nfe,)."""
+        knots = [row.at for row in self.rows]
+        t, alpha, sigma, log_snr = (
+            torch.tensor([getattr(k, name) for k in knots], dtype=torch.float64)
+            for name in ("t", "alpha", "sigma", "log_snr")
+        )
+        return Point(t, alpha, sigma, log_snr)
+
+    def denoised(self) -> Tableau:
+        """Append the jump from the last time to clean data: x <- the data prediction, at one more call."""
+        if self.end.sigma == 0:
+            return self
+        here = self.end.point()
+        a, b = view(target(self.prediction, here), target("data", here), here, f"the last step of {self.name!r}")
+        last = Row(self.end, (float(a), float(b)))
+        return replace(self, rows=(*self.rows, last), end=CLEAN)
+
+    def without_last_noise(self) -> Tableau:
+        """Drop the noise of the last row: the mean of the last step."""
+        if not self.rows:
+            return self
+        return replace(self, rows=(*self.rows[:-1], replace(self.rows[-1], noise=(), increment=None)))
+
+    def affine_map(self, mean: float = 0.0, variance: float = 1.0) -> np.ndarray:
+        """Return the output's weights on [1, start state, draw 1, draw 2, ...] for exact predictions of Gaussian data.
+
+        Shape (2 + draws,) for data N(mean, variance). The first draw is the lift's, where it has a weight.
+        """
+        draws = sum(row.draws for row in self.rows) + (self.lift[1] != 0.0)
+        unit = np.eye(2 + draws)
+        x = self.lift[0] * unit[1]
+        z: list[np.ndarray] = []
+        if self.lift[1] != 0.0:
+            x = x + self.lift[1] * unit[2]
+            z.append(unit[2])
+        y, past = x, list[np.ndarray]()
+        for row in self.rows:
+            past = [self._gaussian_prediction(row.at, x, unit[0], mean, variance), *([] if row.restart else past)]
+            if row.draws:
+                z.insert(0, unit[2 + len(z)])
+            terms, noises = [y, *past], z if row.draws else [np.zeros_like(x), *z]
+            x, y = (
+                sum((w * v for w, v in zip(weights, terms, strict=False)), np.zeros_like(x))
+                + sum((w * v for w, v in zip(noise, noises, strict=False)), np.zeros_like(x))
+                for weights, noise in (
+                    (row.state, row.noise),
+                    (row.state, row.noise) if row.anchor is None else (row.anchor, row.anchor_noise),
+                )
+            )
+        return np.asarray(x)
+
+    def _gaussian_prediction(
+        self, at: Knot, x: np.ndarray, one: np.ndarray, mean: float, variance: float
+    ) -> np.ndarray:
+        """Return the exact prediction for data N(mean, variance) of the state with weights ``x``."""
+        total = at.alpha**2 * variance + at.sigma**2
+        centred = x - at.alpha * mean * one
+        data = mean * one + at.alpha * variance / total * centred
+        noise = at.sigma / total * centred
+        p, q = target(self.prediction, at.point())
+        return float(p) * data + float(q) * noise
+
+    def law(
+        self, mean: float = 0.0, variance: float = 1.0, start: tuple[float, float] | None = None
+    ) -> tuple[float, float]:
+        """Return the exact mean and variance of the output for scalar data N(mean, variance) and exact predictions.
+
+        Args:
+            mean: the data's mean.
+            variance: the data's variance.
+            start: mean and variance of the start state; by default those of x at the start of the exact process.
+        """
+        weights = self.affine_map(mean, variance)
+        begin = self.start
+        m, v = (begin.alpha * mean, begin.alpha**2 * variance + begin.sigma**2) if start is None else start
+        return float(weights[0] + weights[1] * m), float(weights[1] ** 2 * v + (weights[2:] ** 2).sum())
+
+    def to_json(self) -> str:
+        """Return the table as JSON text; ``from_json`` gives back an equal table, to the last bit."""
+        return json.dumps({"format": 1, **asdict(self)}, allow_nan=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> Tableau:
+        """Read a table written by ``to_json``.
+
+        Raises:
+            ConfigError: text that is no such table, or of a newer format.
+        """
+        try:
+            got = json.loads(text)
+            if got.pop("format") != 1:
+                raise ConfigError("this table was written by a newer version; upgrade scoresde")
+            rows = tuple(_row(entry) for entry in got.pop("rows"))
+            return cls(
+                rows=rows,
+                start=Knot(**got.pop("start")),
+                end=Knot(**got.pop("end")),
+                lift=tuple(got.pop("lift")),
+                order=Order(**got.pop("order")),
+                **got,
+            )
+        except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
+            raise ConfigError(f"this is no saved table: {error}; make one with Tableau.to_json()") from error
+
+    def __repr__(self) -> str:
+        """Say in one line what the table is."""
+        kind = "stochastic" if self.stochastic else "deterministic"
+        span = f"t = {self.start.t:g} to {self.end.t:g}"
+        return f"<Tableau {self.name}: {self.nfe} evaluations, {span}, {kind}, in the {self.prediction} prediction>"
+
+    def __str__(self) -> str:
+        """Print the rows: time, log_snr and the weights; the middle of a long table is left out."""
+        lines = [repr(self), f"{'t':>12} {'log_snr':>10}  weights of [anchor, predictions newest first] + noise"]
+        for i, row in enumerate(self.rows):
+            if len(self.rows) > 2 * SHOWN and SHOWN <= i < len(self.rows) - SHOWN:
+                if i == SHOWN:
+                    lines.append(f"{'...':>12}  {len(self.rows) - 2 * SHOWN} more rows")
+                continue
+            parts = [f"x <- [{_join(row.state)}]"]
+            if any(row.noise):
+                parts.append(f"+ [{_join(row.noise)}] z")
+            if row.anchor is not None:
+                parts.append(f"; y <- [{_join(row.anchor)}]")
+            if any(row.anchor_noise):
+                parts.append(f"+ [{_join(row.anchor_noise)}] z")
+            lines.append(f"{row.at.t:>12.6g} {row.at.log_snr:>10.4g}  {' '.join(parts)}")
+        return "\n".join(lines)
+
+
+def _join(weights: Weights) -> str:
+    return ", ".join(f"{w:.6g}" for w in weights)
+
+
+def _row(entry: dict[str, object]) -> Row:
+    """Rebuild a row from JSON, whose lists were tuples."""
+    got = dict(entry)
+    at, increment = got.pop("at"), got.pop("increment")
+    if not isinstance(at, dict) or not (increment is None or isinstance(increment, dict)):
+        raise TypeError("a row's point is not an object")
+    tuples = {key: tuple(value) if isinstance(value, list) else value for key, value in got.items()}
+    return Row(at=Knot(**at), increment=None if increment is None else Increment(**increment), **tuples)  # type: ignore[arg-type]
