@@ -1,0 +1,15 @@
+"""Figures and animations in one style, drawn with matplotlib's objects and never through pyplot's global state.
+
+Every function checks its input and returns a ``matplotlib.figure.Figure``; ``save`` writes it. ``animation`` writes a
+GIF that loops. matplotlib is imported when a function is called: ``pip install "scoresde[plots]"``.
+"""
+
+from __future__ import annotations
+
+from scoresde.plots.curves import comparison
+from scoresde.plots.motion import animation
+from scoresde.plots.samples import density, image_grid, scatter
+from scoresde.plots.style import save
+from scoresde.plots.tables import tableau
+
+__all__ = ["animation", "comparison", "density", "image_grid", "save", "scatter", "tableau"]
