@@ -1,14 +1,17 @@
 r"""The loop: it runs every tableau.
 
-All coefficients are Python floats before it starts, so that the loop does no schedule arithmetic, waits for no device
-and allocates nothing after its first steps. Where a prediction is not needed again, the readout P = a x + b F is folded
-into the row: x <- state[0] y + state[1] a x + state[1] b F + ...
+A table is compiled into straight-line sums over numbered buffers before the loop starts: all coefficients are Python
+floats, so that the loop does no schedule arithmetic, waits for no device and allocates nothing. Where a prediction is
+not needed again, the readout P = a x + b F is folded into its row: x <- state[0] y + state[1] a x + state[1] b F + ...
+A sum is never written over a buffer that it reads, so that a network may return its own input or a view of it.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,7 +23,8 @@ from scoresde.tableau import Row, Tableau
 
 __all__ = ["Observer", "Step", "execute"]
 
-Term = tuple[float, Tensor]
+Term = tuple[float, int]
+OUTPUT, START = 0, 1  # the buffers of the network's output and of the start state
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,34 +49,110 @@ class Step:
 Observer = Callable[[Step], None]
 
 
-class _Pool:
-    """Buffers of one shape, used again; without grad only, since autograd keeps what it saw."""
+class _Sum(NamedTuple):
+    """buffer[out] <- weight * buffer[first] + the weighted rest."""
 
-    def __init__(self, like: Tensor, reuse: bool) -> None:
-        self.like, self.reuse = like, reuse
-        self.free: list[Tensor] = []
-
-    def take(self) -> Tensor | None:
-        if not self.reuse:
-            return None
-        return self.free.pop() if self.free else torch.empty_like(self.like)
-
-    def give(self, *used: Tensor) -> None:
-        if self.reuse:
-            self.free.extend(used)
+    out: int
+    weight: float
+    first: int
+    rest: tuple[Term, ...]
 
 
-def _combine(out: Tensor | None, terms: Sequence[Term]) -> Tensor:
-    """Return the weighted sum of the terms, in ``out`` where it is given."""
-    (w, first), *rest = terms
-    if w == 1.0 and rest:
-        v, second = rest.pop(0)
-        total = torch.add(first, second, alpha=v, out=out)
-    else:
-        total = torch.mul(first, w, out=out)
-    for v, term in rest:
-        total.add_(term, alpha=v)
-    return total
+class _Stage(NamedTuple):
+    """One row as buffer numbers: call at x, draw into ``draw`` (0: none), then the sums."""
+
+    x: int
+    y: int
+    draw: int
+    sums: tuple[_Sum, ...]
+    new: int
+
+
+class _Program:
+    """A compiled table: the stages, the lift before them, and how many buffers they need."""
+
+    def __init__(self, table: Tableau, a: Sequence[float], b: Sequence[float]) -> None:
+        self.size = START + 1
+        self._free: list[int] = []
+        scale, weight = table.lift
+        x = y = START
+        draws: list[int] = []
+        past: list[int] = []
+        self.lift: tuple[_Stage, ...] = ()
+        if weight != 0.0:
+            draws = [self._take()]
+            x = y = self._take()
+            self.lift = (_Stage(START, START, draws[0], (_sum(x, [(scale, START), (weight, draws[0])]),), x),)
+        drawn = max((len(w) for row in table.rows for w in (row.noise, row.anchor_noise)), default=0)
+        stages, memory = [], table.memory
+        for row, needed, on_x, on_output in zip(table.rows, _reused(table.rows), a, b, strict=True):
+            sums = []
+            if row.restart:
+                self._free += past
+                past = []
+            if row.draws:
+                # A buffer that no later row reads serves the next draw.
+                draws = [draws.pop() if len(draws) >= drawn else self._take(), *draws]
+            follows, still = row.anchor is None, row.anchor == (1.0,) and not row.anchor_noise
+            newest = [(on_x, x), (on_output, OUTPUT)]
+            kept = 0
+            if needed or not (follows or still):
+                kept = self._take()
+                sums.append(_sum(kept, newest))
+                newest = [(1.0, kept)]
+            noises = draws if row.draws else [OUTPUT, *draws]
+            new = new_y = self._take()
+            sums.append(_sum(new, _terms(row.state, y, newest, past, row.noise, noises)))
+            if not follows:
+                new_y = y
+                if not still:
+                    new_y = self._take()
+                    sums.append(_sum(new_y, _terms(row.anchor or (), y, newest, past, row.anchor_noise, noises)))
+            stages.append(_Stage(x, y, draws[0] if row.draws else 0, tuple(sums), new))
+            if needed:
+                past.insert(0, kept)
+                if len(past) > memory:
+                    self._free.append(past.pop())
+            elif kept:
+                self._free.append(kept)
+            # The old state and anchor are free once nothing names them.
+            self._free += {x, y} - {new_y}
+            x, y = new, new_y
+        self.stages = tuple(stages)
+        self.result = x
+
+    def _take(self) -> int:
+        if self._free:
+            return self._free.pop()
+        self.size += 1
+        return self.size - 1
+
+
+@functools.lru_cache(maxsize=32)
+def _compiled(table: Tableau, a: tuple[float, ...], b: tuple[float, ...]) -> _Program:
+    return _Program(table, a, b)
+
+
+def _sum(out: int, terms: Sequence[Term]) -> _Sum:
+    (weight, first), *rest = terms
+    return _Sum(out, weight, first, tuple((w, k) for w, k in rest if w != 0.0))
+
+
+def _terms(
+    weights: Sequence[float],
+    y: int,
+    newest: Sequence[Term],
+    past: Sequence[int],
+    noise: Sequence[float],
+    draws: Sequence[int],
+) -> list[Term]:
+    """Return one row's weights of the anchor, the newest prediction's terms, the earlier ones and the noise."""
+    on_y, on_newest = weights[0], weights[1] if len(weights) > 1 else 0.0
+    terms = [(on_newest * w, k) for w, k in newest]
+    terms += [*zip(weights[2:], past, strict=False), *zip(noise, draws, strict=False)]
+    if terms[0][1] == y:
+        return [(terms[0][0] + on_y, y), *terms[1:]]
+    return [(on_y, y), *terms]
 
 
 def _reused(rows: Sequence[Row]) -> list[bool]:
@@ -80,8 +160,8 @@ def _reused(rows: Sequence[Row]) -> list[bool]:
     needed = [False] * len(rows)
     for j, row in enumerate(rows):
         for weights in (row.state, row.anchor or ()):
-            for k, w in enumerate(weights[2:], start=1):
-                needed[j - k] |= w != 0.0
+            for k, _ in enumerate(weights[2:], start=1):
+                needed[j - k] = True
     return needed
 
 
@@ -96,98 +176,52 @@ def execute(
     guard: Callable[[int, Tensor, Tensor], Tensor] | None = None,
     differentiable: bool = False,
 ) -> Tensor:
-    """Run a tableau on the state x (B, *), which is overwritten unless ``differentiable``.
+    """Run a tableau on the state x (B, *), whose memory is used unless ``differentiable``.
 
     Args:
         table: the sampler.
-        model: the model, prepared at ``table.points()``.
+        model: the model, prepared at ``table.points``.
         x: start state.
         noise: where the draws come from.
         kernels: applied before each row whose state is its anchor.
         observers: called after each row.
-        guard: (row, old state, new state) -> new state, where every step is to be checked.
-        differentiable: keep the graph.
+        guard: (row, anchor, new state) -> new state, where every step is to be checked.
+        differentiable: keep the graph; every sum is then a new tensor.
     """
-    a, b = model.weights(table.prediction)
-    pool = _Pool(x, reuse=not differentiable)
-    scale, lift = table.lift
-    draws: list[Tensor] = []
-    if lift != 0.0:
-        draws = [_draw(noise, x)]
-        x = _combine(pool.take(), [(scale, x), (lift, draws[0])])
-    y, past, memory = x, list[Tensor](), table.memory
-    drawn = max((len(w) for row in table.rows for w in (row.noise, row.anchor_noise)), default=0)
-    for i, (row, needed) in enumerate(zip(table.rows, _reused(table.rows), strict=True)):
-        if kernels and x is y:
+    program = _compiled(table, *model.weights(table.prediction))
+    # ``held`` is where a sum is written: the buffers themselves, or None for a new tensor.
+    buffers = [x, x, *(torch.empty_like(x) for _ in range(program.size - 2))]
+    held: list[Tensor | None] = [None] * program.size if differentiable else list(buffers)
+    for stage in program.lift:
+        noise.fill(buffers[stage.draw])
+        _add_up(buffers, held, stage.sums)
+    raw = model.raw
+    for i, stage in enumerate(program.stages):
+        if kernels and stage.x == stage.y:
             for kernel in kernels:
-                x = y = kernel(x, i, model, noise)
-        output = model.raw(i, x)
-        if row.restart:
-            past.clear()
-        follows, still = row.anchor is None, row.anchor == (1.0,) and not row.anchor_noise
-        if row.draws:
-            # A buffer that no later row reads serves the next draw.
-            draws = [_draw(noise, x, draws.pop() if len(draws) >= drawn else None), *draws]
-        if needed or not (follows or still):
-            current = _combine(pool.take(), [(a[i], x), (b[i], output)])
-            newest: list[Term] = [(1.0, current)]
-        else:
-            current = None
-            newest = [(a[i], x), (b[i], output)]
-        new = _advance(pool.take(), row.state, row.noise, y, newest, past, draws, row.draws)
+                buffers[stage.x] = kernel(buffers[stage.x], i, model, noise)
+        buffers[OUTPUT] = raw(i, buffers[stage.x])
+        if stage.draw:
+            if differentiable:
+                buffers[stage.draw] = torch.empty_like(x)
+            noise.fill(buffers[stage.draw])
+        _add_up(buffers, held, stage.sums)
         if guard is not None:
-            new = guard(i, y, new)
-        new_y = y
-        if not (follows or still):
-            new_y = _advance(pool.take(), row.anchor or (), row.anchor_noise, y, newest, past, draws, row.draws)
-        elif follows:
-            new_y = new
+            buffers[stage.new] = guard(i, buffers[stage.y], buffers[stage.new])
         if observers:
             s = table.rows[i + 1].at.t if i + 1 < len(table.rows) else table.end.t
-            prediction = Prediction(x, output, _at(model.readout, i))
+            prediction = Prediction(buffers[stage.x], buffers[OUTPUT], _at(model.readout, i))
             for observer in observers:
-                observer(Step(i, row.at.t, s, new, prediction))
-        if current is not None:
-            past.insert(0, current)
-            if len(past) > memory:
-                pool.give(past.pop())
-        # The old state and anchor are free once nothing names them.
-        if x is not y and x is not new_y:
-            pool.give(x)
-        if y is not new_y:
-            pool.give(y)
-        x, y = new, new_y
-    return x
+                observer(Step(i, table.rows[i].at.t, s, buffers[stage.new], prediction))
+    return buffers[program.result]
 
 
-def _advance(
-    out: Tensor | None,
-    weights: Sequence[float],
-    noise: Sequence[float],
-    y: Tensor,
-    newest: Sequence[Term],
-    past: Sequence[Tensor],
-    draws: Sequence[Tensor],
-    fresh: bool,
-) -> Tensor:
-    """Apply one row's weights to the anchor, the newest prediction's terms, the earlier ones and the noise."""
-    on_y, on_newest = weights[0], weights[1] if len(weights) > 1 else 0.0
-    terms = [(on_newest * w, v) for w, v in newest] if on_newest else []
-    if terms and terms[0][1] is y:
-        terms[0] = (terms[0][0] + on_y, y)
-    elif on_y or not terms:
-        terms.insert(0, (on_y, y))
-    if len(weights) > 2:
-        terms += [(w, p) for w, p in zip(weights[2:], past, strict=False) if w]
-    if noise:
-        terms += [(w, z) for w, z in zip(noise if fresh else noise[1:], draws, strict=False) if w]
-    return _combine(out, terms)
-
-
-def _draw(noise: NoiseSource, x: Tensor, out: Tensor | None = None) -> Tensor:
-    z = torch.empty_like(x) if out is None else out
-    noise.fill(z)
-    return z
+def _add_up(buffers: list[Tensor], held: Sequence[Tensor | None], sums: Sequence[_Sum]) -> None:
+    for out, weight, first, rest in sums:
+        total = torch.mul(buffers[first], weight, out=held[out])
+        for w, k in rest:
+            total.add_(buffers[k], alpha=w)
+        buffers[out] = total
 
 
 def _at(readout: Readout, i: int) -> Readout:

@@ -252,7 +252,10 @@ class ScoreModel(nn.Module):
 
     def raw(self, x: Tensor, c_noise: Tensor, cond: Condition) -> Tensor:
         """Call the network on its scaled input and check what comes back."""
-        version = x._version
+        if x.is_inference():
+            # Inference tensors have no version to compare: the network works on a copy of its own.
+            x = x.clone()
+        version = None if x.is_inference() else x._version
         out = self.net(x, c_noise) if cond is None else self.net(x, c_noise, **cond)
         if not isinstance(out, Tensor):
             out = getattr(out, "sample", out)
@@ -263,7 +266,7 @@ class ScoreModel(nn.Module):
                 f"the network must return x's shape {tuple(x.shape)}, got {tuple(out.shape)}; "
                 "a network with learned variance returns more channels and is not supported here"
             )
-        if x._version != version:
+        if version is not None and x._version != version:
             raise SolverError("the network changed its input in place; clone x inside the network first")
         return out
 
@@ -284,9 +287,10 @@ class ScoreModel(nn.Module):
 
         Raises:
             DTypeError, ShapeError, DomainError: x is no floating (B, *), t is not in the SDE's interval or of another
-                shape, or the network returns something else than x's shape.
+                shape, ``cond`` is of another batch, or the network returns something else than x's shape.
         """
         check_floating(x)
+        check_condition(cond, x.shape[0])
         return self.at(x, self.sde.at(self.sde.check_time(t, x)), cond)
 
     def at(self, x: Tensor, point: Point, cond: Condition = None) -> Prediction:
@@ -317,14 +321,14 @@ class PreparedModel:
         self.c_in = [None if abs(c - 1) < 1e-15 else c for c in self.readout.c_in.expand(point.t.shape).tolist()]
         moved = model.c_noise_for(self.readout.c_noise, x)
         self.c_noise = moved.reshape(-1, 1).expand(-1, x.shape[0]).unbind(0)
-        self._weights: dict[str, tuple[list[float], list[float]]] = {}
+        self._weights: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {}
         self.cast = model.dtype if model.dtype not in (None, x.dtype) else None
 
-    def weights(self, kind: str) -> tuple[list[float], list[float]]:
+    def weights(self, kind: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Return the numbers a and b of the view ``kind`` at every point; computed once."""
         if kind not in self._weights:
             a, b = self.readout.weights(kind)
-            self._weights[kind] = a.tolist(), b.tolist()
+            self._weights[kind] = tuple(a.tolist()), tuple(b.tolist())
         return self._weights[kind]
 
     def raw(self, i: int, x: Tensor) -> Tensor:

@@ -128,33 +128,41 @@ class SampleNoise:
         """Go back so that the next draw is number ``draw``."""
         self.draw = draw
 
-    def _block(self, seed: int, block: int, count: int) -> np.ndarray:
-        """Return the first ``count`` numbers of a block of the current draw."""
+    def _block(self, seed: int, block: int, out: np.ndarray) -> None:
+        """Fill the vector ``out`` with the first numbers of a block of the current draw."""
         state = self._state
         state["state"]["key"][0] = seed
         state["state"]["counter"][:] = (0, self.draw, block, 0)
         state["buffer_pos"], state["has_uint32"] = 4, 0
         self._bits.state = state
-        return self._generator.standard_normal(count, dtype=np.float32)
+        self._generator.standard_normal(out=out, dtype=np.float32)
 
     def fill(self, out: Tensor) -> None:
         """Fill ``out`` of shape (B, *) with the next draw, sample by sample."""
         batch = out.shape[0]
         size = out[0].numel() if batch else 0
-        numbers = np.empty((batch, size), dtype=np.float32)
+        direct = out.device.type == "cpu" and out.dtype == torch.float32 and out.is_contiguous()
+        # Only a CPU float32 tensor can be written in place; others get a copy.
+        numbers = out.detach().numpy().reshape(batch, size) if direct else np.empty((batch, size), dtype=np.float32)
         if self.seeds is not None:
+            if len(self.seeds) != batch:
+                raise ShapeError(f"seeds must name one seed for each of the {batch} samples, got {len(self.seeds)}")
             for k, seed in enumerate(self.seeds):
-                numbers[k] = self._block(seed, 0, size)
+                self._block(seed, 0, numbers[k])
         else:
             per_block = max(1, BLOCK // max(1, size))
             done = 0
             while done < batch:
                 block, offset = divmod(self.first_sample + done, per_block)
                 take = min(per_block - offset, batch - done)
-                drawn = self._block(self.seed, block, (offset + take) * size)
-                numbers[done : done + take] = drawn[offset * size :].reshape(take, size)
+                whole = np.empty((offset + take) * size, dtype=np.float32) if offset else None
+                part = numbers[done : done + take].reshape(-1)
+                self._block(self.seed, block, part if whole is None else whole)
+                if whole is not None:
+                    part[:] = whole[offset * size :]
                 done += take
-        out.copy_(torch.from_numpy(numbers).reshape(out.shape))
+        if not direct:
+            out.copy_(torch.from_numpy(numbers).reshape(out.shape))
         self.draw += 1
 
 

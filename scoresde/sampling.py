@@ -8,6 +8,7 @@ interval ends, and ``final="denoise"`` adds one call at the last entry unless it
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -38,7 +39,11 @@ from scoresde.tableau import Knot, Tableau
 
 __all__ = ["SampleResult", "build_table", "sample"]
 
-FINALS = ("denoise", "sample", "mean")
+FINALS: dict[str, Callable[[Tableau], Tableau]] = {
+    "denoise": Tableau.denoised,
+    "sample": lambda table: table,
+    "mean": Tableau.without_last_noise,
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,10 +98,18 @@ def build_table(
         grid = solver.grid if times is None else times
         count = steps if steps is not None else grid.steps
         count = check_integer(20 if count is None else count, "steps", 1)
-        table = solver.build(sde, grid(sde, count - 1 if final == "denoise" else count))
-    if final == "denoise":
-        return table.denoised()
-    return table.without_last_noise() if final == "mean" else table
+        count = count - 1 if final == "denoise" else count
+        # An SDE that compares by value cannot change behind the table's back; another one may (a learned schedule).
+        by_value = type(sde).__hash__ is not object.__hash__
+        return (_built if by_value else _build)(sde, solver, grid, count, final)
+    return FINALS[final](table)
+
+
+def _build(sde: GaussianSDE, solver: Solver, grid: Grid, count: int, final: str) -> Tableau:
+    return FINALS[final](solver.build(sde, grid(sde, count)))
+
+
+_built = functools.lru_cache(maxsize=64)(_build)
 
 
 def sample(
@@ -275,7 +288,7 @@ class _TableRun:
 
     def __call__(self, model: ScoreModel, x: Tensor, source: NoiseSource, cond: Condition) -> _Part:
         batch = x.shape[0]
-        prepared = model.prepare(self.table.points(), x, cond)
+        prepared = model.prepare(self.table.points, x, cond)
         first_draw = source.draw if isinstance(source, (SampleNoise, TapeNoise)) else None
         begin = x if first_draw is None or self.on_nonfinite == "freeze" else x.clone()
         states: list[Tensor] = [x.clone()] if self.trajectory else []

@@ -18,6 +18,7 @@ exact: ``affine_map`` and ``law``.
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 from dataclasses import asdict, dataclass, field, replace
@@ -191,8 +192,13 @@ class Tableau:
         every = [self.start.t, *(row.at.t for row in self.rows), self.end.t]
         return tuple(t for i, t in enumerate(every) if i == 0 or t != every[i - 1])
 
+    def __hash__(self) -> int:
+        """Hash what tells tables apart at a glance, so that a long table is a cheap key."""
+        return hash((self.name, self.prediction, len(self.rows), self.start, self.end))
+
+    @functools.cached_property
     def points(self) -> Point:
-        """Return the rows' calls as one Point with fields of shape (nfe,)."""
+        """The rows' calls as one Point with fields of shape (nfe,)."""
         knots = [row.at for row in self.rows]
         t, alpha, sigma, log_snr = (
             torch.tensor([getattr(k, name) for k in knots], dtype=torch.float64)

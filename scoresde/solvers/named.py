@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 from scoresde.errors import unknown
@@ -34,6 +35,7 @@ SOLVERS: dict[str, Callable[[], Solver | ProbabilityFlow]] = {
 }
 
 
+@functools.cache
 def by_name(name: str) -> Solver | ProbabilityFlow:
     """Return the solver of a published name with its default options; ConfigError with the nearest match if unknown."""
     if name not in SOLVERS:
