@@ -232,7 +232,8 @@ class TabulatedSDE(GaussianSDE):
     """A diffusion through given knots: log_snr (and log_alpha) by monotone cubic interpolation in t.
 
     The interpolant (Fritsch and Carlson 1980, "Monotone piecewise cubic interpolation") passes through the knots
-    exactly and has a continuous derivative, so that drift and diffusion exist between them.
+    exactly and has a continuous derivative, so that drift and diffusion exist between them. t = 0 is clean data
+    (alpha = 1, sigma = 0), legal where any SDE takes it: as an earlier time s and as the last time of a grid.
 
     Args:
         t: increasing times of the knots, at least two, in (0, inf).
@@ -292,15 +293,17 @@ class TabulatedSDE(GaussianSDE):
 
     @schedule
     def log_snr(self, t: Tensor) -> Tensor:
-        """Return the interpolated log_snr."""
-        return self._interpolate(t, self._snr_pieces, self.knot_log_snr)
+        """Return the interpolated log_snr; infinite at t = 0, which lies before the knots and is clean data."""
+        inside = self._interpolate(t, self._snr_pieces, self.knot_log_snr)
+        return torch.where(t == 0, torch.full_like(inside, math.inf), inside)
 
     @schedule
     def log_alpha(self, t: Tensor) -> Tensor:
         """Return log alpha: interpolated, or variance preserving, log(sigmoid(log_snr))/2."""
         if self._alpha_pieces is None or self.knot_log_alpha is None:
             return 0.5 * logsigmoid(self.log_snr(t))
-        return self._interpolate(t, self._alpha_pieces, self.knot_log_alpha)
+        inside = self._interpolate(t, self._alpha_pieces, self.knot_log_alpha)
+        return torch.where(t == 0, torch.zeros_like(inside), inside)
 
     @schedule
     def alpha(self, t: Tensor) -> Tensor:
@@ -366,15 +369,23 @@ def sde_from_dict(config: dict[str, object]) -> GaussianSDE:
     options = dict(config)
     kind = options.pop("kind", None)
     if kind == "TabulatedSDE":
+        _check_keys("TabulatedSDE", options, {"t", "log_snr", "log_alpha"})
+        for key in ("t", "log_snr"):
+            if key not in options:
+                raise ConfigError(f"the description of a TabulatedSDE lacks {key!r}; make one with sde_to_dict")
+        log_alpha = options.get("log_alpha")
         return TabulatedSDE(
             torch.tensor(options["t"], dtype=torch.float64),
             torch.tensor(options["log_snr"], dtype=torch.float64),
-            None if options["log_alpha"] is None else torch.tensor(options["log_alpha"], dtype=torch.float64),
+            None if log_alpha is None else torch.tensor(log_alpha, dtype=torch.float64),
         )
     if not isinstance(kind, str) or kind not in SCHEDULES:
         raise unknown("SDE", kind, [*SCHEDULES, "TabulatedSDE"])
-    names = {f.name for f in dataclasses.fields(SCHEDULES[kind])}
+    _check_keys(kind, options, {f.name for f in dataclasses.fields(SCHEDULES[kind])})
+    return SCHEDULES[kind](**{key: check_number(value, key) for key, value in options.items()})
+
+
+def _check_keys(kind: str, options: dict[str, object], names: set[str]) -> None:
     for key in options:
         if key not in names:
             raise unknown(f"option of {kind}", key, names)
-    return SCHEDULES[kind](**{key: check_number(value, key) for key, value in options.items()})
