@@ -166,7 +166,8 @@ class GaussianSDE(SDE):
         """Return the t with this log_snr, by bisection on (0, t_max] (to 1e-16 t_max) where no closed form is given."""
         low = torch.zeros_like(log_snr)
         high = torch.full_like(log_snr, self.t_max)
-        if bool((self.log_snr(high) > log_snr + 1e-9 * log_snr.abs().clamp_min(1)).any()):
+        # Written so that a NaN fails.
+        if not bool((self.log_snr(high) <= log_snr + 1e-9 * log_snr.abs().clamp_min(1)).all()):
             raise DomainError(
                 f"log_snr must be at least {float(self.log_snr(high).max()):g}, reached at t_max = {self.t_max:g}; "
                 f"got {float(log_snr.min()):g}"
@@ -222,7 +223,7 @@ class GaussianSDE(SDE):
 
     def perturb(self, x0: Tensor, t: Tensor | float, noise: Tensor) -> Tensor:
         """Return x_t = alpha x_0 + sigma noise; ``noise`` has x_0's shape."""
-        if noise.shape != x0.shape:
+        if check_floating(noise, "noise").shape != check_floating(x0, "x0").shape:
             raise ShapeError(f"noise must have the shape {tuple(x0.shape)} of x0, got {tuple(noise.shape)}")
         mean, std = self.marginal(x0, t)
         return mean + expand(std, x0) * noise
@@ -243,9 +244,9 @@ class GaussianSDE(SDE):
 
     def posterior(self, x0: Tensor, x_t: Tensor, s: Tensor | float, t: Tensor | float) -> tuple[Tensor, Tensor]:
         """Return mean, of shape (B, *), and standard deviation, of t's shape, of x_s | x_t, x_0 for s < t (Bayes)."""
-        if x0.shape != x_t.shape:
+        if check_floating(x0, "x0").shape != check_floating(x_t, "x_t").shape:
             raise ShapeError(f"x0 and x_t must agree, got shapes {tuple(x0.shape)} and {tuple(x_t.shape)}")
-        on_xt, on_x0, std = self.posterior_weights(*self._ordered(check_floating(x0, "x0"), s, t))
+        on_xt, on_x0, std = self.posterior_weights(*self._ordered(x0, s, t))
         return expand(on_xt, x_t) * x_t + expand(on_x0, x0) * x0, std.to(x0)
 
     def _ordered(self, x: Tensor, s: Tensor | float, t: Tensor | float) -> Pair:
