@@ -41,6 +41,12 @@ __all__ = ["DDPM"]
 VARIANCES = ("small", "large")
 
 
+def _bad_beta(index: int, beta: float) -> DomainError:
+    return DomainError(
+        f"every beta must lie in (0, 1); at index {index} it is {beta:g}: use more steps or rule='exact'"
+    )
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class DDPM:
     """A variance-preserving chain.
@@ -63,16 +69,18 @@ class DDPM:
             raise ShapeError(f"log_alphas must be a vector with one number for each index, got {tuple(logs.shape)}")
         if not bool(torch.isfinite(logs).all() and (logs < 0).all()):
             bad = int((~torch.isfinite(logs) | (logs >= 0)).nonzero()[0])
-            raise DomainError(
-                f"every beta must lie in (0, 1); at index {bad} it is {float(-torch.expm1(logs[bad])):g}: "
-                "use more steps or rule='exact'"
-            )
+            raise _bad_beta(bad, float(-torch.expm1(logs[bad])))
         object.__setattr__(self, "log_alphas", logs)
 
     @classmethod
     def from_betas(cls, betas: Tensor) -> DDPM:
         """Build the chain of given betas, each in (0, 1)."""
-        return cls(torch.log1p(-torch.as_tensor(betas).to("cpu", torch.float64)))
+        values = torch.as_tensor(betas).detach().to("cpu", torch.float64)
+        bad = ~((values > 0) & (values < 1))
+        if bad.any():
+            first = int(bad.reshape(-1).nonzero()[0])
+            raise _bad_beta(first, float(values.reshape(-1)[first]))
+        return cls(torch.log1p(-values))
 
     @classmethod
     def linear(cls, n: int = 1000, *, beta_start: float | None = None, beta_end: float | None = None) -> DDPM:

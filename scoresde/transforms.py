@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from scoresde.errors import DomainError, DTypeError, ShapeError, check_samples
+from scoresde.errors import DomainError, DTypeError, ShapeError, check_floating, check_samples
 
 __all__ = ["Affine"]
 
@@ -55,7 +55,8 @@ class Affine:
         return numbers.to(x).reshape(-1, *(1,) * (x.ndim - 2)) if numbers.ndim else numbers.to(x)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map data (B, *) to the model's coordinates."""
+        """Map data (B, *) to the model's coordinates; DTypeError for integers, which would round the numbers."""
+        check_floating(x, "data")
         return (x - self._numbers(self.shift, x)) / self._numbers(self.scale, x)
 
     def inverse(self, y: Tensor) -> Tensor:
@@ -71,7 +72,7 @@ class Affine:
         """Rebuild from ``to_dict``'s description."""
 
         def numbers(value: object) -> float | tuple[float, ...]:
-            if isinstance(value, list):
+            if isinstance(value, (list, tuple)):
                 return tuple(float(v) for v in value)
             if isinstance(value, (int, float)):
                 return float(value)
