@@ -229,7 +229,7 @@ LAYERS = (
     ("kernels", "executor", "bridge", "sampling"),
     ("likelihood", "bounds", "fokker_planck", "metrics"),
     # Batteries: nothing above loads them, and they may import each other.
-    ("nn", "data", "plots", "tune", "cli"),
+    ("comparison", "nn", "data", "judge", "plots", "tune", "cli"),
 )
 BATTERIES = set(LAYERS[-1])
 ORDER = {name: (group, place) for group, members in enumerate(LAYERS) for place, name in enumerate(members)}
