@@ -1,14 +1,14 @@
 """Comparison of samplers: one model, many samplers discrete and continuous, one table.
 
-Each sampler draws from the same model; each metric measures its samples against held-out data. A metric's *floor* is what
-two independent sets of real data of these sizes measure: no sampler can be told from the data below it.
+Each sampler draws from the same model; each metric measures its samples against held-out data. A metric's *floor* is
+what two independent sets of real data of these sizes measure: no sampler can be told from the data below it.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -27,6 +27,7 @@ from scoresde.tableau import Tableau
 __all__ = ["DEFAULT_SAMPLERS", "Sampler", "compare", "format_table", "parse_sampler"]
 
 Metric = Callable[[Tensor], float]
+Floors = Mapping[str, Floor]
 DEFAULT_SAMPLERS = ("ddpm:1000", "euler_maruyama:200", "pc:100", "probability_flow", "dpmpp_2m:10", "dpmpp_2m:20")
 
 
@@ -50,7 +51,14 @@ class Sampler:
 
 
 def _ddpm(sde: GaussianSDE, steps: int) -> Sampler:
-    return Sampler("ddpm", DDPM.from_sde(sde, steps).ancestral())
+    try:
+        chain = DDPM.from_sde(sde, steps)
+    except ConfigError as error:
+        raise ConfigError(
+            f"sampler 'ddpm' is a discrete chain that preserves variance, and {type(sde).__name__} does not; "
+            f"use ancestral:{steps}, the same step in continuous time, or a model of VPSDE"
+        ) from error
+    return Sampler("ddpm", chain.ancestral())
 
 
 def _pc(sde: GaussianSDE, steps: int) -> Sampler:
@@ -62,20 +70,32 @@ COMPOSED: dict[str, tuple[Callable[[GaussianSDE, int], Sampler], int]] = {"ddpm"
 
 
 def parse_sampler(text: str, sde: GaussianSDE, *, samples: int | None = None) -> Sampler:
-    """Read "name" or "name:steps": a name of ``solvers.SOLVERS``, "ddpm" (a chain of ``steps`` indices) or "pc".
+    """Read "name", "name:steps" or either with "@samples" behind it, e.g. "ddpm:1000@100".
 
-    "pc" is reverse diffusion with one Langevin step before each, two evaluations a step.
+    The name is one of ``solvers.SOLVERS``, "ddpm" (a chain of ``steps`` indices, for SDEs that preserve variance) or
+    "pc" (reverse diffusion with one Langevin step before each: two evaluations a step).
+
+    Args:
+        text: what to read.
+        sde: the SDE to sample under.
+        samples: number of samples where the text names none.
 
     Raises:
-        ConfigError: an unknown name (with the nearest), steps that are no number, or steps for an adaptive solver.
-        DomainError: steps < 1.
+        ConfigError: an unknown name (with the nearest), steps or samples that are no number, steps for an adaptive
+            solver, or a chain that the SDE cannot carry.
+        DomainError: steps or samples < 1.
     """
-    name, colon, count = text.strip().partition(":")
+    solver_text, at, own = text.strip().partition("@")
+    name, colon, count = solver_text.partition(":")
     if name not in SOLVERS and name not in COMPOSED:
         raise unknown("sampler", name, [*SOLVERS, *COMPOSED])
     if colon and not count.isdecimal():
         raise ConfigError(f"sampler {text!r}: after the colon stands a number of steps, e.g. {name}:20")
+    if at and not own.isdecimal():
+        raise ConfigError(f"sampler {text!r}: after the @ stands a number of samples, e.g. {solver_text}@100")
     steps = check_integer(int(count), f"steps of {name}", 1) if colon else None
+    if at:
+        samples = check_integer(int(own), f"samples of {name}", 1)
     if name in COMPOSED:
         build, usual = COMPOSED[name]
         made = build(sde, steps or usual)
@@ -84,7 +104,7 @@ def parse_sampler(text: str, sde: GaussianSDE, *, samples: int | None = None) ->
         if steps is not None and isinstance(solver, ProbabilityFlow):
             raise ConfigError(f"sampler {text!r}: the adaptive probability flow chooses its own steps; write {name!r}")
         made = Sampler(name, solver, steps)
-    return Sampler(made.name, made.solver, made.steps, made.kernels, samples)
+    return replace(made, samples=samples)
 
 
 def compare(
@@ -93,11 +113,12 @@ def compare(
     metrics: Mapping[str, Metric],
     *,
     samples: int = 1000,
-    floors: Mapping[str, Floor] | None = None,
+    floors: Floors | Callable[[int], Floors] | None = None,
     cond: Callable[[int], Condition] | None = None,
     seed: int = 0,
     chunk_size: int | None = None,
     progress: bool = True,
+    on_row: Callable[[Comparison, Tensor], None] | None = None,
 ) -> tuple[list[Comparison], list[Tensor]]:
     """Draw from every sampler and measure: one row and one set of samples each.
 
@@ -106,11 +127,12 @@ def compare(
         samplers: what to compare, in the order of the table.
         metrics: name to a function of samples (n, *) in the data's units.
         samples: how many each sampler draws, unless it says so itself.
-        floors: name to the metric's floor, if known.
+        floors: name to the metric's floor, if known; or a function of the number of samples, where that differs.
         cond: number of samples to their conditions, for conditional models.
         seed: all samplers start from the same noise: sample k has the stream (seed, k) in each.
         chunk_size: largest batch given to the network at once.
         progress: show a bar.
+        on_row: called with each row and its samples as soon as they are there.
 
     Raises what ``sample`` raises.
     """
@@ -118,7 +140,7 @@ def compare(
     rows: list[Comparison] = []
     drawn: list[Tensor] = []
     event = _event(model)
-    bar = tqdm(samplers, desc="comparing", disable=not progress, leave=False)
+    bar = tqdm(samplers, desc="comparing", unit="sampler", disable=not progress, leave=False)
     for one in bar:
         bar.set_postfix_str(one.name)
         count = one.samples or samples
@@ -132,23 +154,25 @@ def compare(
             cond=None if cond is None else cond(count),
             seed=seed,
             chunk_size=chunk_size,
+            progress=progress,
             full_output=True,
         )
         assert isinstance(result, SampleResult)
         took = time.perf_counter() - start
-        known = floors or {}
-        rows.append(
-            Comparison(
-                sampler=one.name,
-                nfe=float(result.nfe.double().mean()),
-                seconds=took,
-                samples=count,
-                distances={name: metric(result.x) for name, metric in metrics.items()},
-                floors={name: known[name].mean for name in metrics if name in known},
-                floor_stds={name: known[name].std for name in metrics if name in known},
-            )
+        known = floors(count) if callable(floors) else floors or {}
+        row = Comparison(
+            sampler=one.name,
+            nfe=float(result.nfe.double().mean()),
+            seconds=took,
+            samples=count,
+            distances={name: metric(result.x) for name, metric in metrics.items()},
+            floors={name: known[name].mean for name in metrics if name in known},
+            floor_stds={name: known[name].std for name in metrics if name in known},
         )
+        rows.append(row)
         drawn.append(result.x)
+        if on_row is not None:
+            on_row(row, result.x)
     return rows, drawn
 
 
@@ -160,17 +184,30 @@ def _event(model: ScoreModel) -> torch.Size:
 
 
 def format_table(rows: Sequence[Comparison]) -> str:
-    """Return the rows as text in columns: sampler, evaluations, samples, seconds, each distance; then the floors."""
-    names = list(rows[0].distances) if rows else []
+    """Return the rows as text in columns: sampler, evaluations, samples, seconds, each distance; then the floors.
+
+    There is one line of floors, mean and standard deviation, for each number of samples: that many real samples.
+    """
+    names = list(dict.fromkeys(name for row in rows for name in row.distances))
     width = max([14, *(len(row.sampler) for row in rows)])
-    widths = [max(10, len(name)) for name in names]
-    head = f"{'sampler':<{width}} {'NFE':>7} {'samples':>8} {'seconds':>8}"
-    lines = [head + "".join(f"  {name:>{w}}" for name, w in zip(names, widths, strict=True))]
-    for row in rows:
-        cells = "".join(f"  {row.distances[name]:>{w}.4g}" for name, w in zip(names, widths, strict=True))
-        lines.append(f"{row.sampler:<{width}} {row.nfe:>7.4g} {row.samples:>8} {row.seconds:>8.2f}{cells}")
-    if rows and rows[0].floors:
-        known = [f"{rows[0].floors[name]:.4g}" if name in rows[0].floors else "-" for name in names]
-        cells = "".join(f"  {cell:>{w}}" for cell, w in zip(known, widths, strict=True))
-        lines.append(f"{'floor':<{width}} {'':>7} {'':>8} {'':>8}{cells}")
+    cells = [(row, {name: f"{value:.4g}" for name, value in row.distances.items()}) for row in rows]
+    sized = {row.samples: row for row in rows if row.floors}
+    floors = [(row, {name: _with_spread(row, name) for name in row.floors}) for _, row in sorted(sized.items())]
+    columns = [max(len(name), *(len(texts.get(name, "")) for _, texts in cells + floors)) for name in names]
+
+    def measured(texts: Mapping[str, str]) -> str:
+        return "".join(f"  {texts.get(name, '-'):>{w}}" for name, w in zip(names, columns, strict=True))
+
+    head = measured({name: name for name in names})
+    lines = [f"{'sampler':<{width}} {'NFE':>7} {'samples':>8} {'seconds':>8}{head}"]
+    for row, texts in cells:
+        lines.append(f"{row.sampler:<{width}} {row.nfe:>7.4g} {row.samples:>8} {row.seconds:>8.2f}{measured(texts)}")
+    for row, texts in floors:
+        lines.append(f"{'floor':<{width}} {'':>7} {row.samples:>8} {'':>8}{measured(texts)}")
     return "\n".join(lines)
+
+
+def _with_spread(row: Comparison, name: str) -> str:
+    """Write a floor as mean ± standard deviation."""
+    std = row.floor_stds.get(name)
+    return f"{row.floors[name]:.4g}" if std is None else f"{row.floors[name]:.3g} ± {std:.2g}"
