@@ -36,9 +36,10 @@ def working_dtype(device: torch.device) -> torch.dtype:
 
 
 def time_derivative(function: Callable[[Tensor], Tensor], t: Tensor) -> Tensor:
-    """Return d function/dt at t, elementwise, by forward automatic differentiation.
+    """Return d function/dt at t, elementwise, by automatic differentiation.
 
-    The result is differentiable in t and in whatever parameters the function holds.
+    The result is differentiable in t and in whatever parameters the function holds; it needs no grad mode.
     """
-    derivative: Tensor = torch.func.jvp(function, (t,), (torch.ones_like(t),))[1]
+    # Backwards, since torch's forward mode compiles decompositions at its first use, with a deprecation warning.
+    derivative: Tensor = torch.func.grad(lambda s: function(s).sum())(t)
     return derivative

@@ -28,6 +28,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid, softplus
 
 from scoresde.errors import ConfigError, DomainError, ShapeError, check_number, unknown
+from scoresde.ops import time_derivative
 from scoresde.sde import GaussianSDE, schedule
 
 __all__ = ["SCHEDULES", "VESDE", "VPSDE", "SubVPSDE", "TabulatedSDE", "sde_from_dict", "sde_to_dict"]
@@ -316,6 +317,11 @@ class TabulatedSDE(GaussianSDE):
         if self._alpha_pieces is None:
             return (0.5 * logsigmoid(-self.log_snr(t))).exp()
         return (self.log_alpha(t) - 0.5 * self.log_snr(t)).exp()
+
+    @schedule
+    def diffusion(self, t: Tensor) -> Tensor:
+        """Return sigma sqrt(-d log_snr/dt); the interpolant may be flat at its ends, where rounding has no sign."""
+        return self.sigma(t) * (-time_derivative(self.log_snr, t)).clamp_min(0.0).sqrt()
 
     @schedule
     def prior_std(self, t: Tensor) -> Tensor:
