@@ -343,7 +343,9 @@ class TabulatedSDE(GaussianSDE):
         for _ in range(3):
             gap = ((c[0] * h + c[1]) * h + c[2]) * h + c[3] - wanted
             h = (h - gap / ((3 * c[0] * h + 2 * c[1]) * h + c[2])).clamp(low, high)
-        return torch.where(wanted == values[-1], knots[-1], knots[i] + h)
+        # The knots themselves are exact, also where the curve is flat and Newton's method slow.
+        inside = torch.where(wanted == values[i], knots[i], knots[i] + h)
+        return torch.where(wanted == values[-1], knots[-1], inside)
 
 
 def _pieces(t: Tensor, values: Tensor) -> Tensor:
