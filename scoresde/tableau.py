@@ -26,7 +26,7 @@ from dataclasses import asdict, dataclass, field, replace
 import numpy as np
 import torch
 
-from scoresde.errors import ConfigError, DomainError, unknown
+from scoresde.errors import ConfigError, DomainError, ScoreSDEError, unknown
 from scoresde.readout import TARGETS, Point, target, view
 
 __all__ = ["CLEAN", "Increment", "Knot", "Order", "Row", "Tableau"]
@@ -150,8 +150,12 @@ class Tableau:
         """Check that every weight is finite and multiplies something that exists."""
         if self.prediction not in TARGETS or self.prediction == "velocity":
             raise unknown("prediction of a table", self.prediction, [k for k in TARGETS if k != "velocity"])
-        held = drawn = 0
+        if not all(map(math.isfinite, (*self.lift, self.prior_std))):
+            raise DomainError(f"lift and prior_std must be finite, got {self.lift} and {self.prior_std}")
+        held, drawn = 0, int(self.lift[1] != 0.0)
         for i, row in enumerate(self.rows):
+            if not all(map(math.isfinite, (row.at.t, row.at.alpha, row.at.sigma))):
+                raise DomainError(f"row {i} of {self.name!r} is called at {row.at}, which is not finite")
             held = 1 if row.restart else held + 1
             drawn += row.draws
             past = drawn + (not row.draws)
@@ -290,16 +294,21 @@ class Tableau:
             got = json.loads(text)
             if got.pop("format") != 1:
                 raise ConfigError("this table was written by a newer version; upgrade scoresde")
+            if not isinstance(got["name"], str):
+                raise TypeError(f"its name is {got['name']!r}")
+            scale, weight = got.pop("lift")
             rows = tuple(_row(entry) for entry in got.pop("rows"))
             return cls(
                 rows=rows,
                 start=Knot(**got.pop("start")),
                 end=Knot(**got.pop("end")),
-                lift=tuple(got.pop("lift")),
+                lift=(scale, weight),
                 order=Order(**got.pop("order")),
                 **got,
             )
-        except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
+        except ScoreSDEError:
+            raise
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise ConfigError(f"this is no saved table: {error}; make one with Tableau.to_json()") from error
 
     def __repr__(self) -> str:
