@@ -1,0 +1,215 @@
+"""Langevin correctors: their exact law, what they depend on, what they cost."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from helpers import MEAN, SDES, VARIANCE, Net, gaussian, tabulated
+from torch import Tensor
+
+from scoresde import (
+    VESDE,
+    VPSDE,
+    ConfigError,
+    DomainError,
+    DTypeError,
+    Langevin,
+    ScoreModel,
+    build_table,
+    sample,
+    solvers,
+)
+from scoresde.noise import TapeNoise
+from scoresde.tableau import Knot, Row, Tableau
+
+X = torch.tensor([[0.3, -1.2], [2.0, 0.7], [-0.4, 0.1]], dtype=torch.float64)
+Z = [torch.cos(1.7 * k + X) for k in range(1, 40)]
+TIMES = torch.tensor([0.9, 0.5, 0.1], dtype=torch.float64)
+
+
+def apply(kernel: Langevin, model: ScoreModel, x: Tensor, tape: list[Tensor], index: int = 0) -> Tensor:
+    return kernel(x, index, model.prepare(model.sde.at(TIMES), x), TapeNoise(tape))
+
+
+@pytest.mark.parametrize("sde", SDES)
+@pytest.mark.parametrize("snr", [0.05, 0.16, 0.4])
+def test_level_steps_have_their_exact_biased_law(sde: str, snr: float) -> None:
+    """For N(alpha m, V) and e = 2 (snr sigma)^2 the chain is x <- x - e/V (x - alpha m) + sqrt(2 e) z, an AR(1).
+
+    Its stationary variance is V/(1 - e/(2V)): it is read off the kernel's own coefficients, without samples.
+    """
+    model = gaussian(SDES[sde])
+    for index, t in enumerate(TIMES):
+        point = model.sde.at(t)
+        variance = float(point.alpha**2 * VARIANCE + point.sigma**2)
+        e = 2 * (snr * float(point.sigma)) ** 2
+        x, z = torch.tensor([0.0, 1.0, 0.0], dtype=torch.float64), torch.tensor([0.0, 0.0, 1.0], dtype=torch.float64)
+        constant, on_x, on_z = (apply(Langevin(snr), model, x, [z], index)).tolist()
+        on_x, on_z = on_x - constant, on_z - constant
+        assert on_x == pytest.approx(1 - e / variance, rel=1e-12)
+        assert on_z == pytest.approx(math.sqrt(2 * e), rel=1e-12)
+        assert constant == pytest.approx(e / variance * float(point.alpha) * MEAN, rel=1e-12)
+        assert on_z**2 / (1 - on_x**2) == pytest.approx(variance / (1 - e / (2 * variance)), rel=1e-12)
+        assert constant / (1 - on_x) == pytest.approx(float(point.alpha) * MEAN, rel=1e-12)
+        two = apply(Langevin(snr, steps=2), model, x, [z, torch.zeros_like(z)], index)
+        assert two[2] - two[0] == pytest.approx(on_x * on_z, rel=1e-12)
+
+
+def published_corrector(x: np.ndarray, score, noises: list[np.ndarray], snr: float, norms: str) -> np.ndarray:
+    """Song et al. 2021, algorithms 4 and 5, with the norms of the batch's mean or of each sample."""
+    for z in noises:
+        gradient = score(x)
+        top, bottom = np.linalg.norm(z, axis=1), np.linalg.norm(gradient, axis=1)
+        ratio = top.mean() / bottom.mean() if norms == "batch" else (top / bottom)[:, None]
+        step = 2 * (snr * ratio) ** 2
+        x = x + step * gradient + np.sqrt(2 * step) * z
+    return x
+
+
+@pytest.mark.parametrize("norms", ["batch", "sample"])
+@pytest.mark.parametrize("sde", ["vp", "ve"])
+def test_steps_are_the_published_ones(norms: str, sde: str) -> None:
+    model = gaussian(SDES[sde])
+    point = model.sde.at(TIMES[1])
+    a, v = float(point.alpha), float(point.alpha**2 * VARIANCE + point.sigma**2)
+    got = apply(Langevin(0.16, steps=3, norms=norms), model, X, Z, 1)
+    tape = [z.numpy() for z in Z[:3]]
+    expected = published_corrector(X.numpy(), lambda x: -(x - a * MEAN) / v, tape, 0.16, norms)
+    np.testing.assert_allclose(got.numpy(), expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("norms", ["level", "sample", "batch"])
+def test_only_the_published_norms_couple_a_sample_to_its_neighbours(norms: str) -> None:
+    model, kernel = gaussian(), Langevin(0.2, steps=2, norms=norms)
+    together = apply(kernel, model, X, Z)
+    neighbour = X.clone()
+    neighbour[1:] *= 3
+    tape = [z.clone() for z in Z]
+    tape[0][2] += 1
+    moved = apply(kernel, model, neighbour, tape)[0]
+    alone = apply(kernel, model, X[:1], [z[:1] for z in Z])[0]
+    if norms == "batch":
+        assert float((moved - together[0]).abs().max()) > 1e-3
+    else:
+        assert torch.equal(moved, together[0])
+        assert torch.equal(alone, together[0])
+
+
+@pytest.mark.parametrize("norms", ["level", "sample", "batch"])
+def test_a_score_of_zero_gives_no_nan(norms: str) -> None:
+    """With norms of samples the step has no size there and the sample stays; by level only the noise moves it."""
+    silent = ScoreModel(lambda x, c: torch.where(x == X, torch.zeros_like(x), x), VPSDE())
+    got = apply(Langevin(0.16, norms=norms), silent, X, Z)
+    sigma = float(VPSDE().sigma(TIMES[0]))
+    expected = X + 2 * 0.16 * sigma * Z[0] if norms == "level" else X
+    torch.testing.assert_close(got, expected, rtol=1e-14, atol=1e-14)
+    # One silent sample among others.
+    mixed = ScoreModel(lambda x, c: torch.where(torch.arange(3)[:, None] == 1, torch.zeros_like(x), x), VPSDE())
+    got = apply(Langevin(0.16, norms=norms), mixed, X, Z)
+    assert bool(torch.isfinite(got).all())
+    if norms == "sample":
+        assert torch.equal(got[1], X[1])
+        assert not torch.equal(got[0], X[0])
+    # No noise either: 0/0.
+    still = apply(Langevin(0.16, norms=norms), silent, X, [torch.zeros_like(X)])
+    assert torch.equal(still, X)
+
+
+def test_the_kernel_leaves_its_input_alone() -> None:
+    kept = X.clone()
+    apply(Langevin(0.16, steps=3), gaussian(), kept, Z)
+    assert torch.equal(kept, X)
+
+
+@pytest.mark.parametrize(
+    ("options", "kind", "words"),
+    [
+        ({"snr": 0.0}, DomainError, r"snr must lie in \(0, inf\), got 0"),
+        ({"snr": -0.1}, DomainError, "snr must lie in .*, got -0.1"),
+        ({"snr": math.nan}, DomainError, "snr"),
+        ({"snr": "0.1"}, DTypeError, "snr must be a number"),
+        ({"steps": 0}, DomainError, "steps must be at least 1, got 0"),
+        ({"steps": 1.0}, DTypeError, "steps must be an integer"),
+        ({"steps": True}, DTypeError, "steps must be an integer"),
+        ({"norms": "smaple"}, ConfigError, "did you mean 'sample'"),
+    ],
+)
+def test_wrong_options_are_refused(options: dict[str, object], kind, words: str) -> None:
+    with pytest.raises(kind, match=words):
+        Langevin(**options)
+
+
+# --- predictor-corrector
+
+
+def test_a_corrector_runs_before_each_step_at_that_steps_time() -> None:
+    """Song's loop as a recursion of numbers: correct at t_i, then predict to t_{i+1}; draws in that order."""
+    model, table = gaussian(), solvers.euler_maruyama()(VPSDE(), TIMES)
+    kernels = [Langevin(0.2), Langevin(0.1, steps=2)]
+    unit = torch.eye(2 + 2 * 4, dtype=torch.float64)
+    out = sample(model, x_init=unit[1], noise=list(unit[2:]), solver=table, kernels=kernels, final="sample").numpy()
+    x, draw = np.eye(len(unit))[1], iter(np.eye(len(unit))[2:])
+    for row in table.rows:
+        a, s = row.at.alpha, row.at.sigma
+        variance = a**2 * VARIANCE + s**2
+        for snr in (0.2, 0.1, 0.1):
+            e = 2 * (snr * s) ** 2
+            x = x - e / variance * (x - a * MEAN) + math.sqrt(2 * e) * next(draw)
+        x = row.state[0] * x + row.state[1] * s * (x - a * MEAN) / variance + row.noise[0] * next(draw)
+    np.testing.assert_allclose(out, x, rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("final", ["denoise", "sample"])
+@pytest.mark.parametrize("name", ["euler_maruyama", "reverse_diffusion", "heun", "dpmpp_2m"])
+def test_every_evaluation_is_counted(name: str, final: str) -> None:
+    net = Net()
+    kernels = [Langevin(0.1, steps=2), Langevin(0.1)]
+    result = sample(
+        ScoreModel(net, VPSDE()), (3, 2), solver=name, steps=5, final=final, kernels=kernels, seed=0, full_output=True
+    )
+    table = build_table(VPSDE(), solvers.named.by_name(name), steps=5, final=final)
+    assert len(net.calls) == table.nfe + 5 * 3
+    assert result.nfe.tolist() == [len(net.calls)] * 3
+    # The corrector is called at the same log-SNR as the step that follows it.
+    assert [c for _, c in net.calls[:4]] == pytest.approx([table.rows[0].at.log_snr] * 4, rel=1e-6)
+
+
+def test_the_corrector_shrinks_the_error_of_a_coarse_predictor() -> None:
+    """The exact law of predictor-corrector, from the sampler's coefficients: closer to the data than without."""
+    model, table = gaussian(VESDE()), solvers.reverse_diffusion()(VESDE(), VESDE().time(torch.linspace(-7, 6, 16)))
+    errors = []
+    for kernels in ([], [Langevin(0.16, steps=3)]):
+        draws = 15 * (1 + (3 if kernels else 0))
+        unit = torch.eye(2 + draws, dtype=torch.float64)
+        out = sample(model, x_init=unit[1], noise=list(unit[2:]), solver=table, kernels=kernels, final="sample")
+        weights = (out[1:] - out[0]).numpy()
+        start, end = (VARIANCE + k.sigma**2 for k in (table.start, table.end))
+        errors.append(abs(weights[0] ** 2 * start + (weights[1:] ** 2).sum() - end) / end)
+    assert errors[1] < 0.75 * errors[0]
+
+
+def test_a_table_that_corrects_its_anchor_takes_no_kernel() -> None:
+    here = Knot(0.5, 0.8, 0.6)
+    table = Tableau("corrected", "data", (Row(here, (1.0,), anchor=(0.9, 0.1)), Row(here, (1.0,))), here, here, 1.0)
+    net = Net()
+    with pytest.raises(ConfigError, match="'corrected' corrects its anchor"):
+        sample(ScoreModel(net, VPSDE()), (2,), solver=table, kernels=[Langevin()], seed=0)
+    assert net.calls == []
+
+
+def test_a_kernel_of_ones_own_needs_two_members() -> None:
+    class Shift:
+        calls = 0
+
+        def __call__(self, x, index, model, noise):
+            return x + 1
+
+    table = solvers.ddim()(tabulated(), torch.tensor([0.9, 0.5], dtype=torch.float64))
+    model = gaussian(tabulated())
+    got = sample(model, x_init=X[:, 0], solver=table, kernels=[Shift()], final="sample", full_output=True)
+    expected = sample(model, x_init=X[:, 0] + 1, solver=table, final="sample")
+    assert torch.equal(got.x, expected)
+    assert got.nfe.tolist() == [1] * 3
