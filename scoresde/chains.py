@@ -103,7 +103,9 @@ class DDPM:
         check_number(offset, "offset", 0.0)
         check_number(max_beta, "max_beta", 0.0, 1.0, open_low=True, open_high=True)
         angle = (torch.arange(n + 1, dtype=torch.float64) / n + offset) / (1 + offset) * (math.pi / 2)
-        steps = (2 * angle.cos().abs().log()).diff()
+        # log(cos^2) loses digits where the cosine is near 1, log(1 - sin^2) where it is near 0.
+        logs = torch.where(angle < math.pi / 4, torch.log1p(-angle.sin().square()), 2 * angle.cos().abs().log())
+        steps = logs.diff()
         return cls(steps.clamp_min(math.log1p(-max_beta)))
 
     @classmethod
