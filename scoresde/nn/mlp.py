@@ -1,0 +1,107 @@
+r"""A residual network for vectors.
+
+With h_0 = A x + a and the conditioning vector e(c_noise, label),
+
+    h_{i+1} = h_i + B_i silu(A_i n(h_i, e)),    n(h, e) = (1 + s_i(e)) norm(h) + b_i(e),
+
+norm being the layer norm and (s_i, b_i) a linear map of e: the noise level sets the scale and the shift of every block
+(adaptive norm: Perez et al. 2018, FiLM; Peebles, Xie 2023). The output is linear in silu(n(h_depth, e)). B_i and the
+output start at 0.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from scoresde.errors import ShapeError, check_integer
+from scoresde.nn.embeddings import Conditioning, check_call, check_classes, initialise
+from scoresde.noise import check_seed
+
+__all__ = ["MLP"]
+
+
+class MLP(nn.Module):
+    """A residual multilayer perceptron: net(x, c_noise, label=None) -> a tensor of x's shape and dtype.
+
+    Args:
+        event_shape: shape of one sample, or D for (D,); any shape is flattened.
+        width: length of the hidden vectors.
+        depth: number of residual blocks.
+        classes: number of class labels; None for a network without.
+        seed: of the first values of the weights; the global generator is not used.
+
+    Raises:
+        DTypeError, DomainError: a size that is not a positive integer.
+    """
+
+    def __init__(
+        self,
+        event_shape: int | Sequence[int],
+        *,
+        width: int = 128,
+        depth: int = 3,
+        classes: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        sizes = (event_shape,) if isinstance(event_shape, int) else tuple(event_shape)
+        self.event_shape = tuple(check_integer(n, "event_shape", 1) for n in sizes)
+        self.width = check_integer(width, "width", 1)
+        self.depth = check_integer(depth, "depth", 0)
+        self.classes = check_classes(classes)
+        self.seed = check_seed(seed)
+        self.size = math.prod(self.event_shape)
+        with torch.device("meta"):
+            self.conditioning = Conditioning(width, self.classes)
+            self.modulation = nn.Linear(width, 2 * width * (depth + 1))
+            self.input = nn.Linear(self.size, width)
+            self.first = nn.ModuleList([nn.Linear(width, width) for _ in range(depth)])
+            self.second = nn.ModuleList([nn.Linear(width, width) for _ in range(depth)])
+            self.output = nn.Linear(width, self.size)
+        initialise(self, self.seed, zero=(*self.second, self.output))
+
+    @property
+    def config(self) -> dict[str, object]:
+        """The constructor's arguments, JSON-able: ``MLP(**net.config)`` is this network with its first weights."""
+        return {
+            "event_shape": list(self.event_shape),
+            "width": self.width,
+            "depth": self.depth,
+            "classes": self.classes,
+            "seed": self.seed,
+        }
+
+    def forward(self, x: Tensor, c_noise: Tensor, label: Tensor | None = None) -> Tensor:
+        """Return the network's output.
+
+        Args:
+            x: (B, *event_shape); computed in the type of the weights.
+            c_noise: (B,), the log-SNR in nats, or what else the network is trained with.
+            label: integers (B,) in 0..classes-1; -1, or None for the whole batch, is the null class.
+
+        Raises:
+            ShapeError: x, c_noise or label of another shape. ConfigError: a label without classes.
+            DTypeError, DomainError: a label that is not an integer in -1..classes-1.
+        """
+        if x.shape[1:] != self.event_shape:
+            event = ", ".join(["B", *map(str, self.event_shape)])
+            raise ShapeError(
+                f"x must have shape ({event}), got {tuple(x.shape)}; "
+                f"MLP({tuple(x.shape[1:])}) takes this x, or reshape it"
+            )
+        check_call(x, c_noise, label)
+        modulation: Tensor = self.modulation(self.conditioning(c_noise, label))
+        terms = modulation.chunk(2 * self.depth + 2, dim=1)
+        h: Tensor = self.input(x.reshape(x.shape[0], self.size).to(modulation.dtype))  # (B, width)
+        for i, (first, second) in enumerate(zip(self.first, self.second, strict=True)):
+            h = h + second(functional.silu(first(self._norm(h, terms[2 * i], terms[2 * i + 1]))))
+        out: Tensor = self.output(functional.silu(self._norm(h, terms[-2], terms[-1])))
+        return out.reshape(x.shape).to(x.dtype)
+
+    def _norm(self, h: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+        return torch.addcmul(shift, functional.layer_norm(h, (self.width,)), 1 + scale)
