@@ -1,0 +1,232 @@
+r"""Denoising score matching, with every weight defined once, in data space.
+
+For x = alpha x_0 + sigma z a network whose output F has the target F* = p x_0 + q z (``readout``) implies the data
+prediction x0_hat = c_skip x + c_out F, with c_out = -sigma/Delta and Delta = alpha q - sigma p. Since the same x stands
+on both sides, x0_hat - x_0 = c_out (F - F*), and the loss of one sample at one time is, per coordinate of an event of
+dimension D,
+
+    L = w |x0_hat - x_0|^2 / D = w c_out^2 |F - F*|^2 / D,
+
+the same number for every parameterisation. The weight w(t) belongs to the data prediction; the factor w c_out^2 on the
+network's own error, and p, q, alpha c_in and sigma c_in, are formed in float64 and cast last. In terms of other errors:
+|x0_hat - x_0| = (sigma/alpha) |noise error| = (sigma^2/alpha) |score error|.
+
+| weight | w | is |
+|---|---|---|
+| simple | (alpha/sigma)^2 | the noise's mean square error (Ho et al. 2020) |
+| likelihood | g^2 alpha^2 / (2 sigma^4) | g^2/2 times the score's square error (Song, Durkan et al. 2021) |
+
+The likelihood weight makes nats: with t uniform on [t_min, t_max], (t_max - t_min) D E[L] is the integral over t of
+g^2/2 E|score(x_t, t) - grad log p(x_t | x_0)|^2, the only term of the bound on -log p(x_0) that depends on the network.
+
+Times are drawn in float64 on the CPU. "low_discrepancy" takes t_min + (t_max - t_min) ((u + i/B) mod 1) for sample i of
+B, with a single uniform u (Kingma et al. 2021): each time is uniform, together they fill the interval evenly, and the
+variance of the batch's mean falls.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from scoresde.errors import ConfigError, DomainError, DTypeError, ShapeError, check_floating, unknown
+from scoresde.model import Condition, ScoreModel, check_condition
+from scoresde.noise import integers, normal, stream, uniform
+from scoresde.ops import expand
+from scoresde.readout import Point
+from scoresde.sde import GaussianSDE
+
+__all__ = ["TIMES", "WEIGHTS", "TimeSampler", "Weight", "denoising_score_matching", "scalars", "squared_errors"]
+
+Weight = Callable[[Point, GaussianSDE], Tensor]
+TimeSampler = Callable[[int, GaussianSDE, torch.Generator], Tensor]
+
+# Where alpha or sigma is 0 the limit of a product 0 * inf is taken this close to it; squares stay normal numbers.
+LIMIT = 1e-140
+
+
+def _simple(point: Point, sde: GaussianSDE) -> Tensor:
+    return (point.alpha / point.sigma).square()
+
+
+def _likelihood(point: Point, sde: GaussianSDE) -> Tensor:
+    return 0.5 * (sde.diffusion(point.t) / point.sigma * (point.alpha / point.sigma)).square()
+
+
+WEIGHTS: dict[str, Weight] = {"simple": _simple, "likelihood": _likelihood}
+
+
+def _uniform(n: int, sde: GaussianSDE, generator: torch.Generator) -> Tensor:
+    return sde.t_min + (sde.t_max - sde.t_min) * uniform((n,), generator, dtype=torch.float64)
+
+
+def _low_discrepancy(n: int, sde: GaussianSDE, generator: torch.Generator) -> Tensor:
+    start = uniform((1,), generator, dtype=torch.float64)
+    return sde.t_min + (sde.t_max - sde.t_min) * ((start + torch.arange(n, dtype=torch.float64) / n) % 1.0)
+
+
+TIMES: dict[str, TimeSampler] = {"uniform": _uniform, "low_discrepancy": _low_discrepancy}
+
+
+def named(kind: str, choice: object, table: Mapping[str, Callable[..., Tensor]]) -> Callable[..., Tensor]:
+    """Return the entry ``choice`` of a table, or ``choice`` itself where it is a function; ConfigError otherwise."""
+    if isinstance(choice, str) and choice in table:
+        return table[choice]
+    if callable(choice):
+        return choice
+    raise unknown(kind, choice, table)
+
+
+def scalars(model: ScoreModel, t: Tensor, weight: Weight) -> Tensor:
+    """Return what the loss needs to know of times t (*), as one float64 tensor (6, *) on the CPU.
+
+    Its rows are the weights of x_0 and z in the network's input, those in its target, the factor w c_out^2 of its
+    squared error, and c_noise.
+    """
+    point = model.sde.at(t)
+    alpha, sigma = point.alpha.clamp_min(LIMIT), point.sigma.clamp_min(LIMIT)
+    point = replace(point, alpha=alpha, sigma=sigma)
+    how = model.readout(point)
+    p, q = how.pair
+    # p and q have opposite signs, or one is 0, in every parameterisation: nothing cancels here.
+    c_out = sigma / (alpha * q - sigma * p)
+    rows = (how.c_in * alpha, how.c_in * sigma, p, q, weight(point, model.sde) * c_out.square(), how.c_noise)
+    return torch.stack([row.expand(t.shape) for row in rows])
+
+
+def check_scalars(values: Tensor, t: Tensor) -> None:
+    """Raise DomainError at the first time whose ``scalars`` are not finite in float32."""
+    bad = ~torch.isfinite(values.float()).all(0)
+    if bool(bad.any()):
+        raise DomainError(
+            f"the weighted loss is not finite at t = {float(t[bad][0]):g}; raise t_min, lower t_max, or take another "
+            "weight or prediction"
+        )
+
+
+def squared_errors(
+    model: ScoreModel,
+    x0: Tensor,
+    z: Tensor,
+    values: Tensor,
+    c_noise: Tensor,
+    cond: Condition = None,
+    autocast: torch.dtype | None = None,
+) -> Tensor:
+    """Return the weighted squared errors (B,), with the graph to the network's parameters.
+
+    Args:
+        model: the model.
+        x0: data (B, *), in at least float32.
+        z: noise of x0's shape, type and device.
+        values: the first five rows of ``scalars`` at B times, in x0's type and on its device.
+        c_noise: the last, as the network takes it (``model.c_noise_for``).
+        cond: conditions of the batch.
+        autocast: the type in which the network computes under autocast; None for its own.
+    """
+    on_x0, on_z, p, q, factor = values.unbind(0)
+    x = (expand(on_x0, x0) * x0).addcmul_(expand(on_z, z), z)
+    x = x.to(model.dtype or x.dtype)
+    if autocast is None:
+        out = model.raw(x, c_noise, cond)
+    else:
+        with torch.autocast(x0.device.type, autocast):
+            out = model.raw(x, c_noise, cond)
+    error = out.to(x0.dtype) - (expand(p, x0) * x0).addcmul_(expand(q, z), z)
+    return error.square().reshape(len(x0), -1).mean(1) * factor
+
+
+def denoising_score_matching(
+    model: ScoreModel,
+    x0: Tensor,
+    *,
+    weight: str | Weight = "simple",
+    times: str | TimeSampler = "low_discrepancy",
+    generator: torch.Generator | None = None,
+    cond: Condition = None,
+    t: Tensor | float | None = None,
+    noise: Tensor | None = None,
+) -> Tensor:
+    """Return the weighted denoising loss of each sample, averaged over the coordinates of its event.
+
+    With x = alpha x_0 + sigma z it is w(t) |x0_hat(x, t) - x_0|^2 / D; see the module's docstring. Its mean over a
+    batch is what to minimise: ``denoising_score_matching(model, x, generator=generator).mean().backward()``. Nothing
+    here waits for a device; x0 itself is not searched for NaN.
+
+    Args:
+        model: the model; its parameters receive the gradient.
+        x0: data (B, *) in the model's coordinates (its transform is not applied). Half types compute in float32.
+        weight: a key of ``WEIGHTS``, or a function (point, sde) -> w, the weight of the data prediction's error.
+        times: a key of ``TIMES``, or a function (n, sde, generator) -> t (n,) in [t_min, t_max].
+        generator: on the CPU, whatever x0's device: the times are drawn from it, then the noise, or for another
+            device the seed of a generator there. May be left out where both ``t`` and ``noise`` are given.
+        cond: tensors passed to the network, each with first dimension B.
+        t: times of shape () or (B,) instead of drawn ones.
+        noise: standard normal numbers of x0's shape instead of drawn ones.
+
+    Returns:
+        Losses (B,) in float32 or x0's wider type; nats per coordinate and unit of t under weight="likelihood".
+
+    Raises:
+        DTypeError, ShapeError, DomainError: x0, t or noise of a wrong type, shape or range; a loss that is not finite
+            at a given t. ConfigError: an unknown weight or time sampler, no generator, or one on another device than
+            the CPU, a model on another device than x0, a cond that is no dict of tensors.
+
+    Source: Vincent 2011, "A connection between score matching and denoising autoencoders"; Ho et al. 2020.
+    """
+    if not isinstance(model, ScoreModel):
+        raise DTypeError(f"model must be a ScoreModel, got {type(model).__name__}; wrap it as ScoreModel(net, sde)")
+    batch, device = check_floating(x0, "x0").shape[0], x0.device
+    weigh, draw = named("weight", weight, WEIGHTS), named("time sampler", times, TIMES)
+    cond = check_condition(cond, batch)
+    if noise is not None and check_floating(noise, "noise").shape != x0.shape:
+        raise ShapeError(f"noise must have the shape {tuple(x0.shape)} of x0, got {tuple(noise.shape)}")
+    if model.device is not None and model.device != device:
+        raise ConfigError(f"x0 is on {device}, the model on {model.device}; move one of them with .to()")
+    dtype = torch.promote_types(x0.dtype, torch.float32)
+    if batch == 0:
+        return x0.new_zeros((0,), dtype=dtype)
+    if t is None or noise is None:
+        generator = _on_cpu(generator)
+    if t is None:
+        assert generator is not None
+        time = draw(batch, model.sde, generator)
+        values = scalars(model, time, weigh)
+    else:
+        time = model.sde.check_time(t, x0).expand(batch)
+        values = scalars(model, time, weigh)
+        check_scalars(values, time)
+    if noise is None:
+        assert generator is not None
+        source = generator
+        if device.type != "cpu":
+            source = stream(int(integers(2**62, (), generator)), "noise", device=device)
+        noise = normal(x0.shape, source)
+    coefficients = values[:5].to(dtype)
+    c_noise = move(model.c_noise_for(values[5], coefficients), device)
+    x0 = x0.to(dtype)
+    return squared_errors(model, x0, noise.to(x0), move(coefficients, device), c_noise, cond)
+
+
+def _on_cpu(generator: object) -> torch.Generator:
+    if not isinstance(generator, torch.Generator):
+        raise ConfigError(
+            f"generator must be a torch.Generator on the CPU, got {generator!r}; "
+            "make one with torch.Generator().manual_seed(0), and use it for every step"
+        )
+    if generator.device.type != "cpu":
+        raise ConfigError(
+            f"generator must be on the CPU, got {generator.device}: times are drawn there; the noise is made on x0's "
+            "device by a generator seeded from it"
+        )
+    return generator
+
+
+def move(values: Tensor, device: torch.device) -> Tensor:
+    """Copy a CPU tensor to ``device`` without waiting for it."""
+    if device.type == "cuda" and values.device.type == "cpu":
+        values = values.pin_memory()
+    return values.to(device, non_blocking=True)
