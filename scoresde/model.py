@@ -22,10 +22,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from os import PathLike
 
 import torch
 from torch import Tensor, nn
 
+from scoresde import checkpoint
 from scoresde.errors import ConfigError, DTypeError, ShapeError, SolverError, check_floating, check_number, unknown
 from scoresde.gaussian import Moments
 from scoresde.ops import expand
@@ -221,6 +223,84 @@ class ScoreModel(nn.Module):
         other.trained_sde = self.trained_sde
         other.train(self.training)
         return other
+
+    def save(self, folder: str | PathLike[str], *, ema: Mapping[str, Tensor] | None = None) -> None:
+        """Write the model to a folder, atomically: JSON, safetensors and a manifest of their digests.
+
+        Args:
+            folder: new, empty, or an older checkpoint, which is replaced.
+            ema: averaged weights to keep beside the network's own, e.g. ``EMA.state_dict()``.
+
+        Raises:
+            CheckpointError: the folder holds other files or cannot be written. ConfigError: a parameterisation or a
+                conditioning of your own, which JSON cannot hold.
+        """
+        checkpoint.write(folder, *self.contents(ema))
+
+    def contents(self, ema: Mapping[str, Tensor] | None = None) -> tuple[checkpoint.Documents, checkpoint.Tensors]:
+        """Return what ``save`` writes: the JSON documents and the groups of tensors."""
+        how = self.parameterization
+        if how.name not in PARAMETERIZATIONS or replace(PARAMETERIZATIONS[how.name], sigma_data=how.sigma_data) != how:
+            raise ConfigError(f"the parameterisation {how.name!r} is your own: JSON cannot hold it; save the network")
+        if not isinstance(self.condition_on, str):
+            raise ConfigError("condition_on is a function: JSON cannot hold it; save the network")
+        trained = checkpoint.sde_to_document(self.trained_sde)
+        current = None if self.sde is self.trained_sde else checkpoint.sde_to_document(self.sde)
+        if current is not None and current["kind"] is None and trained["kind"] is None:
+            raise ConfigError("the model carries two SDEs of your own; save the one it was trained under")
+        document: dict[str, object] = {
+            "network": checkpoint.network_to_dict(self.net),
+            "trained_sde": trained,
+            "sde": current,
+            "predicts": how.name,
+            "sigma_data": how.sigma_data,
+            "condition_on": self.condition_on,
+            "transform": None if self.transform is None else self.transform.to_dict(),
+        }
+        tensors = {"weights": self.net.state_dict() if isinstance(self.net, nn.Module) else {}}
+        if ema is not None:
+            tensors["ema"] = dict(ema)
+        if self.moments is not None:
+            tensors["moments"] = checkpoint.moments_to_tensors(self.moments)
+        return {"model": document}, tensors
+
+    @staticmethod
+    def load(
+        folder: str | PathLike[str],
+        net: Callable[..., Tensor] | None = None,
+        sde: GaussianSDE | None = None,
+        *,
+        weights: str | None = None,
+    ) -> ScoreModel:
+        """Read a model from a folder that ``save`` or ``fit`` wrote; everything is verified before it is used.
+
+        Args:
+            folder: the checkpoint.
+            net: your own network, built with the options it was saved with; its weights are overwritten. None for one
+                of ``scoresde.nn``.
+            sde: your own SDE; None for a built-in one.
+            weights: "ema", "raw", or None for the average where the checkpoint has one and the raw weights elsewhere.
+
+        Raises:
+            CheckpointError: damaged, foreign or newer files, a pickle, weights that do not fit (nothing is loaded
+                then), or a net or sde of your own that is not passed. ConfigError: unknown ``weights``.
+        """
+        if weights not in (None, "ema", "raw"):
+            raise unknown("weights", weights, ("ema", "raw"))
+        contents = checkpoint.read(folder)
+        config = contents.documents["model"]
+        part = "weights" if weights == "raw" or (weights is None and "ema" not in contents.parts) else "ema"
+        trained, current = checkpoint.load_sdes(contents, sde)
+        model = ScoreModel(
+            checkpoint.load_network(contents, part, net),
+            trained,
+            predicts=replace(PARAMETERIZATIONS[config["predicts"]], sigma_data=config["sigma_data"]),
+            condition_on=config["condition_on"],
+            transform=None if config["transform"] is None else Affine.from_dict(config["transform"]),
+        )
+        if "moments" in contents.parts:
+            model.moments = checkpoint.moments_from_tensors(contents.tensors("moments"))
+        return model if current is None else model.with_sde(current)
 
     @property
     def dtype(self) -> torch.dtype | None:

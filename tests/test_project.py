@@ -234,7 +234,10 @@ LAYERS = (
 BATTERIES = set(LAYERS[-1])
 ORDER = {name: (group, place) for group, members in enumerate(LAYERS) for place, name in enumerate(members)}
 # Imports against the order that only run when a function is called, or only for a type checker, and why.
-DEFERRED: dict[tuple[str, str], str] = {}
+DEFERRED: dict[tuple[str, str], str] = {
+    ("checkpoint", "nn"): "load rebuilds a built-in network from its name and config",
+    ("training", "nn"): "fit drops labels where it is asked to",
+}
 
 
 def layer_of(path: Path) -> str:
