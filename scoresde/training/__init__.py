@@ -1,0 +1,7 @@
+"""Training: ``fit`` for data in memory, ``Trainer`` for one step of your own loop, ``EMA`` for averaged weights."""
+
+from scoresde.training.average import EMA
+from scoresde.training.loop import DECAYS, TrainResult, fit
+from scoresde.training.step import Trainer
+
+__all__ = ["DECAYS", "EMA", "TrainResult", "Trainer", "fit"]

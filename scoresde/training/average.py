@@ -1,0 +1,99 @@
+r"""The exponential moving average of the weights, in float32 without stagnation.
+
+The average of a weight p is s <- d s + (1 - d) p. Near d = 1 a float32 s stops moving while it is still 2^-24/(1 - d)
+of itself away from p. Here s is the unevaluated sum b + e of a base and a small offset, both float32: e <- e + (1 - d)
+((p - b) - e) keeps the digits that s would lose, and from time to time the error-free sum of both (Knuth's two-sum)
+becomes the new base and offset. With ``warmup`` d is min(decay, (1 + k)/(10 + k)) in update k, so that the first values
+of the weights do not linger.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from scoresde.errors import ConfigError, check_number
+
+__all__ = ["EMA"]
+
+REBASE_EVERY = 64
+
+
+class EMA:
+    """The exponential moving average of a network's trainable parameters; the network itself is never changed.
+
+    Args:
+        module: the network.
+        decay: d in [0, 1).
+        warmup: take min(decay, (1 + k)/(10 + k)) in update k.
+
+    Raises:
+        DomainError: a decay outside [0, 1). ConfigError: on update, parameters that are not those it began with.
+    """
+
+    def __init__(self, module: nn.Module, decay: float = 0.999, *, warmup: bool = False) -> None:
+        self.decay = check_number(decay, "decay", 0.0, 1.0, open_high=True)
+        self.module, self.warmup, self.updates = module, warmup, 0
+        trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
+        self.names = list(trained)
+        self._parameters = list(trained.values())
+        self._values = [p.detach() for p in self._parameters]
+        self.base = [p.to(torch.promote_types(p.dtype, torch.float32), copy=True) for p in self._values]
+        self.offset = [torch.zeros_like(b) for b in self.base]
+
+    def update(self) -> None:
+        """Move the average towards the parameters as they are now."""
+        k = self.updates
+        decay = min(self.decay, (1 + k) / (10 + k)) if self.warmup else self.decay
+        torch._foreach_lerp_(self.offset, torch._foreach_sub(self._values, self.base), 1 - decay)
+        self.updates = k + 1
+        if self.updates % REBASE_EVERY == 0:
+            self._check()
+            self._rebase()
+
+    def _rebase(self) -> None:
+        """Replace (base, offset) by their rounded sum and its rounding error."""
+        total = torch._foreach_add(self.base, self.offset)
+        virtual = torch._foreach_sub(total, self.base)
+        lost = torch._foreach_sub(self.base, torch._foreach_sub(total, virtual))
+        self.base, self.offset = list(total), list(torch._foreach_add(lost, torch._foreach_sub(self.offset, virtual)))
+
+    def _check(self) -> None:
+        now = [p for p in self.module.parameters() if p.requires_grad]
+        same = len(now) == len(self._parameters) and all(p is q for p, q in zip(now, self._parameters, strict=True))
+        if not same or any(p.data_ptr() != v.data_ptr() for p, v in zip(now, self._values, strict=True)):
+            raise ConfigError(
+                f"the network's parameters are not the {len(self._parameters)} that the average began with "
+                "(replaced, frozen or moved to another device); make a new EMA after such a change"
+            )
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return the network's state dict with averages, in the parameters' types, for parameters; copies."""
+        self._check()
+        average = {
+            id(p): (b.double() + e.double() if b.device.type != "mps" else b + e).to(p.dtype)
+            for p, b, e in zip(self._parameters, self.base, self.offset, strict=True)
+        }
+        state = self.module.state_dict(keep_vars=True)
+        return {name: average[id(v)] if id(v) in average else v.detach().clone() for name, v in state.items()}
+
+    def copy(self) -> nn.Module:
+        """Return a copy of the network with the averaged weights."""
+        made = copy.deepcopy(self.module)
+        made.zero_grad(set_to_none=True)
+        made.load_state_dict(self.state_dict())
+        return made
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """Put the averages into the network itself, and its own weights back at the end, also after an exception."""
+        own = {name: v.clone() for name, v in self.module.state_dict().items()}
+        self.module.load_state_dict(self.state_dict())
+        try:
+            yield
+        finally:
+            self.module.load_state_dict(own)

@@ -1,0 +1,377 @@
+r"""The loop around the step: learning rate, records, checkpoints, and the watch over the loss.
+
+The learning rate rises linearly over the warm-up, then falls to zero along a cosine or a line. Losses stay on the
+device until they are logged.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from scoresde import checkpoint
+from scoresde.errors import (
+    CheckpointError,
+    ConfigError,
+    ShapeError,
+    SolverError,
+    check_integer,
+    check_number,
+    check_samples,
+    unknown,
+)
+from scoresde.gaussian import Moments
+from scoresde.losses import TimeSampler, Weight
+from scoresde.model import Condition, ScoreModel
+from scoresde.noise import check_seed, fresh_seed
+from scoresde.training.batches import Batches, check_labels
+from scoresde.training.step import Trainer
+from scoresde.transforms import Affine
+
+__all__ = ["DECAYS", "TrainResult", "fit"]
+
+PATIENCE = 3
+CHECKPOINT, LOG = "checkpoint", "log.jsonl"
+
+DECAYS: dict[str, Callable[[float], float]] = {
+    "cosine": lambda u: 0.5 * (1 + math.cos(math.pi * u)),
+    "linear": lambda u: 1 - u,
+    "constant": lambda u: 1.0,
+}
+
+
+@dataclass(frozen=True, eq=False)
+class TrainResult:
+    """What a training gave.
+
+    Args:
+        model: the model with the averaged weights, to sample from; the trained model itself keeps the raw ones.
+        losses: the mean loss of each step, (steps,), float32 on the CPU.
+        log: the records that went to the log: step, loss (mean since the last record), learning_rate, gradient_norm,
+            skipped (steps without a finite loss since the last record), seconds.
+        steps: steps made in all.
+        seconds: time spent in this call.
+        seed: the seed that was used.
+        folder: where the log and the checkpoint are, or None.
+    """
+
+    model: ScoreModel
+    losses: Tensor
+    log: tuple[dict[str, float | None], ...]
+    steps: int
+    seconds: float
+    seed: int
+    folder: Path | None
+
+
+def fit(
+    model: ScoreModel,
+    data: Tensor,
+    *,
+    steps: int,
+    batch_size: int = 128,
+    learning_rate: float = 1e-3,
+    warmup: int | None = None,
+    decay: str = "cosine",
+    weight: str | Weight = "simple",
+    times: str | TimeSampler = "low_discrepancy",
+    weight_decay: float = 0.0,
+    clip_norm: float | None = 1.0,
+    ema_decay: float = 0.999,
+    cond: Condition = None,
+    label_dropout: float = 0.0,
+    transform: Affine | None = None,
+    autocast: torch.dtype | None = None,
+    seed: int | None = 0,
+    folder: str | os.PathLike[str] | None = None,
+    save_every: int | None = None,
+    log_every: int = 50,
+    resume: bool = False,
+    progress: bool = True,
+    on_log: Callable[[dict[str, float | None]], None] | None = None,
+) -> TrainResult:
+    """Train a model's network by denoising score matching on data that fit in memory.
+
+    The data pass through the transform; their moments go to ``model.moments``, so that samplers start from the right
+    prior. Every epoch is a new order of the data, drawn from (seed, epoch). The network trains in training mode on its
+    own device; every module's mode is restored at the end.
+
+    Args:
+        model: the model; its network ends with the raw weights, its ``moments`` and ``transform`` are set.
+        data: (N, *), finite, in the user's units, on any device.
+        steps: number of steps in all.
+        batch_size: samples of a step; more than N of them repeat.
+        learning_rate: after the warm-up.
+        warmup: steps of linear rise; by default a twentieth of the steps, at most 1000.
+        decay: a key of ``DECAYS``, how the rate falls afterwards: "cosine" and "linear" to zero, or "constant".
+        weight: a key of ``losses.WEIGHTS`` or a function.
+        times: a key of ``losses.TIMES`` or a function.
+        weight_decay: decoupled, a share of the learning rate.
+        clip_norm: largest norm of the gradient; None for no limit.
+        ema_decay: in [0, 1).
+        cond: conditions of the data, tensors (N, *), e.g. ``{"label": labels}``.
+        label_dropout: share of the labels in ``cond["label"]`` that become -1, for guidance.
+        transform: from the data's units to the model's; by default the model's own, if it has one.
+        autocast: None or torch.bfloat16.
+        seed: of everything random; None draws one and reports it.
+        folder: for log.jsonl and the checkpoint; new or empty unless ``resume``. None to write nothing.
+        save_every: steps between checkpoints, by default a tenth of the steps; there is always one at the end.
+        log_every: steps between records.
+        resume: go on from the folder's checkpoint, to the same bits as a run that was never interrupted.
+        progress: show a bar with the loss and the time left.
+        on_log: called with every record.
+
+    Raises:
+        DTypeError, ShapeError, DomainError, ConfigError: bad options or data, before anything is changed.
+        CheckpointError: a folder that is not empty or not writable, a checkpoint that does not fit.
+        SolverError: the loss stayed non-finite for three checks, or at the end; the last good checkpoint stands.
+        KeyboardInterrupt: passed on after a checkpoint is written.
+    """
+    started = time.perf_counter()
+    steps = check_integer(steps, "steps", 1)
+    batch_size = check_integer(batch_size, "batch_size", 1)
+    log_every = check_integer(log_every, "log_every", 1)
+    save_every = max(1, steps // 10) if save_every is None else check_integer(save_every, "save_every", 1)
+    seed = fresh_seed() if seed is None else check_seed(seed)
+    rate = _schedule(steps, learning_rate, min(1000, steps // 20) if warmup is None else warmup, decay)
+    trainer = Trainer(
+        model,
+        learning_rate=rate,
+        weight=weight,
+        times=times,
+        weight_decay=weight_decay,
+        clip_norm=clip_norm,
+        ema_decay=ema_decay,
+        autocast=autocast,
+        seed=seed,
+    )
+    transform = model.transform if transform is None else transform
+    x = check_samples(data, "data").detach()
+    if x.shape[0] == 0:
+        raise ShapeError("data is empty: training needs at least one sample")
+    x = x.to(torch.promote_types(x.dtype, torch.float32))
+    x = (x if transform is None else transform.forward(x)).to(trainer.dtype)
+    moments = Moments.of(x)
+    batches = Batches(
+        x,
+        check_labels(cond, len(x), label_dropout),
+        size=batch_size,
+        label_dropout=label_dropout,
+        seed=seed,
+        device=trainer.device,
+    )
+    where = None if folder is None else Path(folder)
+    if resume:
+        _resume(where, trainer)
+    if where is not None:
+        _open_folder(where, resume)
+    model.moments, model.transform = moments, transform
+    run = _Run(trainer, batches, where, steps, save_every, log_every, on_log)
+    with (
+        _training(trainer.net),
+        tqdm(total=steps, initial=trainer.step, desc="training", unit="step", disable=not progress, leave=False) as bar,
+    ):
+        losses = run(lambda text: bar.set_postfix_str(text, refresh=False), bar.update)
+    averaged = model.with_sde(model.sde)
+    averaged.net = trainer.ema.copy()
+    return TrainResult(averaged, losses, tuple(run.log), trainer.step, time.perf_counter() - started, seed, where)
+
+
+class _Run:
+    """The loop: steps, records, checkpoints, and the watch over the loss."""
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        batches: Batches,
+        folder: Path | None,
+        steps: int,
+        save_every: int,
+        log_every: int,
+        on_log: Callable[[dict[str, float | None]], None] | None,
+    ) -> None:
+        self.trainer, self.batches, self.folder, self.steps = trainer, batches, folder, steps
+        self.save_every, self.log_every, self.on_log = save_every, log_every, on_log
+        self.first = self.logged = trainer.step
+        self.losses = torch.full((max(0, steps - self.first),), math.nan, device=trainer.device)
+        self.log: list[dict[str, float | None]] = []
+        self.bad_checks = 0
+        self.started = time.perf_counter()
+
+    def __call__(self, show: Callable[[str], None], tick: Callable[[], object]) -> Tensor:
+        """Run to the last step and return the losses."""
+        trainer = self.trainer
+        try:
+            with _patient() as interrupted:
+                while trainer.step < self.steps and not interrupted():
+                    k = trainer.step
+                    self.losses[k - self.first] = trainer(*self.batches(k))
+                    tick()
+                    last = trainer.step == self.steps
+                    if last or trainer.step % self.log_every == 0:
+                        show(f"loss {self.record():.4g}")
+                    if last or trainer.step % self.save_every == 0:
+                        self.save()
+                if interrupted():
+                    raise KeyboardInterrupt
+        except KeyboardInterrupt:
+            # Without _patient's help it may come in the middle of an update, which is not worth keeping.
+            if not trainer.updating:
+                self.save()
+            raise
+        return self.losses.cpu()
+
+    def recent(self) -> tuple[Tensor, Tensor]:
+        """Return the losses since the last record, and the finite ones among them, in float64 on the CPU."""
+        losses = self.losses[self.logged - self.first : self.trainer.step - self.first].double().cpu()
+        return losses, losses[torch.isfinite(losses)]
+
+    def record(self) -> float:
+        """Write a record, return its loss, and raise where the loss has stayed non-finite too long."""
+        trainer = self.trainer
+        recent, good = self.recent()
+        mean = float(good.mean()) if len(good) else math.nan
+        entry = {
+            "step": trainer.step,
+            "loss": mean,
+            "learning_rate": trainer.rate(trainer.step - 1),
+            "gradient_norm": float(trainer.gradient_norm),
+            "skipped": len(recent) - len(good),
+            "seconds": round(time.perf_counter() - self.started, 3),
+        }
+        record = {key: value if math.isfinite(value) else None for key, value in entry.items()}
+        self.logged = trainer.step
+        self.log.append(record)
+        if self.folder is not None:
+            with (self.folder / LOG).open("a", encoding="utf-8") as file:
+                file.write(json.dumps(record) + "\n")
+        if self.on_log is not None:
+            self.on_log(dict(record))
+        self.bad_checks = self.bad_checks + 1 if 2 * len(good) < len(recent) else 0
+        if self.bad_checks == PATIENCE or (self.bad_checks and trainer.step == self.steps):
+            raise self.failure()
+        return mean
+
+    def failure(self) -> SolverError:
+        """Describe the loss of the last batch: its weights are unchanged, since the step was not made."""
+        trainer = self.trainer
+        trainer.step -= 1
+        step, rate = trainer.step, trainer.rate(trainer.step)
+        x0, cond = self.batches(step)
+        with torch.no_grad():
+            bad = ~torch.isfinite(trainer.losses(x0, cond)).cpu()
+        t = trainer.draw_times(len(x0), step)[bad]
+        where = f"{int(bad.sum())} of {len(bad)} samples"
+        where += (
+            f", at t from {float(t.min()):.3g} to {float(t.max()):.3g}" if len(t) else "; the gradient is not finite"
+        )
+        kept = (
+            "nothing was saved" if self.folder is None else f"the last good checkpoint is in {self.folder / CHECKPOINT}"
+        )
+        return SolverError(
+            f"the loss is not finite at step {step}, learning rate {rate:.3g}: {where}; {kept}. "
+            "Lower learning_rate, lengthen warmup, lower clip_norm or look at the data's scale"
+        )
+
+    def save(self) -> None:
+        """Write a checkpoint, unless the loss is not finite at present."""
+        recent, good = self.recent()
+        if self.folder is None or self.bad_checks or 2 * len(good) < len(recent):
+            return
+        documents, tensors = self.trainer.model.contents(self.trainer.ema.state_dict())
+        numbers, state = self.trainer.state()
+        checkpoint.write(
+            self.folder / CHECKPOINT, {**documents, "training": numbers}, {**tensors, "training_state": state}
+        )
+
+
+def _schedule(steps: int, peak: float, warmup: int, decay: str) -> Callable[[int], float]:
+    """Return the learning rate as a function of the step."""
+    peak, rise = check_number(peak, "learning_rate", 0.0, open_low=True), check_integer(warmup, "warmup", 0, steps)
+    if decay not in DECAYS:
+        raise unknown("decay", decay, DECAYS)
+    fall = DECAYS[decay]
+    return lambda k: peak * ((k + 1) / (rise + 1) if k < rise else fall((k - rise) / (steps - rise)))
+
+
+def _open_folder(folder: Path, resume: bool) -> None:
+    """Make the folder and see that it is writable, and empty unless ``resume``."""
+    try:
+        if folder.is_dir() and not resume and any(folder.iterdir()):
+            raise CheckpointError(f"{folder} is not empty; choose a new folder, or resume=True to go on from there")
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / LOG).open("a", encoding="utf-8").close()
+    except OSError as error:
+        raise CheckpointError(
+            f"{folder} cannot be written: {error.strerror or error}; choose another folder"
+        ) from error
+
+
+def _resume(folder: Path | None, trainer: Trainer) -> None:
+    """Load the folder's checkpoint into the network and the trainer; the log's later records are dropped."""
+    if folder is None:
+        raise ConfigError("resume=True needs the folder= of the run to go on with")
+    contents = checkpoint.read(folder / CHECKPOINT)
+    if "training" not in contents.documents:
+        raise CheckpointError(f"{contents.folder} holds a model without the state of its training; it cannot go on")
+    numbers = contents.documents["training"]
+    if numbers["seed"] != trainer.seed:
+        raise ConfigError(f"{contents.folder} was trained with seed={numbers['seed']}, got seed={trainer.seed}")
+    checkpoint.load_network(contents, "weights", trainer.net)
+    trainer.restore(numbers, contents.tensors("training_state"))
+    log = folder / LOG
+    if log.is_file():
+        lines = log.read_text(encoding="utf-8").splitlines(keepends=True)
+        # A line that was being written when the run was killed has no end.
+        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= trainer.step]
+        log.write_text("".join(kept), encoding="utf-8")
+
+
+@contextmanager
+def _patient() -> Iterator[Callable[[], bool]]:
+    """Let Ctrl-C wait for the end of the step, so that the checkpoint is a whole one; a second one does not wait.
+
+    It acts where Ctrl-C would raise KeyboardInterrupt here: in the main thread, under Python's own handler.
+    """
+    asked: list[int] = []
+    if (
+        threading.current_thread() is not threading.main_thread()
+        or signal.getsignal(signal.SIGINT) is not signal.default_int_handler
+    ):
+        yield lambda: False
+        return
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        asked.append(number)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    signal.signal(signal.SIGINT, ask)
+    try:
+        yield lambda: bool(asked)
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@contextmanager
+def _training(network: nn.Module) -> Iterator[None]:
+    """Put the network into training mode and restore every module's own mode, also after an exception."""
+    modes = [(module, module.training) for module in network.modules()]
+    network.train()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode

@@ -1,0 +1,167 @@
+r"""One step of training.
+
+A step draws times and noise, takes the gradient of the mean loss, scales it to a norm of at most ``clip_norm``, makes
+one Adam step (Kingma, Ba 2015; decoupled weight decay of Loshchilov, Hutter 2019) and moves the average of the weights.
+A step whose gradient is not finite changes nothing. Whatever is random in step k depends on (seed, k) alone, so that a
+run can stop anywhere and go on without the state of any generator. Nothing in a step waits for the device.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from scoresde.errors import ConfigError, DTypeError, check_number
+from scoresde.losses import TIMES, WEIGHTS, TimeSampler, Weight, check_scalars, move, named, scalars, squared_errors
+from scoresde.model import Condition, ScoreModel
+from scoresde.noise import check_seed, normal, stream
+from scoresde.training.average import EMA
+
+__all__ = ["Trainer"]
+
+# Times are turned into coefficients for many steps at once, where that saves more than it costs.
+BLOCK_STEPS, BLOCK_SIZE = 64, 32768
+
+
+class _AdamW(torch.optim.AdamW):
+    """Adam whose kernel divides the gradient by ``grad_scale`` and does nothing where ``found_inf`` is 1."""
+
+    grad_scale: Tensor
+    found_inf: Tensor
+
+
+class Trainer:
+    """One step of training at a time: ``loss = trainer(x0, cond)``, the batch's mean loss, 0-d, on the device.
+
+    Args:
+        model: the model; its network must be on the device on which it is to stay.
+        learning_rate: a number, or a function of the step k = 0, 1, ...
+        weight: a key of ``losses.WEIGHTS`` or a function.
+        times: a key of ``losses.TIMES`` or a function.
+        weight_decay: decoupled, a share of the learning rate.
+        clip_norm: largest norm of the gradient of the mean loss; None for no limit.
+        ema_decay: of the average of the weights.
+        autocast: torch.bfloat16 to let the network compute in it where torch thinks it safe.
+        seed: times and noise of step k come from (seed, k).
+
+    Raises:
+        DTypeError, DomainError, ConfigError: options out of range, a network without trainable parameters, a loss
+            that is not finite somewhere on [t_min, t_max].
+    """
+
+    def __init__(
+        self,
+        model: ScoreModel,
+        *,
+        learning_rate: float | Callable[[int], float] = 1e-3,
+        weight: str | Weight = "simple",
+        times: str | TimeSampler = "low_discrepancy",
+        weight_decay: float = 0.0,
+        clip_norm: float | None = 1.0,
+        ema_decay: float = 0.999,
+        autocast: torch.dtype | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.model, self.net = model, _network(model)
+        self.weight, self.times = named("weight", weight, WEIGHTS), named("time sampler", times, TIMES)
+        ends = torch.linspace(model.sde.t_min, model.sde.t_max, 9, dtype=torch.float64)
+        check_scalars(scalars(model, ends, self.weight), ends)
+        self.rate = learning_rate if callable(learning_rate) else _constant(learning_rate)
+        self.clip_norm = None if clip_norm is None else check_number(clip_norm, "clip_norm", 0.0, open_low=True)
+        if autocast not in (None, torch.bfloat16):
+            raise ConfigError(f"autocast must be None or torch.bfloat16, got {autocast}; float16 gradients underflow")
+        self.autocast, self.seed = autocast, check_seed(seed)
+        self.ema = EMA(self.net, check_number(ema_decay, "ema_decay", 0.0, 1.0, open_high=True), warmup=True)
+        self.parameters = [p for p in self.net.parameters() if p.requires_grad]
+        decay = check_number(weight_decay, "weight_decay", 0.0)
+        self.optimizer = _AdamW(self.parameters, lr=0.0, weight_decay=decay, fused=True)
+        self.device = self.parameters[0].device
+        self.dtype = torch.promote_types(torch.float32, self.parameters[0].dtype)
+        self.gradient_norm = torch.zeros((), device=self.device)
+        self.step, self.updating = 0, False
+        self._block: tuple[int, int] | None = None
+        self._values = self._c_noise = torch.empty(0)
+
+    def draw_times(self, batch: int, step: int) -> Tensor:
+        """Return the times (B,) of a step, in float64 on the CPU."""
+        return self.times(batch, self.model.sde, stream(self.seed, "times", step))
+
+    def draw_noise(self, x0: Tensor, step: int) -> Tensor:
+        """Return the noise of a step, like x0."""
+        return normal(x0.shape, stream(self.seed, "noise", step, device=x0.device), dtype=x0.dtype)
+
+    def _coefficients(self, batch: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Return ``losses.scalars`` of this step on the device: five rows in the data's type, and c_noise."""
+        # Blocks begin at multiples of their length whatever step a run starts at: a vectorised exponential may differ
+        # in its last bit with the position in the array.
+        length = max(1, min(BLOCK_STEPS, BLOCK_SIZE // batch))
+        block, place = divmod(self.step, length)
+        if self._block != (block, batch):
+            t = torch.stack([self.draw_times(batch, block * length + i) for i in range(length)])
+            values = scalars(self.model, t, self.weight)
+            rows = values[:5].transpose(0, 1).to(dtype).contiguous()  # (length, 5, B)
+            self._values = move(rows, self.device)
+            self._c_noise = move(self.model.c_noise_for(values[5], rows), self.device)
+            self._block = block, batch
+        return self._values[place], self._c_noise[place]
+
+    def losses(self, x0: Tensor, cond: Condition = None) -> Tensor:
+        """Return the losses (B,) that this step would minimise the mean of."""
+        values, c_noise = self._coefficients(len(x0), x0.dtype)
+        noise = self.draw_noise(x0, self.step)
+        return squared_errors(self.model, x0, noise, values, c_noise, cond, self.autocast)
+
+    def __call__(self, x0: Tensor, cond: Condition = None) -> Tensor:
+        """Make one step with data x0 (B, *) of the network's type (at least float32) and device."""
+        loss = self.losses(x0, cond).mean()
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        gradients = [p.grad for p in self.parameters if p.grad is not None]
+        norms = torch._foreach_norm(gradients, 2, self.dtype)
+        self.gradient_norm = norm = torch.linalg.vector_norm(torch.stack(norms))
+        # Clipping costs no pass of its own: Adam's kernel divides by this scale as it reads the gradient.
+        limit = math.inf if self.clip_norm is None else self.clip_norm
+        self.optimizer.grad_scale = (norm / limit).clamp_min(1.0).float()
+        self.optimizer.found_inf = torch.isfinite(norm).logical_not().float()
+        self.optimizer.param_groups[0]["lr"] = self.rate(self.step)
+        self.updating = True
+        self.optimizer.step()
+        self.ema.update()
+        self.step, self.updating = self.step + 1, False
+        return loss.detach()
+
+    def state(self) -> tuple[dict[str, object], dict[str, Tensor]]:
+        """Return what another Trainer of the same options needs to go on: numbers, and tensors by name."""
+        tensors: dict[str, Tensor] = {}
+        for name, p, base, offset in zip(self.ema.names, self.parameters, self.ema.base, self.ema.offset, strict=True):
+            tensors[f"base.{name}"], tensors[f"offset.{name}"] = base, offset
+            tensors |= {f"{key}.{name}": value for key, value in self.optimizer.state[p].items()}
+        return {"step": self.step, "updates": self.ema.updates, "seed": self.seed}, tensors
+
+    def restore(self, numbers: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+        """Go on from ``state``; the network's own weights must be those of that moment already."""
+        self.step, self.ema.updates = int(numbers["step"]), int(numbers["updates"])
+        for i, (name, p) in enumerate(zip(self.ema.names, self.parameters, strict=True)):
+            self.ema.base[i].copy_(tensors[f"base.{name}"])
+            self.ema.offset[i].copy_(tensors[f"offset.{name}"])
+            if f"step.{name}" in tensors:
+                keys = ("step", "exp_avg", "exp_avg_sq")
+                self.optimizer.state[p] = {key: tensors[f"{key}.{name}"].to(self.device, copy=True) for key in keys}
+
+
+def _network(model: object) -> nn.Module:
+    """Return the network of a model that can be trained."""
+    if not isinstance(model, ScoreModel):
+        raise DTypeError(f"model must be a ScoreModel, got {type(model).__name__}; wrap it as ScoreModel(net, sde)")
+    if not isinstance(model.net, nn.Module) or not any(p.requires_grad for p in model.net.parameters()):
+        raise ConfigError("the model's network has no trainable parameters; training needs a torch.nn.Module with some")
+    return model.net
+
+
+def _constant(value: float) -> Callable[[int], float]:
+    rate = check_number(value, "learning_rate", 0.0, open_low=True)
+    return lambda k: rate
