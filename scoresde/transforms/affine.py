@@ -1,17 +1,17 @@
-"""Data transforms: maps between the user's data and the coordinates in which a model is trained.
-
-A model carries its transform: ``fit`` applies ``forward`` to the data, ``sample`` applies ``inverse`` to its result,
-and the checkpoint stores it.
-"""
+"""Shift and scale."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 from scoresde.errors import DomainError, DTypeError, ShapeError, check_floating, check_samples
+from scoresde.ops import working_dtype
+from scoresde.transforms.base import check_interval, read_options
 
 __all__ = ["Affine"]
 
@@ -25,7 +25,8 @@ class Affine:
         scale: in the data's unit, positive; as ``shift``.
 
     Raises:
-        DomainError: a scale that is not positive and finite.
+        DTypeError: not numbers. DomainError: a number that is not finite, a scale that is not positive.
+        ShapeError: an empty tuple, or two tuples of different lengths.
     """
 
     shift: float | tuple[float, ...] = 0.0
@@ -33,10 +34,21 @@ class Affine:
 
     def __post_init__(self) -> None:
         """Check the numbers."""
+        lengths = set()
         for name in ("shift", "scale"):
-            values = torch.tensor(getattr(self, name), dtype=torch.float64)
+            given = getattr(self, name)
+            many = isinstance(given, tuple)
+            if not all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in (given if many else (given,))):
+                raise DTypeError(f"{name} must be a number or a tuple of numbers, got {given!r}")
+            values = torch.tensor(given, dtype=torch.float64)
             if not bool(torch.isfinite(values).all()) or (name == "scale" and bool((values <= 0).any())):
                 raise DomainError(f"{name} must be finite{' and positive' if name == 'scale' else ''}, got {values}")
+            lengths |= {len(given)} if many else set()
+        if len(lengths) > 1 or 0 in lengths:
+            raise ShapeError(
+                f"shift and scale must have one number for each channel, got {sorted(lengths)} numbers; "
+                "give tuples of one length, or one number for all channels"
+            )
 
     @classmethod
     def standardise(cls, x: Tensor) -> Affine:
@@ -48,13 +60,23 @@ class Affine:
         std = flat.std(1)
         return cls(tuple(flat.mean(1).tolist()), tuple(torch.where(std > 0, std, torch.ones_like(std)).tolist()))
 
+    @classmethod
+    def from_range(cls, low: float, high: float) -> Affine:
+        """Map [low, high], in the data's unit, to [-1, 1]: shift (low + high)/2, scale (high - low)/2.
+
+        Raises:
+            DTypeError, DomainError: not finite numbers with low < high.
+        """
+        low, high = check_interval(low, high)
+        return cls(0.5 * low + 0.5 * high, 0.5 * high - 0.5 * low)
+
     def _numbers(self, value: float | tuple[float, ...], x: Tensor) -> Tensor:
         numbers = torch.tensor(value, dtype=torch.float64)
         if numbers.ndim and (x.ndim < 2 or x.shape[1] != len(numbers)):
             raise ShapeError(f"the transform serves {len(numbers)} channels, got data of shape {tuple(x.shape)}")
         return numbers.to(x).reshape(-1, *(1,) * (x.ndim - 2)) if numbers.ndim else numbers.to(x)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, generator: Generator | None = None) -> Tensor:
         """Map data (B, *) to the model's coordinates; DTypeError for integers, which would round the numbers."""
         check_floating(x, "data")
         return (x - self._numbers(self.shift, x)) / self._numbers(self.scale, x)
@@ -63,19 +85,18 @@ class Affine:
         """Map the model's coordinates (B, *) to data."""
         return self._numbers(self.shift, y) + self._numbers(self.scale, y) * y
 
+    def log_abs_det(self, x: Tensor, generator: Generator | None = None) -> Tensor:
+        """Return -sum_i log scale_i over the D coordinates of an event, (B,), in nats; it does not depend on x."""
+        check_floating(x, "data")
+        wide = x.new_empty(x.shape[:2], dtype=working_dtype(x.device))
+        scale, _ = self._numbers(self.scale, wide), self._numbers(self.shift, wide)  # each () or (C,)
+        return (-scale.log().mean() * math.prod(x.shape[1:])).expand(x.shape[0])
+
     def to_dict(self) -> dict[str, object]:
         """Return a JSON-able description."""
         return {"kind": "Affine", "shift": self.shift, "scale": self.scale}
 
     @classmethod
-    def from_dict(cls, config: dict[str, object]) -> Affine:
+    def from_dict(cls, config: Mapping[str, object]) -> Affine:
         """Rebuild from ``to_dict``'s description."""
-
-        def numbers(value: object) -> float | tuple[float, ...]:
-            if isinstance(value, (list, tuple)):
-                return tuple(float(v) for v in value)
-            if isinstance(value, (int, float)):
-                return float(value)
-            raise DTypeError(f"a transform holds numbers, got {value!r}")
-
-        return cls(numbers(config["shift"]), numbers(config["scale"]))
+        return cls(**read_options(config, cls))

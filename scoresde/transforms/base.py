@@ -1,0 +1,81 @@
+"""What every transform is, and the checks that they share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any, Protocol, runtime_checkable
+
+from torch import Generator, Tensor
+
+from scoresde.errors import ConfigError, DomainError, DTypeError, check_number, unknown
+
+__all__ = ["Transform", "check_inside", "check_interval", "read_options"]
+
+
+@runtime_checkable
+class Transform(Protocol):
+    """A map from data (B, *) to the model's coordinates, of the same shape, dtype and device, and back."""
+
+    def forward(self, x: Tensor, generator: Generator | None = None) -> Tensor:
+        """Map data (B, *) to the model's coordinates; a transform that draws noise takes it from ``generator``."""
+        ...
+
+    def inverse(self, y: Tensor) -> Tensor:
+        """Map the model's coordinates (B, *) to data; never random."""
+        ...
+
+    def log_abs_det(self, x: Tensor, generator: Generator | None = None) -> Tensor:
+        """Return log |det d forward/dx| at data x, (B,), in nats.
+
+        Where a part before it draws noise, the value depends on the draw: a generator in the state that ``forward``'s
+        had gives the value of the same draw, e.g. ``noise.stream(seed, "data")`` for both.
+        """
+        ...
+
+    def to_dict(self) -> dict[str, object]:
+        """Return a JSON-able description, which ``transform_from_dict`` reads."""
+        ...
+
+
+def read_options(config: Mapping[str, object], kind: type[Any]) -> dict[str, Any]:
+    """Return the fields of the dataclass ``kind`` from its description; the constructor checks their values.
+
+    Raises:
+        DTypeError: no mapping. ConfigError: an unknown key, with the nearest, a missing one, or another kind.
+    """
+    if not isinstance(config, Mapping):
+        raise DTypeError(f"a transform's description must be a dict, got {type(config).__name__}; use to_dict()")
+    options = {key: tuple(value) if isinstance(value, list) else value for key, value in config.items()}
+    if options.pop("kind", None) != kind.__name__:
+        raise ConfigError(
+            f"got the description of {config.get('kind')!r} for {kind.__name__}; read it with transform_from_dict"
+        )
+    names = [field.name for field in fields(kind)]
+    for key in options:
+        if key not in names:
+            raise unknown(f"option of {kind.__name__}", key, names)
+    for name in names:
+        if name not in options:
+            raise ConfigError(f"the description of {kind.__name__} lacks {name!r}; make one with to_dict()")
+    return options
+
+
+def check_interval(low: float, high: float) -> tuple[float, float]:
+    """Return the ends of an interval, checked."""
+    low = check_number(low, "low")
+    high = check_number(high, "high")
+    if low >= high:
+        raise DomainError(f"low must be below high, got low={low:g} and high={high:g}")
+    return low, high
+
+
+def check_inside(good: Tensor, x: Tensor, where: str) -> None:
+    """Raise DomainError for data at the first place where ``good`` is not."""
+    count = int((~good).sum())
+    if count:
+        first = tuple(int(i) for i in (~good).nonzero()[0])
+        raise DomainError(
+            f"data must lie {where}; {count} of {x.numel()} values do not, the first is {x[first].item():g} at index "
+            f"{first}; give the transform the data's own range"
+        )
