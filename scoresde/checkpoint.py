@@ -41,7 +41,7 @@ __all__ = ["MANIFEST", "Contents", "check_target", "read", "write"]
 MANIFEST = "manifest.json"
 FORMAT, VERSION = "scoresde checkpoint", 1
 PICKLES = {".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".bin"}
-OURS = re.compile(r"[a-z]+-[0-9a-f]{16}\.(json|safetensors)|\.[^/]+\.tmp")
+OURS = re.compile(r"[a-z_]+-[0-9a-f]{16}\.(json|safetensors)|\.[^/]+\.tmp")
 
 Documents = Mapping[str, Mapping[str, object]]
 Tensors = Mapping[str, Mapping[str, Tensor]]
