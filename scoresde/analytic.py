@@ -4,6 +4,7 @@ Each is written in the coordinates normalised to alpha^2 + sigma^2 = 1, as a fun
 predicts v = alpha noise - sigma data there, which is finite at both ends; so it serves every SDE.
 
 Gaussian data N(m, C), C = U diag(c) U^T:   data = m + U [alpha c/(alpha^2 c + sigma^2)] U^T (x - alpha m).
+A data set x_1 ... x_N, each with weight 1/N:   data = sum_i p_i(x) x_i, p_i ~ exp(-|x - alpha x_i|^2 / (2 sigma^2)).
 A mixture of N(m_k, s_k^2) with weights w_k: responsibilities p_k(x) ~ w_k N(x; alpha m_k, alpha^2 s_k^2 + sigma^2), and
 data and noise are their averages of the components' own.
 """
@@ -15,14 +16,14 @@ import math
 import torch
 from torch import Tensor, nn
 
-from scoresde.errors import ConfigError, DomainError, ShapeError, check_samples
+from scoresde.errors import ConfigError, DomainError, ShapeError, check_integer, check_samples
 from scoresde.gaussian import Gaussian, Moments
 from scoresde.model import ScoreModel
 from scoresde.noise import normal, uniform
 from scoresde.ops import expand
 from scoresde.sde import GaussianSDE
 
-__all__ = ["GaussianMixtureModel", "GaussianModel"]
+__all__ = ["EmpiricalModel", "GaussianMixtureModel", "GaussianModel"]
 
 
 def _curves(log_snr: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -61,12 +62,15 @@ class GaussianModel(ScoreModel):
         covariance: shape () or ``event`` (variances), or (D, D).
 
     Raises:
-        ShapeError: a covariance of another shape. DomainError: one that is not positive semi-definite.
+        ShapeError: a covariance of another shape. DomainError: one that is not finite and positive
+            semi-definite.
     """
 
     def __init__(self, *, sde: GaussianSDE, mean: Tensor, covariance: Tensor) -> None:
         """Decompose the covariance once."""
         mean, covariance = torch.as_tensor(mean), torch.as_tensor(covariance)
+        if not bool(torch.isfinite(mean).all() and torch.isfinite(covariance).all()):
+            raise DomainError("mean and covariance must be finite")
         if covariance.ndim == 2 and covariance.shape == (mean.numel(), mean.numel()):
             lowest = float(torch.linalg.eigvalsh(covariance.double()).min())
             if lowest < -1e-10 * float(covariance.abs().max()) or not torch.allclose(covariance, covariance.T):
@@ -186,3 +190,52 @@ class GaussianMixtureModel(ScoreModel):
         variance = (a**2 * self.std.square() + s**2).to(x).expand(len(x), -1)
         logits, centred = net.responsibilities(x, alpha, variance)
         return torch.logsumexp(logits, 1) - 0.5 * centred.shape[2] * math.log(2 * math.pi)
+
+
+class _EmpiricalNet(nn.Module):
+    """The data prediction for a set of points, read in chunks."""
+
+    def __init__(self, data: Tensor, chunk_size: int) -> None:
+        super().__init__()
+        self.data, self.chunk_size = data, chunk_size
+
+    def forward(self, x: Tensor, log_snr: Tensor) -> Tensor:
+        alpha, sigma = (c.to(x).expand(len(x)) for c in _curves(log_snr, x))
+        flat = x.reshape(len(x), -1)
+        scaled = flat * (alpha / sigma.square())[:, None]
+        half = 0.5 * (alpha / sigma).square()[:, None]
+        # A running softmax: the largest logit so far, the sum of weights and of weighted points relative to it.
+        top = torch.full((len(x), 1), -math.inf, dtype=x.dtype, device=x.device)
+        total, mean = torch.zeros_like(top), torch.zeros_like(flat)
+        for chunk in torch.split(self.data, self.chunk_size):
+            points = chunk.to(x).reshape(len(chunk), -1)
+            # -|x - alpha x_i|^2/(2 sigma^2) less the part that all points share.
+            logits = scaled @ points.T - half * points.square().sum(1)
+            new_top = torch.maximum(top, logits.amax(1, keepdim=True))
+            shrink, weights = (top - new_top).exp(), (logits - new_top).exp()
+            total, mean = shrink * total + weights.sum(1, keepdim=True), shrink * mean + weights @ points
+            top = new_top
+        return (mean / total).reshape(x.shape)
+
+
+class EmpiricalModel(ScoreModel):
+    """The exact model of a data set taken as the law itself: each point with weight 1/N.
+
+    It is what a network that memorises its training set perfectly would be; its samples are training points. Memory is
+    that of the data and of one chunk's distances, B x chunk_size.
+
+    Args:
+        sde: any Gaussian diffusion.
+        data: (N, *), finite; kept where it is and as it is.
+        chunk_size: points compared at once.
+
+    Raises:
+        DTypeError, ShapeError, DomainError: data that are no finite floating tensor of at least one sample, or a
+            chunk size below 1.
+    """
+
+    def __init__(self, *, sde: GaussianSDE, data: Tensor, chunk_size: int = 4096) -> None:
+        if check_samples(data, "data").shape[0] == 0:
+            raise ShapeError("data is empty: an empirical law needs at least one point")
+        net = _EmpiricalNet(data.detach(), check_integer(chunk_size, "chunk_size", 1))
+        super().__init__(net, sde, predicts="data", moments=Moments.of(data))
