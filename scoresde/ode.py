@@ -123,7 +123,8 @@ class ProbabilityFlow:
 
         Raises:
             DomainError: tolerances below the state's epsilon. SolverError: step underflow, too many steps or
-                non-finite predictions, with the time reached; ``partial`` holds the state.
+                non-finite predictions, with the time reached; ``partial`` holds the states reached, (B, *), in the
+                rectified coordinates y.
         """
         state = x.to(torch.promote_types(x.dtype, torch.float32))
         epsilon = torch.finfo(state.dtype).eps
@@ -137,12 +138,12 @@ class ProbabilityFlow:
         y_all = state / float(start.alpha + start.sigma)
         batch = y_all.shape[0]
         counts = torch.zeros(3, batch, dtype=torch.long)
-        active = torch.arange(batch)
+        active = torch.arange(batch if u_end != u_start else 0)
         y, u = y_all.clone(), torch.full((batch,), u_start, dtype=torch.float64)
         h = torch.full((batch,), 0.02 * (u_end - u_start), dtype=torch.float64)
         before = torch.ones(batch, dtype=torch.float64)
-        slope = self._slope(model, y, u, cond) if batch else y
-        counts[0] += 1
+        slope = self._slope(model, y, u, cond) if len(active) else y
+        counts[0, active] += 1
         while len(active):
             remaining = u_end - u
             h = torch.where((u + 1.01 * h - u_end) * (u_end - u_start) > 0, remaining, h)
@@ -159,13 +160,16 @@ class ProbabilityFlow:
             ok = size <= 1
             counts[1, active] += ok
             counts[2, active] += ~ok
-            self._check(size, u, h, counts[1:, active].sum(0), y)
-            u = torch.where(ok, torch.where(h == remaining, torch.full_like(u, u_end), u + h), u)
+            done = ok & (h == remaining)
+            wrong = self._wrong(size, h, done, counts[1:, active].sum(0))
+            if wrong is not None:
+                y_all[active.to(y.device)] = y
+                raise self._error(model, u, *wrong, y_all)
+            u = torch.where(done, torch.full_like(u, u_end), torch.where(ok, u + h, u))
             accepted = ok.to(y.device)
             y = torch.where(expand(accepted, y).bool(), proposal, y)
             slope = torch.where(expand(accepted, y).bool(), slopes[-1], slope)
             h, before = self._next_step(h, size, before, ok, pair.order)
-            done = u == u_end
             if bool(done.any()):
                 gone = active[done].to(y.device)
                 y_all[gone] = y[done.to(y.device)]
@@ -182,21 +186,27 @@ class ProbabilityFlow:
         point = Point(u, 1 - u, u, 2 * (torch.log1p(-u) - u.log()))
         return model.at(y, point, cond).view("flow")
 
-    def _check(self, size: Tensor, u: Tensor, h: Tensor, taken: Tensor, y: Tensor) -> None:
-        """Raise where a sample cannot go on."""
+    def _wrong(self, size: Tensor, h: Tensor, done: Tensor, taken: Tensor) -> tuple[Tensor, str] | None:
+        """Return which samples cannot go on, and why."""
         for wrong, why in (
             (~torch.isfinite(size), "the prediction is not finite"),
-            (h.abs() < 1e-14, "the step underflows; loosen rtol and atol"),
-            (taken >= self.max_steps, f"max_steps = {self.max_steps} is used up; loosen rtol and atol"),
+            (~done & (h.abs() < 1e-14), "the step underflows; loosen rtol and atol"),
+            (~done & (taken >= self.max_steps), f"max_steps = {self.max_steps} is used up; loosen rtol and atol"),
         ):
             if bool(wrong.any()):
-                at = float(u[wrong][0])
-                share = float(wrong.double().mean())
-                raise SolverError(
-                    f"the probability flow stopped at sigma/(alpha + sigma) = {at:.6g} for {share:.1%} of the active "
-                    f"samples: {why}",
-                    partial=y,
-                )
+                return wrong, why
+        return None
+
+    @staticmethod
+    def _error(model: ScoreModel, u: Tensor, wrong: Tensor, why: str, partial: Tensor) -> SolverError:
+        """Build the error that says where and for how many."""
+        at = u[wrong][0]
+        t = float(model.sde.time(2 * (torch.log1p(-at) - at.log())))
+        return SolverError(
+            f"the probability flow stopped at t = {t:.6g} (sigma/(alpha + sigma) = {float(at):.6g}) for "
+            f"{float(wrong.double().mean()):.1%} of the active samples: {why}",
+            partial=partial,
+        )
 
     @staticmethod
     def _next_step(h: Tensor, size: Tensor, before: Tensor, ok: Tensor, order: int) -> tuple[Tensor, Tensor]:
