@@ -112,11 +112,8 @@ def test_draws_samples_blocks_and_seeds_are_uncorrelated(event: tuple[int, ...])
         (far,) = draws(1, (batch, *event), seed=base, first_sample=batch)
         (flipped,) = draws(1, (batch, *event), seed=base + 2**63)
         pairs = [(first, other) for other in (second, neighbour, far, flipped)]
-        pairs += [
-            (first[1:], first[:-1]),
-            (first[..., 1:], first[..., :-1]),
-            (first[BLOCK // event[0] :], first[: -(BLOCK // event[0])]),
-        ]
+        block = BLOCK // event[0]
+        pairs += [(first[1:], first[:-1]), (first[..., 1:], first[..., :-1]), (first[block:], first[:-block])]
         pairs += [(first.square() - 1, second.square() - 1), (first.square() - 1, neighbour.square() - 1)]
         found = []
         for a, b in pairs:
