@@ -166,8 +166,8 @@ class GaussianSDE(SDE):
         """Return the t with this log_snr, by bisection on (0, t_max] (to 1e-16 t_max) where no closed form is given."""
         low = torch.zeros_like(log_snr)
         high = torch.full_like(log_snr, self.t_max)
-        # Written so that a NaN fails.
-        if not bool((self.log_snr(high) <= log_snr + 1e-9 * log_snr.abs().clamp_min(1)).all()):
+        # Written so that a NaN fails and minus infinity, where alpha(t_max) = 0, does not.
+        if not bool((self.log_snr(high) <= log_snr + 1e-9 * log_snr.abs().clamp(1, 1e6)).all()):
             raise DomainError(
                 f"log_snr must be at least {float(self.log_snr(high).max()):g}, reached at t_max = {self.t_max:g}; "
                 f"got {float(log_snr.min()):g}"
