@@ -63,10 +63,20 @@ class Contents:
     parts: dict[str, bytes]
     files: dict[str, str]
 
+    def lacks(self, name: str) -> CheckpointError:
+        """Build the error for a part that is not there."""
+        return CheckpointError(f"{self.folder} holds no {name!r}; it holds {', '.join(sorted(self.files))}")
+
+    def document(self, name: str) -> dict[str, Any]:
+        """Return a JSON part; CheckpointError where there is no such part."""
+        if name not in self.documents:
+            raise self.lacks(name)
+        return self.documents[name]
+
     def tensors(self, part: str) -> dict[str, Tensor]:
         """Return the tensors of a part by name; CheckpointError where there is no such part."""
         if part not in self.parts:
-            raise CheckpointError(f"{self.folder} holds no {part!r}; it holds {', '.join(sorted(self.files))}")
+            raise self.lacks(part)
         try:
             return safetensors.torch.load(self.parts[part])
         except SafetensorError as error:
@@ -273,8 +283,8 @@ def load_network(contents: Contents, part: str, net: Callable[..., Tensor] | Non
     """
     from scoresde.nn import NETWORKS
 
-    config, file = contents.documents["model"]["network"], contents.folder / contents.files[part]
-    kind, weights = config["kind"], contents.tensors(part)
+    config, weights = contents.document("model")["network"], contents.tensors(part)
+    kind, file = config["kind"], contents.folder / contents.files[part]
     if net is None:
         if config["config"] is None:
             raise CheckpointError(
@@ -334,7 +344,7 @@ def load_sdes(contents: Contents, given: GaussianSDE | None) -> tuple[GaussianSD
     Raises:
         CheckpointError: one is your own and none is given, or another one than the checkpoint's is given.
     """
-    model = contents.documents["model"]
+    model = contents.document("model")
     trained, current = model["trained_sde"], model["sde"]
     own = [d["class"] for d in (trained, current) if d is not None and d["kind"] is None]
     if own and given is None:

@@ -288,7 +288,7 @@ class ScoreModel(nn.Module):
         if weights not in (None, "ema", "raw"):
             raise unknown("weights", weights, ("ema", "raw"))
         contents = checkpoint.read(folder)
-        config = contents.documents["model"]
+        config = contents.document("model")
         part = "weights" if weights == "raw" or (weights is None and "ema" not in contents.parts) else "ema"
         trained, current = checkpoint.load_sdes(contents, sde)
         model = ScoreModel(

@@ -325,9 +325,7 @@ def _resume(folder: Path | None, trainer: Trainer) -> None:
     if folder is None:
         raise ConfigError("resume=True needs the folder= of the run to go on with")
     contents = checkpoint.read(folder / CHECKPOINT)
-    if "training" not in contents.documents:
-        raise CheckpointError(f"{contents.folder} holds a model without the state of its training; it cannot go on")
-    numbers = contents.documents["training"]
+    numbers = contents.document("training")
     if numbers["seed"] != trainer.seed:
         raise ConfigError(f"{contents.folder} was trained with seed={numbers['seed']}, got seed={trainer.seed}")
     checkpoint.load_network(contents, "weights", trainer.net)
