@@ -13,10 +13,19 @@ import torch
 from sklearn.datasets import load_digits
 from torch import Tensor
 
-from scoresde.data import DATASETS, checkerboard, digits, eight_gaussians, moons, swiss_roll
+from scoresde.data import (
+    DATASETS,
+    checkerboard,
+    digits,
+    eight_gaussians,
+    moons,
+    pinwheel,
+    swiss_roll,
+    two_spirals,
+)
 from scoresde.errors import ConfigError, DomainError, DTypeError
 
-FUNCTIONS = [swiss_roll, eight_gaussians, moons, checkerboard]
+FUNCTIONS = [swiss_roll, eight_gaussians, moons, checkerboard, pinwheel, two_spirals]
 ROLL = (9.75 * math.pi**2 - 0.5) / 2 - 4, (9.75 * math.pi**2 + 0.5) / 2 - 4 / (9 * math.pi**2)
 
 

@@ -1,36 +1,34 @@
-"""Data to learn from: four toy densities in the plane, and real handwritten digits.
+"""Toy densities in the plane.
 
 A toy density is b, a random point of the shape with mean 0 and standard deviation 1 in *each* coordinate (the means
 and deviations below are exact integrals, not estimates), blurred by Gaussian noise of standard deviation s:
 
     x = sqrt(1 - s^2) b + s z,    z ~ N(0, I),
 
-so that x too has mean 0 and standard deviation 1 in each coordinate, for every s in [0, 1). Each function returns
-float32 points (n, 2), the same for the same seed, and touches no global random state.
+so that x too has mean 0 and standard deviation 1 in each coordinate, for every s in [0, 1).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Final, Literal, Protocol
+from typing import Final, Protocol
 
 import torch
 from torch import Generator, Tensor
 
-from scoresde.errors import ConfigError, check_integer, check_number, unknown
+from scoresde.errors import check_integer, check_number
 from scoresde.noise import integers, normal, stream, uniform
 
 __all__ = [
     "DATASETS",
-    "LabelledImages",
     "ToyDensity",
     "checkerboard",
-    "digits",
     "eight_gaussians",
     "moons",
+    "pinwheel",
     "swiss_roll",
+    "two_spirals",
 ]
 
 
@@ -40,21 +38,6 @@ class ToyDensity(Protocol):
     def __call__(self, n: int, *, seed: int = 0) -> Tensor:
         """Return n points (n, 2), float32."""
         ...
-
-
-@dataclass(frozen=True, eq=False, kw_only=True)
-class LabelledImages:
-    """Images with their class labels.
-
-    Args:
-        images: float32 (N, C, H, W) in [-1, 1].
-        labels: int64 (N,).
-        levels: number of distinct pixel values; they lie at -1 + 2 k / (levels - 1), k = 0..levels-1.
-    """
-
-    images: Tensor
-    labels: Tensor
-    levels: int
 
 
 def swiss_roll(n: int, *, seed: int = 0, noise: float = 0.05) -> Tensor:
@@ -147,34 +130,56 @@ def checkerboard(n: int, *, seed: int = 0, noise: float = 0.0) -> Tensor:
     return _blur(math.sqrt(3.0) * ((corner + uniform((n, 2), generator)) / 2.0 - 1.0), noise, generator)
 
 
-def digits(split: Literal["train", "test"] = "train") -> LabelledImages:
-    """Return the handwritten digits that come with scikit-learn: 1437 training or 360 test images of 8x8 pixels.
+def pinwheel(n: int, *, seed: int = 0, noise: float = 0.0) -> Tensor:
+    """Return n points (n, 2) of a wheel with five bent blades.
 
-    A pixel v in 0..16 becomes v/8 - 1 in [-1, 1]: 17 levels. The split is fixed and draws no random number: images are
-    ordered by label (within a label as they come) and every fifth of them is a test image, so that each class has its
-    share to within one image. Nothing is downloaded.
+    With k uniform on 0..4, r ~ N(1, 0.3^2), w ~ N(0, 0.1^2) and the angle a = 2 pi k/5 + exp(r)/4, the shape is
+    b = (r (cos a, sin a) + w (-sin a, cos a))/c: a blade k turned further the further out it is. The five-fold symmetry
+    makes its mean 0 and its variances equal, c^2 = (1 + 0.3^2 + 0.1^2)/2. The point is sqrt(1 - noise^2) b + noise z.
 
     Args:
-        split: "train" or "test".
+        n: number of points, at least 0.
+        seed: names the points.
+        noise: standard deviation of a blur, in [0, 1), in units of the data's standard deviation; the blades have a
+            width of their own.
 
     Raises:
-        ConfigError: another split, or scikit-learn is missing.
+        DTypeError, DomainError: n, seed or noise out of range.
 
-    Source: Alpaydin, Kaynak (1998), Optical Recognition of Handwritten Digits, UCI; 1797 images.
+    Source: Johnson, Duvenaud, Wiltschko, Datta, Adams (2016).
     """
-    if split not in ("train", "test"):
-        raise unknown("split", split, ("train", "test"))
-    try:
-        from sklearn.datasets import load_digits
-    except ImportError as error:
-        raise ConfigError('digits need scikit-learn; install it with: pip install "scoresde[data]"') from error
-    pixels, targets = load_digits(return_X_y=True)
-    labels = torch.as_tensor(targets, dtype=torch.int64)
-    images = torch.as_tensor(pixels, dtype=torch.float32).reshape(-1, 1, 8, 8) / 8.0 - 1.0
-    test = torch.zeros(labels.shape[0], dtype=torch.bool)
-    test[labels.argsort(stable=True)[::5]] = True
-    chosen = test if split == "test" else ~test
-    return LabelledImages(images=images[chosen], labels=labels[chosen], levels=17)
+    generator, n, noise = _start("pinwheel", n, seed, noise)
+    across = normal((n, 2), generator)
+    radius, aside = 1.0 + 0.3 * across[:, 0], 0.1 * across[:, 1]
+    angle = (2.0 * math.pi / 5.0) * integers(5, (n,), generator) + radius.exp() / 4.0
+    cos, sin = angle.cos(), angle.sin()
+    shape = torch.stack([radius * cos - aside * sin, radius * sin + aside * cos], dim=1)
+    return _blur(shape / math.sqrt(0.55), noise, generator)
+
+
+def two_spirals(n: int, *, seed: int = 0, noise: float = 0.05) -> Tensor:
+    """Return n points (n, 2) of two spirals of one and a half turns, one the other's mirror image through 0.
+
+    With a = 3 pi sqrt(u), u uniform on [0, 1), and a fair sign, the shape is b = +-(a cos a/c_1, a sin a/c_2),
+    c_1^2 = (9 pi^2 + 3)/4 and c_2^2 = (9 pi^2 - 3)/4. The point is sqrt(1 - noise^2) b + noise z.
+
+    Args:
+        n: number of points, at least 0.
+        seed: names the points.
+        noise: standard deviation of the blur, in [0, 1), in units of the data's standard deviation.
+
+    Raises:
+        DTypeError, DomainError: n, seed or noise out of range.
+
+    Source: the benchmark of Lang, Witbrock (1988), with points denser towards the outside.
+    """
+    generator, n, noise = _start("two_spirals", n, seed, noise)
+    radius = 3.0 * math.pi * uniform((n,), generator).sqrt()
+    sign = 1.0 - 2.0 * integers(2, (n,), generator)
+    square = 9.0 * math.pi**2
+    first = sign * radius * radius.cos() / math.sqrt((square + 3.0) / 4.0)
+    second = sign * radius * radius.sin() / math.sqrt((square - 3.0) / 4.0)
+    return _blur(torch.stack([first, second], dim=1), noise, generator)
 
 
 DATASETS: Final[Mapping[str, ToyDensity]] = {
@@ -182,6 +187,8 @@ DATASETS: Final[Mapping[str, ToyDensity]] = {
     "eight_gaussians": eight_gaussians,
     "moons": moons,
     "checkerboard": checkerboard,
+    "pinwheel": pinwheel,
+    "two_spirals": two_spirals,
 }
 
 

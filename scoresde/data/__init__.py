@@ -1,0 +1,52 @@
+"""Data to learn from: toy laws, images and tables that come with scikit-learn, and your own files.
+
+| function | returns |
+|---|---|
+| swiss_roll, eight_gaussians, moons, checkerboard, pinwheel, two_spirals | points (n, 2) of mean 0 and variance 1 |
+| time_series | series (n, C, L) of sinusoids with jumps, of mean 0 and variance 1 |
+| digits, photographs | ``LabelledImages`` (N, C, H, W) in [-1, 1] |
+| tabular | a ``Table`` (N, D) with the names of its columns |
+| images_from_folder | ``FolderImages`` of your own files |
+| arrays_from_file | an array (N, *) of an .npy or .npz file |
+
+The toy laws and photographs return the same for the same seed, and nothing touches the global random state.
+"""
+
+from __future__ import annotations
+
+from scoresde.data.arrays import arrays_from_file
+from scoresde.data.folders import FolderImages, images_from_folder
+from scoresde.data.images import LabelledImages, digits, photographs
+from scoresde.data.series import time_series
+from scoresde.data.tables import TABLES, Table, tabular
+from scoresde.data.toys import (
+    DATASETS,
+    ToyDensity,
+    checkerboard,
+    eight_gaussians,
+    moons,
+    pinwheel,
+    swiss_roll,
+    two_spirals,
+)
+
+__all__ = [
+    "DATASETS",
+    "TABLES",
+    "FolderImages",
+    "LabelledImages",
+    "Table",
+    "ToyDensity",
+    "arrays_from_file",
+    "checkerboard",
+    "digits",
+    "eight_gaussians",
+    "images_from_folder",
+    "moons",
+    "photographs",
+    "pinwheel",
+    "swiss_roll",
+    "tabular",
+    "time_series",
+    "two_spirals",
+]

@@ -1,0 +1,556 @@
+"""Photographs, tables and series against their sources and exact moments; image folders and array files with faults."""
+
+from __future__ import annotations
+
+import math
+import struct
+import sys
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.stats
+import torch
+from PIL import Image
+from sklearn.datasets import load_breast_cancer, load_sample_images, load_wine
+from torch import Tensor
+
+from scoresde.data import arrays_from_file, images_from_folder, photographs, tabular, time_series
+from scoresde.errors import ConfigError, DataError, DomainError, DTypeError, ScoreSDEError
+from scoresde.noise import integers, stream
+from scoresde.transforms import Dequantise
+
+LEVELS = Dequantise(256)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Photographs and tables
+
+
+def places(patch: Tensor, picture: np.ndarray) -> list[tuple[int, int]]:
+    """Find the rows and columns at which a patch (3, p, p) of bytes stands in a picture."""
+    side = patch.shape[-1]
+    found = np.ones((picture.shape[0] - side + 1, picture.shape[1] - side + 1), dtype=bool)
+    for row, column in ((0, 0), (side - 1, side - 1), (0, side - 1), (side // 2, 0)):
+        part = picture[row : row + found.shape[0], column : column + found.shape[1]]
+        found &= (part == patch[:, row, column].numpy()).all(-1)
+    block = patch.permute(1, 2, 0).numpy()
+    return [(int(r), int(c)) for r, c in np.argwhere(found) if (picture[r : r + side, c : c + side] == block).all()]
+
+
+@pytest.mark.parametrize(("split", "columns"), [("train", (0, 512)), ("test", (512, 640))])
+def test_patches_are_cut_from_the_splits_own_columns(split: str, columns: tuple[int, int]) -> None:
+    data = photographs(12, 40, split, seed=3)  # type: ignore[arg-type]
+    pictures = load_sample_images().images
+    assert data.images.shape == (40, 3, 12, 12)
+    assert data.levels == 256
+    assert torch.equal(LEVELS.inverse(data.images), data.images)
+    pixels = ((data.images + 1) * 127.5).round().to(torch.uint8)
+    for patch, label in zip(pixels, data.labels.tolist(), strict=True):
+        found = places(patch, pictures[label])
+        assert found
+        assert any(columns[0] <= column and column + 12 <= columns[1] for _, column in found)
+
+
+def test_patches_are_named_by_the_seed_and_uniform_over_the_photographs() -> None:
+    assert torch.equal(photographs(8, 10, seed=5).images, photographs(8, 10, seed=5).images)
+    assert not torch.equal(photographs(8, 10, seed=5).images, photographs(8, 10, seed=6).images)
+    assert photographs(8, 0).images.shape == (0, 3, 8, 8)
+    assert photographs(128, 2, "test").images.shape == (2, 3, 128, 128)
+    labels = photographs(1, 4000, seed=1).labels
+    assert scipy.stats.binomtest(int(labels.sum()), 4000).pvalue > 1e-6
+    # single pixels: their mean is that of the region, to five standard errors
+    one = photographs(1, 20_000, "test", seed=2)
+    region = np.stack(load_sample_images().images)[:, :, 512:].reshape(-1, 3) / 127.5 - 1
+    gap = one.images.mean((0, 2, 3)).double().numpy() - region.mean(0)
+    assert np.all(np.abs(gap) < 5 * region.std(0) / math.sqrt(20_000))
+
+
+@pytest.mark.parametrize(("name", "load"), [("wine", load_wine), ("breast_cancer", load_breast_cancer)])
+def test_tables_are_scikit_learns_and_split_once(name: str, load: object) -> None:
+    assert callable(load)
+    bunch = load()
+    train, test = tabular(name), tabular(name, "test")
+    both = torch.cat([train.values, test.values])
+    assert both.dtype == torch.float32
+    assert sorted(both.tolist()) == sorted(torch.as_tensor(bunch.data).float().tolist())
+    assert train.names == tuple(bunch.feature_names)
+    assert train.classes == tuple(bunch.target_names)
+    counts = np.bincount(bunch.target)
+    assert np.all(np.abs(test.labels.bincount().numpy() - counts / 5) <= 1)
+    row = int(torch.as_tensor(bunch.target).argsort(stable=True)[0])
+    assert torch.equal(test.values[0], torch.as_tensor(bunch.data[row]).float())
+
+
+@pytest.mark.parametrize(
+    ("act", "kind", "message"),
+    [
+        (lambda: photographs(0), DomainError, r"patch must be in \[1, 128\], got 0"),
+        (lambda: photographs(129), DomainError, r"patch must be in \[1, 128\], got 129"),
+        (lambda: photographs(8, -1), DomainError, "count must be at least 0, got -1"),
+        (lambda: photographs(8, 2, "val"), ConfigError, "unknown split 'val'; choices: test, train"),
+        (lambda: photographs(8, 2, seed=-1), DomainError, "seed must lie in"),
+        (lambda: tabular("wines"), ConfigError, "unknown table 'wines'; did you mean 'wine'"),
+        (lambda: tabular("wine", "tran"), ConfigError, "unknown split 'tran'; did you mean 'train'"),
+        (lambda: time_series(-1), DomainError, "n must be at least 0, got -1"),
+        (lambda: time_series(2, length=0), DomainError, "length must be at least 1, got 0"),
+        (lambda: time_series(2, channels=1.0), DTypeError, "channels must be an integer, got 1.0"),
+        (lambda: time_series(2, noise=1.0), DomainError, r"noise must lie in \[0, 1\)"),
+    ],
+)
+def test_bad_arguments(act: object, kind: type[ScoreSDEError], message: str) -> None:
+    assert callable(act)
+    with pytest.raises(kind, match=message):
+        act()
+
+
+def test_data_without_scikit_learn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    for act in (lambda: photographs(8, 1), tabular):
+        with pytest.raises(ConfigError, match=r'pip install "scoresde\[data\]"'):
+            act()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Series
+
+
+def test_a_series_has_its_exact_covariance() -> None:
+    length, noise = 12, 0.3
+    d = (torch.arange(length)[:, None] - torch.arange(length)) / length
+    d = d.double()
+    wave = torch.where(d == 0, 1.0, (torch.sin(8 * math.pi * d) - torch.sin(2 * math.pi * d)) / (6 * math.pi * d))
+    exact = (1 - noise**2) * (16 / 25 * wave + 9 / 25 * (1 - 2 * d.abs())) + noise**2 * torch.eye(length)
+    assert torch.allclose(exact.diagonal(), torch.ones(length, dtype=torch.float64))
+
+    def worst(stage: int, size: int) -> float:
+        x = time_series(size, length=length, channels=2, seed=stage, noise=noise).double()
+        z = [x.mean(0).flatten() / x.std(0).flatten()]
+        pairs = torch.einsum("ncl,ncm->nclm", x, x) - exact
+        between = torch.einsum("nl,nm->nlm", x[:, 0], x[:, 1])
+        z += [(part.mean(0) / part.std(0)).flatten() for part in (pairs, between)]
+        scores = torch.cat(z).abs() * math.sqrt(size)
+        return float(2 * scipy.stats.norm.sf(float(scores.max()))) * len(scores)
+
+    assert worst(0, 20_000) > 1e-3 or worst(1, 160_000) > 1e-5
+
+
+def test_a_noiseless_series_is_a_sinusoid_with_one_jump() -> None:
+    x = time_series(50, length=200, channels=3, seed=4, noise=0.0).double()
+    assert torch.equal(time_series(50, length=200, channels=3, seed=4, noise=0.0).double(), x)
+    assert time_series(0, length=5).shape == (0, 1, 5)
+    steps = x.diff(dim=-1).abs()  # a wave alone moves by less than 0.8 sqrt(2) 2 pi 4/200 = 0.143
+    jumps = steps > 1.2 - 0.15
+    assert bool((jumps.sum(-1) <= 1).all())
+    assert int((jumps.sum(-1) == 1).sum()) > 140
+    # the channels jump together
+    assert torch.equal(jumps[:, 0], jumps[:, 1])
+    assert torch.equal(jumps[:, 0], jumps[:, 2])
+    # without the jump, each channel obeys x[l + 1] + x[l - 1] = 2 cos(w) x[l] with one w of the series
+    middle, rest = x[..., 1:-1], x[..., 2:] + x[..., :-2]
+    smooth = ~(jumps[..., 1:] | jumps[..., :-1])
+    for series in range(50):
+        before = smooth[series, 0] & (torch.arange(198) < (int(jumps[series, 0].float().argmax()) or 198) - 1)
+        if int(before.sum()) > 60:
+            level = torch.stack([middle[series, 0][before], torch.ones(int(before.sum()), dtype=torch.float64)], 1)
+            fit = torch.linalg.lstsq(level, rest[series, 0][before][:, None]).solution
+            assert torch.allclose(level @ fit, rest[series, 0][before][:, None], atol=1e-4)
+            assert 1.0 <= math.acos(min(1.0, float(fit[0]) / 2)) * 200 / (2 * math.pi) <= 4.05
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Folders of images
+
+
+def picture(height: int = 4, width: int = 6, channels: int = 3, *, key: str = "p", high: int = 256) -> np.ndarray:
+    return (
+        integers(high, (height, width, channels), stream(2, key))
+        .to(torch.uint8)
+        .numpy()
+        .squeeze(-1 if channels == 1 else ())
+    )
+
+
+def save(folder: Path, name: str, array: np.ndarray, mode: str | None = None, **options: object) -> Path:
+    file = folder / name
+    file.parent.mkdir(parents=True, exist_ok=True)
+    image = Image.fromarray(array)
+    (image if mode is None else image.convert(mode)).save(file, **options)
+    return file
+
+
+def png(width: int, height: int) -> bytes:
+    """A PNG that says it is of this size and holds nothing more."""
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(b"")), (b"IEND", b""))
+    parts = [struct.pack(">I", len(d)) + k + d + struct.pack(">I", zlib.crc32(k + d)) for k, d in chunks]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+def test_images_come_in_the_order_of_their_paths_with_their_folders_as_labels(tmp_path: Path) -> None:
+    arrays = {name: picture(key=name) for name in ("b/2.png", "a/1.PNG", "a/0.bmp", "top.png")}
+    for name, array in arrays.items():
+        save(tmp_path, name, array)
+    save(tmp_path, ".hidden/x.png", picture())
+    save(tmp_path, ".x.png", picture())
+    (tmp_path / "notes.txt").write_text("not an image")
+    data = images_from_folder(tmp_path)
+    names = ["a/0.bmp", "a/1.PNG", "b/2.png", "top.png"]
+    assert [file.relative_to(tmp_path).as_posix() for file in data.paths] == names
+    assert data.classes == (".", "a", "b")
+    assert data.labels.tolist() == [1, 1, 2, 0]
+    assert data.skipped == ()
+    assert data.images.dtype == torch.float32
+    assert data.images.is_contiguous()
+    expected = np.stack([arrays[name] for name in names]).transpose(0, 3, 1, 2) / 127.5 - 1
+    assert torch.allclose(data.images, torch.as_tensor(expected).float(), rtol=0, atol=1e-6)
+    assert torch.equal(LEVELS.inverse(data.images), data.images)
+    assert images_from_folder(str(tmp_path)).images.equal(data.images)
+
+
+def test_grey_palette_and_bilevel_images_become_the_channels_that_are_asked_for(tmp_path: Path) -> None:
+    grey = picture(channels=1)
+    save(tmp_path, "0.png", grey)
+    save(tmp_path, "1.png", np.repeat(grey[..., None], 3, 2))
+    few = picture(key="few", high=2) * 255
+    save(tmp_path, "2.png", few, "P")
+    save(tmp_path, "3.png", (grey > 127) * np.uint8(255), "1")
+    save(tmp_path, "4.png", np.dstack([few, np.full((4, 6), 255, np.uint8)]))  # opaque alpha
+    images = images_from_folder(tmp_path).images
+    assert images.shape == (5, 3, 4, 6)
+    bytes_ = ((images + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+    assert (bytes_[0] == grey[..., None]).all()
+    assert (bytes_[1] == grey[..., None]).all()
+    assert (bytes_[2] == few).all()
+    assert (bytes_[3] == np.where(grey > 127, 255, 0)[..., None]).all()
+    assert (bytes_[4] == few).all()
+    luma = images_from_folder(tmp_path, colour=False).images
+    assert luma.shape == (5, 1, 4, 6)
+    assert (((luma[0, 0] + 1) * 127.5).round().numpy() == grey).all()
+    weights = np.array([0.299, 0.587, 0.114])
+    assert np.abs(((luma[2, 0] + 1) * 127.5).numpy() - few @ weights).max() <= 1.0
+
+
+def test_exif_orientation_is_applied(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # shown turned by 90 degrees clockwise
+    array = picture()
+    save(tmp_path, "0.png", array, exif=exif)
+    images = images_from_folder(tmp_path).images
+    assert images.shape == (1, 3, 6, 4)
+    turned = ((images[0] + 1) * 127.5).round().permute(1, 2, 0).numpy()
+    assert (turned == np.rot90(array, -1)).all()
+
+
+def test_transparency_needs_a_background(tmp_path: Path) -> None:
+    array = np.zeros((2, 2, 4), np.uint8)
+    array[..., 0], array[..., 3] = 200, [[255, 0], [128, 255]]
+    save(tmp_path, "0.png", array)
+    palette = Image.fromarray(np.array([[0, 1], [1, 0]], np.uint8)).convert("P")
+    palette.save(tmp_path / "1.png", transparency=1)
+    with pytest.raises(
+        DataError, match=r"image 0 of 2, .*0.png, is transparent in places; flatten it, or pass background="
+    ):
+        images_from_folder(tmp_path)
+    images = images_from_folder(tmp_path, background=(0, 255, 10)).images
+    red, green, blue = ((images[0] + 1) * 127.5).round()
+    assert red.flatten().tolist() == pytest.approx([200, 0, 100, 200], abs=1)
+    assert green[0].tolist() == [0, 255]
+    assert blue[0].tolist() == [0, 10]
+    assert ((images[1, :, 0, 1] + 1) * 127.5).round().tolist() == [0, 255, 10]
+
+
+@pytest.mark.parametrize("resize", ["crop", "stretch"])
+def test_images_are_resized(tmp_path: Path, resize: str) -> None:
+    # left half dark, right half bright, a bright bar below that cropping to a square does not change
+    wide = np.zeros((8, 24, 3), np.uint8)
+    wide[:, 12:] = 240
+    save(tmp_path, "0.png", wide)
+    save(tmp_path, "1.png", np.full((4, 4, 3), 30, np.uint8))
+    data = images_from_folder(tmp_path, size=4, resize=resize)  # type: ignore[arg-type]
+    assert data.images.shape == (2, 3, 4, 4)
+    bytes_ = ((data.images + 1) * 127.5).round()
+    assert torch.equal(bytes_[1], torch.full((3, 4, 4), 30.0))
+    assert float(bytes_[0, 0, :, 0].max()) < 30
+    assert float(bytes_[0, 0, :, 3].min()) > 210
+    tall = np.transpose(wide, (1, 0, 2)).copy()
+    tall[:8], tall[16:] = 100, 100
+    save(tmp_path, "2.png", tall)
+    third = ((images_from_folder(tmp_path, size=(4, 4), resize=resize).images[2, 0] + 1) * 127.5).round()  # type: ignore[arg-type]
+    # cropping keeps the middle third only; stretching keeps the grey ends
+    assert (float((third - 100).abs()[0].max()) < 20) == (resize == "stretch")
+
+
+def test_mixed_sizes_are_counted_and_the_cure_works(tmp_path: Path) -> None:
+    for k, (height, width) in enumerate([(4, 6)] * 3 + [(6, 4)] * 2 + [(5, 5)]):
+        save(tmp_path, f"{k}.png", picture(height, width))
+    with pytest.raises(
+        DataError,
+        match=r"have 3 sizes \(height x width\): 3 of 4 x 6, 2 of 6 x 4, 1 of 5 x 5; pass size=, e.g. size=\(4, 6\), "
+        r"with resize='crop' or 'stretch', or resize='refuse' with on_bad_image='skip'",
+    ):
+        images_from_folder(tmp_path)
+    assert images_from_folder(tmp_path, size=(4, 6)).images.shape == (6, 3, 4, 6)
+    kept = images_from_folder(tmp_path, size=(4, 6), resize="refuse", on_bad_image="skip")
+    assert [file.name for file in kept.paths] == ["0.png", "1.png", "2.png"]
+    assert kept.skipped[2][1] == "has 5 x 5 pixels, size asks for 4 x 6; resize='crop' or 'stretch' changes it"
+    with pytest.raises(DataError, match=r"image 3 of 6, .*3.png, has 6 x 4 pixels, size asks for 4 x 6"):
+        images_from_folder(tmp_path, size=(4, 6), resize="refuse")
+
+
+def bad_file(folder: Path, kind: str) -> None:
+    file = folder / "1.png"
+    if kind == "empty":
+        file.write_bytes(b"")
+    elif kind == "text":
+        file.write_bytes(b"this is no image")
+    elif kind == "truncated":
+        save(folder, "1.png", picture(40, 60))
+        file.write_bytes(file.read_bytes()[:2000])
+    elif kind == "flipped":
+        save(folder, "1.png", picture(40, 60))
+        data = bytearray(file.read_bytes())
+        data[1500] ^= 16
+        file.write_bytes(bytes(data))
+    elif kind == "header only":
+        file.write_bytes(png(4, 6))
+    elif kind == "cmyk":
+        save(folder, "1.jpg", picture(), "CMYK")
+    elif kind == "grey 16":
+        save(folder, "1.png", picture(channels=1).astype(np.uint16) * 257)
+    elif kind == "rgb 16":
+        rows = b"".join(b"\0" + bytes(range(36)) for _ in range(4))
+        whole = png(6, 4).replace(struct.pack(">IIB", 6, 4, 8), struct.pack(">IIB", 6, 4, 16))
+        chunk = b"IDAT" + zlib.compress(rows)
+        head = b"IHDR" + struct.pack(">IIBBBBB", 6, 4, 16, 2, 0, 0, 0)
+        parts = [struct.pack(">I", len(c) - 4) + c + struct.pack(">I", zlib.crc32(c)) for c in (head, chunk, b"IEND")]
+        file.write_bytes(whole[:8] + b"".join(parts))
+    elif kind == "ppm 16":
+        (folder / "1.ppm").write_bytes(b"P6 2 1 65535\n" + bytes(range(12)))
+    elif kind == "float":
+        Image.fromarray(np.zeros((4, 6), np.float32)).save(folder / "1.tiff")
+    elif kind == "animation":
+        frames = [Image.fromarray(picture(channels=1, key=str(k))) for k in range(3)]
+        frames[0].save(folder / "1.gif", save_all=True, append_images=frames[1:])
+    elif kind == "huge":
+        file.write_bytes(png(12_000, 12_000))
+    elif kind == "bomb":
+        file.write_bytes(png(60_000, 60_000))
+    elif kind == "transparent":
+        save(folder, "1.png", picture(channels=4))
+
+
+BAD = {
+    "empty": r"is empty \(0 bytes\)",
+    "text": r"cannot be read \(UnidentifiedImageError",
+    "truncated": r"cannot be read \(\w+",
+    "flipped": r"cannot be read \(\w+",
+    "header only": r"cannot be read \(\w+",
+    "cmyk": "has colours of mode CMYK, which are not RGB; convert it to RGB",
+    "grey 16": "has 16 or more bits a channel, which 8 would cut; save it with 8, or as a NumPy array",
+    "rgb 16": "has 16 or more bits a channel",
+    "ppm 16": "has 16 or more bits a channel",
+    "float": "has 16 or more bits a channel",
+    "animation": "has several frames; save each as a file of its own",
+    "huge": "has 12000 x 12000 pixels, above max_pixels=67108864",
+    "bomb": r"has more pixels than Pillow opens \(.*3600000000 pixels.*\); scale it down",
+    "transparent": "is transparent in places; flatten it",
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_one_bad_image_among_many_is_named_or_skipped(tmp_path: Path, kind: str) -> None:
+    good = [save(tmp_path, name, picture(key=name)) for name in ("0.png", "2.png")]
+    bad_file(tmp_path, kind)
+    with pytest.raises(
+        DataError, match=rf"image 1 of 3, .*1\.\w+, {BAD[kind]}.*; repair or remove it, or pass on_bad_image"
+    ):
+        images_from_folder(tmp_path)
+    data = images_from_folder(tmp_path, on_bad_image="skip")
+    assert data.paths == tuple(good)
+    assert len(data.skipped) == 1
+    assert data.skipped[0][0].stem == "1"
+    for file in good:
+        file.unlink()
+    with pytest.raises(DataError, match=rf"none of the 1 images in .* can be used; the first, .*, {BAD[kind]}"):
+        images_from_folder(tmp_path, on_bad_image="skip")
+
+
+def test_a_pixel_limit_of_ones_own(tmp_path: Path) -> None:
+    save(tmp_path, "0.png", picture(4, 6))
+    assert len(images_from_folder(tmp_path, max_pixels=24).paths) == 1
+    with pytest.raises(DataError, match="has 6 x 4 pixels, above max_pixels=23"):
+        images_from_folder(tmp_path, max_pixels=23)
+
+
+def test_a_file_without_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(tmp_path, "0.png", picture())
+
+    def closed(file: Path) -> Image.Image:  # a superuser may read every file, so the mode bits cannot serve here
+        raise PermissionError(13, "Permission denied", str(file))
+
+    monkeypatch.setattr(Image, "open", closed)
+    with pytest.raises(DataError, match=r"image 0 of 1, .*0.png, cannot be read \(PermissionError: .*denied"):
+        images_from_folder(tmp_path)
+
+
+def test_folders_without_images(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"the image folder .* holds no images; looked for .bmp, .* in it and below"):
+        images_from_folder(tmp_path)
+    with pytest.raises(DataError, match=r"the image folder .*nowhere does not exist"):
+        images_from_folder(tmp_path / "nowhere")
+    file = save(tmp_path, "0.png", picture())
+    with pytest.raises(DataError, match=r"the image folder .*0.png is a file; give a folder"):
+        images_from_folder(file)
+
+
+@pytest.mark.parametrize(
+    ("options", "kind", "message"),
+    [
+        ({"size": 0}, DomainError, "size must be at least 1, got 0"),
+        ({"size": (4, 4.0)}, DTypeError, "size must be an integer, got 4.0"),
+        ({"size": (4, 4, 3)}, DTypeError, r"size must be an integer or \(height, width\), got \(4, 4, 3\)"),
+        ({"size": "44"}, DTypeError, r"size must be an integer or \(height, width\), got '44'"),
+        ({"resize": "strech"}, ConfigError, "unknown resize 'strech'; did you mean 'stretch'"),
+        ({"on_bad_image": "ignore"}, ConfigError, "unknown on_bad_image 'ignore'; choices: raise, skip"),
+        ({"background": 255}, DTypeError, "background must be three integers, got 255"),
+        ({"background": (0, 0, 256)}, DomainError, r"background must be in \[0, 255\], got 256"),
+        ({"max_pixels": 0}, DomainError, "max_pixels must be at least 1, got 0"),
+    ],
+)
+def test_bad_options_of_a_folder(
+    tmp_path: Path, options: dict[str, object], kind: type[ScoreSDEError], message: str
+) -> None:
+    save(tmp_path, "0.png", picture())
+    with pytest.raises(kind, match=message):
+        images_from_folder(tmp_path, **options)  # type: ignore[arg-type]
+
+
+def test_a_folder_without_pillow(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(sys.modules, "PIL.Image", None)
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    with pytest.raises(ConfigError, match=r'image folders need Pillow; install with: pip install "scoresde\[data\]"'):
+        images_from_folder(tmp_path)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# NumPy's files
+
+
+@pytest.mark.parametrize(
+    ("dtype", "becomes"),
+    [
+        ("float32", torch.float32),
+        ("float64", torch.float64),
+        ("float16", torch.float16),
+        (">f4", torch.float32),
+        ("uint8", torch.uint8),
+        ("int64", torch.int64),
+        (">i2", torch.int16),
+        ("bool", torch.bool),
+        ("uint16", torch.int32),
+        ("uint32", torch.int64),
+    ],
+)
+def test_an_array_keeps_its_values_and_its_type(tmp_path: Path, dtype: str, becomes: torch.dtype) -> None:
+    array = np.array([[0, 1], [1, 0], [np.iinfo(dtype).max if np.dtype(dtype).kind in "iu" else 1, 0]]).astype(dtype)
+    np.save(tmp_path / "a.npy", array)
+    tensor = arrays_from_file(tmp_path / "a.npy")
+    assert tensor.dtype == becomes
+    assert tensor.tolist() == array.tolist()
+    np.savez_compressed(tmp_path / "a.npz", only=np.asfortranarray(array))
+    assert torch.equal(arrays_from_file(str(tmp_path / "a.npz")), tensor)
+    assert arrays_from_file(tmp_path / "a.npz", "only").is_contiguous()
+
+
+def test_an_array_is_chosen_by_its_key(tmp_path: Path) -> None:
+    file = tmp_path / "a.npz"
+    np.savez(file, images=np.zeros((2, 3)), labels=np.arange(2), names=np.array([{}, None], dtype=object))
+    assert arrays_from_file(file, key="labels").tolist() == [0, 1]
+    with pytest.raises(ConfigError, match=r"a.npz holds 3 arrays; choose one with key=: 'images', 'labels', 'names'"):
+        arrays_from_file(file)
+    with pytest.raises(ConfigError, match=r"unknown array in .*a.npz 'label'; did you mean 'labels'"):
+        arrays_from_file(file, key="label")
+    with pytest.raises(DataError, match=r"a.npz holds Python objects: .*refused; save numbers"):
+        arrays_from_file(file, key="names")
+    np.save(tmp_path / "a.npy", np.zeros(3))
+    with pytest.raises(ConfigError, match=r"key='x' names an array of an .npz file, .*a.npy holds a single one"):
+        arrays_from_file(tmp_path / "a.npy", key="x")
+    np.savez(file)
+    with pytest.raises(DataError, match=r"a.npz holds no arrays; write it with numpy.savez"):
+        arrays_from_file(file)
+
+
+class _Bomb:
+    """Unpickling this writes a file."""
+
+    def __init__(self, trace: Path) -> None:
+        self.trace = trace
+
+    def __reduce__(self) -> tuple[object, tuple[object, ...]]:
+        return Path.touch, (self.trace,)
+
+
+def test_pickles_are_refused_and_never_run(tmp_path: Path) -> None:
+    trace = tmp_path / "ran"
+    np.save(tmp_path / "a.npy", np.array([_Bomb(trace)], dtype=object), allow_pickle=True)
+    with pytest.raises(
+        DataError, match=r"a.npy holds Python objects: they are stored as a pickle.*refused; save numbers"
+    ):
+        arrays_from_file(tmp_path / "a.npy")
+    (tmp_path / "b.npy").write_bytes((tmp_path / "a.npy").read_bytes()[128:])
+    with pytest.raises(DataError, match=r"b.npy is damaged or no .npy or .npz file \(ValueError\)"):
+        arrays_from_file(tmp_path / "b.npy")
+    assert not trace.exists()
+
+
+@pytest.mark.parametrize("name", ["a.npy", "a.npz"])
+def test_cut_or_changed_files_are_refused(tmp_path: Path, name: str) -> None:
+    file, values = tmp_path / name, integers(2**16, (400,), stream(1, "values")).numpy()
+    if name == "a.npy":
+        np.save(file, values)
+    else:
+        np.savez_compressed(file, x=values)
+    whole = file.read_bytes()
+    for length in [0, 3, *range(8, len(whole) - 1, 64), len(whole) - 1]:
+        file.write_bytes(whole[:length])
+        with pytest.raises(DataError, match=rf"{name} is damaged or no .npy or .npz file \(\w+\); write it with"):
+            arrays_from_file(file)
+    if name == "a.npz":  # an .npy file holds no checksum
+        for place in range(60, len(whole) - 200, 97):
+            file.write_bytes(whole[:place] + bytes([whole[place] ^ 4]) + whole[place + 1 :])
+            with pytest.raises(DataError, match="is damaged"):
+                arrays_from_file(file)
+    file.write_bytes(whole)
+    assert arrays_from_file(file).tolist() == values.tolist()
+
+
+@pytest.mark.parametrize(
+    ("array", "kind", "message"),
+    [
+        (np.array(["a", "b"]), DataError, r"has dtype <U1, for which torch has no tensor; save one of float32"),
+        (np.zeros(2, dtype=complex), DataError, "has dtype complex128"),
+        (np.zeros(2, dtype=np.uint64), DataError, "has dtype uint64"),
+        (np.zeros(2, dtype=[("x", "f4"), ("y", "f4")]), DataError, "for which torch has no tensor"),
+        (np.zeros(2, dtype="datetime64[s]"), DataError, "has dtype datetime64"),
+        (np.float32(3.0), DataError, r"has shape \(\) and holds no samples; save an array of shape \(N, \*\)"),
+        (np.zeros((0, 3)), DataError, r"has shape \(0, 3\) and holds no samples"),
+        (
+            np.array([[0.0, np.nan], [np.inf, 1.0]]),
+            DomainError,
+            r"a.npy has 2 non-finite values of 4, the first at index \(0, 1\)",
+        ),
+    ],
+)
+def test_arrays_that_are_no_data(tmp_path: Path, array: np.ndarray, kind: type[ScoreSDEError], message: str) -> None:
+    np.save(tmp_path / "a.npy", array)
+    with pytest.raises(kind, match=message):
+        arrays_from_file(tmp_path / "a.npy")
+
+
+def test_files_that_cannot_be_opened(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"a.npy cannot be read: No such file or directory; check the path"):
+        arrays_from_file(tmp_path / "a.npy")
+    with pytest.raises(DataError, match=r"cannot be read: Is a directory"):
+        arrays_from_file(tmp_path)
