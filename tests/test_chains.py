@@ -59,6 +59,8 @@ def test_chains_match_references(row: dict) -> None:
     chain = {"linear": DDPM.linear, "cosine": DDPM.cosine}[row["kind"]](row["n"])
     index = torch.tensor(row["index"])
     assert len(chain) == row["n"]
+    clean = chain.points[0]
+    assert (float(clean.t), float(clean.alpha), float(clean.sigma), float(clean.log_snr)) == (0.0, 1.0, 0.0, math.inf)
     # Near pi/2 the cosine's relative error is its angle's rounding over the angle that is left.
     rtol = 1e-12 if row["kind"] == "linear" else 1e-15 * row["n"]
     close(chain.betas[index], row["beta"], rtol)
