@@ -79,10 +79,11 @@ class _Program:
         draws: list[int] = []
         past: list[int] = []
         self.lift: tuple[_Stage, ...] = ()
-        if weight != 0.0:
-            draws = [self._take()]
+        if table.lift != (1.0, 0.0):
+            draws = [self._take()] if weight != 0.0 else []
             x = y = self._take()
-            self.lift = (_Stage(START, START, draws[0], (_sum(x, [(scale, START), (weight, draws[0])]),), x),)
+            terms = [(scale, START), *((weight, k) for k in draws)]
+            self.lift = (_Stage(START, START, draws[0] if draws else 0, (_sum(x, terms),), x),)
         drawn = max((len(w) for row in table.rows for w in (row.noise, row.anchor_noise)), default=0)
         stages, memory = [], table.memory
         for row, needed, on_x, on_output in zip(table.rows, _reused(table.rows), a, b, strict=True):
@@ -193,7 +194,8 @@ def execute(
     buffers = [x, x, *(torch.empty_like(x) for _ in range(program.size - 2))]
     held: list[Tensor | None] = [None] * program.size if differentiable else list(buffers)
     for stage in program.lift:
-        noise.fill(buffers[stage.draw])
+        if stage.draw:
+            noise.fill(buffers[stage.draw])
         _add_up(buffers, held, stage.sums)
     raw = model.raw
     for i, stage in enumerate(program.stages):

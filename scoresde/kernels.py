@@ -28,6 +28,10 @@ class Kernel(Protocol):
     def calls(self) -> int:
         """Evaluations of the model in one application."""
 
+    @property
+    def draws(self) -> int:
+        """Draws of noise in one application."""
+
     def __call__(self, x: Tensor, index: int, model: PreparedModel, noise: NoiseSource) -> Tensor:
         """Return the next state, of x's shape (B, *); ``index`` is the prepared point, x must not be written to."""
 
@@ -85,12 +89,17 @@ class Langevin:
         """One evaluation for each Langevin step."""
         return self.steps
 
+    @property
+    def draws(self) -> int:
+        """One draw for each Langevin step."""
+        return self.steps
+
     def __call__(self, x: Tensor, index: int, model: PreparedModel, noise: NoiseSource) -> Tensor:
         """Return the state after ``steps`` Langevin steps at the prepared point ``index``."""
         a, b = (weights[index] for weights in model.weights("score"))
         sigma = float(model.readout.point.sigma[index])
-        z = torch.empty_like(x)
         for _ in range(self.steps):
+            z = torch.empty_like(x)
             score = a * x + b * model.raw(index, x)
             noise.fill(z)
             z_norm, score_norm = (v.reshape(len(v), -1).norm(dim=1) for v in (z, score))

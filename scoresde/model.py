@@ -221,7 +221,8 @@ class ScoreModel(nn.Module):
             transform=self.transform,
         )
         other.trained_sde = self.trained_sde
-        other.train(self.training)
+        # Of this wrapper only: the shared network keeps its modules' own modes.
+        other.training = self.training
         return other
 
     def save(self, folder: str | PathLike[str], *, ema: Mapping[str, Tensor] | None = None) -> None:
@@ -341,6 +342,10 @@ class ScoreModel(nn.Module):
             out = getattr(out, "sample", out)
             if not isinstance(out, Tensor):
                 raise DTypeError(f"the network must return a tensor of x's shape, got {type(out).__name__}")
+        if out.is_complex() or out.device != x.device:
+            raise DTypeError(
+                f"the network must return a real tensor on {x.device}, as its input, got {out.dtype} on {out.device}"
+            )
         if out.shape != x.shape:
             raise ShapeError(
                 f"the network must return x's shape {tuple(x.shape)}, got {tuple(out.shape)}; "

@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scoresde.errors import ConfigError, DomainError, DTypeError, ShapeError
+from scoresde.errors import DomainError, DTypeError, ShapeError
 
 __all__ = [
     "GeneratorNoise",
@@ -51,8 +51,11 @@ class NoiseSource(Protocol):
     def fill(self, out: Tensor) -> None:
         """Fill ``out`` of shape (B, *) with the next draw of standard normal numbers."""
 
-    def rewind(self, draw: int = 0) -> None:
-        """Go back so that the next draw is number ``draw``."""
+    def mark(self) -> object:
+        """Return the place in the stream, for ``restore``."""
+
+    def restore(self, mark: object) -> None:
+        """Go back to a marked place."""
 
 
 def check_seed(seed: object, name: str = "seed") -> int:
@@ -124,6 +127,15 @@ class SampleNoise:
         self._generator = np.random.Generator(self._bits)
         self._state = self._bits.state
 
+    def mark(self) -> int:
+        """Return the number of the next draw."""
+        return self.draw
+
+    def restore(self, mark: object) -> None:
+        """Go back to a marked draw."""
+        assert isinstance(mark, int)
+        self.draw = mark
+
     def rewind(self, draw: int = 0) -> None:
         """Go back so that the next draw is number ``draw``."""
         self.draw = draw
@@ -170,15 +182,17 @@ class GeneratorNoise:
     """The ordinary stream of a ``torch.Generator``; it cannot be split over batches."""
 
     def __init__(self, generator: torch.Generator) -> None:
-        """Remember the generator and its state, for a replay."""
+        """Remember the generator."""
         self.generator = generator
-        self._start = generator.get_state()
 
-    def rewind(self, draw: int = 0) -> None:
-        """Restore the generator's first state; only draw 0 can be reached."""
-        if draw:
-            raise ConfigError("a torch generator's stream can only be rewound to its start")
-        self.generator.set_state(self._start)
+    def mark(self) -> Tensor:
+        """Return the generator's state."""
+        return self.generator.get_state()
+
+    def restore(self, mark: object) -> None:
+        """Set the generator's state."""
+        assert isinstance(mark, Tensor)
+        self.generator.set_state(mark)
 
     def fill(self, out: Tensor) -> None:
         """Fill ``out`` with the next numbers of the stream."""
@@ -200,6 +214,15 @@ class TapeNoise:
         self.tape = list(tape)
         self.first_draw = first_draw
         self.draw = first_draw
+
+    def mark(self) -> int:
+        """Return the number of the next draw."""
+        return self.draw
+
+    def restore(self, mark: object) -> None:
+        """Go back to a marked draw."""
+        assert isinstance(mark, int)
+        self.draw = mark
 
     def rewind(self, draw: int = 0) -> None:
         """Go back so that the next draw is number ``draw``."""

@@ -12,38 +12,24 @@ import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Never
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
-from scoresde.errors import (
-    ConfigError,
-    DTypeError,
-    ShapeError,
-    SolverError,
-    check_integer,
-    check_samples,
-    unknown,
-)
-from scoresde.executor import Observer, Step, execute
+from scoresde.errors import ConfigError, DTypeError, ShapeError, SolverError, check_integer, check_samples, unknown
+from scoresde.executor import Step
 from scoresde.gaussian import Gaussian
 from scoresde.grids import Grid
 from scoresde.kernels import Kernel
 from scoresde.model import Condition, ScoreModel, check_condition
 from scoresde.noise import GeneratorNoise, NoiseSource, SampleNoise, TapeNoise, check_seed, fresh_seed
+from scoresde.runs import FINALS, FlowRun, TableRun
+from scoresde.schedules import SCHEDULES
 from scoresde.sde import GaussianSDE
 from scoresde.solvers import ProbabilityFlow, Solver, by_name
-from scoresde.tableau import Knot, Tableau
+from scoresde.tableau import Tableau
 
 __all__ = ["SampleResult", "build_table", "sample"]
-
-FINALS: dict[str, Callable[[Tableau], Tableau]] = {
-    "denoise": Tableau.denoised,
-    "sample": lambda table: table,
-    "mean": Tableau.without_last_noise,
-}
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,6 +72,13 @@ def build_table(
     """
     if final not in FINALS:
         raise unknown("final", final, FINALS)
+    if not isinstance(solver, (Solver, Tableau)):
+        raise DTypeError(
+            f"solver must be a name, a Solver, a Tableau or a ProbabilityFlow, got {solver!r}; "
+            "a builder is called first: solver=solvers.ddim()"
+        )
+    if not (times is None or isinstance(times, (Tensor, Grid))):
+        raise DTypeError(f"times must be a floating tensor or a Grid, got {type(times).__name__}; use torch.tensor")
     if isinstance(solver, Tableau):
         if steps is not None or times is not None:
             raise ConfigError("a built Tableau has its own times; leave out steps= and times=, or pass its solver")
@@ -99,9 +92,9 @@ def build_table(
         count = steps if steps is not None else grid.steps
         count = check_integer(20 if count is None else count, "steps", 1)
         count = count - 1 if final == "denoise" else count
-        # An SDE that compares by value cannot change behind the table's back; another one may (a learned schedule).
-        by_value = type(sde).__hash__ is not object.__hash__
-        return (_built if by_value else _build)(sde, solver, grid, count, final)
+        # A built-in SDE cannot change behind the table's back; another one may (a learned schedule).
+        constant = SCHEDULES.get(type(sde).__name__) is type(sde)
+        return (_built if constant else _build)(sde, solver, grid, count, final)
     return FINALS[final](table)
 
 
@@ -184,18 +177,26 @@ def sample(
     check_integer(first_sample, "first_sample", 0)
     if chunk_size is not None:
         check_integer(chunk_size, "chunk_size", 1)
-    adaptive = isinstance(solver, ProbabilityFlow)
-    if adaptive and (
-        steps is not None or isinstance(times, Grid) or kernels or on_step or trajectory or differentiable
-    ):
-        raise ConfigError(
-            "the adaptive probability flow chooses its own steps: steps, grids, kernels, on_step, trajectory and "
-            "differentiable need a fixed solver, e.g. solver='heun'; times= may name its start and end"
-        )
-    runner = (
-        _FlowRun(solver, model.sde, times, final)
-        if isinstance(solver, ProbabilityFlow)
-        else _TableRun(
+    runner: FlowRun | TableRun
+    if isinstance(solver, ProbabilityFlow):
+        freezes = on_nonfinite == "freeze"
+        if (
+            steps is not None
+            or isinstance(times, Grid)
+            or kernels
+            or on_step
+            or trajectory
+            or differentiable
+            or freezes
+        ):
+            raise ConfigError(
+                "the adaptive probability flow chooses its own steps: steps, grids, kernels, on_step, trajectory, "
+                "differentiable and on_nonfinite='freeze' need a fixed solver, e.g. solver='heun'; times= may name its "
+                "start and end"
+            )
+        runner = FlowRun(solver, model.sde, times, final)
+    else:
+        runner = TableRun(
             build_table(model.sde, solver, steps=steps, times=times, final=final),
             kernels,
             on_step,
@@ -204,7 +205,12 @@ def sample(
             differentiable,
             progress,
         )
-    )
+    if noise is not None:
+        _check_tape(noise, shape, runner.draws + (x_init is None))
+    if model.moments is not None and x_init is None and model.moments.mean.shape not in ((), shape[1:]):
+        raise ShapeError(
+            f"shape must be (B, *) with the event {tuple(model.moments.mean.shape)} of the model's data, got {shape}"
+        )
     if shape[0] == 0:
         empty = torch.empty(shape, dtype=dtype, device=device)
         none = torch.zeros(0, dtype=torch.long)
@@ -246,149 +252,6 @@ def sample(
     return result if full_output else result.x
 
 
-@dataclass(frozen=True, eq=False)
-class _Part:
-    """The result of one chunk."""
-
-    x: Tensor
-    nfe: Tensor
-    trajectory: Tensor | None
-    status: Tensor
-    accepted: Tensor
-    rejected: Tensor
-
-
-@dataclass(frozen=True, eq=False)
-class _TableRun:
-    """Run a table on one chunk, with its checks."""
-
-    table: Tableau
-    kernels: Sequence[Kernel]
-    on_step: Observer | None
-    on_nonfinite: str
-    trajectory: bool
-    differentiable: bool
-    progress: bool
-
-    def __post_init__(self) -> None:
-        """Refuse kernels where no row starts from a state of its own."""
-        rows = self.table.rows
-        if self.kernels and any(row.anchor not in (None, (1.0,)) or row.anchor_noise for row in rows):
-            raise ConfigError(
-                f"kernels need a solver whose steps end in a state; {self.table.name!r} corrects its anchor"
-            )
-
-    @property
-    def start(self) -> Tableau:
-        return self.table
-
-    @property
-    def times(self) -> tuple[float, ...]:
-        return (self.table.start.t, *(row.at.t for row in self.table.rows[1:]), self.table.end.t)
-
-    def __call__(self, model: ScoreModel, x: Tensor, source: NoiseSource, cond: Condition) -> _Part:
-        batch = x.shape[0]
-        prepared = model.prepare(self.table.points, x, cond)
-        first_draw = source.draw if isinstance(source, (SampleNoise, TapeNoise)) else None
-        begin = x if first_draw is None or self.on_nonfinite == "freeze" else x.clone()
-        states: list[Tensor] = [x.clone()] if self.trajectory else []
-        status = torch.zeros(batch, dtype=torch.long)
-        observers: list[Observer] = [] if self.on_step is None else [self.on_step]
-        if self.trajectory:
-            observers.append(lambda step: states.append(step.x.clone()))
-        guard = _Freezer(status) if self.on_nonfinite == "freeze" else None
-        with tqdm(total=self.table.nfe, desc=self.table.name, disable=not self.progress, leave=False) as bar:
-            if self.progress:
-                observers.append(lambda step: _tick(bar))
-            out = execute(
-                self.table,
-                prepared,
-                x,
-                source,
-                kernels=self.kernels,
-                observers=observers,
-                guard=guard,
-                differentiable=self.differentiable,
-            )
-        if guard is None and not bool(torch.isfinite(out).all()):
-            if first_draw is not None:
-                source.rewind(first_draw)
-                execute(self.table, prepared, begin, source, kernels=self.kernels, guard=self._locate)
-            share = float((~torch.isfinite(out)).reshape(batch, -1).any(1).double().mean())
-            raise SolverError(f"{share:.1%} of the samples are not finite after {self.table.name}", partial=out)
-        calls = self.table.nfe + sum(kernel.calls for kernel in self.kernels) * self._applications
-        counts = torch.full((batch,), calls, dtype=torch.long)
-        steps = torch.full((batch,), self.table.nfe, dtype=torch.long)
-        kept = torch.stack(states) if self.trajectory else None
-        return _Part(out, counts, kept, status, steps, torch.zeros_like(steps))
-
-    @property
-    def _applications(self) -> int:
-        """How often the kernels are applied: before each row that starts a step."""
-        rows = self.table.rows
-        return sum(i == 0 or rows[i - 1].anchor is None for i in range(len(rows)))
-
-    def _locate(self, index: int, old: Tensor, new: Tensor) -> Tensor:
-        """Raise at the first step whose state is not finite."""
-        bad = (~torch.isfinite(new)).reshape(len(new), -1).any(1)
-        if bool(bad.any()):
-            t = self.table.rows[index].at.t
-            share = float(bad.double().mean())
-            raise SolverError(
-                f"step {index} of {self.table.name} at t = {t:g} gave non-finite values in {share:.1%} of the samples; "
-                "on_nonfinite='freeze' keeps the others",
-                partial=old,
-            )
-        return new
-
-
-@dataclass(frozen=True, eq=False)
-class _Freezer:
-    """Keep samples at their last finite state and note it in ``status``."""
-
-    status: Tensor
-
-    def __call__(self, index: int, old: Tensor, new: Tensor) -> Tensor:
-        bad = (~torch.isfinite(new)).reshape(len(new), -1).any(1) | (self.status == 1).to(new.device)
-        self.status[bad.cpu()] = 1
-        return torch.where(bad.reshape(-1, *(1,) * (new.ndim - 1)), old, new)
-
-
-@dataclass(frozen=True, eq=False)
-class _FlowRun:
-    """Run the adaptive probability flow on one chunk."""
-
-    solver: ProbabilityFlow
-    sde: GaussianSDE
-    ends: Tensor | Grid | None
-    final: str
-
-    def __post_init__(self) -> None:
-        """Check the interval."""
-        if self.final not in FINALS:
-            raise unknown("final", self.final, FINALS)
-
-    @property
-    def times(self) -> tuple[float, ...]:
-        if isinstance(self.ends, Tensor):
-            return float(self.ends[0]), float(self.ends[-1])
-        return self.sde.t_max, self.sde.t_min
-
-    @property
-    def start(self) -> Tableau:
-        """An empty table that says where the flow starts."""
-        first, last = Knot.of(self.sde.at(torch.tensor(self.times, dtype=torch.float64)))
-        return Tableau("probability_flow", "flow", (), first, last, float(self.sde.prior_std(first.t)))
-
-    def __call__(self, model: ScoreModel, x: Tensor, source: NoiseSource, cond: Condition) -> _Part:
-        first, last = (self.sde.at(t) for t in self.times)
-        result = self.solver.solve(model, x, first, last, cond)
-        out, nfe = result.x, result.nfe
-        if self.final == "denoise" and float(last.sigma) > 0:
-            out, nfe = model.at(out, last, cond).data, nfe + 1
-        return _Part(out, nfe, None, torch.zeros_like(nfe), result.accepted, result.rejected)
-
-
 def _as_model(model: object, sde: GaussianSDE | None) -> ScoreModel:
     """Return the model under the SDE to sample with."""
     if isinstance(model, ScoreModel):
@@ -414,7 +277,7 @@ def _layout(
             raise ShapeError(f"shape {tuple(shape)} and x_init of shape {tuple(x_init.shape)} differ; leave out shape")
         shape, dtype = tuple(x_init.shape), dtype or x_init.dtype
         device = x_init.device if device is None else device
-    if shape is None or len(shape) == 0:
+    if shape is None or isinstance(shape, int) or len(shape) == 0:
         raise ShapeError("shape must be (B, *), e.g. sample(model, (64, 2)); or pass x_init")
     for k, n in enumerate(shape):
         check_integer(n, f"shape[{k}]", 0)
@@ -450,6 +313,16 @@ def _check_sources(
     return fresh_seed() if seed is None else check_seed(seed)
 
 
+def _check_tape(noise: Sequence[object], shape: tuple[int, ...], needed: int) -> None:
+    """Check recorded noise before it is used."""
+    if len(noise) < needed:
+        raise ShapeError(f"noise holds {len(noise)} tensors, the sampler asks for {needed}; record one per draw")
+    for k, z in enumerate(noise[:needed]):
+        if not isinstance(z, Tensor) or z.shape != shape:
+            got = tuple(z.shape) if isinstance(z, Tensor) else type(z).__name__
+            raise ShapeError(f"noise[{k}] has shape {got}, needed is {shape}")
+
+
 def _start(
     model: ScoreModel,
     table: Tableau,
@@ -474,10 +347,6 @@ def _start(
     if model.moments is not None:
         return model.moments.at(table.start.alpha, table.start.sigma).from_noise(z)
     return z.mul_(table.prior_std)
-
-
-def _tick(bar: tqdm[Never]) -> None:
-    bar.update()
 
 
 @contextmanager

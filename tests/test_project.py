@@ -222,14 +222,14 @@ def test_only_the_noise_file_may_draw() -> None:
 LAYERS = (
     ("errors", "ops", "noise", "gaussian", "readout", "tableau"),
     ("sde", "schedules"),
-    ("checkpoint", "transforms", "model", "analytic", "guidance"),
+    ("checkpoint", "transforms", "model", "analytic", "energy", "guidance"),
     ("grids", "ode", "solvers"),
     ("chains",),
     ("losses", "training"),
-    ("kernels", "executor", "bridge", "sampling"),
+    ("kernels", "executor", "bridge", "runs", "sampling"),
     ("likelihood", "bounds", "fokker_planck", "metrics"),
     # Batteries: nothing above loads them, and they may import each other.
-    ("comparison", "nn", "data", "judge", "plots", "tune", "cli"),
+    ("comparison", "nn", "data", "judge", "plots", "tune", "cli", "__main__"),
 )
 BATTERIES = set(LAYERS[-1])
 ORDER = {name: (group, place) for group, members in enumerate(LAYERS) for place, name in enumerate(members)}

@@ -120,7 +120,8 @@ def test_a_schedule_that_learns_is_read_anew() -> None:
         def diffusion(self, t):
             return self.sigma(t) * (2 / torch.as_tensor(t, dtype=torch.float64)).sqrt()
 
-    layer = nn.Linear(1, 1)
+    with torch.random.fork_rng():
+        layer = nn.Linear(1, 1)
     nn.init.constant_(layer.weight, 2.0)
     sde = Learned(slope=layer)
     before = sample(gaussian(sde), (3,), solver="ddim", steps=4, seed=0)

@@ -1,0 +1,80 @@
+r"""Energy models: the score as minus the gradient of a scalar.
+
+A network E(x', c_noise) gives each sample an energy in the normalised coordinates x' = x/r, with
+r = sqrt(alpha^2 + sigma^2).
+The density at noise level t is proportional to e^{-E}, so that
+
+    r score = -dE/dx',
+
+which is what "score" means as a network's output. A conservative field can be integrated: differences of E are
+differences of log density, which a Metropolis step needs (Salimans and Ho 2021, "Should EBMs model the energy or the
+score?").
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from scoresde.errors import ShapeError
+from scoresde.gaussian import Moments
+from scoresde.model import Condition, ScoreModel
+from scoresde.ops import expand
+from scoresde.sde import GaussianSDE
+from scoresde.transforms import Affine
+
+__all__ = ["EnergyModel"]
+
+
+class _Gradient(nn.Module):
+    """-dE/dx, with the graph to the parameters wherever gradients are being recorded."""
+
+    def __init__(self, net: Callable[..., Tensor]) -> None:
+        super().__init__()
+        self.net = net
+
+    def energy(self, x: Tensor, c_noise: Tensor, cond: Condition = None) -> Tensor:
+        """Return E, (B,); ShapeError where the network returns another shape."""
+        out = self.net(x, c_noise) if cond is None else self.net(x, c_noise, **cond)
+        if out.shape != (len(x),):
+            raise ShapeError(f"an energy network must return one number a sample, ({len(x)},), got {tuple(out.shape)}")
+        return out
+
+    def forward(self, x: Tensor, c_noise: Tensor, **cond: Tensor) -> Tensor:
+        recording = torch.is_grad_enabled()
+        with torch.enable_grad():
+            point = x if x.requires_grad else x.detach().requires_grad_(True)
+            (gradient,) = torch.autograd.grad(
+                self.energy(point, c_noise, cond or None).sum(), point, create_graph=recording
+            )
+        return -gradient
+
+
+class EnergyModel(ScoreModel):
+    """A score model whose score is minus the gradient of an energy.
+
+    Args:
+        net: ``net(x, c_noise, **cond)`` -> energies (B,) in nats, differentiable twice in x for training.
+        sde: the diffusion.
+        moments: the data's moments, for priors.
+        transform: from data to the model's coordinates.
+    """
+
+    def __init__(
+        self,
+        net: Callable[..., Tensor],
+        sde: GaussianSDE,
+        *,
+        moments: Moments | None = None,
+        transform: Affine | None = None,
+    ) -> None:
+        super().__init__(_Gradient(net), sde, predicts="score", moments=moments, transform=transform)
+
+    def energy(self, x: Tensor, t: Tensor | float, cond: Condition = None) -> Tensor:
+        """Return the energy of x (B, *) at t, (B,): minus the log density of x_t up to a constant of t, in nats."""
+        readout = self.readout(self.sde.at(self.sde.check_time(t, x)))
+        scaled = (expand(readout.c_in, x) * x).to(self.dtype or x.dtype)
+        assert isinstance(self.net, _Gradient)
+        return self.net.energy(scaled, self.c_noise_for(readout.c_noise, x).expand(len(x)), cond)
