@@ -59,9 +59,9 @@ class TrainResult:
 
     Args:
         model: the model with the averaged weights, to sample from; the trained model itself keeps the raw ones.
-        losses: the mean loss of each step, (steps,), float32 on the CPU.
+        losses: the mean loss of each step of this call, (steps,), on the CPU; NaN where the step was skipped.
         log: the records that went to the log: step, loss (mean since the last record), learning_rate, gradient_norm,
-            skipped (steps without a finite loss since the last record), seconds.
+            skipped (steps since the last record that were not made, their loss or gradient being not finite), seconds.
         steps: steps made in all.
         seconds: time spent in this call.
         seed: the seed that was used.
@@ -184,7 +184,7 @@ def fit(
         _training(trainer.net),
         tqdm(total=steps, initial=trainer.step, desc="training", unit="step", disable=not progress, leave=False) as bar,
     ):
-        losses = run(lambda text: bar.set_postfix_str(text, refresh=False), bar.update)
+        losses = run(lambda text: bar.set_postfix_str(text), bar.update)
     averaged = model.with_sde(model.sde)
     averaged.net = trainer.ema.copy()
     return TrainResult(averaged, losses, tuple(run.log), trainer.step, time.perf_counter() - started, seed, where)
@@ -218,7 +218,8 @@ class _Run:
             with _patient() as interrupted:
                 while trainer.step < self.steps and not interrupted():
                     k = trainer.step
-                    self.losses[k - self.first] = trainer(*self.batches(k))
+                    loss = trainer(*self.batches(k))
+                    self.losses[k - self.first] = loss.masked_fill(trainer.skipped, math.nan)
                     tick()
                     last = trainer.step == self.steps
                     if last or trainer.step % self.log_every == 0:
@@ -266,30 +267,32 @@ class _Run:
         return mean
 
     def failure(self) -> SolverError:
-        """Describe the loss of the last batch: its weights are unchanged, since the step was not made."""
+        """Describe the last step that was skipped; where no other came after it, with the weights that it had."""
         trainer = self.trainer
-        trainer.step -= 1
-        step, rate = trainer.step, trainer.rate(trainer.step)
+        done = trainer.step
+        step = trainer.step = self.first + int(torch.isnan(self.losses[: done - self.first]).nonzero()[-1])
         x0, cond = self.batches(step)
         with torch.no_grad():
             bad = ~torch.isfinite(trainer.losses(x0, cond)).cpu()
         t = trainer.draw_times(len(x0), step)[bad]
-        where = f"{int(bad.sum())} of {len(bad)} samples"
-        where += (
-            f", at t from {float(t.min()):.3g} to {float(t.max()):.3g}" if len(t) else "; the gradient is not finite"
-        )
-        kept = (
-            "nothing was saved" if self.folder is None else f"the last good checkpoint is in {self.folder / CHECKPOINT}"
-        )
+        trainer.step = done
+        where = "the gradient is not"
+        if len(t):
+            where = f"{len(t)} of {len(bad)} samples, at t from {float(t.min()):.3g} to {float(t.max()):.3g}"
+        kept = "no checkpoint was written"
+        if self.folder is not None and (self.folder / CHECKPOINT).is_dir():
+            kept = f"the last good checkpoint is in {self.folder / CHECKPOINT}"
         return SolverError(
-            f"the loss is not finite at step {step}, learning rate {rate:.3g}: {where}; {kept}. "
+            f"the loss is not finite at step {step}, learning rate {trainer.rate(step):.3g}: {where}; {kept}. "
             "Lower learning_rate, lengthen warmup, lower clip_norm or look at the data's scale"
         )
 
     def save(self) -> None:
         """Write a checkpoint, unless the loss is not finite at present."""
+        if self.folder is None or self.bad_checks:
+            return
         recent, good = self.recent()
-        if self.folder is None or self.bad_checks or 2 * len(good) < len(recent):
+        if 2 * len(good) < len(recent):
             return
         documents, tensors = self.trainer.model.contents(self.trainer.ema.state_dict())
         numbers, state = self.trainer.state()

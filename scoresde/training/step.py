@@ -2,8 +2,8 @@ r"""One step of training.
 
 A step draws times and noise, takes the gradient of the mean loss, scales it to a norm of at most ``clip_norm``, makes
 one Adam step (Kingma, Ba 2015; decoupled weight decay of Loshchilov, Hutter 2019) and moves the average of the weights.
-A step whose gradient is not finite changes nothing. Whatever is random in step k depends on (seed, k) alone, so that a
-run can stop anywhere and go on without the state of any generator. Nothing in a step waits for the device.
+A step whose loss or gradient is not finite changes nothing. Whatever is random in step k depends on (seed, k) alone, so
+that a run can stop anywhere and go on without the state of any generator. Nothing in a step waits for the device.
 """
 
 from __future__ import annotations
@@ -82,6 +82,7 @@ class Trainer:
         self.device = self.parameters[0].device
         self.dtype = torch.promote_types(torch.float32, self.parameters[0].dtype)
         self.gradient_norm = torch.zeros((), device=self.device)
+        self.skipped = torch.zeros((), dtype=torch.bool, device=self.device)
         self.step, self.updating = 0, False
         self._block: tuple[int, int] | None = None
         self._values = self._c_noise = torch.empty(0)
@@ -126,7 +127,8 @@ class Trainer:
         # Clipping costs no pass of its own: Adam's kernel divides by this scale as it reads the gradient.
         limit = math.inf if self.clip_norm is None else self.clip_norm
         self.optimizer.grad_scale = (norm / limit).clamp_min(1.0).float()
-        self.optimizer.found_inf = torch.isfinite(norm).logical_not().float()
+        self.skipped = torch.isfinite(norm + loss.detach()).logical_not()
+        self.optimizer.found_inf = self.skipped.float()
         self.optimizer.param_groups[0]["lr"] = self.rate(self.step)
         self.updating = True
         self.optimizer.step()
