@@ -1,0 +1,10 @@
+"""``python -m scoresde`` is the command ``scoresde``."""
+
+from __future__ import annotations
+
+import sys
+
+from scoresde.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

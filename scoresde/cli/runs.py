@@ -1,0 +1,119 @@
+"""The folder of a run: the checkpoint and the log that ``fit`` writes, and beside them what they came from.
+
+    runs/digits/run.json          the data and the options of the training
+    runs/digits/log.jsonl         one record of the training a line
+    runs/digits/checkpoint/       the model
+    runs/digits/comparison/       what ``scoresde compare`` found
+
+A checkpoint that stands alone (``ScoreModel.save``) serves as well, where the data are named.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from scoresde.checkpoint import MANIFEST
+from scoresde.errors import CheckpointError, ConfigError
+from scoresde.model import ScoreModel
+from scoresde.training.loop import CHECKPOINT
+
+__all__ = ["RUN", "Run", "check_file", "check_folder", "open_run", "read_json", "write_json"]
+
+RUN = "run.json"
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """A trained model and where it came from.
+
+    Args:
+        folder: of the run, or of a checkpoint that stands alone.
+        model: with averaged weights, ready to sample.
+        data: name of its data set; None where no run.json tells.
+    """
+
+    folder: Path
+    model: ScoreModel
+    data: str | None
+
+    @property
+    def event(self) -> torch.Size:
+        """The shape of one sample."""
+        if self.model.moments is None:
+            raise CheckpointError(f"{self.folder} holds no data moments, so no shape of a sample; train it with fit")
+        return self.model.moments.mean.shape
+
+    @property
+    def classes(self) -> int | None:
+        """The number of class labels of a built-in network; None without labels."""
+        from scoresde.nn import MLP, UNet
+
+        return self.model.net.classes if isinstance(self.model.net, MLP | UNet) else None
+
+
+def open_run(path: Path, device: torch.device) -> Run:
+    """Read the model of a run's folder, or of a checkpoint's folder itself.
+
+    Raises:
+        CheckpointError: no checkpoint there (with the nearest name that is one), or a damaged one.
+    """
+    checkpoint = path / CHECKPOINT if (path / CHECKPOINT / MANIFEST).is_file() else path
+    if not (checkpoint / MANIFEST).is_file():
+        beside = path.parent
+        known = [one.name for one in beside.iterdir() if _is_run(one)] if beside.is_dir() else []
+        near = difflib.get_close_matches(path.name, known, n=1, cutoff=0.5)
+        hint = f"did you mean {beside / near[0]}?" if near else "make one with: scoresde train"
+        what = "holds no checkpoint" if path.exists() else "does not exist"
+        raise CheckpointError(f"checkpoint {path} {what}; {hint}")
+    folder = checkpoint.parent if checkpoint.name == CHECKPOINT else checkpoint
+    data = read_json(folder / RUN).get("data") if (folder / RUN).is_file() else None
+    return Run(folder, ScoreModel.load(checkpoint).to(device), None if data is None else str(data))
+
+
+def _is_run(folder: Path) -> bool:
+    return (folder / CHECKPOINT / MANIFEST).is_file() or (folder / MANIFEST).is_file()
+
+
+def read_json(path: Path) -> dict[str, object]:
+    """Return what ``write_json`` wrote; CheckpointError for anything else."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"{path} is damaged: {error}; write it again or remove it") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path} holds no JSON object; write it again or remove it")
+    return value
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write a file of JSON in one atomic change."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    temporary.replace(path)
+
+
+def check_folder(option: str, path: Path) -> Path:
+    """Return ``path`` if a folder can be made and written there; nothing is made yet."""
+    return _check(option, path, path)
+
+
+def check_file(option: str, path: Path) -> Path:
+    """Return ``path`` if a file can be written there, its folders being made; nothing is made yet."""
+    if path.is_dir():
+        raise ConfigError(f"{option} {path} is a folder; name a file")
+    return _check(option, path, path.parent)
+
+
+def _check(option: str, path: Path, folder: Path) -> Path:
+    there = next(one for one in [folder, *folder.absolute().parents] if one.exists())
+    if not there.is_dir():
+        raise ConfigError(f"{option} {path} cannot be written: {there} is a file; choose another path")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise ConfigError(f"{option} {path} cannot be written: no permission in {there}; choose another path")
+    return path

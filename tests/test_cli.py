@@ -1,0 +1,636 @@
+"""The command line as its user sees it: exit codes, one-line errors, the files that appear and what is in them."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from scoresde import VESDE, VPSDE, ScoreModel, SubVPSDE, cli, comparison, sample, training
+from scoresde.checkpoint import read
+from scoresde.cli import train as train_verb
+from scoresde.cli.compare import Compare
+from scoresde.cli.names import DATA, SDES
+from scoresde.cli.sample import Sample
+from scoresde.cli.train import Train
+from scoresde.cli.yardsticks import yardstick
+from scoresde.comparison import format_table
+from scoresde.data import digits, moons
+from scoresde.metrics import Comparison, energy_distance, sliced_wasserstein
+from scoresde.nn import MLP, UNet
+from scoresde.solvers import SOLVERS
+
+Folders = tuple[Path, Path, Path]
+QUICK = ("--steps", "4", "--batch-size", "16")
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run a command; tyro draws from Python's generator where it sees pytest, to check its own cache."""
+    state = random.getstate()
+    try:
+        return cli.main(argv)
+    finally:
+        random.setstate(state)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Folders:
+    """Hardly trained: points under VP, points under VE that predict v, and class-conditional digits."""
+    home = tmp_path_factory.mktemp("runs")
+    jobs = {
+        "points": ["--data", "moons", "--seed", "3"],
+        "ve": ["--data", "swiss_roll", "--sde", "ve", "--predicts", "edm"],
+        "digits": ["--data", "digits", "--conditional"],
+    }
+    for name, options in jobs.items():
+        assert main(["train", "--out", str(home / name), *options, *QUICK]) == 0
+    return home / "points", home / "ve", home / "digits"
+
+
+def refused(capsys: pytest.CaptureFixture[str], argv: Sequence[str]) -> str:
+    """Run a command that must fail as a user's mistake, and return its one line."""
+    capsys.readouterr()
+    assert main(argv) == 2
+    out, err = capsys.readouterr()
+    lines = [line for line in err.splitlines() if not line.startswith("results in")]
+    assert out == ""
+    assert len(lines) == 1, err
+    assert lines[0].startswith("scoresde: error: ")
+    return lines[0].removeprefix("scoresde: error: ")
+
+
+def said(capsys: pytest.CaptureFixture[str]) -> str:
+    """What was printed, without boxes and line breaks."""
+    return " ".join(re.sub(r"[│╭╮╰╯─]", " ", capsys.readouterr().out).split())
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(f.relative_to(folder)): f.read_bytes() for f in sorted(folder.rglob("*")) if f.is_file()}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Help
+
+
+def test_usage_names_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    out, err = capsys.readouterr()
+    assert "{train,sample,compare}" in out
+    assert err == ""
+    assert main([]) == 2
+    assert capsys.readouterr().err == out
+    assert main(["--version"]) == 0
+    assert re.fullmatch(r"scoresde \d+\.\d+\.\d+\S*\n", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize(("verb", "options"), [("train", Train), ("sample", Sample), ("compare", Compare)])
+def test_help_documents_every_option(capsys: pytest.CaptureFixture[str], verb: str, options: type) -> None:
+    assert main([verb, "--help"]) == 0
+    out = said(capsys)
+    parts = re.split(r" (?=--[a-z])", out.partition(" options ")[2])
+    for field in dataclasses.fields(options):
+        about = next(part for part in parts if part.startswith(f"--{field.name.replace('_', '-')} "))
+        assert re.search(r"\((default: [^)]+|required|optional)\)", about), about
+        assert len(about.split()) > 6, f"{about}: says too little"
+
+
+def test_help_names_the_choices_the_units_and_the_defaults(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "--help"]) == 0
+    out = said(capsys)
+    for text in (
+        "{digits,swiss_roll,eight_gaussians,moons,",
+        "{vp,subvp,ve}",
+        "{noise,data,v,score,velocity,edm}",
+        f"(default: {DATA['digits'].steps} for digits, {DATA['moons'].steps} for points)",
+        "(default: runs/DATA)",
+        "50 000 points",
+    ):
+        assert text in out
+    for verb in ("sample", "compare"):
+        assert main([verb, "--help"]) == 0
+        out = said(capsys)
+        assert all(name in out for name in (*SOLVERS, "ddpm", "pc"))
+    assert "ddpm:1000 euler_maruyama:200 pc:100 probability_flow dpmpp_2m:10 dpmpp_2m:20" in out
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Mistakes
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["trian"], "unknown verb 'trian'; did you mean 'train'? choices: compare, sample, train"),
+        (["train", "--data", "digit"], "unknown data set 'digit'; did you mean 'digits'?"),
+        (["train", "--data", "moon"], "did you mean 'moons'?"),
+        (["train", "--sde", "vpp"], "unknown sde 'vpp'; did you mean 'vp'?"),
+        (["train", "--predicts", "nois"], "unknown prediction 'nois'; did you mean 'noise'?"),
+        (["train", "--step", "3"], "Unrecognized options: --step, 3; did you mean --steps?"),
+        (["train", "moons"], "Unrecognized options: moons; scoresde train --help lists the options"),
+        (["train", "--steps"], "Missing value for argument '--steps'"),
+        (["train", "--steps", "0"], "steps must be at least 1, got 0"),
+        (["train", "--steps", "-4"], "steps must be at least 1, got -4"),
+        (["train", "--steps", "1.5"], "--steps: a whole number is needed, got '1.5'"),
+        (["train", "--batch-size", "0"], "batch_size must be at least 1, got 0"),
+        (["train", "--learning-rate", "0"], "learning_rate must lie in (0, inf), got 0"),
+        (["train", "--learning-rate", "fast"], "--learning-rate: a number is needed, got 'fast'"),
+        (["train", "--learning-rate", "nan"], "learning_rate must lie in (0, inf), got nan"),
+        (["train", "--ema-decay", "1"], "ema_decay must lie in [0, 1), got 1"),
+        (["train", "--seed", "-1"], "seed must lie in [0, 2**64), got -1"),
+        (["train", "--data", "moons", "--conditional"], "--conditional needs class labels, moons has none"),
+        (["train", "--device", "gpu", *QUICK], "device 'gpu' is not usable here; use cpu"),
+        (["train", "--resume", "nothing"], "--resume nothing holds no run to go on with"),
+        (["train", "--resume", "nothing", "--steps", "3"], "leave out --steps"),
+        (["sample"], "Missing from scoresde sample: --checkpoint FOLDER"),
+        (["sample", "--checkpoint", "nowhere"], "checkpoint nowhere does not exist; make one with: scoresde train"),
+        (["sample", "--checkpoint", "nowhere", "--n", "0"], "n must be at least 1, got 0"),
+        (
+            ["sample", "--checkpoint", "nowhere", "--out", "x.gif"],
+            "unknown ending of --out '.gif'; choices: .npy, .npz",
+        ),
+        (["sample", "--checkpoint", "nowhere", "--out", "samples"], "unknown ending of --out ''"),
+        (["compare", "--checkpoint", "nowhere"], "checkpoint nowhere does not exist"),
+    ],
+)
+def test_a_mistake_is_one_line_with_its_cure(
+    argv: list[str], message: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert message in refused(capsys, argv)
+    assert contents(tmp_path) == {}, "nothing appears on disk"
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["sample", "--solver", "dpmp_2m:5"], "unknown sampler 'dpmp_2m'; did you mean 'dpmpp_2m'?"),
+        (["sample", "--solver", "ddim:0"], "steps of ddim must be at least 1, got 0"),
+        (["sample", "--solver", "ddim:5@3"], "the number of samples is --n here"),
+        (["sample", "--solver", "probability_flow:5"], "chooses its own steps"),
+        (["sample", "--label", "3"], "was trained without labels; train with --conditional"),
+        (["sample", "--chunk-size", "0"], "chunk_size must be at least 1"),
+        (["compare", "--samplers", "ddim:5", "dimm:5"], "unknown sampler 'dimm'; did you mean 'ddim'?"),
+        (["compare", "--samplers"], "--samplers must name at least one"),
+        (["compare", "--samplers", "ddim:5@1"], "samples of ddim must be at least 2, got 1"),
+        (["compare", "--n", "1"], "n must be at least 2, got 1"),
+        (["compare", "--data", "moon"], "unknown data set 'moon'; did you mean 'moons'?"),
+        (["compare", "--data", "digits"], "the model's samples have shape (2,), those of digits (1, 8, 8)"),
+    ],
+)
+def test_a_mistake_about_a_model_is_one_line_with_its_cure(
+    argv: list[str],
+    message: str,
+    runs: Folders,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    before = contents(runs[0])
+    assert message in refused(capsys, [*argv, "--checkpoint", str(runs[0])])
+    assert contents(tmp_path) == {}
+    assert contents(runs[0]) == before
+
+
+def test_debug_shows_the_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="steps must be at least 1"):
+        main(["train", "--steps", "0", "--debug"])
+
+
+def test_places_that_cannot_be_written_are_refused_before_the_work(
+    runs: Folders, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "a").touch()
+    below, full = str(tmp_path / "file" / "below"), str(tmp_path / "full")
+    points = str(runs[0])
+    assert "is a file; choose another path" in refused(capsys, ["train", "--out", below])
+    assert "is a file; choose another path" in refused(capsys, ["train", "--out", str(tmp_path / "file")])
+    assert f"--out {full} is not empty; choose another, or" in refused(capsys, ["train", "--out", full])
+    assert "is a file; choose" in refused(capsys, ["sample", "--checkpoint", points, "--out", below + ".png"])
+    assert "is a file; choose" in refused(capsys, ["compare", "--checkpoint", points, "--out", below])
+    folder = tmp_path / "named.png"
+    folder.mkdir()
+    assert "is a folder; name a file" in refused(capsys, ["sample", "--checkpoint", points, "--out", str(folder)])
+    assert contents(tmp_path) == {"file": b"", "full/a": b""}
+
+
+def test_a_folder_without_a_checkpoint_names_the_nearest_run(
+    runs: Folders, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    near = runs[0].with_name("point")
+    assert f"did you mean {runs[0]}?" in refused(capsys, ["sample", "--checkpoint", str(near)])
+    assert "holds no checkpoint" in refused(capsys, ["sample", "--checkpoint", str(tmp_path)])
+
+
+def test_a_damaged_checkpoint_is_refused(runs: Folders, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    copy = tmp_path / "run"
+    for name, data in contents(runs[0]).items():
+        (copy / name).parent.mkdir(parents=True, exist_ok=True)
+        (copy / name).write_bytes(data)
+    ema = next(copy.glob("checkpoint/ema-*"))
+    ema.write_bytes(ema.read_bytes()[:-1] + b"\x00")
+    (copy / "run.json").write_text("{")
+    assert "run.json is damaged" in refused(capsys, ["sample", "--checkpoint", str(copy)])
+    (copy / "run.json").unlink()
+    assert "another copy" in refused(capsys, ["sample", "--checkpoint", str(copy), "--out", str(tmp_path / "x.npy")])
+    assert not (tmp_path / "x.npy").exists()
+
+
+@pytest.mark.parametrize(
+    ("missing", "argv", "extra"),
+    [
+        ("tyro", ["train"], "cli"),
+        ("matplotlib", ["sample", "--checkpoint", "POINTS", "--out", "x.png"], "plots"),
+        ("matplotlib", ["compare", "--checkpoint", "POINTS"], "plots"),
+        ("sklearn.datasets", ["train", "--data", "digits", *QUICK], "data"),
+        ("sklearn.datasets", ["compare", "--checkpoint", "DIGITS"], "data"),
+    ],
+)
+def test_a_missing_extra_is_named(
+    missing: str,
+    argv: list[str],
+    extra: str,
+    runs: Folders,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, missing, None)
+    if missing == "tyro":
+        for name in [one for one in sys.modules if one.startswith(("scoresde.cli.", "tyro."))]:
+            monkeypatch.delitem(sys.modules, name)
+    named = {"POINTS": str(runs[0]), "DIGITS": str(runs[2])}
+    message = refused(capsys, [named.get(word, word) for word in argv])
+    assert f'pip install "scoresde[{extra}]"' in message
+    assert contents(tmp_path) == {}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# train
+
+
+def test_train_leaves_a_model_a_log_and_its_options(runs: Folders, capsys: pytest.CaptureFixture[str]) -> None:
+    points, ve, images = runs
+    assert json.loads((points / "run.json").read_text()) == {
+        "data": "moons",
+        "options": {
+            "data": "moons",
+            "sde": "vp",
+            "predicts": "noise",
+            "conditional": False,
+            "steps": 4,
+            "batch_size": 16,
+            "learning_rate": DATA["moons"].learning_rate,
+            "ema_decay": 0.995,
+            "seed": 3,
+        },
+    }
+    assert sorted(f.name for f in points.iterdir() if f.name != "comparison") == ["checkpoint", "log.jsonl", "run.json"]
+    for folder, sde, predicts, net in ((points, VPSDE(), "noise", MLP), (ve, VESDE(), "edm", MLP)):
+        model = ScoreModel.load(folder / "checkpoint")
+        assert (model.sde, model.parameterization.name, type(model.net)) == (sde, predicts, net)
+    model = ScoreModel.load(images / "checkpoint")
+    assert isinstance(model.net, UNet)
+    assert model.net.classes == 10
+    records = [json.loads(line) for line in (points / "log.jsonl").read_text().splitlines()]
+    assert [record["step"] for record in records] == [4]
+    assert 0.2 < records[0]["loss"] < 3.0
+
+
+def test_train_is_the_library_s_fit(runs: Folders) -> None:
+    preset = DATA["moons"]
+    model = ScoreModel(preset.network(classes=None, seed=3), VPSDE())
+    data, labels = preset.load()
+    assert labels is None
+    assert torch.equal(data, moons(50_000, seed=0))
+    rate = preset.learning_rate
+    result = training.fit(
+        model, data, steps=4, batch_size=16, learning_rate=rate, ema_decay=0.995, seed=3, progress=False
+    )
+    saved = ScoreModel.load(runs[0] / "checkpoint")
+    assert isinstance(saved.net, torch.nn.Module)
+    assert isinstance(result.model.net, torch.nn.Module)
+    for ours, theirs in zip(result.model.net.parameters(), saved.net.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_train_says_what_it_does_and_where(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "deep" / "run"
+    assert main(["train", "--data", "checkerboard", "--sde", "subvp", *QUICK, "--out", str(out)]) == 0
+    text, progress = capsys.readouterr()
+    facts = dict(line.split(maxsplit=1) for line in text.splitlines())
+    assert facts["data"] == "checkerboard: 50000 samples of shape (2,)"
+    assert f"noise under {SubVPSDE()}" in facts["model"]
+    assert facts["training"].startswith("4 steps of 16 samples on ")
+    assert facts["results"] == f"{out}/"
+    assert facts["checkpoint"] == f"{out / 'checkpoint'}/"
+    assert facts["next"] == f"scoresde compare --checkpoint {out}"
+    loss = json.loads((out / "log.jsonl").read_text().splitlines()[-1])["loss"]
+    assert facts["done"].startswith(f"loss {loss:.4g} after 4 steps")
+    assert f"step 4, loss {loss:.4g}" in progress
+
+
+def test_train_refuses_a_folder_in_use_and_leaves_it(runs: Folders, capsys: pytest.CaptureFixture[str]) -> None:
+    before = contents(runs[0])
+    message = refused(capsys, ["train", "--data", "moons", *QUICK, "--out", str(runs[0])])
+    assert f"go on with --resume {runs[0]}" in message
+    assert contents(runs[0]) == before
+
+
+def test_interrupted_training_goes_on_to_the_same_bits(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    options = ["--data", "eight_gaussians", "--steps", "120", "--batch-size", "8"]
+    assert main(["train", *options, "--out", str(whole)]) == 0
+
+    def stop(path: Path, value: object) -> None:
+        monkeypatch.undo()
+        raise KeyboardInterrupt
+
+    # The first record, at step 50, is when run.json is written; Ctrl-C arrives then.
+    monkeypatch.setattr(train_verb, "write_json", stop)
+    capsys.readouterr()
+    assert main(["train", *options, "--out", str(cut)]) == 130
+    err = capsys.readouterr().err
+    assert f"go on with: scoresde train --resume {cut}" in err.splitlines()[-1]
+    assert "Traceback" not in err
+    assert read(cut / "checkpoint").documents["training"]["step"] == 50
+    assert "leave out --data" in refused(capsys, ["train", "--resume", str(cut), "--data", "moons"])
+    assert main(["train", "--resume", str(cut)]) == 0
+    assert contents(cut / "checkpoint") == contents(whole / "checkpoint")
+    assert (cut / "run.json").read_bytes() == (whole / "run.json").read_bytes()
+    steps = [json.loads(line)["step"] for line in (cut / "log.jsonl").read_text().splitlines()]
+    assert steps == [50, 100, 120]
+
+
+def test_options_that_are_not_a_training_s_do_not_resume(
+    runs: Folders, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, data in contents(runs[0]).items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(data)
+    about = json.loads((tmp_path / "run.json").read_text())
+    for broken in ({}, {**about, "options": {"lerning_rate": 1.0}}):
+        (tmp_path / "run.json").write_text(json.dumps(broken))
+        assert "does not hold the options of a training" in refused(capsys, ["train", "--resume", str(tmp_path)])
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# sample
+
+
+def test_arrays_are_the_library_s_samples(runs: Folders, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "deep" / "x.npy"
+    base = ["sample", "--checkpoint", str(runs[0]), "--out", str(out)]
+    assert main([*base, "--n", "7", "--solver", "heun:5", "--seed", "11"]) == 0
+    assert capsys.readouterr().out.startswith(f"wrote {out}: 7 samples by heun, 9 evaluations each, ")
+    model = ScoreModel.load(runs[0] / "checkpoint")
+    expected = sample(model, (7, 2), solver="heun", steps=5, seed=11)
+    assert isinstance(expected, Tensor)
+    written = np.load(out, allow_pickle=False)
+    assert written.dtype == np.float32
+    assert (written == expected.numpy()).all()
+    assert main([*base, "--n", "3", "--solver", "heun:5", "--seed", "11", "--chunk-size", "2"]) == 0
+    assert np.allclose(np.load(out, allow_pickle=False), written[:3], atol=1e-5)
+    assert [f.name for f in out.parent.iterdir()] == ["x.npy"], "no temporary file stays"
+
+
+def test_labels_come_in_turn_or_as_asked(runs: Folders, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    images = runs[2]
+    model = ScoreModel.load(images / "checkpoint")
+    base = ["sample", "--checkpoint", str(images / "checkpoint"), "--n", "12", "--solver", "ddim:3"]
+    for option, labels in (([], torch.arange(12) % 10), (["--label", "7"], torch.full((12,), 7))):
+        out = tmp_path / "x.npz"
+        assert main([*base, *option, "--out", str(out)]) == 0
+        expected = sample(model, (12, 1, 8, 8), solver="ddim", steps=3, seed=0, cond={"label": labels})
+        assert isinstance(expected, Tensor)
+        with np.load(out, allow_pickle=False) as arrays:
+            assert sorted(arrays) == ["labels", "samples"]
+            assert (arrays["labels"] == labels.numpy()).all()
+            assert (arrays["samples"] == expected.numpy()).all()
+    assert "--label must lie in 0..9, got 10" in refused(capsys, [*base, "--label", "10"])
+    assert "--label must lie in 0..9, got -1" in refused(capsys, [*base, "--label", "-1"])
+
+
+def test_pictures_show_images_in_columns_of_a_class_and_points_with_the_data(runs: Folders, tmp_path: Path) -> None:
+    grid, points, vectors = tmp_path / "grid.png", tmp_path / "points.png", tmp_path / "points.svg"
+    common = ["--solver", "ddim:2", "--n", "40"]
+    assert main(["sample", "--checkpoint", str(runs[2]), *common, "--out", str(grid)]) == 0
+    with Image.open(grid) as picture:
+        wide, tall = picture.size
+    assert 2.0 < wide / tall < 2.6, "four rows of ten"
+    assert main(["sample", "--checkpoint", str(runs[0]), *common, "--out", str(points)]) == 0
+    with Image.open(points) as picture:
+        colors = {color for _, color in picture.convert("RGB").getcolors(2**24) or []}
+    assert {(184, 184, 184), (255, 255, 255)} <= colors, "held-out data lie behind in grey"
+    assert main(["sample", "--checkpoint", str(runs[0]), *common, "--out", str(vectors)]) == 0
+    assert "<svg" in vectors.read_text()
+
+
+def test_a_saved_model_without_a_run_serves_too(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    model = ScoreModel(MLP(3, width=8, depth=1), VPSDE())
+    model.save("bare")
+    assert "holds no data moments" in refused(capsys, ["sample", "--checkpoint", "bare", "--out", "x.npy"])
+    model.moments = training.fit(model, torch.eye(3), steps=1, progress=False).model.moments
+    model.save("mine")
+    assert "samples of shape (3,) have no picture" in refused(capsys, ["sample", "--checkpoint", "mine"])
+    assert main(["sample", "--checkpoint", "mine", "--n", "5", "--out", "x.npy"]) == 0
+    assert np.load("x.npy", allow_pickle=False).shape == (5, 3)
+    assert "say which with --data" in refused(capsys, ["compare", "--checkpoint", "mine"])
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# compare
+
+
+def test_compare_prints_and_writes_one_table(runs: Folders, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    samplers = ["ddpm:12@20", "pc:5", "probability_flow", "dpmpp_2m:4"]
+    argv = ["compare", "--checkpoint", str(runs[0]), "--n", "30", "--seed", "5", "--out", str(tmp_path / "new")]
+    assert main([*argv, "--samplers", *samplers]) == 0
+    out = capsys.readouterr().out
+    table = json.loads((tmp_path / "new" / "table.json").read_text())
+    rows = [Comparison(**row) for row in table.pop("rows")]
+    assert table == {
+        "data": "moons",
+        "checkpoint": str(runs[0]),
+        "sde": repr(VPSDE()),
+        "seed": 5,
+        "held_out": 2000,
+        "complete": True,
+    }
+    assert out.startswith(format_table(rows))
+    assert [(row.sampler, row.samples) for row in rows] == [
+        ("ddpm", 20),
+        ("pc", 30),
+        ("probability_flow", 30),
+        ("dpmpp_2m", 30),
+    ]
+    assert [row.nfe for row in rows if row.sampler != "probability_flow"] == [12, 10, 4]
+    model = ScoreModel.load(runs[0] / "checkpoint")
+    x = sample(model, (30, 2), solver="dpmpp_2m", steps=4, seed=5)
+    assert isinstance(x, Tensor)
+    held_out = moons(2000, seed=1)
+    expected = {"sliced_wasserstein": sliced_wasserstein(x, held_out), "energy_distance": energy_distance(x, held_out)}
+    assert rows[-1].distances == pytest.approx(expected, rel=1e-6)
+    for row in rows:
+        # Some thirty real points are still this far from two thousand, and a model that has learned nothing is farther.
+        assert 0 < row.floors["energy_distance"] < row.distances["energy_distance"]
+    assert rows[0].floors["energy_distance"] > rows[1].floors["energy_distance"], "fewer samples, a higher floor"
+    for name in ("comparison.png", "samples.png"):
+        with Image.open(tmp_path / "new" / name) as picture:
+            assert min(picture.size) > 400
+    assert sorted(contents(tmp_path / "new")) == ["comparison.png", "samples.png", "table.json"]
+
+
+def test_compare_judges_digits_and_labels(runs: Folders, capsys: pytest.CaptureFixture[str]) -> None:
+    """By default the results lie in the run's folder; a second comparison replaces them."""
+    argv = ["compare", "--checkpoint", str(runs[2]), "--n", "20", "--samplers"]
+    for name, nfe in (("ddim:1", 1.0), ("ddim:3", 3.0)):
+        assert main([*argv, name]) == 0
+        (row,) = json.loads((runs[2] / "comparison" / "table.json").read_text())["rows"]
+        assert row["nfe"] == nfe
+    assert list(row["distances"]) == ["frechet_distance", "share_sure", "sliced_wasserstein", "label_accuracy"]
+    assert row["floors"].keys() == row["distances"].keys()
+    # The judge is right about real digits; hardly trained samples are not taken for the class that was asked for.
+    assert row["floors"]["label_accuracy"] > 0.9 > 0.6 > row["distances"]["label_accuracy"]
+    assert row["distances"]["frechet_distance"] > row["floors"]["frechet_distance"] > 0
+    assert "held-out digits" in capsys.readouterr().out
+
+
+def test_digits_floors_are_those_of_real_digits() -> None:
+    yard = yardstick("digits", classes=10)
+    assert torch.equal(yard.held_out, digits("test").images)
+    assert (yard.examples.shape, yard.held_out.shape) == ((360, 1, 8, 8), (360, 1, 8, 8))
+    order = [int((yard.held_out == one).flatten(1).all(1).nonzero()[0]) for one in yard.examples[:20]]
+    assert digits("test").labels[order].tolist() == [*range(10)] * 2
+    floors, everything = yard.floors(200), yard.floors(5000)
+    real = digits("train").images
+    assert yard.metrics["frechet_distance"](real) == pytest.approx(everything["frechet_distance"].mean, rel=1e-6)
+    assert everything["frechet_distance"].std < 1e-6
+    assert floors["frechet_distance"].mean > everything["frechet_distance"].mean
+    assert floors["share_sure"].mean == yard.metrics["share_sure"](yard.held_out)
+    assert floors["share_sure"].mean > 0.8
+    assert set(yard.linear) == {"share_sure", "label_accuracy"}
+
+
+def test_default_samplers_leave_out_what_the_sde_cannot_carry(
+    runs: Folders, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ve, out = runs[1], tmp_path / "x"
+    argv = ["compare", "--checkpoint", str(ve), "--n", "8", "--out", str(out)]
+    assert "VESDE does not; use ancestral:30" in refused(capsys, [*argv, "--samplers", "ddim:3", "ddpm:30"])
+    assert not out.exists()
+    asked: list[str] = []
+
+    def counted(model: object, samplers: Sequence[comparison.Sampler], *rest: object, **options: object) -> None:
+        asked.extend(one.name for one in samplers)
+
+    monkeypatch.setattr("scoresde.cli.compare.compare", counted)
+    assert main(argv) == 0
+    assert "left out ddpm:1000" in capsys.readouterr().err
+    assert asked == ["euler_maruyama", "pc", "probability_flow", "dpmpp_2m", "dpmpp_2m"]
+
+
+@pytest.mark.parametrize("done", [0, 2])
+def test_an_interrupted_comparison_keeps_its_rows(
+    done: int, runs: Folders, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[object] = []
+    draw = comparison.sample
+
+    def interrupted(model: ScoreModel, shape: Sequence[int], **options: object) -> object:
+        calls.append(shape)
+        if len(calls) > done:
+            raise KeyboardInterrupt
+        return draw(model, shape, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(comparison, "sample", interrupted)
+    out = tmp_path / "x"
+    argv = ["compare", "--checkpoint", str(runs[0]), "--n", "9", "--out", str(out), "--samplers"]
+    assert main([*argv, "ddim:2", "ddim:3", "ddim:4"]) == 130
+    text, err = capsys.readouterr()
+    assert err.splitlines()[-1] == f"scoresde: stopped; {done} of 3 samplers are done, in {out}/"
+    if not done:
+        assert contents(tmp_path) == {}
+        return
+    table = json.loads((out / "table.json").read_text())
+    assert table["complete"] is False
+    assert [row["nfe"] for row in table["rows"]] == [2.0, 3.0]
+    assert format_table([Comparison(**row) for row in table["rows"]]) in text
+    assert (out / "comparison.png").is_file()
+    assert (out / "samples.png").is_file()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# As a process
+
+
+def start(argv: Sequence[str], cwd: Path) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "scoresde", *argv],
+        cwd=cwd,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell without job control starts its children with Ctrl-C ignored, and they would inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+
+
+def test_a_mistake_as_a_process(tmp_path: Path) -> None:
+    process = start(["sample", "--checkpoint", "nowhere"], tmp_path)
+    out, err = process.communicate()
+    assert process.returncode == 2
+    assert out == ""
+    assert err == "scoresde: error: checkpoint nowhere does not exist; make one with: scoresde train\n"
+
+
+def test_ctrl_c_leaves_a_checkpoint_that_samples(tmp_path: Path) -> None:
+    argv = ["train", "--data", "moons", "--steps", "1000000", "--batch-size", "4", "--out", "run"]
+    process = start(argv, tmp_path)
+    log = tmp_path / "run" / "log.jsonl"
+    while process.poll() is None and not (log.is_file() and log.stat().st_size):
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate()
+    assert process.returncode == 130, err
+    assert err.splitlines()[-1].startswith("scoresde: stopped; the checkpoint is in run/checkpoint/; go on with:")
+    assert "Traceback" not in out + err
+    assert read(tmp_path / "run" / "checkpoint").documents["training"]["step"] >= 50
+    assert main(["sample", "--checkpoint", str(tmp_path / "run"), "--n", "2", "--out", str(tmp_path / "x.npy")]) == 0
+    assert np.isfinite(np.load(tmp_path / "x.npy", allow_pickle=False)).all()
+
+
+def test_tables_of_names_are_complete() -> None:
+    expected: Mapping[str, type] = {"vp": VPSDE, "subvp": SubVPSDE, "ve": VESDE}
+    assert {name: type(build()) for name, build in SDES.items()} == expected
+    for name, data in DATA.items():
+        held_out, (real, labels) = data.held_out(), data.load()
+        assert held_out.shape[1:] == real.shape[1:]
+        assert (labels is not None) == bool(data.classes) == (name == "digits")
+        # No held-out sample is a training sample.
+        both = torch.cat([real.flatten(1), held_out.flatten(1)])
+        if data.kind == "points":
+            assert len(both.unique(dim=0)) == len(both)
