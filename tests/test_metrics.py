@@ -15,17 +15,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from scoresde import metrics
 from scoresde.errors import ConfigError, DomainError, DTypeError, ShapeError
 from scoresde.metrics import (
     Comparison,
     Floor,
+    distances,
     energy_distance,
     floor,
     frechet_distance,
     frechet_distance_of_moments,
     sliced_wasserstein,
 )
+from scoresde.metrics.pairs import quantile_pieces
 from scoresde.noise import normal, stream, uniform
 
 DISTANCES = [sliced_wasserstein, energy_distance, frechet_distance]
@@ -62,7 +63,7 @@ def test_one_dimensional_w2_of_unequal_sizes_equals_w2_of_the_repeated_sets(n: i
 @given(n=st.integers(1, 40), m=st.integers(1, 40), seed=st.integers(0, 10**6))
 def test_the_pieces_of_the_quantile_functions_give_scipys_w1(n: int, m: int, seed: int) -> None:
     x, y = draw(n, key=f"x{seed}").sort().values, draw(m, key=f"y{seed}").sort().values
-    left, right, weight = metrics._quantile_pieces(n, m, x)
+    left, right, weight = quantile_pieces(n, m, x)
     assert float(weight.sum()) == pytest.approx(1.0, rel=1e-14)
     w1 = float((weight * (x[left] - y[right]).abs()).sum())
     assert w1 == pytest.approx(scipy.stats.wasserstein_distance(x.numpy(), y.numpy()), rel=1e-12)
@@ -93,7 +94,7 @@ def test_a_shift_has_its_length_per_coordinate() -> None:
 def test_blocks_of_projections_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     x, y = draw(30, 3, key="x"), draw(20, 3, key="y")
     whole = sliced_wasserstein(x, y, projections=100)
-    monkeypatch.setattr(metrics, "_BLOCK", 7 * 50)
+    monkeypatch.setattr(distances, "BLOCK", 7 * 50)
     assert sliced_wasserstein(x, y, projections=100) == pytest.approx(whole, rel=1e-13)
 
 
@@ -130,15 +131,15 @@ def test_energy_distance_holds_no_more_than_a_block(monkeypatch: pytest.MonkeyPa
     x, y = draw(53, 2, key="x"), draw(31, 2, key="y") + 0.5
     whole = energy_distance(x, y)
     held: list[int] = []
-    distances = metrics._distances
+    every_pair = distances.distances
 
     def recorded(a: Tensor, b: Tensor) -> Tensor:
-        result = distances(a, b)
+        result = every_pair(a, b)
         held.append(result.numel())
         return result
 
-    monkeypatch.setattr(metrics, "_BLOCK", block)
-    monkeypatch.setattr(metrics, "_distances", recorded)
+    monkeypatch.setattr(distances, "BLOCK", block)
+    monkeypatch.setattr(distances, "distances", recorded)
     assert energy_distance(x, y) == pytest.approx(whole, rel=1e-12)
     assert max(held) <= max(block, 53)  # never less than one row
 
