@@ -9,6 +9,7 @@ import math
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from scoresde.errors import ConfigError, DomainError, DTypeError, ShapeError
 from scoresde.nn import MLP, NETWORKS, UNet, drop_labels
@@ -80,6 +81,16 @@ def test_output_depends_on_each_input_of_its_own_sample_alone(case):
         assert distance(changed[1:], before[1:]) < 1e-12
 
 
+@pytest.mark.parametrize("case", ["mlp", "images", "signals"])
+def test_output_is_not_bounded_far_out(case):
+    # The noise of an x far out is nearly x: norms must not hide how far it is.
+    net = build(case)
+    x, c_noise, label = inputs(case)
+    outputs = [net(size * x, c_noise, label) for size in (1e4, 2e4)]
+    ratio = outputs[1].flatten(1).norm(dim=1) / outputs[0].flatten(1).norm(dim=1)
+    assert distance(ratio, torch.full_like(ratio, 2.0)) < 0.02
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_no_label_is_the_null_class(case):
     net = build(case)
@@ -137,6 +148,69 @@ def test_shape_of_an_event_is_only_a_reshape():
     assert torch.equal(flat(x, c_noise), shaped(x.reshape(4, 2, 3), c_noise).flatten(1))
 
 
+def vector(net: nn.Module, c_noise: Tensor, label: Tensor) -> Tensor:
+    """The conditioning vector, from the weights and the module's formulas."""
+    angle = c_noise[:, None] * 2.0 ** (-6 + 8 * torch.arange(32, dtype=torch.float64) / 31)
+    features = torch.cat([angle.sin(), angle.cos()], dim=1)
+    own = net.conditioning
+    return F.silu(own.mix(F.silu(own.features(features))) + own.label.weight[label + 1])
+
+
+def test_mlp_is_the_formula():
+    net = build("mlp")
+    x, c_noise, label = inputs("mlp")
+    scales_and_shifts = net.modulation(vector(net, c_noise, label)).reshape(6, 3, 2, 24)
+
+    def norm(h: Tensor, i: int) -> Tensor:
+        centred = h - h.mean(1, keepdim=True)
+        unit = centred / (centred.square().mean(1, keepdim=True) + 1e-5).sqrt()
+        return (1 + scales_and_shifts[:, i, 0]) * unit + scales_and_shifts[:, i, 1]
+
+    h = net.input(x)
+    for i in range(2):
+        h = h + net.second[i](F.silu(net.first[i](norm(h, i))))
+    expected = net.output(F.silu(norm(h, 2))) + net.skip(vector(net, c_noise, label)) * x
+    assert distance(expected, net(x, c_noise, label)) < 1e-12
+
+
+def test_unet_is_the_formula():
+    net = awake(UNet(3, width=8, blocks=2, multipliers=(1, 3), attention=(1,), classes=4)).double()
+    x, c_noise, label = inputs("odd images")
+    outer = net.level
+    down, inner = outer.inner.down, outer.inner.level
+    middle = inner.inner
+    order = [*outer.before, *inner.before, middle.first, middle.second, *inner.after, *outer.after]
+    terms = dict(zip(order, net.modulation(vector(net, c_noise, label)).split(net.splits, 1), strict=True))
+
+    def block(layer: nn.Module, h: Tensor) -> Tensor:
+        scale, shift = terms[layer][..., None, None].chunk(2, 1)
+        inside = layer.modulated_norm(layer.first(F.silu(layer.norm(h))))
+        return layer.skip(h) + layer.second(F.silu((1 + scale) * inside + shift))
+
+    def attend(layer: nn.Module, h: Tensor) -> Tensor:
+        out = torch.zeros_like(h)
+        for b, image in enumerate(layer.norm(h)):
+            q, k, v = layer.project(image.flatten(1).T).chunk(3, 1)
+            heads = zip(q.chunk(4, 1), k.chunk(4, 1), v.chunk(4, 1), strict=True)
+            mixed = [(a @ c.T / math.sqrt(a.shape[1])).softmax(1) @ d for a, c, d in heads]
+            out[b] = layer.output(torch.cat(mixed, 1)).T.reshape(image.shape)
+        return h + out
+
+    first = block(outer.before[0], net.input(x))
+    second = block(outer.before[1], first)
+    third = attend(inner.attend_before[0], block(inner.before[0], down(second)))
+    fourth = attend(inner.attend_before[1], block(inner.before[1], third))
+    h = block(middle.second, attend(middle.attention, block(middle.first, fourth)))
+    h = attend(inner.attend_after[0], block(inner.after[0], torch.cat([h, fourth], 1)))
+    h = attend(inner.attend_after[1], block(inner.after[1], torch.cat([h, third], 1)))
+    rows, columns = torch.arange(5) * 3 // 5, torch.arange(9) * 5 // 9
+    h = h[:, :, rows][:, :, :, columns]
+    h = block(outer.after[0], torch.cat([h, second], 1))
+    h = block(outer.after[1], torch.cat([h, first], 1))
+    expected = net.output(F.silu(net.norm(h))) + net.skip(vector(net, c_noise, label))[..., None, None] * x
+    assert distance(expected, net(x, c_noise, label)) < 1e-12
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_configuration_makes_the_network_again(case):
     net = CASES[case][0](seed=7)
@@ -169,6 +243,9 @@ def test_starts_at_zero_and_every_weight_learns(case):
     x, c_noise, label = inputs(case, batch=24)
     label[::5] = -1
     assert not net(x, c_noise, label).any()
+    for name, p in net.named_parameters():
+        if name.endswith(("second.weight", "output.weight")) or name.startswith(("second", "skip")):
+            assert not p.any(), f"{name}: a block must start as the identity"
     awake(net)
     net(x, c_noise, label).square().sum().backward()
     for name, p in net.named_parameters():

@@ -5,8 +5,13 @@ With h_0 = A x + a and the conditioning vector e(c_noise, label),
     h_{i+1} = h_i + B_i silu(A_i n(h_i, e)),    n(h, e) = (1 + s_i(e)) norm(h) + b_i(e),
 
 norm being the layer norm and (s_i, b_i) a linear map of e: the noise level sets the scale and the shift of every block
-(adaptive norm: Perez et al. 2018, FiLM; Peebles, Xie 2023). The output is linear in silu(n(h_depth, e)). B_i and the
-output start at 0.
+(adaptive norm: Perez et al. 2018, FiLM; Peebles, Xie 2023). The output is
+
+    c(e) x + C silu(n(h_depth, e)) + d,
+
+c a learned number for each e. Without its first term the norm would bound the output, and an x far out, whose noise is
+nearly x itself, would be told too little noise; divided by a small alpha that error throws a sample out of the data.
+B_i, C, d and c start at 0.
 """
 
 from __future__ import annotations
@@ -63,7 +68,8 @@ class MLP(nn.Module):
             self.first = nn.ModuleList([nn.Linear(width, width) for _ in range(depth)])
             self.second = nn.ModuleList([nn.Linear(width, width) for _ in range(depth)])
             self.output = nn.Linear(width, self.size)
-        initialise(self, self.seed, zero=(*self.second, self.output))
+            self.skip = nn.Linear(width, 1)
+        initialise(self, self.seed, zero=(*self.second, self.output, self.skip))
 
     @property
     def config(self) -> dict[str, object]:
@@ -95,12 +101,13 @@ class MLP(nn.Module):
                 f"MLP({tuple(x.shape[1:])}) takes this x, or reshape it"
             )
         check_call(x, c_noise, label)
-        modulation: Tensor = self.modulation(self.conditioning(c_noise, label))
-        terms = modulation.chunk(2 * self.depth + 2, dim=1)
-        h: Tensor = self.input(x.reshape(x.shape[0], self.size).to(modulation.dtype))  # (B, width)
+        vector: Tensor = self.conditioning(c_noise, label)
+        terms = self.modulation(vector).chunk(2 * self.depth + 2, dim=1)
+        flat = x.reshape(x.shape[0], self.size).to(vector.dtype)
+        h: Tensor = self.input(flat)  # (B, width)
         for i, (first, second) in enumerate(zip(self.first, self.second, strict=True)):
             h = h + second(functional.silu(first(self._norm(h, terms[2 * i], terms[2 * i + 1]))))
-        out: Tensor = self.output(functional.silu(self._norm(h, terms[-2], terms[-1])))
+        out = torch.addcmul(self.output(functional.silu(self._norm(h, terms[-2], terms[-1]))), self.skip(vector), flat)
         return out.reshape(x.shape).to(x.dtype)
 
     def _norm(self, h: Tensor, scale: Tensor, shift: Tensor) -> Tensor:

@@ -7,11 +7,12 @@ self-attention (Vaswani et al. 2017) instead of a next level. With the condition
 
     h = conv(silu(norm x)),    block(x) = P x + conv(silu((1 + s(e)) norm h + b(e))),
 
-norm a group norm, P the identity or, where the width changes, a 1x1 convolution, (s, b) linear in e.
+norm a group norm, P the identity or, where the width changes, a 1x1 convolution, (s, b) linear in e. The output is
+c(e) x + conv(silu(norm h)), where the learned number c keeps the part linear in x from the bounds of the norm.
 
 Sizes need not be powers of two: a step down halves them rounding up, a step up goes to the size it came from. One
 mechanism serves one, two and three dimensions: only the convolution's class differs. Second convolutions, attention
-outputs and the last convolution start at 0. There is no dropout: its draws would come from the global generator.
+outputs, the last convolution and c start at 0. There is no dropout: its draws would come from the global generator.
 """
 
 from __future__ import annotations
@@ -220,9 +221,10 @@ class UNet(nn.Module):
             # One product for the scales and shifts of all blocks costs less than one for each.
             self.splits = [2 * block.second.out_channels for block in blocks_in_order]
             self.modulation = nn.Linear(vector, sum(self.splits))
+            self.skip = nn.Linear(vector, 1)
         last_layers: list[nn.Module] = [block.second for block in blocks_in_order]
         last_layers += [module.output for module in self.level.modules() if isinstance(module, _Attention)]
-        initialise(self, self.seed, zero=(*last_layers, self.output))
+        initialise(self, self.seed, zero=(*last_layers, self.output, self.skip))
 
     @property
     def config(self) -> dict[str, object]:
@@ -256,8 +258,10 @@ class UNet(nn.Module):
             cure = f"UNet({x.shape[1]}, dims={x.ndim - 2}) takes this x" if 3 <= x.ndim <= 5 else "reshape x"
             raise ShapeError(f"x must have shape ({sizes}), got {tuple(x.shape)}; {cure}")
         check_call(x, c_noise, label)
-        modulation: Tensor = self.modulation(self.conditioning(c_noise, label))
-        terms = iter(torch.split(modulation, self.splits, dim=1))
-        h = self.level(self.input(x.to(modulation.dtype)), terms)
-        out: Tensor = self.output(functional.silu(self.norm(h)))
+        vector: Tensor = self.conditioning(c_noise, label)
+        terms = iter(torch.split(self.modulation(vector), self.splits, dim=1))
+        state = x.to(vector.dtype)
+        h = self.level(self.input(state), terms)
+        skip = self.skip(vector).reshape(-1, *(1,) * (self.dims + 1))
+        out = torch.addcmul(self.output(functional.silu(self.norm(h))), skip, state)
         return out.to(x.dtype)
