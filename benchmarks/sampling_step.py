@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from scoresde import ScoreModel, VPSDE, build_table, sample, solvers
+from scoresde import VPSDE, ScoreModel, build_table, sample, solvers
 
 SHAPES = ((1, 3, 32, 32), (4096, 2), (64, 3, 32, 32))
 FEW, MANY = 50, 250

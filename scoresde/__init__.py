@@ -5,8 +5,9 @@ sampler is a table of numbers (``solvers``, ``Tableau``). ``sample`` runs them.
 """
 
 from scoresde import grids, solvers
-from scoresde.analytic import GaussianMixtureModel, GaussianModel
+from scoresde.analytic import EmpiricalModel, GaussianMixtureModel, GaussianModel
 from scoresde.chains import DDPM
+from scoresde.energy import EnergyModel
 from scoresde.errors import (
     CheckpointError,
     ConfigError,
@@ -20,18 +21,21 @@ from scoresde.errors import (
 from scoresde.executor import Step
 from scoresde.gaussian import Gaussian, Moments
 from scoresde.kernels import Langevin
+from scoresde.losses import denoising_score_matching
 from scoresde.model import Prediction, ScoreModel
 from scoresde.sampling import SampleResult, build_table, sample
 from scoresde.schedules import VESDE, VPSDE, SubVPSDE, TabulatedSDE
 from scoresde.sde import SDE, GaussianSDE, ReverseSDE
 from scoresde.solvers import ProbabilityFlow, Solver
 from scoresde.tableau import Tableau
+from scoresde.training import EMA, TrainResult, fit
 from scoresde.transforms import Affine
 
 __version__ = "0.1.0"
 
 __all__ = [
     "DDPM",
+    "EMA",
     "SDE",
     "VESDE",
     "VPSDE",
@@ -41,6 +45,8 @@ __all__ = [
     "DTypeError",
     "DataError",
     "DomainError",
+    "EmpiricalModel",
+    "EnergyModel",
     "Gaussian",
     "GaussianMixtureModel",
     "GaussianModel",
@@ -60,7 +66,10 @@ __all__ = [
     "SubVPSDE",
     "Tableau",
     "TabulatedSDE",
+    "TrainResult",
     "build_table",
+    "denoising_score_matching",
+    "fit",
     "grids",
     "sample",
     "solvers",

@@ -130,7 +130,7 @@ def knots(times: Tensor, steps: int | None = None) -> Grid:
         index = ((1 - fractions) * last).round().long()
         return times.to(torch.float64)[index]
 
-    return Grid(f"{len(times)} knots", rule, steps)
+    return Grid(f"{len(times)} knots", rule, len(times) - 1 if steps is None else steps)
 
 
 def check_times(sde: GaussianSDE, times: object) -> Tensor:

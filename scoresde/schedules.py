@@ -23,7 +23,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.interpolate import PchipInterpolator
 from torch import Tensor
 from torch.nn.functional import logsigmoid, softplus
 
@@ -350,6 +349,9 @@ class TabulatedSDE(GaussianSDE):
 
 def _pieces(t: Tensor, values: Tensor) -> Tensor:
     """Return the cubic coefficients (4, n - 1), highest power first, of the monotone interpolant."""
+    # Imported here, since it takes longer than the rest of the package together.
+    from scipy.interpolate import PchipInterpolator
+
     return torch.from_numpy(np.ascontiguousarray(PchipInterpolator(t.numpy(), values.numpy()).c))
 
 
