@@ -136,6 +136,45 @@ def test_checkerboard_is_uniform_on_the_dark_cells() -> None:
     assert not_rejected(p_value, 32_000)
 
 
+def test_pinwheel_blades_turn_with_the_radius() -> None:
+    # exact means by quadrature over the radius r ~ N(1, 0.09) and the offset w ~ N(0, 0.01) in a blade
+    nodes, weights = np.polynomial.hermite_e.hermegauss(60)
+    r, w = 1 + 0.3 * nodes[:, None], 0.1 * nodes
+    weight = np.outer(weights, weights) / weights.sum() ** 2
+    size = np.hypot(r, w)
+    bend = (weight * np.cos(5 * (np.arctan2(w, r) + (np.exp(r) - np.exp(size)) / 4))).sum()
+    assert (weight * size**2).sum() == pytest.approx(1.1, rel=1e-12)
+    assert bend > 0.8
+
+    def p_value(stage: int, count: int) -> float:
+        b = pinwheel(count, seed=stage).double().numpy() * math.sqrt(0.55)
+        size, angle = np.hypot(*b.T), np.arctan2(b[:, 1], b[:, 0])
+        in_blade = np.cos(5 * (angle - np.exp(size) / 4))
+        tests = ((size**2, 1.1), (in_blade, bend))
+        blade = np.round((angle - np.exp(size) / 4) / (2 * np.pi / 5)).astype(int) % 5
+        return 3 * min(
+            *(float(scipy.stats.ttest_1samp(values, mean).pvalue) for values, mean in tests),
+            float(scipy.stats.chisquare(np.bincount(blade, minlength=5)).pvalue),
+        )
+
+    assert not_rejected(p_value, 400_000)
+
+
+def test_two_spirals_without_noise_are_two_arms_of_one_spiral() -> None:
+    square = 9 * math.pi**2
+    b = two_spirals(4000, noise=0.0).double()
+    x, y = b[:, 0] * math.sqrt((square + 3) / 4), b[:, 1] * math.sqrt((square - 3) / 4)
+    radius = torch.hypot(x, y)
+    sign = torch.sign(x * radius.cos() + y * radius.sin())
+    assert torch.allclose(x, sign * radius * radius.cos(), atol=1e-4)
+    assert torch.allclose(y, sign * radius * radius.sin(), atol=1e-4)
+    assert scipy.stats.binomtest(int((sign > 0).sum()), 4000).pvalue > 1e-6
+    assert scipy.stats.kstest(radius.numpy() ** 2 / square, "uniform").pvalue > 1e-6
+    a = (np.arange(10**6) + 0.5) / 10**6 * 3 * np.pi
+    for wave, variance in ((np.cos(a), (square + 3) / 4), (np.sin(a), (square - 3) / 4)):
+        assert (2 * a / (3 * np.pi) * (a * wave) ** 2).mean() == pytest.approx(variance, rel=1e-9)
+
+
 @pytest.mark.parametrize("function", FUNCTIONS)
 def test_bad_arguments_of_toy_densities(function: Callable[..., Tensor]) -> None:
     with pytest.raises(DomainError, match="n must be at least 0, got -1"):
