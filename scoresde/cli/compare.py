@@ -14,7 +14,7 @@ from torch import Tensor
 from scoresde.cli.names import DATA
 from scoresde.cli.options import NAMES, Command, Int, OptionalInt, chosen, device, interactive, words
 from scoresde.cli.runs import Run, check_folder, open_run, write_json
-from scoresde.cli.sample import labels_of
+from scoresde.cli.sample import SMALL, labels_of
 from scoresde.cli.yardsticks import Yardstick, yardstick
 from scoresde.comparison import DEFAULT_SAMPLERS, Sampler, compare, format_table, parse_sampler
 from scoresde.errors import ConfigError, check_integer
@@ -174,7 +174,11 @@ class _Results:
         if self.yard.examples.ndim == 4:
             sets = [*self.samples, self.yard.examples]
             columns = min(SHOWN, *map(len, sets))
-            figure = image_grid(torch.cat([x[:columns] for x in sets]), row_labels=[*names, "held-out digits"])
+            figure = image_grid(
+                torch.cat([x[:columns] for x in sets]),
+                row_labels=[*names, "held-out data"],
+                smooth=self.yard.examples.shape[-1] <= SMALL,
+            )
         else:
             # A sampler may be listed twice at one cost; a set of panels needs names of its own.
             titles = [name + " " * names[:k].count(name) for k, name in enumerate(names)]

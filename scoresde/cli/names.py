@@ -74,7 +74,7 @@ def _points(density: ToyDensity) -> DataSet:
         held_out=lambda: density(HELD_OUT_POINTS, seed=HELD_OUT_SEED),
         network=network,
         classes=0,
-        steps=6000,
+        steps=3000,
         batch_size=512,
         learning_rate=2e-3,
         samples=2000,

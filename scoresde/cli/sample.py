@@ -24,8 +24,9 @@ from scoresde.plots import image_grid, save, scatter
 from scoresde.plots.style import styled
 from scoresde.sampling import SampleResult, sample
 
-__all__ = ["Sample", "labels_of"]
+__all__ = ["SMALL", "Sample", "labels_of"]
 
+SMALL = 16  # pixels a side, up to which the eye reads an image better when it is interpolated
 PICTURES, ARRAYS = (".png", ".svg", ".pdf"), (".npy", ".npz")
 
 
@@ -111,7 +112,7 @@ class Sample(Command):
                 rows = None
                 if labels is not None and self.label is None and run.classes:
                     rows = math.ceil(len(x) / run.classes)  # so that each class has a column
-                save(image_grid(x, rows=rows), temporary)
+                save(image_grid(x, rows=rows, smooth=x.shape[-1] <= SMALL), temporary)
             else:
                 behind = DATA[run.data].held_out() if run.data is not None and run.data in DATA else None
                 save(scatter(x, behind), temporary)

@@ -138,7 +138,11 @@ def _digits(classes: int | None) -> Yardstick:
         examples=held_out[_in_turn(judge.test.labels)],
         metrics=metrics,
         floors=floors,
-        labels={**LABELS, "share_sure": f"share of which the judge is {judge.sure:.0%} sure"},
+        labels={
+            **LABELS,
+            "share_sure": "share sure (higher is better)",
+            "label_accuracy": "label accuracy (higher is better)",
+        },
         linear=("share_sure", "label_accuracy"),
         notes=(
             f"distances to {len(held_out)} held-out digits: Frechet in the judge's features (squared), sliced "
