@@ -29,7 +29,7 @@ from scoresde.sde import SDE, GaussianSDE, ReverseSDE
 from scoresde.solvers import ProbabilityFlow, Solver
 from scoresde.tableau import Tableau
 from scoresde.training import EMA, TrainResult, fit
-from scoresde.transforms import Affine
+from scoresde.transforms import Affine, Compose, Dequantise, Logit
 
 __version__ = "0.1.0"
 
@@ -41,9 +41,11 @@ __all__ = [
     "VPSDE",
     "Affine",
     "CheckpointError",
+    "Compose",
     "ConfigError",
     "DTypeError",
     "DataError",
+    "Dequantise",
     "DomainError",
     "EmpiricalModel",
     "EnergyModel",
@@ -52,6 +54,7 @@ __all__ = [
     "GaussianModel",
     "GaussianSDE",
     "Langevin",
+    "Logit",
     "Moments",
     "Prediction",
     "ProbabilityFlow",

@@ -23,7 +23,7 @@ from scoresde.gaussian import Moments
 from scoresde.model import Condition, ScoreModel
 from scoresde.ops import expand
 from scoresde.sde import GaussianSDE
-from scoresde.transforms import Affine
+from scoresde.transforms import Transform
 
 __all__ = ["EnergyModel"]
 
@@ -68,7 +68,7 @@ class EnergyModel(ScoreModel):
         sde: GaussianSDE,
         *,
         moments: Moments | None = None,
-        transform: Affine | None = None,
+        transform: Transform | None = None,
     ) -> None:
         super().__init__(_Gradient(net), sde, predicts="score", moments=moments, transform=transform)
 

@@ -33,7 +33,7 @@ from scoresde.gaussian import Moments
 from scoresde.ops import expand
 from scoresde.readout import TARGETS, Pair, Point, target, view
 from scoresde.sde import GaussianSDE
-from scoresde.transforms import Affine
+from scoresde.transforms import Transform, transform_from_dict
 
 __all__ = ["PARAMETERIZATIONS", "Parameterization", "Prediction", "PreparedModel", "Readout", "ScoreModel"]
 
@@ -168,7 +168,7 @@ class ScoreModel(nn.Module):
         condition_on: str | Callable[[Tensor], Tensor] = "log_snr",
         sigma_data: float | None = None,
         moments: Moments | None = None,
-        transform: Affine | None = None,
+        transform: Transform | None = None,
     ) -> None:
         """Check the choices; the network is not called."""
         super().__init__()
@@ -297,7 +297,7 @@ class ScoreModel(nn.Module):
             trained,
             predicts=replace(PARAMETERIZATIONS[config["predicts"]], sigma_data=config["sigma_data"]),
             condition_on=config["condition_on"],
-            transform=None if config["transform"] is None else Affine.from_dict(config["transform"]),
+            transform=None if config["transform"] is None else transform_from_dict(config["transform"]),
         )
         if "moments" in contents.parts:
             model.moments = checkpoint.moments_from_tensors(contents.tensors("moments"))

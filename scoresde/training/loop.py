@@ -36,10 +36,10 @@ from scoresde.errors import (
 from scoresde.gaussian import Moments
 from scoresde.losses import TimeSampler, Weight
 from scoresde.model import Condition, ScoreModel
-from scoresde.noise import check_seed, fresh_seed
+from scoresde.noise import check_seed, fresh_seed, stream
 from scoresde.training.batches import Batches, check_labels
 from scoresde.training.step import Trainer
-from scoresde.transforms import Affine
+from scoresde.transforms import Transform
 
 __all__ = ["DECAYS", "TrainResult", "fit"]
 
@@ -93,7 +93,7 @@ def fit(
     ema_decay: float = 0.999,
     cond: Condition = None,
     label_dropout: float = 0.0,
-    transform: Affine | None = None,
+    transform: Transform | None = None,
     autocast: torch.dtype | None = None,
     seed: int | None = 0,
     folder: str | os.PathLike[str] | None = None,
@@ -163,7 +163,7 @@ def fit(
     if x.shape[0] == 0:
         raise ShapeError("data is empty: training needs at least one sample")
     x = x.to(torch.promote_types(x.dtype, torch.float32))
-    x = (x if transform is None else transform.forward(x)).to(trainer.dtype)
+    x = (x if transform is None else transform.forward(x, stream(seed, "transform", device=x.device))).to(trainer.dtype)
     moments = Moments.of(x)
     batches = Batches(
         x,
