@@ -113,7 +113,7 @@ def _parse(command: type[Command], verb: str, arguments: list[str]) -> Command |
         if not stop.code:
             return None
         said = _unboxed(complaint.getvalue())
-    raise ConfigError(f"{said}; scoresde {verb} --help lists the options")
+    raise ConfigError(f"{said} scoresde {verb} --help lists the options")
 
 
 def _description(command: type[Command]) -> str:
@@ -132,7 +132,7 @@ def _unboxed(text: str) -> str:
     said = re.sub(r"\s+", " ", " ".join(rows[: rules[0]] if rules else rows)).strip().rstrip(".")
     tail = rows[rows.index("Perhaps you meant:") :] if "Perhaps you meant:" in rows else []
     near = next((row.split()[0] for row in tail if row.startswith("-") and row.strip("─-")), "")
-    return f"{said}; did you mean {near}?" if near else said
+    return f"{said}; did you mean {near}?" if near else f"{said};"
 
 
 def _one_line(error: Exception) -> str:
