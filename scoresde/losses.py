@@ -65,7 +65,8 @@ def _uniform(n: int, sde: GaussianSDE, generator: torch.Generator) -> Tensor:
 
 def _low_discrepancy(n: int, sde: GaussianSDE, generator: torch.Generator) -> Tensor:
     start = uniform((1,), generator, dtype=torch.float64)
-    return sde.t_min + (sde.t_max - sde.t_min) * ((start + torch.arange(n, dtype=torch.float64) / n) % 1.0)
+    u = torch.arange(n, dtype=torch.float64).div_(n).add_(start).remainder_(1.0)
+    return u.mul_(sde.t_max - sde.t_min).add_(sde.t_min)
 
 
 TIMES: dict[str, TimeSampler] = {"uniform": _uniform, "low_discrepancy": _low_discrepancy}

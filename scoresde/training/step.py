@@ -85,7 +85,8 @@ class Trainer:
         self.skipped = torch.zeros((), dtype=torch.bool, device=self.device)
         self.step, self.updating = 0, False
         self._block: tuple[int, int] | None = None
-        self._values = self._c_noise = torch.empty(0)
+        self._values: tuple[Tensor, ...] = ()
+        self._c_noise: tuple[Tensor, ...] = ()
 
     def draw_times(self, batch: int, step: int) -> Tensor:
         """Return the times (B,) of a step, in float64 on the CPU."""
@@ -105,8 +106,8 @@ class Trainer:
             t = torch.stack([self.draw_times(batch, block * length + i) for i in range(length)])
             values = scalars(self.model, t, self.weight)
             rows = values[:5].transpose(0, 1).to(dtype).contiguous()  # (length, 5, B)
-            self._values = move(rows, self.device)
-            self._c_noise = move(self.model.c_noise_for(values[5], rows), self.device)
+            self._values = move(rows, self.device).unbind(0)
+            self._c_noise = move(self.model.c_noise_for(values[5], rows), self.device).unbind(0)
             self._block = block, batch
         return self._values[place], self._c_noise[place]
 
@@ -119,7 +120,8 @@ class Trainer:
     def __call__(self, x0: Tensor, cond: Condition = None) -> Tensor:
         """Make one step with data x0 (B, *) of the network's type (at least float32) and device."""
         loss = self.losses(x0, cond).mean()
-        self.optimizer.zero_grad(set_to_none=True)
+        for p in self.parameters:
+            p.grad = None
         loss.backward()  # type: ignore[no-untyped-call]
         gradients = [p.grad for p in self.parameters if p.grad is not None]
         norms = torch._foreach_norm(gradients, 2, self.dtype)
