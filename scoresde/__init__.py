@@ -24,10 +24,11 @@ from scoresde.kernels import Langevin
 from scoresde.losses import denoising_score_matching
 from scoresde.model import Prediction, ScoreModel
 from scoresde.sampling import SampleResult, build_table, sample
-from scoresde.schedules import VESDE, VPSDE, SubVPSDE, TabulatedSDE
+from scoresde.schedules import EDMSDE, VESDE, VPSDE, CosineVPSDE, RectifiedFlow, SubVPSDE
 from scoresde.sde import SDE, GaussianSDE, ReverseSDE
 from scoresde.solvers import ProbabilityFlow, Solver
 from scoresde.tableau import Tableau
+from scoresde.tabulated import TabulatedSDE
 from scoresde.training import EMA, TrainResult, fit
 from scoresde.transforms import Affine, Compose, Dequantise, Logit
 
@@ -35,6 +36,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "DDPM",
+    "EDMSDE",
     "EMA",
     "SDE",
     "VESDE",
@@ -43,6 +45,7 @@ __all__ = [
     "CheckpointError",
     "Compose",
     "ConfigError",
+    "CosineVPSDE",
     "DTypeError",
     "DataError",
     "Dequantise",
@@ -58,6 +61,7 @@ __all__ = [
     "Moments",
     "Prediction",
     "ProbabilityFlow",
+    "RectifiedFlow",
     "ReverseSDE",
     "SampleResult",
     "ScoreModel",

@@ -31,10 +31,10 @@ from scoresde.errors import (
 )
 from scoresde.ops import expand
 from scoresde.readout import Point
-from scoresde.schedules import TabulatedSDE
 from scoresde.sde import GaussianSDE, posterior_weights
 from scoresde.solvers.ancestral import ancestral_table, ddim_table
 from scoresde.tableau import Tableau
+from scoresde.tabulated import TabulatedSDE
 
 __all__ = ["DDPM"]
 

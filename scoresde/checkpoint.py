@@ -33,8 +33,8 @@ from torch import Tensor, nn
 
 from scoresde.errors import CheckpointError, ConfigError, unknown
 from scoresde.gaussian import Moments
-from scoresde.schedules import sde_from_dict, sde_to_dict
 from scoresde.sde import GaussianSDE
+from scoresde.tabulated import sde_from_dict, sde_to_dict
 
 __all__ = ["MANIFEST", "Contents", "check_target", "read", "write"]
 

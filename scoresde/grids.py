@@ -16,6 +16,7 @@ A tensor of times is a grid already.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -26,6 +27,9 @@ from scoresde.errors import ConfigError, DomainError, DTypeError, ShapeError, ch
 from scoresde.sde import GaussianSDE
 
 __all__ = ["Grid", "check_times", "karras", "knots", "log_snr", "rectified", "uniform"]
+
+
+FIRST_LOG_SNR = -10.0
 
 
 @dataclass(frozen=True)
@@ -81,10 +85,8 @@ def log_snr(steps: int | None = None) -> Grid:
 
     def rule(sde: GaussianSDE, fractions: Tensor) -> Tensor:
         ends = sde.log_snr(torch.tensor([sde.t_max, sde.t_min], dtype=torch.float64))
-        if not bool(torch.isfinite(ends).all()):
-            raise DomainError(
-                f"log_snr is infinite at an end of [{sde.t_min:g}, {sde.t_max:g}]; take grids.rectified() or uniform()"
-            )
+        # Where alpha reaches 0 the grid is uniform from VPSDE's own end on, and starts at t_max all the same.
+        ends = torch.where(ends == -math.inf, FIRST_LOG_SNR, ends)
         return _pinned(sde, sde.time(_between(ends[0], ends[1], fractions)))
 
     return Grid("log_snr", rule, steps)
@@ -95,9 +97,8 @@ def karras(steps: int | None = None, *, rho: float = 7.0) -> Grid:
     check_number(rho, "rho", 0.0, open_low=True)
 
     def rule(sde: GaussianSDE, fractions: Tensor) -> Tensor:
-        ends = (-0.5 / rho * sde.log_snr(torch.tensor([sde.t_max, sde.t_min], dtype=torch.float64))).exp()
-        if not bool(torch.isfinite(ends).all()):
-            raise DomainError("sigma/alpha is infinite at t_max; take grids.rectified() or uniform()")
+        ends = sde.log_snr(torch.tensor([sde.t_max, sde.t_min], dtype=torch.float64))
+        ends = (-0.5 / rho * torch.where(ends == -math.inf, FIRST_LOG_SNR, ends)).exp()
         return _pinned(sde, sde.time(-2 * rho * _between(ends[0], ends[1], fractions).log()))
 
     return Grid(f"karras (rho = {rho:g})", rule, steps)

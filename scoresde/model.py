@@ -187,6 +187,9 @@ class ScoreModel(nn.Module):
         self.condition_on = condition_on
         self.moments = moments
         self.transform = transform
+        # Where alpha is 0 at t_max a noise or score prediction says nothing of the data: better said now than later.
+        if float(sde.alpha(torch.tensor(sde.t_max, dtype=torch.float64))) == 0:
+            self.readout(sde.at(sde.t_max)).weights("data")
 
     @classmethod
     def from_callable(

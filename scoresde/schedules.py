@@ -5,7 +5,9 @@ r"""The named diffusions: each is two curves, written in the form that does not 
 | VPSDE | e^{-B/2} | sqrt(1 - e^{-B}) | -B - log(1 - e^{-B}) |
 | SubVPSDE | e^{-B/2} | 1 - e^{-B} | -2 log(2 sinh(B/2)) |
 | VESDE | 1 | s_min (s_max/s_min)^t | -2 log sigma |
-| TabulatedSDE | given, or sqrt(sigmoid(log_snr)) | alpha e^{-log_snr/2} | monotone cubic through knots |
+| CosineVPSDE | cos(theta_t)/cos(theta_0) | sqrt(1 - alpha^2) | log(alpha^2/sigma^2) |
+| EDMSDE | 1 | t | -2 log t |
+| RectifiedFlow | 1 - t | t | 2 log((1 - t)/t) |
 
 B(t) is the integral of beta, beta(t) = beta_min + t (beta_max - beta_min). Conventions where the literature disagrees:
 
@@ -17,20 +19,17 @@ B(t) is the integral of beta, beta(t) = beta_min + t (beta_max - beta_min). Conv
 
 from __future__ import annotations
 
-import dataclasses
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import logsigmoid, softplus
+from torch.nn.functional import softplus
 
-from scoresde.errors import ConfigError, DomainError, ShapeError, check_number, unknown
-from scoresde.ops import time_derivative
+from scoresde.errors import DomainError, check_number
 from scoresde.sde import GaussianSDE, schedule
 
-__all__ = ["SCHEDULES", "VESDE", "VPSDE", "SubVPSDE", "TabulatedSDE", "sde_from_dict", "sde_to_dict"]
+__all__ = ["EDMSDE", "SCHEDULES", "VESDE", "VPSDE", "CosineVPSDE", "RectifiedFlow", "SubVPSDE"]
 
 
 @dataclass(frozen=True)
@@ -227,175 +226,220 @@ class VESDE(GaussianSDE):
         return (-0.5 * log_snr - math.log(self.sigma_min)) / self.log_ratio
 
 
-@dataclass(frozen=True, init=False, eq=False, repr=False)
-class TabulatedSDE(GaussianSDE):
-    """A diffusion through given knots: log_snr (and log_alpha) by monotone cubic interpolation in t.
+@dataclass(frozen=True)
+class CosineVPSDE(GaussianSDE):
+    """Variance preserving with alpha = cos(theta_t)/cos(theta_0), theta_t = pi/2 (t + offset)/(1 + offset).
 
-    The interpolant (Fritsch and Carlson 1980, "Monotone piecewise cubic interpolation") passes through the knots
-    exactly and has a continuous derivative, so that drift and diffusion exist between them. t = 0 is clean data
-    (alpha = 1, sigma = 0), legal where any SDE takes it: as an earlier time s and as the last time of a grid.
+    alpha reaches 0 at t = 1; the default t_max = 0.9946 stops at log_snr = -9.6, near VPSDE's end. Source: Nichol and
+    Dhariwal 2021, "Improved denoising diffusion probabilistic models", eq. 17, whose chain ``DDPM.cosine`` is.
 
     Args:
-        t: increasing times of the knots, at least two, in (0, inf).
-        log_snr: decreasing log(alpha^2/sigma^2) at the knots.
-        log_alpha: not increasing log alpha at the knots; by default variance preserving, alpha^2 = sigmoid(log_snr).
+        offset: s, which keeps the first steps from being tiny.
+        t_min: smallest time of use.
+        t_max: time at which sampling starts, at most 1.
 
     Raises:
-        ShapeError: the knots are not vectors of one length. DomainError: not finite or not monotone.
+        DomainError: unless offset >= 0 and 0 < t_min < t_max <= 1.
     """
 
-    knots: Tensor
-    knot_log_snr: Tensor
-    knot_log_alpha: Tensor | None
+    t_max: float = field(default=0.9946, kw_only=True)
+    offset: float = 0.008
 
-    def __init__(self, t: Tensor, log_snr: Tensor, log_alpha: Tensor | None = None) -> None:
-        """Check the knots and fit the interpolants."""
-        curves = [torch.as_tensor(c).detach().to("cpu", torch.float64) for c in (t, log_snr)]
-        curves += [] if log_alpha is None else [torch.as_tensor(log_alpha).detach().to("cpu", torch.float64)]
-        names = ("t", "log_snr", "log_alpha")
-        for name, curve in zip(names, curves, strict=False):
-            if curve.shape != curves[0].shape or curve.ndim != 1 or len(curve) < 2:
-                raise ShapeError(
-                    f"{name} must be a vector of at least two knots, one for each t, got {tuple(curve.shape)}"
-                )
-            steps = curve.diff()
-            wrong = ~(steps > 0) if name == "t" else ~(steps < 0) if name == "log_snr" else ~(steps <= 0)
-            if not torch.isfinite(curve).all() or wrong.any():
-                way = "increase" if name == "t" else "decrease"
-                raise DomainError(f"{name} must be finite and {way} along the knots")
-        if curves[0][0] <= 0:
-            raise DomainError(f"t must start above 0, got {float(curves[0][0]):g}")
-        put = object.__setattr__
-        put(self, "t_min", float(curves[0][0]))
-        put(self, "t_max", float(curves[0][-1]))
-        put(self, "knots", curves[0])
-        put(self, "knot_log_snr", curves[1])
-        put(self, "knot_log_alpha", None if log_alpha is None else curves[2])
-        put(self, "_snr_pieces", _pieces(curves[0], curves[1]))
-        put(self, "_alpha_pieces", None if log_alpha is None else _pieces(curves[0], curves[2]))
+    def __post_init__(self) -> None:
+        """Check offset >= 0 and t_max <= 1."""
+        super().__post_init__()
+        check_number(self.offset, "offset", 0.0)
+        check_number(self.t_max, "t_max", 0.0, 1.0)
 
-    _snr_pieces: Tensor = dataclasses.field(init=False)
-    _alpha_pieces: Tensor | None = dataclasses.field(init=False)
+    @property
+    def speed(self) -> float:
+        """D theta/dt."""
+        return 0.5 * math.pi / (1 + self.offset)
 
-    def __repr__(self) -> str:
-        """Say how many knots there are and where."""
-        return f"TabulatedSDE({len(self.knots)} knots on [{self.t_min:g}, {self.t_max:g}])"
-
-    def _interpolate(self, t: Tensor, pieces: Tensor, values: Tensor) -> Tensor:
-        """Evaluate piecewise cubics at t; the knots themselves return their values to the last bit."""
-        knots, pieces, values = self.knots.to(t), pieces.to(t), values.to(t)
-        i = (torch.searchsorted(knots, t.detach().contiguous(), right=True) - 1).clamp(0, len(knots) - 2)
-        h = t - knots[i]
-        c = pieces[:, i]
-        inside = ((c[0] * h + c[1]) * h + c[2]) * h + c[3]
-        # The last knot keeps its last bit; the detached correction leaves the derivative alone.
-        return inside + torch.where(t == knots[-1], values[-1] - inside, torch.zeros_like(inside)).detach()
-
-    @schedule
-    def log_snr(self, t: Tensor) -> Tensor:
-        """Return the interpolated log_snr; infinite at t = 0, which lies before the knots and is clean data."""
-        inside = self._interpolate(t, self._snr_pieces, self.knot_log_snr)
-        return torch.where(t == 0, torch.full_like(inside, math.inf), inside)
-
-    @schedule
-    def log_alpha(self, t: Tensor) -> Tensor:
-        """Return log alpha: interpolated, or variance preserving, log(sigmoid(log_snr))/2."""
-        if self._alpha_pieces is None or self.knot_log_alpha is None:
-            return 0.5 * logsigmoid(self.log_snr(t))
-        inside = self._interpolate(t, self._alpha_pieces, self.knot_log_alpha)
-        return torch.where(t == 0, torch.zeros_like(inside), inside)
+    @property
+    def first(self) -> float:
+        """theta_0."""
+        return self.speed * self.offset
 
     @schedule
     def alpha(self, t: Tensor) -> Tensor:
-        """Return e^{log_alpha}."""
-        return self.log_alpha(t).exp()
+        """Return cos(theta_t)/cos(theta_0), with the cosine as the sine of what is left to pi/2."""
+        return torch.sin(self.speed * (1 - t)) / math.cos(self.first)
 
     @schedule
     def sigma(self, t: Tensor) -> Tensor:
-        """Return alpha e^{-log_snr/2}, or sqrt(sigmoid(-log_snr)) when variance preserving."""
-        if self._alpha_pieces is None:
-            return (0.5 * logsigmoid(-self.log_snr(t))).exp()
-        return (self.log_alpha(t) - 0.5 * self.log_snr(t)).exp()
+        """Return sqrt(sin(theta_t - theta_0) sin(theta_t + theta_0))/cos(theta_0)."""
+        return self._squared(t).sqrt() / math.cos(self.first)
+
+    def _tangent(self, t: Tensor) -> Tensor:
+        """Return tan(theta_t), with no cancellation at either end."""
+        return torch.sin(self.first + self.speed * t) / torch.sin(self.speed * (1 - t))
+
+    def _squared(self, t: Tensor) -> Tensor:
+        """Return cos(theta_0)^2 - cos(theta_t)^2 without cancellation."""
+        return torch.sin(self.speed * t) * torch.sin(self.speed * t + 2 * self.first)
+
+    @schedule
+    def alpha_rate(self, t: Tensor) -> Tensor:
+        """Return -sin(theta_t) theta'/cos(theta_0)."""
+        return -self.speed * torch.sin(self.first + self.speed * t) / math.cos(self.first)
+
+    @schedule
+    def sigma_rate(self, t: Tensor) -> Tensor:
+        """Return -alpha alpha'/sigma."""
+        return -self.alpha(t) * self.alpha_rate(t) / self.sigma(t)
+
+    @schedule
+    def drift_rate(self, t: Tensor) -> Tensor:
+        """Return -theta' tan(theta_t)."""
+        return -self.speed * self._tangent(t)
 
     @schedule
     def diffusion(self, t: Tensor) -> Tensor:
-        """Return sigma sqrt(-d log_snr/dt); the interpolant may be flat at its ends, where rounding has no sign."""
-        return self.sigma(t) * (-time_derivative(self.log_snr, t)).clamp_min(0.0).sqrt()
+        """Return sqrt(beta), beta = 2 theta' tan(theta_t)."""
+        return (2 * self.speed * self._tangent(t)).sqrt()
 
     @schedule
-    def prior_std(self, t: Tensor) -> Tensor:
-        """Return 1 when variance preserving, else sigma."""
-        return torch.ones_like(t) if self._alpha_pieces is None else self.sigma(t)
+    def log_snr(self, t: Tensor) -> Tensor:
+        """Return 2 log cos(theta_t) - log(sin(theta_t - theta_0) sin(theta_t + theta_0))."""
+        return 2 * torch.sin(self.speed * (1 - t)).log() - self._squared(t).log()
 
     @schedule
     def time(self, log_snr: Tensor) -> Tensor:
-        """Return the t with this log_snr, by bisection between its knots and Newton's method (clamped to the knots)."""
-        knots, values, pieces = self.knots.to(log_snr), self.knot_log_snr.to(log_snr), self._snr_pieces.to(log_snr)
-        wanted = log_snr.clamp(values[-1], values[0])
-        i = (torch.searchsorted(-values, -wanted.contiguous(), right=True) - 1).clamp(0, len(knots) - 2)
-        c, low, high = pieces[:, i], torch.zeros_like(wanted), knots[i + 1] - knots[i]
-        for _ in range(30):
-            h = 0.5 * (low + high)
-            above = ((c[0] * h + c[1]) * h + c[2]) * h + c[3] > wanted
-            low, high = torch.where(above, h, low), torch.where(above, high, h)
-        h = 0.5 * (low + high)
-        for _ in range(3):
-            gap = ((c[0] * h + c[1]) * h + c[2]) * h + c[3] - wanted
-            h = (h - gap / ((3 * c[0] * h + 2 * c[1]) * h + c[2])).clamp(low, high)
-        # The knots themselves are exact, also where the curve is flat and Newton's method slow.
-        inside = torch.where(wanted == values[i], knots[i], knots[i] + h)
-        return torch.where(wanted == values[-1], knots[-1], inside)
+        """Return the t with cos(theta_t)^2 = cos(theta_0)^2 sigmoid(log_snr)."""
+        inner = math.cos(self.first)
+        sine = math.sin(self.first) ** 2 + inner**2 * torch.sigmoid(-log_snr)
+        theta = torch.atan2(sine.sqrt(), inner * torch.sigmoid(log_snr).sqrt())
+        # theta - theta_0 anew, without cancellation at small t.
+        gap = torch.asin((inner**2 * torch.sigmoid(-log_snr) / torch.sin(theta + self.first)).clamp_max(1.0))
+        return torch.where(theta - self.first < 0.5, gap, theta - self.first) / self.speed
+
+    @schedule
+    def prior_std(self, t: Tensor) -> Tensor:
+        """Return 1, at every t."""
+        return torch.ones_like(t)
 
 
-def _pieces(t: Tensor, values: Tensor) -> Tensor:
-    """Return the cubic coefficients (4, n - 1), highest power first, of the monotone interpolant."""
-    # Imported here, since it takes longer than the rest of the package together.
-    from scipy.interpolate import PchipInterpolator
+@dataclass(frozen=True)
+class EDMSDE(GaussianSDE):
+    """EDM's diffusion: alpha = 1 and sigma = t, for t in [sigma_min, sigma_max].
 
-    return torch.from_numpy(np.ascontiguousarray(PchipInterpolator(t.numpy(), values.numpy()).c))
+    Source: Karras et al. 2022, "Elucidating the design space of diffusion-based generative models".
+
+    Args:
+        sigma_min: the smallest noise level, which is t_min.
+        sigma_max: the largest noise level, which is t_max.
+
+    Raises:
+        DomainError: unless 0 < sigma_min < sigma_max.
+    """
+
+    t_min: float = field(init=False, repr=False, default=0.002)
+    t_max: float = field(init=False, repr=False, default=80.0)
+    sigma_min: float = 0.002
+    sigma_max: float = 80.0
+
+    def __post_init__(self) -> None:
+        """Check 0 < sigma_min < sigma_max; they are the ends of time."""
+        check_number(self.sigma_min, "sigma_min", 0.0, open_low=True)
+        check_number(self.sigma_max, "sigma_max", self.sigma_min, open_low=True)
+        object.__setattr__(self, "t_min", float(self.sigma_min))
+        object.__setattr__(self, "t_max", float(self.sigma_max))
+
+    @schedule
+    def alpha(self, t: Tensor) -> Tensor:
+        """Return 1."""
+        return torch.ones_like(t)
+
+    @schedule
+    def alpha_rate(self, t: Tensor) -> Tensor:
+        """Return 0."""
+        return torch.zeros_like(t)
+
+    @schedule
+    def sigma(self, t: Tensor) -> Tensor:
+        """Return t."""
+        return t.clone()
+
+    @schedule
+    def sigma_rate(self, t: Tensor) -> Tensor:
+        """Return 1."""
+        return torch.ones_like(t)
+
+    @schedule
+    def diffusion(self, t: Tensor) -> Tensor:
+        """Return sqrt(2 t)."""
+        return (2 * t).sqrt()
+
+    @schedule
+    def log_snr(self, t: Tensor) -> Tensor:
+        """Return -2 log t."""
+        return -2 * t.log()
+
+    @schedule
+    def time(self, log_snr: Tensor) -> Tensor:
+        """Return e^{-log_snr/2}."""
+        return (-0.5 * log_snr).exp()
 
 
-SCHEDULES: dict[str, type[GaussianSDE]] = {"VPSDE": VPSDE, "SubVPSDE": SubVPSDE, "VESDE": VESDE}
+@dataclass(frozen=True)
+class RectifiedFlow(GaussianSDE):
+    """The straight path: alpha = 1 - t and sigma = t, whose velocity is noise - data.
+
+    At t_max = 1 alpha is 0: the data and v and velocity predictions are finite there, the noise and the score are not.
+    Source: Liu et al. 2023, "Flow straight and fast"; Lipman et al. 2023, "Flow matching for generative modeling".
+
+    Args:
+        t_min: smallest time of use.
+        t_max: time at which sampling starts, at most 1.
+    """
+
+    def __post_init__(self) -> None:
+        """Check t_max <= 1."""
+        super().__post_init__()
+        check_number(self.t_max, "t_max", 0.0, 1.0)
+
+    @schedule
+    def alpha(self, t: Tensor) -> Tensor:
+        """Return 1 - t."""
+        return 1 - t
+
+    @schedule
+    def alpha_rate(self, t: Tensor) -> Tensor:
+        """Return -1."""
+        return -torch.ones_like(t)
+
+    @schedule
+    def sigma(self, t: Tensor) -> Tensor:
+        """Return t."""
+        return t.clone()
+
+    @schedule
+    def sigma_rate(self, t: Tensor) -> Tensor:
+        """Return 1."""
+        return torch.ones_like(t)
+
+    @schedule
+    def diffusion(self, t: Tensor) -> Tensor:
+        """Return sqrt(2 t/(1 - t))."""
+        return (2 * t / (1 - t)).sqrt()
+
+    @schedule
+    def log_snr(self, t: Tensor) -> Tensor:
+        """Return 2 log((1 - t)/t)."""
+        return 2 * (torch.log1p(-t) - t.log())
+
+    @schedule
+    def time(self, log_snr: Tensor) -> Tensor:
+        """Return sigmoid(-log_snr/2)."""
+        return torch.sigmoid(-0.5 * log_snr)
 
 
-def sde_to_dict(sde: GaussianSDE) -> dict[str, object]:
-    """Return a JSON-able description of a built-in SDE; ConfigError for a class that JSON cannot rebuild."""
-    if isinstance(sde, TabulatedSDE):
-        alpha = None if sde.knot_log_alpha is None else sde.knot_log_alpha.tolist()
-        return {
-            "kind": "TabulatedSDE",
-            "t": sde.knots.tolist(),
-            "log_snr": sde.knot_log_snr.tolist(),
-            "log_alpha": alpha,
-        }
-    kind = type(sde).__name__
-    if SCHEDULES.get(kind) is not type(sde):
-        raise ConfigError(f"{kind} is your own SDE: JSON cannot rebuild it; pass sde= when the model is loaded")
-    return {"kind": kind, **dataclasses.asdict(sde)}
-
-
-def sde_from_dict(config: dict[str, object]) -> GaussianSDE:
-    """Rebuild a built-in SDE from ``sde_to_dict``'s description; ConfigError for an unknown kind or key."""
-    options = dict(config)
-    kind = options.pop("kind", None)
-    if kind == "TabulatedSDE":
-        _check_keys("TabulatedSDE", options, {"t", "log_snr", "log_alpha"})
-        for key in ("t", "log_snr"):
-            if key not in options:
-                raise ConfigError(f"the description of a TabulatedSDE lacks {key!r}; make one with sde_to_dict")
-        log_alpha = options.get("log_alpha")
-        return TabulatedSDE(
-            torch.tensor(options["t"], dtype=torch.float64),
-            torch.tensor(options["log_snr"], dtype=torch.float64),
-            None if log_alpha is None else torch.tensor(log_alpha, dtype=torch.float64),
-        )
-    if not isinstance(kind, str) or kind not in SCHEDULES:
-        raise unknown("SDE", kind, [*SCHEDULES, "TabulatedSDE"])
-    _check_keys(kind, options, {f.name for f in dataclasses.fields(SCHEDULES[kind])})
-    return SCHEDULES[kind](**{key: check_number(value, key) for key, value in options.items()})
-
-
-def _check_keys(kind: str, options: dict[str, object], names: set[str]) -> None:
-    for key in options:
-        if key not in names:
-            raise unknown(f"option of {kind}", key, names)
+SCHEDULES: dict[str, type[GaussianSDE]] = {
+    "CosineVPSDE": CosineVPSDE,
+    "EDMSDE": EDMSDE,
+    "RectifiedFlow": RectifiedFlow,
+    "SubVPSDE": SubVPSDE,
+    "VESDE": VESDE,
+    "VPSDE": VPSDE,
+}

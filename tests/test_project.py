@@ -221,7 +221,7 @@ def test_only_the_noise_file_may_draw() -> None:
 
 LAYERS = (
     ("errors", "ops", "noise", "gaussian", "readout", "tableau"),
-    ("sde", "schedules"),
+    ("sde", "schedules", "tabulated"),
     ("checkpoint", "transforms", "model", "analytic", "energy", "guidance"),
     ("grids", "ode", "solvers"),
     ("chains",),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from scoresde import VESDE, VPSDE, ConfigError, DomainError, DTypeError, GaussianSDE, ShapeError, SubVPSDE, TabulatedSDE
-from scoresde.schedules import SCHEDULES, sde_from_dict, sde_to_dict
+from scoresde import (
+    EDMSDE,
+    VESDE,
+    VPSDE,
+    ConfigError,
+    CosineVPSDE,
+    DomainError,
+    DTypeError,
+    GaussianSDE,
+    RectifiedFlow,
+    ScoreModel,
+    ShapeError,
+    SubVPSDE,
+    TabulatedSDE,
+    sample,
+)
+from scoresde.schedules import SCHEDULES
+from scoresde.tabulated import sde_from_dict, sde_to_dict
 
 F64 = torch.float64
 REFERENCE = Path(__file__).parent / "reference"
@@ -96,7 +113,8 @@ def test_time_of_log_snr_matches_references(case: dict, dtype: torch.dtype) -> N
 def test_time_inverts_log_snr(case: dict, dtype: torch.dtype) -> None:
     """The error is what rounding log_snr costs, |log_snr| eps / (d log_snr / dt)."""
     sde = build(case)
-    t = torch.logspace(-7, 0, 300, dtype=F64).to(dtype)
+    # Just short of 1, where alpha of two schedules is 0.
+    t = torch.logspace(-7, -1e-3, 300, dtype=F64).to(dtype)
     log_snr = sde.log_snr(t)
     slope = (sde.diffusion(t.to(F64)) / sde.sigma(t.to(F64))).square()
     # The float64 logarithms inside VE's log_snr and time are rounded too.
@@ -113,13 +131,16 @@ sigma_pairs = st.tuples(st.floats(1e-3, 1.0), st.floats(2.0, 1e4)).map(
     lambda p: {"sigma_min": p[0], "sigma_max": p[0] * p[1]}
 )
 any_sde = st.one_of(
-    beta_pairs.map(lambda o: VPSDE(**o)), beta_pairs.map(lambda o: SubVPSDE(**o)), sigma_pairs.map(lambda o: VESDE(**o))
+    st.sampled_from([CosineVPSDE(), EDMSDE(), RectifiedFlow()]),
+    beta_pairs.map(lambda o: VPSDE(**o)),
+    beta_pairs.map(lambda o: SubVPSDE(**o)),
+    sigma_pairs.map(lambda o: VESDE(**o)),
 )
 
 
 @given(any_sde)
 def test_closed_forms_equal_automatic_differentiation(sde: GaussianSDE) -> None:
-    t = torch.logspace(-6, 0, 40, dtype=F64)
+    t = torch.logspace(-6, -1e-3, 40, dtype=F64)
     for name in ("alpha_rate", "sigma_rate", "drift_rate", "diffusion"):
         closed, derived = getattr(sde, name)(t), getattr(GaussianSDE, name)(sde, t)
         # torch differentiates expm1 as expm1 + 1, which rounds where e^{-B} is small: absolutely, not relatively.
@@ -130,7 +151,7 @@ def test_closed_forms_equal_automatic_differentiation(sde: GaussianSDE) -> None:
 
 @given(any_sde)
 def test_curves_are_monotone(sde: GaussianSDE) -> None:
-    t = torch.logspace(-7, 0, 500, dtype=F64)
+    t = torch.logspace(-7, -1e-3, 500, dtype=F64)
     # Rounding may level alpha where beta t is under 1e-16, and sigma where alpha is.
     assert bool((sde.alpha(t).diff() <= 0).all())
     assert bool((sde.sigma(t).diff() >= 0).all())
@@ -317,3 +338,56 @@ def test_descriptions_that_cannot_be_rebuilt() -> None:
         sde_from_dict({"kind": "TabulatedSDE", "t": [0.1, 0.2]})
     with pytest.raises(DTypeError, match="beta_max must be a number, got 'big'"):
         sde_from_dict({"kind": "VPSDE", "beta_max": "big"})
+
+
+def test_the_new_schedules_state_their_ends() -> None:
+    edm = EDMSDE(sigma_min=0.01, sigma_max=20)
+    assert (edm.t_min, edm.t_max) == (0.01, 20.0)
+    assert float(edm.prior_std(20.0)) == 20.0
+    assert float(RectifiedFlow().alpha(1.0)) == 0.0
+    assert float(RectifiedFlow().log_snr(1.0)) == -math.inf
+    assert float(CosineVPSDE().sigma(0.0)) == 0.0
+    assert -9.6 < float(CosineVPSDE().log_snr(CosineVPSDE().t_max)) < -9.5
+    for bad in (lambda: EDMSDE(sigma_min=0.0), lambda: EDMSDE(sigma_min=2, sigma_max=1)):
+        with pytest.raises(DomainError, match="sigma_m"):
+            bad()
+    for bad in (lambda: RectifiedFlow(t_max=1.5), lambda: CosineVPSDE(t_max=1.5), lambda: CosineVPSDE(offset=-1.0)):
+        with pytest.raises(DomainError, match="must lie in"):
+            bad()
+
+
+@pytest.mark.parametrize("predicts", ["noise", "score"])
+def test_zero_terminal_snr_is_refused_where_nothing_can_be_read(predicts: str) -> None:
+    with pytest.raises(DomainError, match="alpha = 0"):
+        ScoreModel(lambda x, c: x, RectifiedFlow(), predicts=predicts)
+
+
+@pytest.mark.parametrize("predicts", ["data", "v", "velocity", "edm"])
+@pytest.mark.parametrize("solver", ["dpmpp_2m", "ddim", "ancestral", "heun", "dpmpp_2m_sde"])
+def test_zero_terminal_snr_works_for_the_others(predicts: str, solver: str) -> None:
+    """An exact model of N(0, 1) data on the straight path: the samples are N(0, 1) again, up to the step's error."""
+    sde = RectifiedFlow()
+
+    def exact(x: Tensor, t: Tensor) -> Tensor:
+        alpha, sigma = 1 - t[:, None], t[:, None]
+        return alpha / (alpha.square() + sigma.square()) * x
+
+    literal = ScoreModel.from_callable(exact, sde, predicts="data")
+    net = ScoreModel(lambda x, c: 0 * x, sde, predicts=predicts)
+    net.parameterization = replace(net.parameterization, sigma_data=None)  # the network's input is x itself
+
+    def through(x: Tensor, t: Tensor) -> Tensor:
+        # What a network of this parameterisation would return, from the exact data prediction.
+        out, pair = literal(x, t), net.readout(sde.at(t)).pair
+        p, q = (c[:, None].to(x) for c in pair)
+        noise = torch.where(t[:, None] == 1.0, x, (x - (1 - t[:, None]) * out.data) / t[:, None])
+        return p * out.data + q * noise
+
+    model = ScoreModel(through, sde, predicts=predicts, condition_on="time")
+    model.parameterization = net.parameterization
+    z = torch.linspace(-2, 2, 9, dtype=F64)[:, None]
+    got = sample(model, x_init=z, solver=solver, steps=200, seed=0)
+    direct = sample(literal, x_init=z, solver=solver, steps=200, seed=0)
+    torch.testing.assert_close(got, direct, rtol=1e-9, atol=1e-9)
+    if solver in ("dpmpp_2m", "ddim", "heun"):
+        torch.testing.assert_close(got, z, rtol=0.02, atol=0.02)

@@ -93,7 +93,7 @@ def ddim_table(points: Point, *, prior_std: float, eta: float = 0.0) -> Tableau:
     share = 0.5 * gap + 0.5 * torch.log1p(eta**2 * torch.expm1(gap))
     if bool(torch.isnan(share).any()):
         raise DomainError(f"eta = {eta:g} asks for more noise than a step of this grid can hold; use eta <= 1")
-    on_x = early.sigma / late.sigma * (share - 0.5 * gap).exp().nan_to_num(0.0)
+    on_x = early.sigma / late.sigma * (1 - eta**2 + eta**2 * gap.exp()).sqrt()
     on_data = early.alpha * -torch.expm1(share)
     on_noise = eta * early.sigma * (-torch.expm1(gap)).sqrt()
     return one_stage_table(

@@ -11,7 +11,7 @@ prediction. For an interval from t down to s and h = lambda_s - lambda_t,
 
 P is replaced by the polynomial through its last ``order`` values in a chosen variable; its weights are integrals of the
 Lagrange basis, taken by Gauss-Legendre quadrature in float64. A step into sigma = 0 is of first order in the data and
-noise predictions, where higher weights diverge.
+noise predictions, where higher weights diverge; a step out of alpha = 0 is too, and leaves no history.
 
 Source: Lu et al. 2022, "DPM-Solver++"; Zhang and Chen 2023, "Fast sampling of diffusion models with exponential
 integrator"; Xue et al. 2023, "SA-Solver".
@@ -46,7 +46,8 @@ class Form:
     Args:
         linear: (late, early, h, eta) -> weights of x_t and of z, (n,) each.
         measure: (early, lambda_t, lambda_s, eta) -> quadrature nodes in lambda and the weights of P there, (n, nodes).
-        closing: (late, early) -> weight of P in a step into sigma = 0; None where the measure serves there too.
+        closing: (late, early) -> weight of P in a step into sigma = 0 or out of alpha = 0, where lambda is infinite;
+            None where the measure serves there too.
         power: eta -> the clock of the noise, as in ``tableau.Increment``.
     """
 
@@ -63,8 +64,10 @@ def _nodes(start: Tensor, end: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _data_linear(late: Point, early: Point, h: Tensor, eta: float) -> tuple[Tensor, Tensor]:
-    on_x = early.sigma / late.sigma * (-(eta**2) * h).exp()
-    on_noise = early.sigma * (-torch.expm1(-2 * eta**2 * h)).sqrt()
+    # h is infinite from alpha = 0 and into sigma = 0.
+    exponent = -(eta**2) * h if eta else torch.zeros_like(h)
+    on_x = early.sigma / late.sigma * exponent.exp()
+    on_noise = early.sigma * (-torch.expm1(2 * exponent)).sqrt()
     closes = early.sigma == 0
     return on_x.masked_fill(closes, 0.0), on_noise.masked_fill(closes, 0.0)
 
@@ -175,18 +178,23 @@ def multistep(
         late, early = points[:-1], points[1:]
         on_x, on_noise = form.linear(late, early, lam[1:] - lam[:-1], eta)
         weights: list[list[float]] = []
-        closes = len(times) > 1 and knots[-1].sigma == 0 and form.closing is not None
-        whole = len(times) - 1 - closes
-        for low in range(min(order, whole)):
-            # Interval ``low`` has low + 1 predictions; from interval order - 1 on there are enough.
-            high = whole if low == order - 1 else low + 1
-            history = torch.stack([lam[low - k : high - k] for k in range(low + 1)], 1)
+        intervals = len(times) - 1
+        infinite = form.closing(late, early).tolist() if form.closing is not None and intervals else []
+        opens = bool(infinite) and knots[0].alpha == 0
+        closes = len(infinite) > opens and knots[-1].sigma == 0
+        if opens:
+            weights.append(infinite[:1])
+        for used in range(1, min(order, intervals - opens - closes) + 1):
+            # Interval ``low`` has this many usable predictions; with ``order`` of them there are enough from there on.
+            low = opens + used - 1
+            high = intervals - closes if used == order else low + 1
+            history = torch.stack([lam[low - k : high - k] for k in range(used)], 1)
             end = lam[low + 1 : high + 1]
             nodes, measure = form.measure(early[low:high], history[:, 0], end, eta)
             values = clock.of_lambda(sde, nodes)
             weights += rule(clock.of_lambda(sde, history), values, measure, history, end).tolist()
-        if closes and form.closing is not None:
-            weights.append([float(form.closing(late, early)[-1])])
+        if closes:
+            weights.append(infinite[-1:])
         rows = [
             Row(
                 at=knots[i],

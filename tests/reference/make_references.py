@@ -14,7 +14,7 @@ from collections.abc import Callable
 from math import ceil, floor
 from pathlib import Path
 
-from mpmath import cos, diff, exp, log, mp, mpf, pi, sqrt
+from mpmath import acos, cos, diff, exp, log, mp, mpf, pi, sqrt
 
 mp.dps = 60
 FOLDER = Path(__file__).resolve().parent
@@ -28,12 +28,37 @@ CASES = [
     ("VESDE", {"sigma_min": 0.01, "sigma_max": 50.0}),
     ("VESDE", {"sigma_min": 0.3, "sigma_max": 1348.0}),
 ]
+# Curves only: their times, or their end, are not those of PAIRS.
+MORE = [
+    ("CosineVPSDE", {"offset": 0.008}),
+    ("CosineVPSDE", {"offset": 0.0001}),
+    ("EDMSDE", {}),
+    ("RectifiedFlow", {}),
+]
 PAIRS = [(0.0, 1e-5), (0.0, 0.5), (1e-5, 1e-4), (1e-5, 1.0), (0.001, 0.002), (0.1, 0.7), (0.3, 0.3001), (0.9, 1.0)]
 CHAINS = [("linear", 1000), ("linear", 25), ("cosine", 1000), ("cosine", 50), ("cosine", 4)]
 
 
 def curves(kind: str, options: dict[str, float]) -> tuple[Curve, Curve, Curve]:
     """Return alpha(t), sigma(t) and t(log_snr)."""
+    if kind == "RectifiedFlow":
+        return lambda t: 1 - t, lambda t: t, lambda log_snr: 1 / (1 + exp(log_snr / 2))
+    if kind == "EDMSDE":
+        return lambda t: mpf(1), lambda t: t, lambda log_snr: exp(-log_snr / 2)
+    if kind == "CosineVPSDE":
+        offset = mpf(options["offset"])
+
+        def angle(t: mpf) -> mpf:
+            return (t + offset) / (1 + offset) * pi / 2
+
+        def cosine(t: mpf) -> mpf:
+            return cos(angle(t)) / cos(angle(mpf(0)))
+
+        def back(log_snr: mpf) -> mpf:
+            value = acos(cos(angle(mpf(0))) / sqrt(1 + exp(-log_snr)))
+            return value * 2 / pi * (1 + offset) - offset
+
+        return cosine, lambda t: sqrt(1 - cosine(t) ** 2), back
     if kind == "VESDE":
         low, high = mpf(options["sigma_min"]), mpf(options["sigma_max"])
 
@@ -75,10 +100,12 @@ def times() -> list[float]:
 
 def schedules() -> list[dict[str, object]]:
     made = []
-    for kind, options in CASES:
+    for kind, options in CASES + MORE:
         alpha, sigma, inverse = curves(kind, options)
         rows: dict[str, list[float]] = {}
-        for t in map(mpf, times()):
+        # alpha is 0 at t = 1 of these two.
+        last = kind in ("CosineVPSDE", "RectifiedFlow")
+        for t in (mpf(t) for t in times() if not (last and t == 1)):
             a, s, da, ds = alpha(t), sigma(t), diff(alpha, t), diff(sigma, t)
             row = {
                 "t": t,

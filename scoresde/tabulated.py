@@ -1,0 +1,194 @@
+r"""Tabulated diffusions, two curves through given knots, and the JSON form of every built-in SDE.
+
+log_snr (and log alpha, where it is not variance preserving) is a monotone cubic between the knots (Fritsch and Carlson
+1980, "Monotone piecewise cubic interpolation"), so that drift and diffusion exist there.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from scoresde.errors import ConfigError, DomainError, ShapeError, check_number, unknown
+from scoresde.ops import time_derivative
+from scoresde.schedules import SCHEDULES
+from scoresde.sde import GaussianSDE, schedule
+
+__all__ = ["TabulatedSDE", "sde_from_dict", "sde_to_dict"]
+
+
+@dataclass(frozen=True, init=False, eq=False, repr=False)
+class TabulatedSDE(GaussianSDE):
+    """A diffusion through given knots: log_snr (and log_alpha) by monotone cubic interpolation in t.
+
+    The interpolant (Fritsch and Carlson 1980, "Monotone piecewise cubic interpolation") passes through the knots
+    exactly and has a continuous derivative, so that drift and diffusion exist between them. t = 0 is clean data
+    (alpha = 1, sigma = 0), legal where any SDE takes it: as an earlier time s and as the last time of a grid.
+
+    Args:
+        t: increasing times of the knots, at least two, in (0, inf).
+        log_snr: decreasing log(alpha^2/sigma^2) at the knots.
+        log_alpha: not increasing log alpha at the knots; by default variance preserving, alpha^2 = sigmoid(log_snr).
+
+    Raises:
+        ShapeError: the knots are not vectors of one length. DomainError: not finite or not monotone.
+    """
+
+    knots: Tensor
+    knot_log_snr: Tensor
+    knot_log_alpha: Tensor | None
+
+    def __init__(self, t: Tensor, log_snr: Tensor, log_alpha: Tensor | None = None) -> None:
+        """Check the knots and fit the interpolants."""
+        curves = [torch.as_tensor(c).detach().to("cpu", torch.float64) for c in (t, log_snr)]
+        curves += [] if log_alpha is None else [torch.as_tensor(log_alpha).detach().to("cpu", torch.float64)]
+        names = ("t", "log_snr", "log_alpha")
+        for name, curve in zip(names, curves, strict=False):
+            if curve.shape != curves[0].shape or curve.ndim != 1 or len(curve) < 2:
+                raise ShapeError(
+                    f"{name} must be a vector of at least two knots, one for each t, got {tuple(curve.shape)}"
+                )
+            steps = curve.diff()
+            wrong = ~(steps > 0) if name == "t" else ~(steps < 0) if name == "log_snr" else ~(steps <= 0)
+            if not torch.isfinite(curve).all() or wrong.any():
+                way = "increase" if name == "t" else "decrease"
+                raise DomainError(f"{name} must be finite and {way} along the knots")
+        if curves[0][0] <= 0:
+            raise DomainError(f"t must start above 0, got {float(curves[0][0]):g}")
+        put = object.__setattr__
+        put(self, "t_min", float(curves[0][0]))
+        put(self, "t_max", float(curves[0][-1]))
+        put(self, "knots", curves[0])
+        put(self, "knot_log_snr", curves[1])
+        put(self, "knot_log_alpha", None if log_alpha is None else curves[2])
+        put(self, "_snr_pieces", _pieces(curves[0], curves[1]))
+        put(self, "_alpha_pieces", None if log_alpha is None else _pieces(curves[0], curves[2]))
+
+    _snr_pieces: Tensor = dataclasses.field(init=False)
+    _alpha_pieces: Tensor | None = dataclasses.field(init=False)
+
+    def __repr__(self) -> str:
+        """Say how many knots there are and where."""
+        return f"TabulatedSDE({len(self.knots)} knots on [{self.t_min:g}, {self.t_max:g}])"
+
+    def _interpolate(self, t: Tensor, pieces: Tensor, values: Tensor) -> Tensor:
+        """Evaluate piecewise cubics at t; the knots themselves return their values to the last bit."""
+        knots, pieces, values = self.knots.to(t), pieces.to(t), values.to(t)
+        i = (torch.searchsorted(knots, t.detach().contiguous(), right=True) - 1).clamp(0, len(knots) - 2)
+        h = t - knots[i]
+        c = pieces[:, i]
+        inside = ((c[0] * h + c[1]) * h + c[2]) * h + c[3]
+        # The last knot keeps its last bit; the detached correction leaves the derivative alone.
+        return inside + torch.where(t == knots[-1], values[-1] - inside, torch.zeros_like(inside)).detach()
+
+    @schedule
+    def log_snr(self, t: Tensor) -> Tensor:
+        """Return the interpolated log_snr; infinite at t = 0, which lies before the knots and is clean data."""
+        inside = self._interpolate(t, self._snr_pieces, self.knot_log_snr)
+        return torch.where(t == 0, torch.full_like(inside, math.inf), inside)
+
+    @schedule
+    def log_alpha(self, t: Tensor) -> Tensor:
+        """Return log alpha: interpolated, or variance preserving, log(sigmoid(log_snr))/2."""
+        if self._alpha_pieces is None or self.knot_log_alpha is None:
+            return 0.5 * logsigmoid(self.log_snr(t))
+        inside = self._interpolate(t, self._alpha_pieces, self.knot_log_alpha)
+        return torch.where(t == 0, torch.zeros_like(inside), inside)
+
+    @schedule
+    def alpha(self, t: Tensor) -> Tensor:
+        """Return e^{log_alpha}."""
+        return self.log_alpha(t).exp()
+
+    @schedule
+    def sigma(self, t: Tensor) -> Tensor:
+        """Return alpha e^{-log_snr/2}, or sqrt(sigmoid(-log_snr)) when variance preserving."""
+        if self._alpha_pieces is None:
+            return (0.5 * logsigmoid(-self.log_snr(t))).exp()
+        return (self.log_alpha(t) - 0.5 * self.log_snr(t)).exp()
+
+    @schedule
+    def diffusion(self, t: Tensor) -> Tensor:
+        """Return sigma sqrt(-d log_snr/dt); the interpolant may be flat at its ends, where rounding has no sign."""
+        return self.sigma(t) * (-time_derivative(self.log_snr, t)).clamp_min(0.0).sqrt()
+
+    @schedule
+    def prior_std(self, t: Tensor) -> Tensor:
+        """Return 1 when variance preserving, else sigma."""
+        return torch.ones_like(t) if self._alpha_pieces is None else self.sigma(t)
+
+    @schedule
+    def time(self, log_snr: Tensor) -> Tensor:
+        """Return the t with this log_snr, by bisection between its knots and Newton's method (clamped to the knots)."""
+        knots, values, pieces = self.knots.to(log_snr), self.knot_log_snr.to(log_snr), self._snr_pieces.to(log_snr)
+        wanted = log_snr.clamp(values[-1], values[0])
+        i = (torch.searchsorted(-values, -wanted.contiguous(), right=True) - 1).clamp(0, len(knots) - 2)
+        c, low, high = pieces[:, i], torch.zeros_like(wanted), knots[i + 1] - knots[i]
+        for _ in range(30):
+            h = 0.5 * (low + high)
+            above = ((c[0] * h + c[1]) * h + c[2]) * h + c[3] > wanted
+            low, high = torch.where(above, h, low), torch.where(above, high, h)
+        h = 0.5 * (low + high)
+        for _ in range(3):
+            gap = ((c[0] * h + c[1]) * h + c[2]) * h + c[3] - wanted
+            h = (h - gap / ((3 * c[0] * h + 2 * c[1]) * h + c[2])).clamp(low, high)
+        # The knots themselves are exact, also where the curve is flat and Newton's method slow.
+        inside = torch.where(wanted == values[i], knots[i], knots[i] + h)
+        return torch.where(wanted == values[-1], knots[-1], inside)
+
+
+def _pieces(t: Tensor, values: Tensor) -> Tensor:
+    """Return the cubic coefficients (4, n - 1), highest power first, of the monotone interpolant."""
+    # Imported here, since it takes longer than the rest of the package together.
+    from scipy.interpolate import PchipInterpolator
+
+    return torch.from_numpy(np.ascontiguousarray(PchipInterpolator(t.numpy(), values.numpy()).c))
+
+
+def sde_to_dict(sde: GaussianSDE) -> dict[str, object]:
+    """Return a JSON-able description of a built-in SDE; ConfigError for a class that JSON cannot rebuild."""
+    if isinstance(sde, TabulatedSDE):
+        alpha = None if sde.knot_log_alpha is None else sde.knot_log_alpha.tolist()
+        return {
+            "kind": "TabulatedSDE",
+            "t": sde.knots.tolist(),
+            "log_snr": sde.knot_log_snr.tolist(),
+            "log_alpha": alpha,
+        }
+    kind = type(sde).__name__
+    if SCHEDULES.get(kind) is not type(sde):
+        raise ConfigError(f"{kind} is your own SDE: JSON cannot rebuild it; pass sde= when the model is loaded")
+    return {"kind": kind, **{f.name: getattr(sde, f.name) for f in dataclasses.fields(sde) if f.init}}
+
+
+def sde_from_dict(config: dict[str, object]) -> GaussianSDE:
+    """Rebuild a built-in SDE from ``sde_to_dict``'s description; ConfigError for an unknown kind or key."""
+    options = dict(config)
+    kind = options.pop("kind", None)
+    if kind == "TabulatedSDE":
+        _check_keys("TabulatedSDE", options, {"t", "log_snr", "log_alpha"})
+        for key in ("t", "log_snr"):
+            if key not in options:
+                raise ConfigError(f"the description of a TabulatedSDE lacks {key!r}; make one with sde_to_dict")
+        log_alpha = options.get("log_alpha")
+        return TabulatedSDE(
+            torch.tensor(options["t"], dtype=torch.float64),
+            torch.tensor(options["log_snr"], dtype=torch.float64),
+            None if log_alpha is None else torch.tensor(log_alpha, dtype=torch.float64),
+        )
+    if not isinstance(kind, str) or kind not in SCHEDULES:
+        raise unknown("SDE", kind, [*SCHEDULES, "TabulatedSDE"])
+    _check_keys(kind, options, {f.name for f in dataclasses.fields(SCHEDULES[kind]) if f.init})
+    return SCHEDULES[kind](**{key: check_number(value, key) for key, value in options.items()})
+
+
+def _check_keys(kind: str, options: dict[str, object], names: set[str]) -> None:
+    for key in options:
+        if key not in names:
+            raise unknown(f"option of {kind}", key, names)
