@@ -59,7 +59,7 @@ def main() -> None:
     if options.out.exists():
         shutil.rmtree(options.out)
     jobs = {
-        "swiss_roll": ([], "ddpm:1000", "2000"),
+        "swiss_roll": ([], "ddpm:1000@500", "2000"),
         "digits": (["--conditional"], "ddpm:1000@100", "500"),
     }
     for data, (extra, ddpm, count) in jobs.items():
