@@ -103,7 +103,22 @@ def permutation(n: int, generator: torch.Generator) -> Tensor:
     return torch.randperm(n, generator=generator, device=generator.device)
 
 
-class SampleNoise:
+class _Counted:
+    """A source whose place is the number of its next draw."""
+
+    draw: int
+
+    def mark(self) -> int:
+        """Return the number of the next draw."""
+        return self.draw
+
+    def restore(self, mark: object) -> None:
+        """Go back to a marked draw."""
+        assert isinstance(mark, int)
+        self.draw = mark
+
+
+class SampleNoise(_Counted):
     """A stream for each sample, keyed (seed, sample), whatever batch the sample is in.
 
     Args:
@@ -126,15 +141,6 @@ class SampleNoise:
         self._bits = np.random.Philox(key=np.zeros(2, dtype=np.uint64))
         self._generator = np.random.Generator(self._bits)
         self._state = self._bits.state
-
-    def mark(self) -> int:
-        """Return the number of the next draw."""
-        return self.draw
-
-    def restore(self, mark: object) -> None:
-        """Go back to a marked draw."""
-        assert isinstance(mark, int)
-        self.draw = mark
 
     def rewind(self, draw: int = 0) -> None:
         """Go back so that the next draw is number ``draw``."""
@@ -202,7 +208,7 @@ class GeneratorNoise:
             out.copy_(normal(out.shape, self.generator))
 
 
-class TapeNoise:
+class TapeNoise(_Counted):
     """Recorded noise: a list of tensors, used in order.
 
     Raises:
@@ -214,15 +220,6 @@ class TapeNoise:
         self.tape = list(tape)
         self.first_draw = first_draw
         self.draw = first_draw
-
-    def mark(self) -> int:
-        """Return the number of the next draw."""
-        return self.draw
-
-    def restore(self, mark: object) -> None:
-        """Go back to a marked draw."""
-        assert isinstance(mark, int)
-        self.draw = mark
 
     def rewind(self, draw: int = 0) -> None:
         """Go back so that the next draw is number ``draw``."""

@@ -161,7 +161,22 @@ class SubVPSDE(_LinearBeta):
 
 
 @dataclass(frozen=True)
-class VESDE(GaussianSDE):
+class _UnitAlpha(GaussianSDE):
+    """What the diffusions that only add noise share."""
+
+    @schedule
+    def alpha(self, t: Tensor) -> Tensor:
+        """Return 1."""
+        return torch.ones_like(t)
+
+    @schedule
+    def alpha_rate(self, t: Tensor) -> Tensor:
+        """Return 0."""
+        return torch.zeros_like(t)
+
+
+@dataclass(frozen=True)
+class VESDE(_UnitAlpha):
     """Variance exploding: dx = g dw with alpha = 1 and sigma = sigma_min (sigma_max/sigma_min)^t, also at t = 0.
 
     Source: Song et al. 2021, eq. 9; NCSN's geometric noise levels.
@@ -189,16 +204,6 @@ class VESDE(GaussianSDE):
     def log_ratio(self) -> float:
         """log(sigma_max/sigma_min), the rate of log sigma."""
         return math.log(self.sigma_max / self.sigma_min)
-
-    @schedule
-    def alpha(self, t: Tensor) -> Tensor:
-        """Return 1."""
-        return torch.ones_like(t)
-
-    @schedule
-    def alpha_rate(self, t: Tensor) -> Tensor:
-        """Return 0."""
-        return torch.zeros_like(t)
 
     @schedule
     def sigma(self, t: Tensor) -> Tensor:
@@ -321,7 +326,7 @@ class CosineVPSDE(GaussianSDE):
 
 
 @dataclass(frozen=True)
-class EDMSDE(GaussianSDE):
+class EDMSDE(_UnitAlpha):
     """EDM's diffusion: alpha = 1 and sigma = t, for t in [sigma_min, sigma_max].
 
     Source: Karras et al. 2022, "Elucidating the design space of diffusion-based generative models".
@@ -345,16 +350,6 @@ class EDMSDE(GaussianSDE):
         check_number(self.sigma_max, "sigma_max", self.sigma_min, open_low=True)
         object.__setattr__(self, "t_min", float(self.sigma_min))
         object.__setattr__(self, "t_max", float(self.sigma_max))
-
-    @schedule
-    def alpha(self, t: Tensor) -> Tensor:
-        """Return 1."""
-        return torch.ones_like(t)
-
-    @schedule
-    def alpha_rate(self, t: Tensor) -> Tensor:
-        """Return 0."""
-        return torch.zeros_like(t)
 
     @schedule
     def sigma(self, t: Tensor) -> Tensor:
