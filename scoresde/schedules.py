@@ -325,8 +325,22 @@ class CosineVPSDE(GaussianSDE):
         return torch.ones_like(t)
 
 
+class _SigmaIsTime:
+    """What the diffusions share whose time is the noise level itself."""
+
+    @schedule
+    def sigma(self, t: Tensor) -> Tensor:
+        """Return t."""
+        return t.clone()
+
+    @schedule
+    def sigma_rate(self, t: Tensor) -> Tensor:
+        """Return 1."""
+        return torch.ones_like(t)
+
+
 @dataclass(frozen=True)
-class EDMSDE(_UnitAlpha):
+class EDMSDE(_SigmaIsTime, _UnitAlpha):
     """EDM's diffusion: alpha = 1 and sigma = t, for t in [sigma_min, sigma_max].
 
     Source: Karras et al. 2022, "Elucidating the design space of diffusion-based generative models".
@@ -352,16 +366,6 @@ class EDMSDE(_UnitAlpha):
         object.__setattr__(self, "t_max", float(self.sigma_max))
 
     @schedule
-    def sigma(self, t: Tensor) -> Tensor:
-        """Return t."""
-        return t.clone()
-
-    @schedule
-    def sigma_rate(self, t: Tensor) -> Tensor:
-        """Return 1."""
-        return torch.ones_like(t)
-
-    @schedule
     def diffusion(self, t: Tensor) -> Tensor:
         """Return sqrt(2 t)."""
         return (2 * t).sqrt()
@@ -378,7 +382,7 @@ class EDMSDE(_UnitAlpha):
 
 
 @dataclass(frozen=True)
-class RectifiedFlow(GaussianSDE):
+class RectifiedFlow(_SigmaIsTime, GaussianSDE):
     """The straight path: alpha = 1 - t and sigma = t, whose velocity is noise - data.
 
     At t_max = 1 alpha is 0: the data and v and velocity predictions are finite there, the noise and the score are not.
@@ -403,16 +407,6 @@ class RectifiedFlow(GaussianSDE):
     def alpha_rate(self, t: Tensor) -> Tensor:
         """Return -1."""
         return -torch.ones_like(t)
-
-    @schedule
-    def sigma(self, t: Tensor) -> Tensor:
-        """Return t."""
-        return t.clone()
-
-    @schedule
-    def sigma_rate(self, t: Tensor) -> Tensor:
-        """Return 1."""
-        return torch.ones_like(t)
 
     @schedule
     def diffusion(self, t: Tensor) -> Tensor:
