@@ -31,6 +31,7 @@ from scoresde.losses import TIMES, WEIGHTS, denoising_score_matching, scalars
 from scoresde.nn import MLP
 from scoresde.noise import normal, stream
 from scoresde.training import DECAYS, EMA, Trainer, fit
+from scoresde.training.average import stride
 from scoresde.training.batches import Batches
 
 F64 = torch.float64
@@ -81,23 +82,44 @@ def test_average_near_one_reaches_its_reference(target: float, dtype: torch.dtyp
     assert value(ema) == pytest.approx(reference, abs=5e-9)
 
 
+@pytest.mark.parametrize("every", [1, 4])
 @pytest.mark.parametrize("warmup", [False, True])
 @pytest.mark.parametrize("decay", [0.0, 0.5, 0.999])
-def test_average_of_moving_weights_is_the_float64_recursion(decay: float, warmup: bool) -> None:
+def test_average_of_moving_weights_is_the_float64_recursion(decay: float, warmup: bool, every: int) -> None:
     net = MLP(2, width=8, depth=1)
-    ema = EMA(net, decay, warmup=warmup)
+    ema = EMA(net, decay, warmup=warmup, every=every)
     exact = {name: p.detach().double() for name, p in net.named_parameters()}
     for k in range(300):
         with torch.no_grad():
             for j, p in enumerate(net.parameters()):
                 p.add_(0.1 * normal(p.shape, stream(k, j)))
         ema.update()
-        d = min(decay, (1 + k) / (10 + k)) if warmup else decay
+        if (k + 1) % every:
+            continue
+        d = (min(decay, (1 + k) / (10 + k)) if warmup else decay) ** every
         exact = {name: d * exact[name] + (1 - d) * p.detach().double() for name, p in net.named_parameters()}
     for name, averaged in ema.state_dict().items():
         torch.testing.assert_close(averaged.double(), exact[name], rtol=1e-6, atol=1e-6)
     for i, name in enumerate(ema.names):
         torch.testing.assert_close(ema.base[i].double() + ema.offset[i], exact[name], rtol=3e-7, atol=3e-7)
+
+
+@pytest.mark.parametrize(("decay", "steps"), [(0.0, 1), (0.99, 1), (0.995, 2), (0.999, 8), (0.9999, 8)])
+def test_one_update_moves_an_average_by_a_hundredth_at_most(decay: float, steps: int) -> None:
+    assert stride(decay) == steps
+
+
+def test_a_strided_average_has_the_mean_age_of_a_dense_one() -> None:
+    # Weights that grow by one a step: the average lags by its mean age, d/(1 - d) steps, and m/2 more or less.
+    module = One(0.0, torch.float64)
+    dense, strided = EMA(module, 0.99), EMA(module, 0.99, every=4)
+    for k in range(4000):
+        with torch.no_grad():
+            module.p.fill_(float(k))
+        dense.update()
+        strided.update()
+    assert 3999 - value(dense) == pytest.approx(99, abs=1e-6)
+    assert value(strided) == pytest.approx(value(dense), abs=2)
 
 
 def test_raw_and_averaged_weights_never_mix() -> None:

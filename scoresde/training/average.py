@@ -3,8 +3,11 @@ r"""The exponential moving average of the weights, in float32 without stagnation
 The average of a weight p is s <- d s + (1 - d) p. Near d = 1 a float32 s stops moving while it is still 2^-24/(1 - d)
 of itself away from p. Here s is the unevaluated sum b + e of a base and a small offset, both float32: e <- e + (1 - d)
 ((p - b) - e) keeps the digits that s would lose, and from time to time the error-free sum of both (Knuth's two-sum)
-becomes the new base and offset. With ``warmup`` d is min(decay, (1 + k)/(10 + k)) in update k, so that the first values
+becomes the new base and offset. With ``warmup`` d is min(decay, (1 + k)/(10 + k)) at step k, so that the first values
 of the weights do not linger.
+
+Weights of neighbouring steps are all but the same, so an average over many steps may take every m-th of them with d^m:
+its mean age is the same and the cost is an m-th. ``stride(decay)`` is the m at which one update moves by a hundredth.
 """
 
 from __future__ import annotations
@@ -16,11 +19,17 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from scoresde.errors import ConfigError, check_number
+from scoresde.errors import ConfigError, check_integer, check_number
 
-__all__ = ["EMA"]
+__all__ = ["EMA", "stride"]
 
 REBASE_EVERY = 64
+LONGEST_STRIDE = 8
+
+
+def stride(decay: float) -> int:
+    """Return how many steps one update may stand for: 0.01/(1 - decay), between 1 and 8."""
+    return max(1, min(LONGEST_STRIDE, round(0.01 / (1 - decay))))
 
 
 class EMA:
@@ -28,15 +37,18 @@ class EMA:
 
     Args:
         module: the network.
-        decay: d in [0, 1).
-        warmup: take min(decay, (1 + k)/(10 + k)) in update k.
+        decay: d in [0, 1), of one step.
+        warmup: take min(decay, (1 + k)/(10 + k)) at step k = 0, 1, ...
+        every: steps that one update stands for: every so many calls of ``update`` move the average, by d^every.
 
     Raises:
-        DomainError: a decay outside [0, 1). ConfigError: on update, parameters that are not those it began with.
+        DomainError: a decay outside [0, 1), ``every`` < 1. ConfigError: on update, parameters that are not those it
+            began with.
     """
 
-    def __init__(self, module: nn.Module, decay: float = 0.999, *, warmup: bool = False) -> None:
+    def __init__(self, module: nn.Module, decay: float = 0.999, *, warmup: bool = False, every: int = 1) -> None:
         self.decay = check_number(decay, "decay", 0.0, 1.0, open_high=True)
+        self.every = check_integer(every, "every", 1)
         self.module, self.warmup, self.updates = module, warmup, 0
         trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
         self.names = list(trained)
@@ -46,12 +58,14 @@ class EMA:
         self.offset = [torch.zeros_like(b) for b in self.base]
 
     def update(self) -> None:
-        """Move the average towards the parameters as they are now."""
+        """Count a step, and at every ``every``-th move the average towards the parameters as they are now."""
         k = self.updates
-        decay = min(self.decay, (1 + k) / (10 + k)) if self.warmup else self.decay
-        torch._foreach_lerp_(self.offset, torch._foreach_sub(self._values, self.base), 1 - decay)
         self.updates = k + 1
-        if self.updates % REBASE_EVERY == 0:
+        if self.updates % self.every:
+            return
+        decay = min(self.decay, (1 + k) / (10 + k)) if self.warmup else self.decay
+        torch._foreach_lerp_(self.offset, torch._foreach_sub(self._values, self.base), 1 - decay**self.every)
+        if self.updates // self.every % REBASE_EVERY == 0:
             self._check()
             self._rebase()
 

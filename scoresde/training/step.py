@@ -19,7 +19,7 @@ from scoresde.errors import ConfigError, DTypeError, check_number
 from scoresde.losses import TIMES, WEIGHTS, TimeSampler, Weight, check_scalars, move, named, scalars, squared_errors
 from scoresde.model import Condition, ScoreModel
 from scoresde.noise import check_seed, normal, stream
-from scoresde.training.average import EMA
+from scoresde.training.average import EMA, stride
 
 __all__ = ["Trainer"]
 
@@ -75,7 +75,8 @@ class Trainer:
         if autocast not in (None, torch.bfloat16):
             raise ConfigError(f"autocast must be None or torch.bfloat16, got {autocast}; float16 gradients underflow")
         self.autocast, self.seed = autocast, check_seed(seed)
-        self.ema = EMA(self.net, check_number(ema_decay, "ema_decay", 0.0, 1.0, open_high=True), warmup=True)
+        average = check_number(ema_decay, "ema_decay", 0.0, 1.0, open_high=True)
+        self.ema = EMA(self.net, average, warmup=True, every=stride(average))
         self.parameters = [p for p in self.net.parameters() if p.requires_grad]
         decay = check_number(weight_decay, "weight_decay", 0.0)
         self.optimizer = _AdamW(self.parameters, lr=0.0, weight_decay=decay, fused=True)
