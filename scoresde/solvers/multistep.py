@@ -1,134 +1,49 @@
-r"""Linear multistep methods with exact integrating factors.
+r"""Linear multistep methods, with or without a corrector, with exact integrating factors.
 
-With lambda = log(alpha/sigma), the reverse family of index eta is solved exactly but for one integral of the
-prediction. For an interval from t down to s and h = lambda_s - lambda_t,
+An interval from t_i down to t_{i+1} is a linear part, exact, and the integral of the prediction against a measure
+(``solvers/forms.py``). P is replaced by the polynomial through some of its values in a chosen variable, and the
+integral becomes weights of those values (``solvers/rules.py``):
 
-    data    x_s = sigma_s/sigma_t e^{-eta^2 h} x_t + int alpha_s (1 + eta^2) e^{-(1 + eta^2)(lambda_s - l)} P(l) dl
-                  + sigma_s sqrt(1 - e^{-2 eta^2 h}) z
-    noise   x_s = alpha_s/alpha_t x_t - int (1 + eta^2) sigma_s e^{lambda_s - l} P(l) dl
-                  + eta sigma_s sqrt(e^{2h} - 1) z
-    flow    x_s/(alpha_s + sigma_s) = x_t/(alpha_t + sigma_t) + int P du,       u = sigma/(alpha + sigma), eta = 0.
+    predict   x~_{i+1} = a_i x_i + w_0 P_i + w_1 P_{i-1} + ...                   + b_i z_i      (Adams-Bashforth)
+    correct   x_{i+1}  = a_i x_i + c_0 P~_{i+1} + c_1 P_i + c_2 P_{i-1} + ...    + b_i z_i      (Adams-Moulton)
 
-P is replaced by the polynomial through its last ``order`` values in a chosen variable; its weights are integrals of the
-Lagrange basis, taken by Gauss-Legendre quadrature in float64. A step into sigma = 0 is of first order in the data and
-noise predictions, where higher weights diverge; a step out of alpha = 0 is too, and leaves no history.
+P~_{i+1} is the prediction at the predicted state. It serves as P_{i+1} of the next step too, so that a corrector costs
+no evaluation: row i + 1 makes this call, moves the anchor to the corrected x_{i+1} with the same draw z_i, and predicts
+x~_{i+2} from there. The last state is not corrected. A predictor of order p with a corrector that reads c predictions,
+the new one among them, is of order min(p + 1, c).
+
+eta may change from interval to interval. Every member of the reverse family has the same marginals, so that eta held
+constant on each interval, at its value where the interval starts, adds no error to them.
+
+A step into sigma = 0 is of first order in the data and noise predictions, where higher weights diverge. A step out of
+alpha = 0 is too; it is not corrected, and leaves no history where the variable is infinite. The noise prediction has
+no such step.
 
 Source: Lu et al. 2022, "DPM-Solver++"; Zhang and Chen 2023, "Fast sampling of diffusion models with exponential
-integrator"; Xue et al. 2023, "SA-Solver".
+integrator"; Zhao et al. 2023, "UniPC"; Xue et al. 2023, "SA-Solver".
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from scoresde.errors import ConfigError, check_integer, check_number, unknown
+from scoresde.errors import ConfigError, DomainError, check_integer, check_number, unknown
 from scoresde.grids import Grid, log_snr
 from scoresde.readout import Point
 from scoresde.sde import GaussianSDE
 from scoresde.solvers.base import Solver
-from scoresde.solvers.variables import VARIABLES
+from scoresde.solvers.forms import FORMS, Form
+from scoresde.solvers.rules import COEFFICIENTS, Coefficients, Integral
+from scoresde.solvers.variables import VARIABLES, Variable
 from scoresde.tableau import Increment, Knot, Order, Row, Tableau
 
-__all__ = ["multistep"]
+__all__ = ["Eta", "multistep"]
 
-NODES, WEIGHTS = (torch.from_numpy(c) for c in np.polynomial.legendre.leggauss(48))
-
-
-@dataclass(frozen=True)
-class Form:
-    """The exact solution with one prediction under the integral, on n intervals at once.
-
-    Args:
-        linear: (late, early, h, eta) -> weights of x_t and of z, (n,) each.
-        measure: (early, lambda_t, lambda_s, eta) -> quadrature nodes in lambda and the weights of P there, (n, nodes).
-        closing: (late, early) -> weight of P in a step into sigma = 0 or out of alpha = 0, where lambda is infinite;
-            None where the measure serves there too.
-        power: eta -> the clock of the noise, as in ``tableau.Increment``.
-    """
-
-    linear: Callable[[Point, Point, Tensor, float], tuple[Tensor, Tensor]]
-    measure: Callable[[Point, Tensor, Tensor, float], tuple[Tensor, Tensor]]
-    closing: Callable[[Point, Point], Tensor] | None
-    power: Callable[[float], float]
-
-
-def _nodes(start: Tensor, end: Tensor) -> tuple[Tensor, Tensor]:
-    """Return Gauss-Legendre nodes and weights on n intervals, (n, nodes)."""
-    half = 0.5 * (end - start)[:, None]
-    return start[:, None] + half * (NODES + 1), half * WEIGHTS
-
-
-def _data_linear(late: Point, early: Point, h: Tensor, eta: float) -> tuple[Tensor, Tensor]:
-    # h is infinite from alpha = 0 and into sigma = 0.
-    exponent = -(eta**2) * h if eta else torch.zeros_like(h)
-    on_x = early.sigma / late.sigma * exponent.exp()
-    on_noise = early.sigma * (-torch.expm1(2 * exponent)).sqrt()
-    closes = early.sigma == 0
-    return on_x.masked_fill(closes, 0.0), on_noise.masked_fill(closes, 0.0)
-
-
-def _noise_linear(late: Point, early: Point, h: Tensor, eta: float) -> tuple[Tensor, Tensor]:
-    on_noise = eta * early.sigma * torch.expm1(2 * h).sqrt()
-    return early.alpha / late.alpha, on_noise.masked_fill(early.sigma == 0, 0.0)
-
-
-def _flow_linear(late: Point, early: Point, h: Tensor, eta: float) -> tuple[Tensor, Tensor]:
-    return (early.alpha + early.sigma) / (late.alpha + late.sigma), torch.zeros_like(h)
-
-
-def _data_measure(early: Point, start: Tensor, end: Tensor, eta: float) -> tuple[Tensor, Tensor]:
-    (lam, weights), factor = _nodes(start, end), 1 + eta**2
-    return lam, early.alpha[:, None] * factor * (-factor * (end[:, None] - lam)).exp() * weights
-
-
-def _noise_measure(early: Point, start: Tensor, end: Tensor, eta: float) -> tuple[Tensor, Tensor]:
-    lam, weights = _nodes(start, end)
-    return lam, -(1 + eta**2) * early.sigma[:, None] * (end[:, None] - lam).exp() * weights
-
-
-def _flow_measure(early: Point, start: Tensor, end: Tensor, eta: float) -> tuple[Tensor, Tensor]:
-    u, weights = _nodes(torch.sigmoid(-start), torch.sigmoid(-end))
-    return torch.log1p(-u) - u.log(), (early.alpha + early.sigma)[:, None] * weights
-
-
-FORMS: dict[str, Form] = {
-    "data": Form(_data_linear, _data_measure, lambda late, early: early.alpha, lambda eta: -2 * eta**2),
-    "noise": Form(
-        _noise_linear, _noise_measure, lambda late, early: -early.alpha * late.sigma / late.alpha, lambda eta: 2.0
-    ),
-    "flow": Form(_flow_linear, _flow_measure, None, lambda eta: 2.0),
-}
-
-Rule = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
-
-
-def _exact(nodes: Tensor, values: Tensor, measure: Tensor, history: Tensor, end: Tensor) -> Tensor:
-    """Integrate the Lagrange basis through ``nodes`` (n, k) at ``values`` (n, nodes) against the measure: (n, k)."""
-    weights = []
-    for k in range(nodes.shape[1]):
-        basis = measure
-        for j in range(nodes.shape[1]):
-            if j != k:
-                basis = basis * ((values - nodes[:, j, None]) / (nodes[:, k] - nodes[:, j])[:, None])
-        weights.append(basis.sum(1))
-    return torch.stack(weights, 1)
-
-
-def _midpoint(nodes: Tensor, values: Tensor, measure: Tensor, history: Tensor, end: Tensor) -> Tensor:
-    """Give the whole first-order weight to the linear extrapolation to the middle of the step in lambda: (n, k)."""
-    total = measure.sum(1, keepdim=True)
-    if history.shape[1] == 1:
-        return total
-    extra = (0.5 * (end - history[:, 0]) / (history[:, 0] - history[:, 1]))[:, None]
-    return torch.cat([total * (1 + extra), -total * extra], 1)
-
-
-COEFFICIENTS: dict[str, Rule] = {"exact": _exact, "midpoint": _midpoint}
+Eta = float | Callable[[float], float]
 
 
 def multistep(
@@ -136,25 +51,35 @@ def multistep(
     prediction: str = "data",
     variable: str = "log_snr",
     order: int = 2,
-    eta: float = 0.0,
+    corrector: int = 0,
+    eta: Eta = 0.0,
     coefficients: str = "exact",
+    lower_order_final: bool = False,
     grid: Grid | None = None,
     name: str | None = None,
+    paper: str = "Lu et al. 2022",
 ) -> Solver:
-    """Return the linear multistep method of these settings.
+    """Return the linear multistep method of these settings; the module's docstring has the formulas.
 
     Args:
         prediction: what is extrapolated: "data", "noise" or "flow" (the rectified path's velocity, eta = 0 only).
-        variable: in which the polynomial is: "log_snr", "nu", "rectified" or "t".
-        order: number of predictions used, 1 to 4; the first steps use what there is.
-        eta: the reverse family's index, >= 0.
-        coefficients: "exact", or "midpoint" for DPM-Solver++(2M)'s published rounding, in which the whole first-order
-            weight multiplies the linear extrapolation to the middle of the step (order 2, log_snr).
+        variable: in which the polynomial is: "log_snr", "nu", "rectified" or "t". The logarithm of nu is -log_snr/2 and
+            a polynomial in one is a polynomial in the other, so that it needs no name of its own.
+        order: number of predictions that a step uses, 1 to 4; the first steps use what there is.
+        corrector: number of predictions that the correction of a step uses, the one at the new point among them: 0 for
+            no corrector, else up to 5. It costs no evaluation.
+        eta: the reverse family's index, >= 0, or a function t -> eta, read where an interval starts.
+        coefficients: "exact", or a publication's rounding: "midpoint" (DPM-Solver++(2M)), "dpmpp_3m", "dpmpp_3m_sde",
+            "bh1" and "bh2" (UniPC), "constant" (iPNDM); ``solvers/rules.py`` has the formulas.
+        lower_order_final: let a step with k steps to go, itself among them, use at most k predictions (and its
+            corrector k + 1), as some publications do. The error may then rise with the number of steps.
         grid: native time grid; uniform in log_snr by default.
         name: name of the table.
+        paper: where the setting was published.
 
     Raises:
-        ConfigError: unknown names or settings that do not go together. DomainError: order or eta out of range.
+        ConfigError: unknown names or settings that do not go together. DomainError: order, corrector or eta out of
+            range; from the table, a noise prediction out of alpha = 0.
     """
     if prediction not in FORMS:
         raise unknown("prediction of a multistep method", prediction, FORMS)
@@ -162,49 +87,176 @@ def multistep(
         raise unknown("variable", variable, VARIABLES)
     if coefficients not in COEFFICIENTS:
         raise unknown("coefficients", coefficients, COEFFICIENTS)
-    if coefficients == "midpoint" and (order, variable) != (2, "log_snr"):
-        raise ConfigError("coefficients='midpoint' is DPM-Solver++(2M)'s: it needs order=2 and variable='log_snr'")
-    if prediction == "flow" and eta != 0:
-        raise ConfigError("the flow prediction has no stochastic form; use prediction='data' with eta > 0")
     check_integer(order, "order", 1, 4)
-    check_number(eta, "eta", 0.0)
-    declared = Order(deterministic=float(order)) if eta == 0 else Order(strong=1.0, weak=float(min(order, 2)))
-    form, clock, rule = FORMS[prediction], VARIABLES[variable], COEFFICIENTS[coefficients]
-    title = name or f"multistep ({prediction}, {variable}, order {order}, eta = {eta:g})"
+    check_integer(corrector, "corrector", 0, 5)
+    rule = COEFFICIENTS[coefficients]
+    if rule.order not in (None, order) or (rule.in_log_snr and variable != "log_snr"):
+        needed = "" if rule.order is None else f"order={rule.order} and "
+        raise ConfigError(
+            f"coefficients={coefficients!r} need {needed}variable='log_snr', got {order} and {variable!r}"
+        )
+    if corrector and not rule.corrects:
+        raise ConfigError(f"coefficients={coefficients!r} have no corrector; take 'exact', 'bh1' or 'bh2'")
+    random = callable(eta) or check_number(eta, "eta", 0.0) > 0
+    if prediction == "flow" and random:
+        raise ConfigError("the flow prediction has no stochastic form; use prediction='data' with eta > 0")
+    plan = _Plan(
+        name or _title(prediction, variable, order, corrector, eta, coefficients),
+        prediction,
+        VARIABLES[variable],
+        rule,
+        order,
+        corrector,
+        eta,
+        lower_order_final,
+        _declared(rule, order, corrector, random),
+    )
+    return Solver(name or "multistep", plan.build, grid or log_snr(), 1, plan.declared, paper)
 
-    def build(sde: GaussianSDE, times: Tensor) -> Tableau:
+
+def _title(prediction: str, variable: str, order: int, corrector: int, eta: Eta, coefficients: str) -> str:
+    index = "eta(t)" if callable(eta) else f"{eta:g}"
+    parts = [prediction, variable, f"order {order}", f"eta = {index}"]
+    parts += [f"corrector {corrector}"] if corrector else []
+    parts += [coefficients] if coefficients != "exact" else []
+    return f"multistep ({', '.join(parts)})"
+
+
+def _declared(rule: Coefficients, order: int, corrector: int, random: bool) -> Order:
+    """Return the declared orders."""
+    reached = min(order + 1, corrector) if corrector else order
+    if random:
+        return Order(strong=1.0, weak=min(float(reached), 2.0))
+    return Order(deterministic=min(float(reached), rule.limit))
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """The settings of one method, checked; ``build`` makes its tables."""
+
+    name: str
+    prediction: str
+    clock: Variable
+    rule: Coefficients
+    order: int
+    corrector: int
+    eta: Eta
+    lower_order_final: bool
+    declared: Order
+
+    @property
+    def form(self) -> Form:
+        """The exact solution that the prediction stands in."""
+        return FORMS[self.prediction]
+
+    def build(self, sde: GaussianSDE, times: Tensor) -> Tableau:
+        """Return the table on decreasing times."""
         points = sde.at(times)
         knots, lam = Knot.of(points), 0.5 * points.log_snr
         late, early = points[:-1], points[1:]
-        on_x, on_noise = form.linear(late, early, lam[1:] - lam[:-1], eta)
-        weights: list[list[float]] = []
-        intervals = len(times) - 1
-        infinite = form.closing(late, early).tolist() if form.closing is not None and intervals else []
-        opens = bool(infinite) and knots[0].alpha == 0
-        closes = len(infinite) > opens and knots[-1].sigma == 0
-        if opens:
-            weights.append(infinite[:1])
-        for used in range(1, min(order, intervals - opens - closes) + 1):
-            # Interval ``low`` has this many usable predictions; with ``order`` of them there are enough from there on.
-            low = opens + used - 1
-            high = intervals - closes if used == order else low + 1
-            history = torch.stack([lam[low - k : high - k] for k in range(used)], 1)
-            end = lam[low + 1 : high + 1]
-            nodes, measure = form.measure(early[low:high], history[:, 0], end, eta)
-            values = clock.of_lambda(sde, nodes)
-            weights += rule(clock.of_lambda(sde, history), values, measure, history, end).tolist()
-        if closes:
-            weights.append(infinite[-1:])
-        rows = [
+        if self.prediction == "noise" and len(knots) > 1 and knots[0].alpha == 0:
+            raise DomainError(
+                f"at t = {knots[0].t:g} alpha is 0 and the noise prediction of {self.name!r} says nothing of the data "
+                "there; start below it with times=, or take a data or flow prediction"
+            )
+        eta = self._eta(times[:-1])
+        on_x, on_noise = self.form.linear(late, early, lam[1:] - lam[:-1], eta)
+        predict, correct = self._counts(knots, self.clock.of_lambda(sde, lam[:1]))
+        steps = (sde, early, lam, eta)
+        predicted = self._weights(*steps, predict, 0)
+        for i, weight in zip((0, -1), self._ends(late, early), strict=True):
+            if weight is not None:
+                predicted[i] = [weight]
+        rows = _rows(
+            knots,
+            (on_x.tolist(), on_noise.tolist()),
+            (predicted, self._weights(*steps, correct, 1)),
+            self.form.power(eta).tolist(),
+        )
+        prior_std = float(sde.prior_std(times[0]))
+        return Tableau(self.name, self.prediction, rows, knots[0], knots[-1], prior_std, order=self.declared)
+
+    def _eta(self, times: Tensor) -> Tensor:
+        """Return eta on each interval."""
+        if not callable(self.eta):
+            return torch.full_like(times, self.eta)
+        values = [check_number(self.eta(t), f"eta at t = {t:g}", 0.0) for t in times.tolist()]
+        return torch.tensor(values, dtype=torch.float64)
+
+    def _ends(self, late: Point, early: Point) -> tuple[float | None, float | None]:
+        """Return the weights of P in a first step out of alpha = 0 and in a last one into sigma = 0."""
+        if self.form.closing is None or len(late.t) == 0:
+            return None, None
+        weights = self.form.closing(late, early)
+        opens, closes = bool(late.alpha[0] == 0), bool(early.sigma[-1] == 0)
+        return (float(weights[0]) if opens else None), (float(weights[-1]) if closes else None)
+
+    def _counts(self, knots: Sequence[Knot], first: Tensor) -> tuple[list[int], list[int]]:
+        """Return how many predictions each interval's predictor and corrector use; 0 where there is none of it."""
+        n, form = len(knots) - 1, self.form
+        infinite = form.closing is not None
+        # A first prediction where the variable is infinite serves its own step alone.
+        skip = int(not bool(torch.isfinite(first).all()) or (infinite and knots[0].alpha == 0))
+        predict, correct = [], []
+        for i in range(n):
+            left = n - i if self.lower_order_final else n + self.order
+            opens, closes = i < skip, infinite and i == n - 1 and knots[-1].sigma == 0
+            predict.append(max(1, min(self.order, i + 1 - skip, left)))
+            correct.append(0 if opens or i == n - 1 else min(self.corrector, i + 2 - skip, left + 1))
+            if closes or (opens and infinite):
+                predict[-1] = 0
+        return predict, correct
+
+    def _weights(
+        self, sde: GaussianSDE, early: Point, lam: Tensor, eta: Tensor, counts: list[int], lead: int
+    ) -> list[list[float]]:
+        """Return each interval's weights of ``counts`` predictions, the newest ``lead`` knots after its start."""
+        weights: list[list[float]] = [[] for _ in counts]
+        for used in sorted({*counts} - {0}):
+            chosen = [i for i, count in enumerate(counts) if count == used]
+            index = torch.tensor(chosen)
+            start, end = lam[index], lam[index + 1]
+            history = torch.stack([lam[index + lead - k] for k in range(used)], 1)
+            values, measure = self.form.measure(early[index], start, end, eta[index])
+            of_lambda = self.clock.of_lambda
+            step = Integral(
+                of_lambda(sde, history), of_lambda(sde, values), measure, start, end, self.form.edge(early, eta)[index]
+            )
+            for i, found in zip(chosen, self.rule.weights(step).tolist(), strict=True):
+                weights[i] = found
+        return weights
+
+
+def _rows(
+    knots: Sequence[Knot],
+    linear: tuple[Sequence[float], Sequence[float]],
+    integrals: tuple[Sequence[list[float]], Sequence[list[float]]],
+    powers: Sequence[float],
+) -> tuple[Row, ...]:
+    """Return the rows of predicted and, where there are weights for it, corrected steps."""
+    rows: list[Row] = []
+    (on_x, on_noise), (predicted, corrected) = linear, integrals
+    # What a step starts from, as weights of [anchor, predictions newest first] and of the newest earlier draw.
+    base, base_noise = [1.0], 0.0
+    for i in range(len(on_x)):
+        state = _added([on_x[i] * w for w in base], [0.0, *predicted[i]])
+        drawn, again = on_noise[i], on_x[i] * base_noise
+        rows.append(
             Row(
                 at=knots[i],
-                state=(x_weight, *weights[i]),
-                noise=(z_weight,) if z_weight else (),
-                increment=Increment(knots[i].t, knots[i + 1].t, form.power(eta)) if z_weight else None,
+                state=tuple(state),
+                anchor=tuple(base) if corrected[i] else None,
+                noise=(drawn, again) if again else (drawn,) if drawn else (),
+                anchor_noise=(0.0, base_noise) if corrected[i] and base_noise else (),
+                increment=Increment(knots[i].t, knots[i + 1].t, powers[i]) if drawn else None,
             )
-            for i, (x_weight, z_weight) in enumerate(zip(on_x.tolist(), on_noise.tolist(), strict=True))
-        ]
-        prior_std = float(sde.prior_std(times[0]))
-        return Tableau(title, prediction, tuple(rows), knots[0], knots[-1], prior_std, order=declared)
+        )
+        base, base_noise = ([on_x[i], *corrected[i]], drawn) if corrected[i] else ([1.0], 0.0)
+    return tuple(rows)
 
-    return Solver(name or "multistep", build, grid or log_snr(), 1, declared, "Lu et al. 2022")
+
+def _added(one: list[float], two: list[float]) -> list[float]:
+    """Add weights of which one may have more."""
+    size = max(len(one), len(two))
+    one, two = (w + [0.0] * (size - len(w)) for w in (one, two))
+    return [a + b for a, b in zip(one, two, strict=True)]
