@@ -6,7 +6,7 @@ sampler is a table of numbers (``solvers``, ``Tableau``). ``sample`` runs them.
 
 from scoresde import grids, solvers
 from scoresde.analytic import EmpiricalModel, GaussianMixtureModel, GaussianModel
-from scoresde.chains import DDPM
+from scoresde.chains import DDPM, SMLD
 from scoresde.energy import EnergyModel
 from scoresde.errors import (
     CheckpointError,
@@ -39,6 +39,7 @@ __all__ = [
     "EDMSDE",
     "EMA",
     "SDE",
+    "SMLD",
     "VESDE",
     "VPSDE",
     "Affine",

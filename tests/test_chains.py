@@ -56,7 +56,7 @@ def weights(table: Tableau) -> np.ndarray:
 
 @pytest.mark.parametrize("row", CHAINS, ids=lambda r: f"{r['kind']}-{r['n']}")
 def test_chains_match_references(row: dict) -> None:
-    chain = {"linear": DDPM.linear, "cosine": DDPM.cosine}[row["kind"]](row["n"])
+    chain = {"linear": DDPM.linear, "cosine": DDPM.cosine, "sigmoid": DDPM.sigmoid}[row["kind"]](row["n"])
     index = torch.tensor(row["index"])
     assert len(chain) == row["n"]
     clean = chain.points[0]
@@ -66,7 +66,7 @@ def test_chains_match_references(row: dict) -> None:
     close(chain.betas[index], row["beta"], rtol)
     close(chain.alphas_cumprod[index], row["alpha_bar"], rtol)
     close(chain.points.sigma[index + 1].square(), row["one_minus_alpha_bar"])
-    close(chain.points.log_snr[index + 1], row["log_snr"], 1e-11)
+    close(chain.points.log_snr[index + 1], row["log_snr"], 1e-11, 1e-14)  # it crosses zero
     close(chain.posterior_variance[index], row["posterior_variance"], rtol)
     x0, x_i = normal((len(index), 2), stream(0), dtype=F64), normal((len(index), 2), stream(1), dtype=F64)
     mean, std = chain.posterior(x0, x_i, index)
@@ -170,6 +170,97 @@ def test_cut_betas_and_repr() -> None:
     assert float(DDPM.linear(10, beta_start=0.1, beta_end=0.5).betas[-1]) == pytest.approx(0.5, rel=1e-14)
 
 
+@settings(max_examples=40)
+@given(st.integers(1, 200), st.floats(-4, 1), st.floats(0.5, 6), st.floats(0.5, 3), st.sampled_from([1e-9, 1e-4]))
+def test_sigmoid_is_the_papers(n: int, start: float, width: float, tau: float, clip: float) -> None:
+    """Chen 2023, algorithm 1: a sigmoid of t, moved and scaled to 1 and 0, not below the clip."""
+    end = start + width
+
+    def logistic(t: np.ndarray) -> np.ndarray:
+        return 1 / (1 + np.exp(-(t * (end - start) + start) / tau))
+
+    t = np.arange(1, n + 1) / n
+    first, last = logistic(np.zeros(1)), logistic(np.ones(1))
+    gamma = np.maximum((last - logistic(t)) / (last - first), clip)
+    if (np.diff(gamma, prepend=1.0) >= 0).any():
+        with pytest.raises(DomainError, match="alpha_bar stands still at index"):
+            DDPM.sigmoid(n, start=start, end=end, tau=tau, clip=clip)
+        return
+    chain = DDPM.sigmoid(n, start=start, end=end, tau=tau, clip=clip)
+    np.testing.assert_allclose(chain.alphas_cumprod.numpy(), gamma, rtol=1e-11, atol=1e-14)
+    assert float(chain.alphas_cumprod[-1]) == pytest.approx(clip, rel=1e-12)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Laws between neighbours
+
+
+def test_laws_are_ho_et_al() -> None:
+    """q(x_i | x_{i-1}), q(x_i | x_0), and p(x_{i-1} | x_i) with each variance, one index for each sample."""
+    chain = DDPM.cosine(12)
+    beta, bar, before = bars(chain)
+    index = torch.arange(12)
+    x, x0 = normal((12, 2), stream(6), dtype=F64), normal((12, 2), stream(7), dtype=F64)
+    mean, std = chain.transition(x, index)
+    close(mean, (1 - beta).sqrt()[:, None] * x, 1e-12, 1e-13)
+    close(std, beta.sqrt())
+    mean, std = chain.marginal(x0, index)
+    close(mean, bar.sqrt()[:, None] * x0)
+    close(std, (1 - bar).sqrt(), 1e-11)
+    small = beta * (1 - before) / (1 - bar)
+    expected, _ = chain.posterior(x0, x, index)
+    for variance, value in (("small", small), ("large", beta)):
+        mean, std = chain.reverse(x0, x, index, variance=variance)
+        assert torch.equal(mean, expected)
+        close(std, value.sqrt(), 1e-10)
+    one, _ = chain.reverse(x0[:1], x[:1], 4)
+    assert torch.equal(one, chain.posterior(x0[:1], x[:1], 4)[0])
+
+
+def test_learned_variance_is_nichol_and_dhariwal_15() -> None:
+    chain = DDPM.cosine(12)
+    beta, bar, before = bars(chain)
+    small = beta * (1 - before) / (1 - bar)
+    # Their log variance at the first index, where it would be minus infinity, is the second's.
+    clipped = torch.cat([small[1:2], small[1:]])
+    x, v = normal((12, 2), stream(8), dtype=F64), normal((12, 2), stream(9), dtype=F64)
+    mean, std = chain.reverse(x, 2 * x, torch.arange(12), variance="learned", fraction=v)
+    close(std.square(), torch.exp(v * beta.log()[:, None] + (1 - v) * clipped.log()[:, None]), 1e-10)
+    assert torch.equal(mean, chain.posterior(x, 2 * x, torch.arange(12))[0])
+    _, std = DDPM.from_betas(torch.tensor([0.3])).reverse(x, x, 0, variance="learned", fraction=v)
+    close(std.square(), torch.full_like(x, 0.3), 1e-6)
+
+
+@given(betas, st.data())
+def test_a_sub_chain_is_the_chain_at_the_kept_knots(b: Tensor, data: st.DataObject) -> None:
+    chain = DDPM.from_betas(b)
+    steps = data.draw(st.integers(1, len(b)))
+    sub = chain.strided(steps)
+    kept = torch.linspace(0, len(b), steps + 1, dtype=F64).round().long()[1:] - 1
+    assert isinstance(sub, DDPM)
+    assert len(sub) == steps
+    assert torch.equal(sub.times, chain.times[kept])
+    close(sub.log_alphas_cumprod, chain.log_alphas_cumprod[kept], 1e-13)
+    close(sub.points.log_snr[1:], chain.points.log_snr[1:][kept], 1e-11, 1e-13)
+    # Chapman-Kolmogorov: the transitions between two kept knots, one after another, are the sub-chain's.
+    a, b2 = 1.0, 0.0
+    for i in range(int(kept[-2]) + 1 if steps > 1 else 0, len(b)):
+        a, b2 = a * math.sqrt(1 - float(b[i])), (1 - float(b[i])) * b2 + float(b[i])
+    mean, std = sub.transition(torch.ones(1, dtype=F64), steps - 1)
+    assert float(mean) == pytest.approx(a, rel=1e-10)
+    assert float(std) ** 2 == pytest.approx(b2, rel=1e-9, abs=1e-13)
+    # A sub-chain of all indices is the chain, and strides of strides keep the first chain's times.
+    assert torch.equal(chain.strided(len(b)).log_alphas, chain.log_alphas)
+    assert float(sub.strided(1).times[0]) == 1.0
+    np.testing.assert_allclose(weights(sub.ancestral()), weights(chain.ancestral(steps=steps)), rtol=0, atol=0)
+
+
+def test_a_sub_chain_has_an_sde_at_the_same_times() -> None:
+    chain = DDPM.linear(50)
+    sub = chain.strided(7)
+    close(sub.sde().log_snr(sub.times), chain.sde().log_snr(sub.times), 1e-12, 1e-12)
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Tables
 
@@ -254,7 +345,13 @@ X = torch.zeros(3, 2)
 )
 def test_bad_indices(index: object, error: type[Exception], message: str) -> None:
     chain = DDPM.cosine(10)
-    for call in (lambda: chain.perturb(X, index, X), lambda: chain.posterior(X, X, index)):
+    for call in (
+        lambda: chain.perturb(X, index, X),
+        lambda: chain.posterior(X, X, index),
+        lambda: chain.transition(X, index),
+        lambda: chain.marginal(X, index),
+        lambda: chain.reverse(X, X, index, variance="large"),
+    ):
         with pytest.raises(error, match=message):
             call()
 
@@ -298,6 +395,44 @@ def test_bad_chains() -> None:
         DDPM.cosine(10).perturb(X, 0, torch.zeros(2))
     with pytest.raises(ShapeError, match=r"x0 and x_i must agree, got shapes \(1, 2\) and \(3, 2\)"):
         DDPM.cosine(10).posterior(X[:1], X, 0)
+
+
+def test_bad_sub_chains_and_variances() -> None:
+    chain = DDPM.cosine(10)
+    with pytest.raises(DomainError, match=r"steps must be in \[1, 10\], got 11"):
+        chain.strided(11)
+    with pytest.raises(DTypeError, match=r"steps must be an integer, got 2\.5"):
+        chain.strided(2.5)
+    with pytest.raises(ConfigError, match="unknown variance 'learnt'; did you mean 'learned'"):
+        chain.reverse(X, X, 1, variance="learnt")
+    with pytest.raises(ConfigError, match="fraction= belongs to variance='learned', and it needs one; got variance='s"):
+        chain.reverse(X, X, 1, fraction=X)
+    with pytest.raises(ConfigError, match="it needs one; got variance='learned'"):
+        chain.reverse(X, X, 1, variance="learned")
+    with pytest.raises(ShapeError, match=r"fraction must have the shape \(3, 2\) of x_i, got \(3,\)"):
+        chain.reverse(X, X, 1, variance="learned", fraction=X[:, 0])
+    with pytest.raises(ShapeError, match=r"knot_times must have shape \(1,\), one for each index, got \(2,\)"):
+        DDPM(torch.tensor([-0.1]), knot_times=torch.tensor([0.1, 0.2]))
+    for times in ([0.5, 0.5], [0.0, 0.5], [0.2, math.inf]):
+        with pytest.raises(DomainError, match="knot_times must be positive, finite and increase with the index"):
+            DDPM(torch.tensor([-0.1, -0.1]), knot_times=torch.tensor(times))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"tau": 0.0}, r"tau must lie in \(0, inf\), got 0"),
+        ({"start": 3.0}, r"end must lie in \(3, inf\), got 3"),
+        ({"clip": 1.0}, r"clip must lie in \(0, 1\), got 1"),
+        (
+            {"tau": 0.05},
+            "alpha_bar stands still at index 68, at 1e-09: the sigmoid's end is too flat; use a",
+        ),
+    ],
+)
+def test_bad_sigmoids(options: dict[str, float], message: str) -> None:
+    with pytest.raises(DomainError, match=message):
+        DDPM.sigmoid(100, **options)
 
 
 def test_bad_tables() -> None:

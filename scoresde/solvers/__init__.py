@@ -3,6 +3,7 @@
 from scoresde.ode import ProbabilityFlow
 from scoresde.solvers.ancestral import ancestral, ddim, euler_maruyama, reverse_diffusion
 from scoresde.solvers.base import Solver
+from scoresde.solvers.langevin import annealed_langevin, corrector_only
 from scoresde.solvers.multistep import multistep
 from scoresde.solvers.named import SOLVERS, by_name, dpmpp_2m
 from scoresde.solvers.singlestep import Butcher, heun, runge_kutta
@@ -13,7 +14,9 @@ __all__ = [
     "ProbabilityFlow",
     "Solver",
     "ancestral",
+    "annealed_langevin",
     "by_name",
+    "corrector_only",
     "ddim",
     "dpmpp_2m",
     "euler_maruyama",

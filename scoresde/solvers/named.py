@@ -9,6 +9,7 @@ from scoresde.errors import unknown
 from scoresde.ode import ProbabilityFlow
 from scoresde.solvers.ancestral import ancestral, ddim, euler_maruyama, reverse_diffusion
 from scoresde.solvers.base import Solver
+from scoresde.solvers.langevin import annealed_langevin
 from scoresde.solvers.multistep import multistep
 from scoresde.solvers.singlestep import heun
 
@@ -25,6 +26,7 @@ def dpmpp_2m(*, eta: float = 0.0) -> Solver:
 
 SOLVERS: dict[str, Callable[[], Solver | ProbabilityFlow]] = {
     "ancestral": ancestral,
+    "annealed_langevin": annealed_langevin,
     "ddim": ddim,
     "dpmpp_2m": dpmpp_2m,
     "dpmpp_2m_sde": lambda: dpmpp_2m(eta=1.0),

@@ -36,7 +36,7 @@ MORE = [
     ("RectifiedFlow", {}),
 ]
 PAIRS = [(0.0, 1e-5), (0.0, 0.5), (1e-5, 1e-4), (1e-5, 1.0), (0.001, 0.002), (0.1, 0.7), (0.3, 0.3001), (0.9, 1.0)]
-CHAINS = [("linear", 1000), ("linear", 25), ("cosine", 1000), ("cosine", 50), ("cosine", 4)]
+CHAINS = [("linear", 1000), ("linear", 25), ("cosine", 1000), ("cosine", 50), ("cosine", 4), ("sigmoid", 1000), ("sigmoid", 50)]
 
 
 def curves(kind: str, options: dict[str, float]) -> tuple[Curve, Curve, Curve]:
@@ -151,6 +151,11 @@ def betas(kind: str, n: int) -> list[mpf]:
     if kind == "linear":
         low, high = mpf("0.1") / n, mpf(20) / n
         return [low + (high - low) * i / (n - 1) for i in range(n)]
+    if kind == "sigmoid":
+        start, end, tau, clip = mpf(-3), mpf(3), mpf(1), mpf("1e-9")
+        logistic = [1 / (1 + exp(-(start + (end - start) * i / n) / tau)) for i in range(n + 1)]
+        bars = [max((logistic[-1] - s) / (logistic[-1] - logistic[0]), clip) for s in logistic]
+        return [1 - bars[i + 1] / bars[i] for i in range(n)]
     offset, clip = mpf("0.008"), mpf("0.999")
     bars = [cos((mpf(i) / n + offset) / (1 + offset) * pi / 2) ** 2 for i in range(n + 1)]
     return [min(1 - bars[i + 1] / bars[i], clip) for i in range(n)]
