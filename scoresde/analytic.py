@@ -16,7 +16,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from scoresde.errors import ConfigError, DomainError, ShapeError, check_integer, check_samples
+from scoresde.errors import ConfigError, DomainError, ShapeError, check_floating, check_integer, check_samples
 from scoresde.gaussian import Gaussian, Moments
 from scoresde.model import ScoreModel
 from scoresde.noise import normal, uniform
@@ -78,7 +78,7 @@ class GaussianModel(ScoreModel):
                     f"covariance must be symmetric and positive semi-definite, lowest eigenvalue {lowest:g}"
                 )
         elif bool((covariance < 0).any()):
-            raise DomainError("covariance must not be negative")
+            raise DomainError(f"covariance must not be negative, got {float(covariance.min()):g}")
         moments = Moments.exact(mean, covariance)
         super().__init__(_GaussianNet(moments), sde, predicts="v", moments=moments)
         self.law = moments.at(1.0, 0.0)
@@ -100,7 +100,7 @@ class GaussianModel(ScoreModel):
         moments = self.moments
         if moments is None:
             raise ConfigError("this model lost its moments; they define the flow")
-        p, q = self.sde.at(t), self.sde.at(s)
+        p, q = (self.sde.at(self.sde.check_time(time, name=name, zero=True)) for time, name in ((t, "t"), (s, "s")))
         start, end = moments.at(float(p.alpha), float(p.sigma)), moments.at(float(q.alpha), float(q.sigma))
         ratio = Gaussian(torch.zeros_like(start.mean), end.variance / start.variance, start.basis)
         return ratio.from_noise(x - start.mean.to(x)) + end.mean.to(x)
@@ -115,7 +115,7 @@ class _MixtureNet(nn.Module):
 
     def responsibilities(self, x: Tensor, alpha: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
         """Return log(w_k N(x; alpha m_k, variance_k)) up to a constant, (B, K), and the deviations (B, K, D)."""
-        flat = x.reshape(len(x), 1, -1)
+        flat = x.reshape(len(x), 1, math.prod(x.shape[1:]))
         centred = flat - alpha.reshape(-1, 1, 1) * self.means.to(x).reshape(1, len(self.means), -1)
         quadratic = centred.square().sum(2) / variance
         return self.weights.to(x).log() - 0.5 * (quadratic + flat.shape[2] * variance.log()), centred
@@ -157,9 +157,9 @@ class GaussianMixtureModel(ScoreModel):
                 f"got {tuple(share.shape)} and {tuple(spread.shape)}"
             )
         if not bool((share > 0).all()) or not bool(torch.isfinite(share).all()):
-            raise DomainError("weights must be positive and finite")
-        if not bool((spread >= 0).all()):
-            raise DomainError("std must not be negative")
+            raise DomainError(f"weights must be positive and finite, got {share.tolist()}")
+        if not bool(((spread >= 0) & torch.isfinite(spread)).all()):
+            raise DomainError(f"std must not be negative and must be finite, got {spread.tolist()}")
         share, spread = share / share.sum(), spread.expand(len(means))
         flat = means.reshape(len(means), -1)
         mean = share @ flat
@@ -178,7 +178,10 @@ class GaussianMixtureModel(ScoreModel):
         return means + expand(std, z) * z
 
     def log_prob(self, x: Tensor, t: float = 0.0) -> Tensor:
-        """Return the log density of x_t in nats, (B,); t = 0 is the data itself."""
+        """Return the log density of x_t in nats, (B,), in at least float32; t = 0 is the data itself."""
+        if check_floating(x).shape[1:] != self.means.shape[1:]:
+            raise ShapeError(f"x must have the event {tuple(self.means.shape[1:])} of the means, got {tuple(x.shape)}")
+        x = x.to(torch.promote_types(x.dtype, torch.float32))
         if t == 0.0:
             a, s = 1.0, 0.0
         else:

@@ -18,10 +18,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from scoresde.errors import ShapeError
+from scoresde.errors import ShapeError, check_floating
 from scoresde.gaussian import Moments
-from scoresde.model import Condition, ScoreModel
-from scoresde.ops import expand
+from scoresde.model import Condition, ScoreModel, check_condition
+from scoresde.ops import combine
 from scoresde.sde import GaussianSDE
 from scoresde.transforms import Transform
 
@@ -74,7 +74,10 @@ class EnergyModel(ScoreModel):
 
     def energy(self, x: Tensor, t: Tensor | float, cond: Condition = None) -> Tensor:
         """Return the energy of x (B, *) at t, (B,): minus the log density of x_t up to a constant of t, in nats."""
+        self.check_device(check_floating(x).device)
+        check_condition(cond, x.shape[0], x.device)
         readout = self.readout(self.sde.at(self.sde.check_time(t, x)))
-        scaled = (expand(readout.c_in, x) * x).to(self.dtype or x.dtype)
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        scaled = combine((readout.c_in, wide)).to(self.dtype or x.dtype)
         assert isinstance(self.net, _Gradient)
         return self.net.energy(scaled, self.c_noise_for(readout.c_noise, x).expand(len(x)), cond)

@@ -22,6 +22,7 @@ __all__ = [
     "ScoreSDEError",
     "ShapeError",
     "SolverError",
+    "check_device",
     "check_floating",
     "check_integer",
     "check_number",
@@ -91,6 +92,12 @@ def check_samples(x: object, name: str = "x") -> Tensor:
             "drop or repair these samples"
         )
     return tensor
+
+
+def check_device(device: torch.device, name: str, other: torch.device, other_name: str) -> None:
+    """Raise ConfigError, naming both, unless ``name`` and ``other_name`` are on one device."""
+    if device != other:
+        raise ConfigError(f"{name} is on {device}, {other_name} on {other}; move one of them with .to()")
 
 
 def check_integer(value: object, name: str, minimum: int = 0, maximum: int | None = None) -> int:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from scoresde.errors import ShapeError, check_samples
+from scoresde.errors import DTypeError, ShapeError, check_floating, check_samples
 
 __all__ = ["FULL_COVARIANCE_LIMIT", "Gaussian", "Moments"]
 
@@ -40,22 +40,35 @@ class Gaussian:
 
     def from_noise(self, z: Tensor) -> Tensor:
         """Map standard normal ``z`` of shape (B, *) to samples of this law: mean + U sqrt(variance) U^T z."""
+        self._check(z, "z")
         std = self.variance.sqrt()
         if self.basis is None:
             return self.mean.to(z) + std.to(z) * z
         basis = self.basis.to(z)
-        mixed = (z.reshape(z.shape[0], -1) @ basis * std.to(z)) @ basis.T
+        mixed = (_flat(z) @ basis * std.to(z)) @ basis.T
         return self.mean.to(z) + mixed.reshape(z.shape)
 
     def log_prob(self, x: Tensor) -> Tensor:
-        """Return the log density in nats, shape (B,), of x of shape (B, *)."""
-        centred = (x - self.mean.to(x)).reshape(x.shape[0], -1)
+        """Return the log density in nats, (B,), of x of shape (B, *), computed and returned in at least float32."""
+        x = self._check(x, "x").to(torch.promote_types(x.dtype, torch.float32))
+        centred = _flat(x - self.mean.to(x))
         variance = self.variance.to(x).expand(x.shape[1:]) if self.basis is None else self.variance.to(x)
         if self.basis is not None:
             centred = centred @ self.basis.to(x)
         variance = variance.reshape(-1)
         quadratic = (centred.square() / variance).sum(1)
         return -0.5 * (quadratic + variance.log().sum() + centred.shape[1] * math.log(2 * math.pi))
+
+    def _check(self, x: Tensor, name: str) -> Tensor:
+        """Return x (B, *) if its events are this law's."""
+        if self.mean.shape not in ((), check_floating(x, name).shape[1:]):
+            raise ShapeError(f"{name} must have shape (B, *{tuple(self.mean.shape)}), got {tuple(x.shape)}")
+        return x
+
+
+def _flat(x: Tensor) -> Tensor:
+    """Return x (B, *) as (B, D), also where B is 0."""
+    return x.reshape(x.shape[0], math.prod(x.shape[1:]))
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,6 +105,9 @@ class Moments:
     @classmethod
     def exact(cls, mean: Tensor, covariance: Tensor) -> Moments:
         """Take a mean of shape ``event`` and a covariance of shape (), ``event`` or (D, D)."""
+        for name, numbers in (("mean", mean), ("covariance", covariance)):
+            if numbers.is_complex():
+                raise DTypeError(f"{name} must be real, got {numbers.dtype}; take real and imaginary parts as channels")
         mean = mean.detach().to("cpu", torch.float64)
         covariance = covariance.detach().to("cpu", torch.float64)
         size = mean.numel()

@@ -28,9 +28,18 @@ import torch
 from torch import Tensor, nn
 
 from scoresde import checkpoint
-from scoresde.errors import ConfigError, DTypeError, ShapeError, SolverError, check_floating, check_number, unknown
+from scoresde.errors import (
+    ConfigError,
+    DTypeError,
+    ShapeError,
+    SolverError,
+    check_device,
+    check_floating,
+    check_number,
+    unknown,
+)
 from scoresde.gaussian import Moments
-from scoresde.ops import expand
+from scoresde.ops import combine, expand
 from scoresde.readout import TARGETS, Pair, Point, target, view
 from scoresde.sde import GaussianSDE
 from scoresde.transforms import Transform, transform_from_dict
@@ -115,7 +124,7 @@ class Prediction:
     def view(self, kind: str) -> Tensor:
         """Return the view ``kind`` (a key of ``readout.TARGETS``); DomainError where it is not finite."""
         a, b = self.readout.weights(kind)
-        return expand(a, self.x) * self.x + expand(b, self.x) * self.output.to(self.x)
+        return combine((a, self.x), (b, self.output))
 
     @property
     def data(self) -> Tensor:
@@ -156,7 +165,8 @@ class ScoreModel(nn.Module):
         transform: from data to the model's coordinates.
 
     Raises:
-        ConfigError: an unknown parameterisation or conditioning.
+        DTypeError: a net, an SDE or moments that are none. ConfigError: an unknown parameterisation or conditioning.
+            DomainError: a prediction that says nothing of the data at t_max, where alpha is 0.
     """
 
     def __init__(
@@ -172,11 +182,17 @@ class ScoreModel(nn.Module):
     ) -> None:
         """Check the choices; the network is not called."""
         super().__init__()
-        if isinstance(predicts, str):
+        if not callable(net):
+            raise DTypeError(f"net must be a network, net(x, c_noise) -> a tensor of x's shape, got {net!r}")
+        if not isinstance(sde, GaussianSDE):
+            raise DTypeError(f"sde must be a GaussianSDE, e.g. VPSDE(), got {sde!r}")
+        if not (moments is None or isinstance(moments, Moments)):
+            raise DTypeError(f"moments must be Moments, got {type(moments).__name__}; use Moments.of(data)")
+        if not isinstance(predicts, Parameterization):
             if predicts not in PARAMETERIZATIONS:
                 raise unknown("parameterisation", predicts, PARAMETERIZATIONS)
             predicts = PARAMETERIZATIONS[predicts]
-        if isinstance(condition_on, str) and condition_on not in ("log_snr", "time"):
+        if not callable(condition_on) and condition_on not in ("log_snr", "time"):
             raise unknown("conditioning", condition_on, ("log_snr", "time"))
         if sigma_data is not None:
             predicts = replace(predicts, sigma_data=check_number(sigma_data, "sigma_data", 0.0, open_low=True))
@@ -318,6 +334,10 @@ class ScoreModel(nn.Module):
         """The device of the network's parameters; None where it has none."""
         return next((p.device for p in self.parameters()), None)
 
+    def check_device(self, device: torch.device, name: str = "x") -> None:
+        """Raise ConfigError where ``name`` is on another device than the network."""
+        check_device(device, name, self.device or device, "the model")
+
     def readout(self, point: Point) -> Readout:
         """Return the scalars of a call at ``point``, which may lie on any SDE, not only the model's own."""
         how = self.parameterization
@@ -345,9 +365,10 @@ class ScoreModel(nn.Module):
             out = getattr(out, "sample", out)
             if not isinstance(out, Tensor):
                 raise DTypeError(f"the network must return a tensor of x's shape, got {type(out).__name__}")
-        if out.is_complex() or out.device != x.device:
+        if not out.is_floating_point() or out.device != x.device:
             raise DTypeError(
-                f"the network must return a real tensor on {x.device}, as its input, got {out.dtype} on {out.device}"
+                f"the network must return a real floating tensor on {x.device}, as its input, "
+                f"got {out.dtype} on {out.device}"
             )
         if out.shape != x.shape:
             raise ShapeError(
@@ -364,9 +385,12 @@ class ScoreModel(nn.Module):
         return c_noise.to(device=x.device, dtype=dtype)
 
     def call(self, x: Tensor, readout: Readout, cond: Condition = None) -> Tensor:
-        """Return the network's output at x (B, *) for a readout of shape () or (B,)."""
+        """Return the network's output at x (B, *) for a readout of shape () or (B,); no samples need no call."""
         net_dtype = self.dtype or x.dtype
-        scaled = (expand(readout.c_in, x) * x).to(net_dtype)
+        if x.shape[0] == 0:
+            return x
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        scaled = (expand(readout.c_in, wide) * wide).to(net_dtype)
         c_noise = self.c_noise_for(readout.c_noise, x).expand(x.shape[0])
         return self.raw(scaled, c_noise, cond)
 
@@ -374,11 +398,13 @@ class ScoreModel(nn.Module):
         """Return the prediction at x of shape (B, *) and t of shape () or (B,).
 
         Raises:
-            DTypeError, ShapeError, DomainError: x is no floating (B, *), t is not in the SDE's interval or of another
-                shape, ``cond`` is of another batch, or the network returns something else than x's shape.
+            DTypeError, ShapeError, DomainError, ConfigError: x is no floating (B, *), t is not in the SDE's interval or
+                of another shape, ``cond`` is of another batch, x, ``cond`` and the network are on different devices, or
+                the network returns something else than x's shape.
         """
         check_floating(x)
-        check_condition(cond, x.shape[0])
+        self.check_device(x.device)
+        check_condition(cond, x.shape[0], x.device)
         return self.at(x, self.sde.at(self.sde.check_time(t, x)), cond)
 
     def at(self, x: Tensor, point: Point, cond: Condition = None) -> Prediction:
@@ -429,11 +455,11 @@ class PreparedModel:
         return self.model.raw(x, self.c_noise[i], self.cond)
 
 
-def check_condition(cond: object, batch: int) -> Condition:
+def check_condition(cond: object, batch: int, device: torch.device | None = None) -> Condition:
     """Return ``cond`` if it is None or a mapping of tensors whose first dimension is the batch.
 
     Raises:
-        ConfigError: not a mapping of tensors. ShapeError: another batch size.
+        ConfigError: no mapping of tensors, or of tensors elsewhere than on ``device``. ShapeError: another batch size.
     """
     if cond is None:
         return None
@@ -442,4 +468,5 @@ def check_condition(cond: object, batch: int) -> Condition:
     for key, value in cond.items():
         if value.ndim == 0 or value.shape[0] != batch:
             raise ShapeError(f"cond[{key!r}] must have a first dimension of {batch}, got shape {tuple(value.shape)}")
+        check_device(value.device, f"cond[{key!r}]", device or value.device, "x")
     return cond

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from scoresde.errors import ShapeError
 
-__all__ = ["expand", "time_derivative", "working_dtype"]
+__all__ = ["combine", "expand", "time_derivative", "working_dtype"]
 
 
 def expand(c: Tensor, x: Tensor) -> Tensor:
@@ -28,6 +28,20 @@ def expand(c: Tensor, x: Tensor) -> Tensor:
             f"t must have shape () or ({x.shape[0]},) for x of shape {tuple(x.shape)}, got {tuple(c.shape)}"
         )
     return c.to(x).reshape(-1, *(1,) * (x.ndim - 1))
+
+
+def combine(*terms: tuple[Tensor, Tensor]) -> Tensor:
+    """Return the sum of c x over the terms (c, x), c of shape () or (B,) and x of shape (B, *).
+
+    Computed in at least float32 and cast last to the type of the first x, so that a half type costs one rounding.
+    """
+    first = terms[0][1]
+    wide = torch.promote_types(first.dtype, torch.float32)
+    parts = [expand(c, x) * x for c, x in ((c, x.to(wide)) for c, x in terms)]
+    total = parts[0]
+    for part in parts[1:]:
+        total = total + part
+    return total.to(first.dtype)
 
 
 def working_dtype(device: torch.device) -> torch.dtype:

@@ -19,6 +19,7 @@ cancel. Schedule functions are evaluated in float64 and return the type of their
 from __future__ import annotations
 
 import functools
+import numbers
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -27,9 +28,18 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from scoresde.errors import ConfigError, DomainError, DTypeError, ShapeError, SolverError, check_floating, check_number
+from scoresde.errors import (
+    ConfigError,
+    DomainError,
+    DTypeError,
+    ShapeError,
+    SolverError,
+    check_device,
+    check_floating,
+    check_number,
+)
 from scoresde.gaussian import Gaussian, Moments
-from scoresde.ops import expand, time_derivative, working_dtype
+from scoresde.ops import combine, expand, time_derivative, working_dtype
 from scoresde.readout import Pair, Point
 
 __all__ = ["SDE", "GaussianSDE", "Point", "ReverseSDE", "posterior_weights", "schedule", "transition_weights"]
@@ -118,12 +128,14 @@ class SDE(ABC):
         """Return t in float64 on the CPU, of shape () or (B,), inside [t_min, t_max] (and 0 where ``zero``).
 
         Raises:
-            DTypeError: an integer tensor. ShapeError: another shape. DomainError: NaN or outside the interval.
+            DTypeError: integers, or no numbers. ShapeError: another shape. DomainError: NaN or outside the interval.
         """
         if isinstance(t, Tensor):
             if not t.dtype.is_floating_point:
                 raise DTypeError(f"{name} must be floating for a continuous SDE, got {t.dtype}; see DDPM for a chain")
             time = t.to("cpu", torch.float64)
+        elif isinstance(t, bool) or not isinstance(t, numbers.Real):
+            raise DTypeError(f"{name} must be a number or a floating tensor, got {t!r} of type {type(t).__name__}")
         else:
             time = torch.tensor(float(t), dtype=torch.float64)
         if time.ndim > 1 or (time.ndim and x is not None and time.shape[0] != x.shape[0]):
@@ -200,7 +212,7 @@ class GaussianSDE(SDE):
 
     def drift(self, x: Tensor, t: Tensor | float) -> Tensor:
         """Return f(x, t) = (d log alpha/dt) x, of x's shape."""
-        return expand(self.drift_rate(self.check_time(t, check_floating(x))), x) * x
+        return combine((self.drift_rate(self.check_time(t, check_floating(x))), x))
 
     @schedule
     def prior_std(self, t: Tensor) -> Tensor:
@@ -219,14 +231,15 @@ class GaussianSDE(SDE):
     def marginal(self, x0: Tensor, t: Tensor | float) -> tuple[Tensor, Tensor]:
         """Return the mean alpha x_0, of shape (B, *), and the standard deviation sigma, of t's shape, of x_t | x_0."""
         time = self.check_time(t, check_floating(x0, "x0"))
-        return expand(self.alpha(time), x0) * x0, self.sigma(time).to(x0)
+        return combine((self.alpha(time), x0)), self.sigma(time).to(x0)
 
     def perturb(self, x0: Tensor, t: Tensor | float, noise: Tensor) -> Tensor:
-        """Return x_t = alpha x_0 + sigma noise; ``noise`` has x_0's shape."""
+        """Return x_t = alpha x_0 + sigma noise, of x_0's type; ``noise`` has x_0's shape and device."""
         if check_floating(noise, "noise").shape != check_floating(x0, "x0").shape:
             raise ShapeError(f"noise must have the shape {tuple(x0.shape)} of x0, got {tuple(noise.shape)}")
-        mean, std = self.marginal(x0, t)
-        return mean + expand(std, x0) * noise
+        check_device(noise.device, "noise", x0.device, "x0")
+        time = self.check_time(t, x0)
+        return combine((self.alpha(time), x0), (self.sigma(time), noise))
 
     def transition_weights(self, s: Tensor | float, t: Tensor | float) -> Pair:
         """Return (a, b) of x_t | x_s ~ N(a x_s, b^2) for s <= t, in float64."""
@@ -236,7 +249,7 @@ class GaussianSDE(SDE):
         """Return mean, of shape (B, *), and standard deviation, of t's shape, of x_t | x_s for s < t."""
         check_floating(x_s, "x_s")
         a, b = self.transition_weights(*self._ordered(x_s, s, t))
-        return expand(a, x_s) * x_s, b.to(x_s)
+        return combine((a, x_s)), b.to(x_s)
 
     def posterior_weights(self, s: Tensor | float, t: Tensor | float) -> tuple[Tensor, Tensor, Tensor]:
         """Return the weights of x_t and x_0 in the mean of x_s | x_t, x_0, and its standard deviation, in float64."""
@@ -246,8 +259,9 @@ class GaussianSDE(SDE):
         """Return mean, of shape (B, *), and standard deviation, of t's shape, of x_s | x_t, x_0 for s < t (Bayes)."""
         if check_floating(x0, "x0").shape != check_floating(x_t, "x_t").shape:
             raise ShapeError(f"x0 and x_t must agree, got shapes {tuple(x0.shape)} and {tuple(x_t.shape)}")
+        check_device(x0.device, "x0", x_t.device, "x_t")
         on_xt, on_x0, std = self.posterior_weights(*self._ordered(x0, s, t))
-        return expand(on_xt, x_t) * x_t + expand(on_x0, x0) * x0, std.to(x0)
+        return combine((on_x0, x0), (on_xt, x_t)), std.to(x0)
 
     def _ordered(self, x: Tensor, s: Tensor | float, t: Tensor | float) -> Pair:
         early, late = self.check_time(s, x, name="s", zero=True), self.check_time(t, x)
@@ -261,11 +275,12 @@ class GaussianSDE(SDE):
         With the data's moments it is N(alpha m, alpha^2 C + sigma^2), which has the exact mean and covariance of x_t;
         without them N(0, prior_std^2).
         """
-        time = self.t_max if t is None else t
+        time = self.check_time(self.t_max if t is None else t)
+        if time.ndim:
+            raise ShapeError(f"t of a prior must be a single time, got shape {tuple(time.shape)}")
         if moments is None:
-            zero = torch.zeros((), dtype=torch.float64)
-            return Gaussian(zero, self.prior_std(self.check_time(time)).square())
-        point = self.at(self.check_time(time))
+            return Gaussian(torch.zeros((), dtype=torch.float64), self.prior_std(time).square())
+        point = self.at(time)
         return moments.at(float(point.alpha), float(point.sigma))
 
     def describe(self) -> str:
@@ -303,19 +318,22 @@ class ReverseSDE(SDE):
     sde_type = "ito"
 
     def __post_init__(self) -> None:
-        """Check eta."""
+        """Check eta and the model."""
         super().__post_init__()
         check_number(self.eta, "eta", 0.0)
+        if not callable(self.model):
+            raise DTypeError(f"model must be a ScoreModel or a callable (x, t) -> score, got {self.model!r}")
 
     def drift(self, x: Tensor, t: Tensor | float) -> Tensor:
         """Return the reverse drift in forward time, of x's shape."""
-        time = self.check_time(t, x)
+        time = self.check_time(t, check_floating(x))
         out = self.model(x, time)
         score = out if isinstance(out, Tensor) else out.score
         if score.shape != x.shape:
             raise SolverError(f"the score must have the shape {tuple(x.shape)} of x, got {tuple(score.shape)}")
         g = self.forward.diffusion(time)
-        return self.forward.drift(x, time) - expand(0.5 * (1 + self.eta**2) * g.square(), x) * score
+        on_score = -0.5 * (1 + self.eta**2) * g.square()
+        return combine((torch.ones_like(g), self.forward.drift(x, time)), (on_score, score))
 
     def diffusion(self, t: Tensor | float) -> Tensor:
         """Return eta g(t)."""

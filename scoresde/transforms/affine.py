@@ -83,6 +83,7 @@ class Affine:
 
     def inverse(self, y: Tensor) -> Tensor:
         """Map the model's coordinates (B, *) to data."""
+        check_floating(y, "y")
         return self._numbers(self.shift, y) + self._numbers(self.scale, y) * y
 
     def log_abs_det(self, x: Tensor, generator: Generator | None = None) -> Tensor:
