@@ -7,14 +7,18 @@ distance. scikit-learn trains it; its own random state is fixed, so that figures
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from sklearn.neural_network import MLPClassifier
 from torch import Tensor
 
 from scoresde.data import LabelledImages, digits
 from scoresde.metrics import frechet_distance
+from scoresde.noise import undisturbed
+
+if TYPE_CHECKING:
+    from sklearn.neural_network import MLPClassifier
 
 __all__ = ["DigitJudge"]
 
@@ -37,6 +41,9 @@ class DigitJudge:
     def train(cls) -> DigitJudge:
         """Train on the real training digits (a few seconds)."""
         train = digits("train")
+        with undisturbed():
+            from sklearn.neural_network import MLPClassifier
+
         classifier = MLPClassifier(hidden_layer_sizes=(128,), alpha=1e-2, max_iter=400, random_state=0)
         classifier.fit(_flat(train.images), train.labels.numpy())
         return cls(classifier, digits("test"))

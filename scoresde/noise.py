@@ -18,8 +18,10 @@ and cast, so that a float64 run sees the same noise as a float32 run.
 from __future__ import annotations
 
 import hashlib
+import random
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Protocol
 
 import numpy as np
@@ -39,6 +41,7 @@ __all__ = [
     "normal",
     "permutation",
     "stream",
+    "undisturbed",
     "uniform",
 ]
 
@@ -65,6 +68,17 @@ def check_seed(seed: object, name: str = "seed") -> int:
     if not 0 <= seed < 2**64:
         raise DomainError(f"{name} must lie in [0, 2**64), got {seed}")
     return seed
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Put Python's and NumPy's global generators back at the end: around packages that draw when they are imported."""
+    python, numbers = random.getstate(), np.random.get_state()  # noqa: NPY002 only read, to be put back
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numbers)  # noqa: NPY002
 
 
 def fresh_seed() -> int:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from scoresde.errors import ConfigError, check_integer, unknown
-from scoresde.noise import integers, stream
+from scoresde.noise import integers, stream, undisturbed
 
 __all__ = ["LabelledImages", "check_split", "digits", "from_bytes", "missing", "photographs", "split_by_label"]
 
@@ -49,7 +49,8 @@ def digits(split: Split = "train") -> LabelledImages:
     """
     check_split(split)
     try:
-        from sklearn.datasets import load_digits
+        with undisturbed():
+            from sklearn.datasets import load_digits
     except ImportError as error:
         raise missing("digits", "scikit-learn") from error
     pixels, targets = load_digits(return_X_y=True)
@@ -82,9 +83,10 @@ def photographs(patch: int = 16, count: int = 10_000, split: Split = "train", *,
     total = check_integer(count, "count", 0)
     generator = stream(seed, "data", "photographs", split)
     try:
-        from sklearn.datasets import load_sample_images
+        with undisturbed():
+            from sklearn.datasets import load_sample_images
 
-        pictures = load_sample_images().images
+            pictures = load_sample_images().images
     except ImportError as error:
         raise missing("photographs", "scikit-learn and Pillow") from error
     first, last = (0, 512) if split == "train" else (512, 640)

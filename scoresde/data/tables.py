@@ -9,6 +9,7 @@ from torch import Tensor
 
 from scoresde.data.images import Split, check_split, missing, split_by_label
 from scoresde.errors import unknown
+from scoresde.noise import undisturbed
 
 __all__ = ["TABLES", "Table", "tabular"]
 
@@ -51,7 +52,8 @@ def tabular(name: str = "wine", split: Split = "train") -> Table:
     if name not in TABLES:
         raise unknown("table", name, TABLES)
     try:
-        from sklearn.datasets import load_breast_cancer, load_iris, load_wine
+        with undisturbed():
+            from sklearn.datasets import load_breast_cancer, load_iris, load_wine
     except ImportError as error:
         raise missing("tables", "scikit-learn") from error
     bunch = {"breast_cancer": load_breast_cancer, "iris": load_iris, "wine": load_wine}[name]()

@@ -31,7 +31,7 @@ from scoresde.errors import ConfigError, DomainError, DTypeError, check_integer,
 from scoresde.metrics.discrepancy import check_bandwidth, kernel
 from scoresde.metrics.floors import Metric
 from scoresde.metrics.pairs import BLOCK, check_pair, slices
-from scoresde.noise import integers, permutation, stream
+from scoresde.noise import integers, permutation, stream, undisturbed
 
 __all__ = ["Classifier", "TwoSampleTest", "classifier_two_sample_test", "two_sample_test"]
 
@@ -183,7 +183,8 @@ def _judge(wrong: int, size_x: int, right: int, size_y: int) -> TwoSampleTest:
 def _forest(random_state: int) -> Classifier:
     """Return an untrained random forest of scikit-learn's."""
     try:
-        from sklearn.ensemble import RandomForestClassifier
+        with undisturbed():
+            from sklearn.ensemble import RandomForestClassifier
     except ImportError as error:
         raise ConfigError(
             'the classifier needs scikit-learn; install it with: pip install "scoresde[data]", or pass classifier='
