@@ -1,9 +1,7 @@
 r"""The adaptive probability flow: an embedded Runge-Kutta method whose step, error and acceptance are per sample.
 
-In the coordinates of the rectified path, y = x/(alpha + sigma) and u = sigma/(alpha + sigma), the probability flow of
-every Gaussian diffusion is the same equation, finite at both ends:
-
-    dy/du = noise(y, u) - data(y, u).
+The equation and its coordinates are those of ``flows.flow_field``: for a Gaussian diffusion the rectified path's,
+y = x/(alpha + sigma) and u = sigma/(alpha + sigma).
 
 Each sample carries its own u and its own step, so that a batch gives what its members give alone. The error of a sample
 is the root mean square over its coordinates of err/(atol + rtol max(|y|, |y_new|)); a step is accepted where it is at
@@ -13,20 +11,20 @@ equations I", II.4; Gustafsson 1991).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+import math
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from scoresde.errors import DomainError, SolverError, check_integer, check_number, unknown
-from scoresde.ops import expand
+from scoresde.flows import Field, ScoredSDE, flow_field
+from scoresde.model import Condition, ScoreModel
 from scoresde.readout import Point
 
-if TYPE_CHECKING:
-    from scoresde.model import Condition, ScoreModel
+__all__ = ["EMBEDDED", "Embedded", "FlowResult", "ProbabilityFlow", "check_tolerances"]
 
-__all__ = ["EMBEDDED", "Embedded", "FlowResult", "ProbabilityFlow"]
+FIRST_STEP = 0.02  # of the whole interval
 
 
 @dataclass(frozen=True)
@@ -111,86 +109,94 @@ class ProbabilityFlow:
         if self.method not in EMBEDDED:
             raise unknown("method", self.method, EMBEDDED)
 
-    def solve(self, model: ScoreModel, x: Tensor, start: Point, end: Point, cond: Condition = None) -> FlowResult:
+    def solve(
+        self,
+        model: ScoreModel | ScoredSDE,
+        x: Tensor,
+        start: Point | float,
+        end: Point | float,
+        cond: Condition = None,
+    ) -> FlowResult:
         """Carry x (B, *) from one point to another, in either direction.
 
         Args:
-            model: the model.
+            model: the model, or a score under any SDE.
             x: state at ``start``, in its scale.
-            start: a single point.
-            end: a single point, with sigma > 0.
+            start: a single point, or a time of the model's SDE.
+            end: the same, with sigma > 0.
             cond: conditions of the batch.
 
         Raises:
             DomainError: tolerances below the state's epsilon. SolverError: step underflow, too many steps or
                 non-finite predictions, with the time reached; ``partial`` holds the states reached, (B, *), in the
-                rectified coordinates y.
+                coordinates y.
         """
         state = x.to(torch.promote_types(x.dtype, torch.float32))
-        epsilon = torch.finfo(state.dtype).eps
-        if min(self.rtol, self.atol) < epsilon:
-            raise DomainError(
-                f"rtol and atol must be at least {epsilon:g} for {state.dtype}, got {self.rtol:g}, {self.atol:g}"
-            )
+        check_tolerances(self.rtol, self.atol, state.dtype)
+        result = self.integrate(flow_field(model, state, start, end, cond), state)
+        return replace(result, x=result.x.to(x.dtype))
+
+    def integrate(self, field: Field, x: Tensor) -> FlowResult:
+        """Carry x (B, *) along a field of your own; ``solve`` makes the model's and calls this."""
         pair = EMBEDDED[self.method]
-        u_end = float(end.sigma / (end.alpha + end.sigma))
-        u_start = float(start.sigma / (start.alpha + start.sigma))
-        y_all = state / float(start.alpha + start.sigma)
-        batch = y_all.shape[0]
-        counts = torch.zeros(3, batch, dtype=torch.long)
-        active = torch.arange(batch if u_end != u_start else 0)
-        y, u = y_all.clone(), torch.full((batch,), u_start, dtype=torch.float64)
-        h = torch.full((batch,), 0.02 * (u_end - u_start), dtype=torch.float64)
-        before = torch.ones(batch, dtype=torch.float64)
-        slope = self._slope(model, y, u, cond) if len(active) else y
-        counts[0, active] += 1
+        span, shape, count = field.end - field.start, x.shape, len(pair.stages)
+        end_y = (x / field.scales[0]).reshape(shape[0], math.prod(shape[1:]))
+        counts = torch.zeros(3, shape[0], dtype=torch.long)
+        active = torch.arange(shape[0] if span else 0)
+        y, u = end_y.clone(), torch.full((shape[0],), field.start, dtype=torch.float64)
+        h, before = torch.full_like(u, FIRST_STEP * span), torch.ones_like(u)
+        slopes = y.new_empty(count + 1, *y.shape)
+        nodes = torch.tensor([sum(row) for row in pair.stages], dtype=torch.float64)[:, None]
+        if len(active):
+            slopes[0] = field.stages(u[None], active)(0, y.reshape(shape)).reshape(y.shape)
+            counts[0] += 1
         while len(active):
-            remaining = u_end - u
-            h = torch.where((u + 1.01 * h - u_end) * (u_end - u_start) > 0, remaining, h)
-            slopes = [slope]
-            for weights in pair.stages:
-                push = sum((w * k for w, k in zip(weights, slopes, strict=True) if w), torch.zeros_like(y))
-                proposal = y + expand(h, y) * push
-                slopes.append(self._slope(model, proposal, u + sum(weights) * h, cond))
-            error = sum((w * k for w, k in zip(pair.error, slopes, strict=True) if w), torch.zeros_like(y))
-            scale = self.atol + self.rtol * torch.maximum(y.abs(), proposal.abs())
-            ratio = (expand(h, y) * error / scale).reshape(len(active), -1).square().mean(1).sqrt()
-            size = ratio.to("cpu", torch.float64)
-            counts[0, active] += len(pair.stages)
+            remaining = field.end - u
+            h = torch.where((u + 1.01 * h - field.end) * span > 0, remaining, h)
+            step = h.to(y)[:, None]
+            stage = field.stages(u + nodes * h, active)
+            proposal = y
+            for i, weights in enumerate(pair.stages):
+                proposal = torch.addcmul(y, step, _weighted(weights, slopes))
+                slopes[i + 1] = stage(i, proposal.view(-1, *shape[1:])).reshape(y.shape)
+            scale = torch.maximum(y.abs(), proposal.abs()).mul_(self.rtol).add_(self.atol)
+            error = _weighted(pair.error, slopes).mul_(step).div_(scale)
+            size = error.square_().mean(1).sqrt_().to("cpu", torch.float64)
             ok = size <= 1
-            counts[1, active] += ok
-            counts[2, active] += ~ok
             done = ok & (h == remaining)
-            wrong = self._wrong(size, h, done, counts[1:, active].sum(0))
+            counts[:, active] += torch.stack([torch.full_like(active, count), ok.long(), (~ok).long()])
+            wrong = self._wrong(size, h / span, done, counts[1:, active].sum(0))
             if wrong is not None:
-                y_all[active.to(y.device)] = y
-                raise self._error(model, u, *wrong, y_all)
-            u = torch.where(done, torch.full_like(u, u_end), torch.where(ok, u + h, u))
-            accepted = ok.to(y.device)
-            y = torch.where(expand(accepted, y).bool(), proposal, y)
-            slope = torch.where(expand(accepted, y).bool(), slopes[-1], slope)
+                end_y[active.to(y.device)] = y
+                raise _error(field, u, *wrong, end_y.reshape(shape))
+            u = torch.where(ok, u + h, u)
+            if bool(ok.all()):
+                y, slopes[0] = proposal, slopes[count]
+            else:
+                accepted = ok.to(y.device)[:, None]
+                y, slopes[0] = torch.where(accepted, proposal, y), torch.where(accepted, slopes[count], slopes[0])
             h, before = self._next_step(h, size, before, ok, pair.order)
             if bool(done.any()):
-                gone = active[done].to(y.device)
-                y_all[gone] = y[done.to(y.device)]
-                keep = ~done
+                end_y[active[done].to(y.device)] = y[done.to(y.device)]
+                keep = (~done).nonzero()[:, 0]
                 there = keep.to(y.device)
-                y, slope, u, h, before, active = y[there], slope[there], u[keep], h[keep], before[keep], active[keep]
-                cond = None if cond is None else {k: v[keep.to(v.device)] for k, v in cond.items()}
-        out = (y_all * float(end.alpha + end.sigma)).to(x.dtype)
-        return FlowResult(out, counts[0], counts[1], counts[2])
-
-    @staticmethod
-    def _slope(model: ScoreModel, y: Tensor, u: Tensor, cond: Condition) -> Tensor:
-        """Return dy/du: the flow prediction on the rectified path, where alpha = 1 - u and sigma = u."""
-        point = Point(u, 1 - u, u, 2 * (torch.log1p(-u) - u.log()))
-        return model.at(y, point, cond).view("flow")
+                u, h, before, active, y, first = (
+                    u[keep],
+                    h[keep],
+                    before[keep],
+                    active[keep],
+                    y[there],
+                    slopes[0, there],
+                )
+                slopes = y.new_empty(count + 1, *y.shape)
+                slopes[0] = first
+        return FlowResult((end_y * field.scales[1]).reshape(shape), *counts)
 
     def _wrong(self, size: Tensor, h: Tensor, done: Tensor, taken: Tensor) -> tuple[Tensor, str] | None:
         """Return which samples cannot go on, and why."""
         for wrong, why in (
             (~torch.isfinite(size), "the prediction is not finite"),
-            (~done & (h.abs() < 1e-14), "the step underflows; loosen rtol and atol"),
+            (~done & (h < 1e-14), "the step underflows; loosen rtol and atol"),
             (~done & (taken >= self.max_steps), f"max_steps = {self.max_steps} is used up; loosen rtol and atol"),
         ):
             if bool(wrong.any()):
@@ -198,21 +204,38 @@ class ProbabilityFlow:
         return None
 
     @staticmethod
-    def _error(model: ScoreModel, u: Tensor, wrong: Tensor, why: str, partial: Tensor) -> SolverError:
-        """Build the error that says where and for how many."""
-        at = u[wrong][0]
-        t = float(model.sde.time(2 * (torch.log1p(-at) - at.log())))
-        return SolverError(
-            f"the probability flow stopped at t = {t:.6g} (sigma/(alpha + sigma) = {float(at):.6g}) for "
-            f"{float(wrong.double().mean()):.1%} of the active samples: {why}",
-            partial=partial,
-        )
-
-    @staticmethod
     def _next_step(h: Tensor, size: Tensor, before: Tensor, ok: Tensor, order: int) -> tuple[Tensor, Tensor]:
         """Scale the steps by the PI controller: after a rejection by the error alone, and never up."""
-        power = 1.0 / order
+        # Powers as exp(p log): torch's own pow rounds by the place in the batch.
         error = size.clamp_min(1e-10)
-        smooth = 0.9 * error ** (-0.7 * power) * before ** (0.4 * power)
-        factor = torch.where(ok, smooth.clamp(0.2, 5.0), (0.9 * error**-power).clamp(0.1, 0.9))
+        log_error = error.log() / order
+        smooth = 0.9 * (0.4 / order * before.log() - 0.7 * log_error).exp()
+        factor = torch.where(ok, smooth.clamp(0.2, 5.0), (0.9 * (-log_error).exp()).clamp(0.1, 0.9))
         return h * factor, torch.where(ok, error.clamp_min(1e-4), before)
+
+
+def _weighted(weights: tuple[float, ...], slopes: Tensor) -> Tensor:
+    """Return the weighted sum of the first slopes."""
+    # Element by element: a product of matrices would round by the size of the batch.
+    total = slopes[0] * weights[0]
+    for slope, weight in zip(slopes[1:], weights[1:], strict=False):
+        if weight:
+            total.add_(slope, alpha=weight)
+    return total
+
+
+def check_tolerances(rtol: float, atol: float, dtype: torch.dtype) -> None:
+    """Raise DomainError where a tolerance is below the state's epsilon."""
+    epsilon = torch.finfo(dtype).eps
+    if min(rtol, atol) < epsilon:
+        raise DomainError(f"rtol and atol must be at least {epsilon:g} for {dtype}, got {rtol:g}, {atol:g}")
+
+
+def _error(field: Field, u: Tensor, wrong: Tensor, why: str, partial: Tensor) -> SolverError:
+    """Build the error that says where and for how many."""
+    at = float(u[wrong][0])
+    return SolverError(
+        f"the probability flow stopped at t = {field.time(at):.6g} ({field.name} = {at:.6g}) for "
+        f"{float(wrong.double().mean()):.1%} of the active samples: {why}",
+        partial=partial,
+    )

@@ -223,7 +223,7 @@ LAYERS = (
     ("errors", "ops", "noise", "gaussian", "readout", "tableau"),
     ("sde", "schedules", "tabulated"),
     ("checkpoint", "transforms", "model", "analytic", "energy", "guidance"),
-    ("grids", "ode", "solvers"),
+    ("grids", "flows", "ode", "solvers"),
     ("chains",),
     ("losses", "training"),
     ("kernels", "executor", "bridge", "runs", "sampling"),
