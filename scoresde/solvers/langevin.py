@@ -55,7 +55,7 @@ def ncsnv2_step(gamma: Tensor, repeats: int) -> Tensor:
         repeats: Langevin steps at the level, T.
     """
     low, high = torch.zeros_like(gamma), torch.ones_like(gamma)
-    for _ in range(50):
+    for _ in range(36):
         c = 0.5 * (low + high)
         w, left = 1 / (1 - 0.5 * c), (1 - c) ** (2 * repeats - 1)
         # f' is negative at 0 and positive at 1; w' = w^2/2.
