@@ -8,8 +8,21 @@ from __future__ import annotations
 
 from scoresde.plots.curves import comparison
 from scoresde.plots.motion import animation
+from scoresde.plots.progress import read_log, training
 from scoresde.plots.samples import density, image_grid, scatter
+from scoresde.plots.schedules import schedules
 from scoresde.plots.style import save
 from scoresde.plots.tables import tableau
 
-__all__ = ["animation", "comparison", "density", "image_grid", "save", "scatter", "tableau"]
+__all__ = [
+    "animation",
+    "comparison",
+    "density",
+    "image_grid",
+    "read_log",
+    "save",
+    "scatter",
+    "schedules",
+    "tableau",
+    "training",
+]
