@@ -69,17 +69,21 @@ CLEAN = Knot(0.0, 1.0, 0.0)
 
 @dataclass(frozen=True)
 class Increment:
-    """Which part of the driving Brownian path a fresh draw is: the integral of k dw over [end, start], normalised.
+    """Which part of the driving Brownian path a fresh draw is: the integral of q k dw over [end, start], normalised.
 
     Args:
         start: time at which the interval starts (the later one).
         end: time at which it ends.
-        power: the clock, whose change is the integral of k^2 dt: nu^power with nu = sigma/alpha, or t where None.
+        power: the clock, whose change is the integral of k^2 dt: nu^power with nu = sigma/alpha, log(nu) where 0, or t
+            where None.
+        shape: coefficients of the polynomial q, constant first, in the share of the clock passed since ``start``; its
+            square has the mean 1.
     """
 
     start: float
     end: float
     power: float | None = None
+    shape: Weights = (1.0,)
 
 
 @dataclass(frozen=True)
@@ -347,4 +351,7 @@ def _row(entry: dict[str, object]) -> Row:
     if not isinstance(at, dict) or not (increment is None or isinstance(increment, dict)):
         raise TypeError("a row's point is not an object")
     tuples = {key: tuple(value) if isinstance(value, list) else value for key, value in got.items()}
-    return Row(at=Knot(**at), increment=None if increment is None else Increment(**increment), **tuples)  # type: ignore[arg-type]
+    part = None
+    if increment is not None:
+        part = Increment(**{**increment, "shape": tuple(increment.get("shape", (1.0,)))})
+    return Row(at=Knot(**at), increment=part, **tuples)  # type: ignore[arg-type]

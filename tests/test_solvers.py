@@ -264,7 +264,7 @@ def wrong_euler_maruyama(sde: GaussianSDE, times: torch.Tensor, fault: str) -> T
         g2 = beta(s if fault == "score weight at the end of the step" else t)
         on_x, on_noise = 1 + 0.5 * beta(drift_at) * dt, math.sqrt(beta(noise_at) * dt)
         rows.append(Row(row.at, (on_x, -dt * g2 / row.at.sigma), noise=(on_noise,)))
-    return Tableau(good.name, good.prediction, tuple(rows), good.start, good.end, 1.0)
+    return Tableau(good.name, "noise", tuple(rows), good.start, good.end, 1.0)
 
 
 FAULTS = [

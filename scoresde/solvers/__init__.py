@@ -1,27 +1,105 @@
 """Solvers: pure functions (sde, times) -> Tableau, and the adaptive probability flow."""
 
 from scoresde.ode import ProbabilityFlow
-from scoresde.solvers.ancestral import ancestral, ddim, euler_maruyama, reverse_diffusion
+from scoresde.solvers.adams import (
+    deis,
+    dpmpp_2m,
+    dpmpp_2m_sde,
+    dpmpp_3m,
+    dpmpp_3m_sde,
+    exponential_ab,
+    flow_ab,
+    ipndm,
+    lms,
+    sa_solver,
+    unipc,
+)
+from scoresde.solvers.ancestral import ancestral, ddim, euler_ancestral, reverse_diffusion
+from scoresde.solvers.around import churned, dpmpp_2s_ancestral, edm, restart
 from scoresde.solvers.base import Solver
+from scoresde.solvers.exponential import (
+    dpm_solver_2,
+    dpm_solver_3,
+    dpmpp_2s,
+    dpmpp_3s,
+    exponential,
+    exponential_euler,
+    exponential_rk2,
+    exponential_rk3,
+    res,
+    seeds_1,
+    seeds_2,
+    seeds_3,
+)
 from scoresde.solvers.langevin import annealed_langevin, corrector_only
 from scoresde.solvers.multistep import multistep
-from scoresde.solvers.named import SOLVERS, by_name, dpmpp_2m
-from scoresde.solvers.singlestep import Butcher, heun, runge_kutta
+from scoresde.solvers.named import SOLVERS, by_name
+from scoresde.solvers.singlestep import (
+    AdditiveNoise,
+    Butcher,
+    euler,
+    euler_heun,
+    euler_maruyama,
+    heun,
+    midpoint,
+    milstein,
+    ralston,
+    rk3,
+    rk4,
+    runge_kutta,
+    sra1,
+)
 
 __all__ = [
     "SOLVERS",
+    "AdditiveNoise",
     "Butcher",
     "ProbabilityFlow",
     "Solver",
     "ancestral",
     "annealed_langevin",
     "by_name",
+    "churned",
     "corrector_only",
     "ddim",
+    "deis",
+    "dpm_solver_2",
+    "dpm_solver_3",
     "dpmpp_2m",
+    "dpmpp_2m_sde",
+    "dpmpp_2s",
+    "dpmpp_2s_ancestral",
+    "dpmpp_3m",
+    "dpmpp_3m_sde",
+    "dpmpp_3s",
+    "edm",
+    "euler",
+    "euler_ancestral",
+    "euler_heun",
     "euler_maruyama",
+    "exponential",
+    "exponential_ab",
+    "exponential_euler",
+    "exponential_rk2",
+    "exponential_rk3",
+    "flow_ab",
     "heun",
+    "ipndm",
+    "lms",
+    "midpoint",
+    "milstein",
     "multistep",
+    "ralston",
+    "res",
+    "restart",
     "reverse_diffusion",
+    "rk3",
+    "rk4",
     "runge_kutta",
+    "sa_solver",
+    "seeds_1",
+    "seeds_2",
+    "seeds_3",
+    "sra1",
+    "unipc",
 ]

@@ -1,4 +1,4 @@
-r"""First-order steps: ancestral sampling, DDIM, Euler-Maruyama and reverse diffusion.
+r"""First-order steps: ancestral sampling, DDIM and reverse diffusion.
 
 On an interval from t down to s let D = log_snr_t - log_snr_s <= 0, h = -D/2 the step in log(alpha/sigma), and
 (a, b) the transition x_t | x_s ~ N(a x_s, b^2).
@@ -12,25 +12,29 @@ At eta = 1 this is Bayes' posterior of x_s given x_t and x_0, DDPM's ancestral s
 variance replaces the weight of z by b. At eta = 0 it is DDIM. Between, DDIM's own eta scales the posterior's standard
 deviation instead: w = eta sigma_s sqrt(1 - e^D) and x_s = alpha_s x_0 + sqrt(sigma_s^2 - w^2) noise + w z.
 
-*Euler-Maruyama* freezes the whole reverse drift at t, *reverse diffusion* uses the forward transition in its place:
+*Reverse diffusion* uses the forward transition in the place of drift and noise,
 
-    x_s = x_t - (t - s) [f x_t - (1 + eta^2)/2 g^2 score] + eta g sqrt(t - s) z
-    x_s = (2 - a) x_t + (1 + eta^2)/2 b^2 score + eta b z.
+    x_s = (2 - a) x_t + (1 + eta^2)/2 b^2 score + eta b z,
+
+and, out of alpha = 0, where the transition says nothing about the data, the limit of the exponential step.
 """
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from scoresde.errors import DomainError, check_number, unknown
-from scoresde.grids import uniform
+from scoresde.grids import karras, uniform
 from scoresde.readout import Point
 from scoresde.sde import GaussianSDE, transition_weights
 from scoresde.solvers.base import Solver, one_stage_table
+from scoresde.solvers.onestep import OneStep, Stage, increments, readout
 from scoresde.tableau import Order, Tableau
 
-__all__ = ["ancestral", "ancestral_table", "ddim", "ddim_table", "euler_maruyama", "reverse_diffusion"]
+__all__ = ["ancestral", "ancestral_table", "ddim", "ddim_table", "euler_ancestral", "reverse_diffusion"]
 
 
 def _prior(sde: GaussianSDE, times: Tensor) -> float:
@@ -45,7 +49,8 @@ def ancestral_table(points: Point, *, prior_std: float, eta: float = 1.0, varian
     """Build the exponential first-order step on decreasing points; see ``ancestral``."""
     late, early = points[:-1], points[1:]
     h = 0.5 * (early.log_snr - late.log_snr)
-    on_x = early.sigma / late.sigma * torch.where(torch.isinf(h), h.new_zeros(()), (-(eta**2) * h).exp())
+    # h is infinite out of alpha = 0 and into sigma = 0.
+    on_x = early.sigma / late.sigma * (torch.zeros_like(h) if eta == 0 else -(eta**2) * h).exp()
     on_data = early.alpha * -torch.expm1(-(1 + eta**2) * h)
     on_noise = early.sigma * (-torch.expm1(-2 * eta**2 * h)).nan_to_num(0.0).sqrt()
     if variance == "large":
@@ -126,31 +131,19 @@ def ddim(eta: float = 0.0) -> Solver:
     return Solver("ddim", build, uniform(), 1, _orders(eta), "Song, Meng and Ermon 2021")
 
 
-def euler_maruyama(*, eta: float = 1.0) -> Solver:
-    """Return Euler-Maruyama for the reverse family in t (eta = 0: Euler's method on the probability flow).
+def euler_ancestral(eta: float = 1.0) -> Solver:
+    """Return k-diffusion's Euler ancestral sampler; here eta is its own, which is DDIM's.
 
-    Its noise is additive, so Euler-Maruyama converges strongly at order 1. Source: Song et al. 2021, appendix D.
+    Euler's method in nu = sigma/alpha runs below the step's end s to nu_down, and noise lifts the state up to s:
+    nu_up = eta nu_s sqrt(1 - nu_s^2/nu_t^2) and nu_down = sqrt(nu_s^2 - nu_up^2). Both together are DDIM's step with
+    the same eta: 0 is DDIM, 1 is ancestral sampling.
+
+    Source: Crowson 2022, k-diffusion, ``sample_euler_ancestral``, which cuts nu_up at nu_s where eta > 1.
+
+    Raises:
+        DomainError: eta < 0, or so large that a step has no room for the noise.
     """
-    check_number(eta, "eta", 0.0)
-
-    def build(sde: GaussianSDE, times: Tensor) -> Tableau:
-        points = sde.at(times)
-        late = points[:-1]
-        dt = times[:-1] - times[1:]
-        g = sde.diffusion(late.t)
-        on_x = 1 - dt * sde.drift_rate(late.t)
-        on_eps = -dt * 0.5 * (1 + eta**2) * g.square() / late.sigma
-        return one_stage_table(
-            f"euler_maruyama (eta = {eta:g})",
-            "noise",
-            points,
-            (on_x, on_eps, eta * g * dt.sqrt()),
-            prior_std=_prior(sde, times),
-            power=None,
-            order=_orders(eta),
-        )
-
-    return Solver("euler_maruyama", build, uniform(), 1, _orders(eta), "Song et al. 2021")
+    return replace(ddim(eta), name="euler_ancestral", grid=karras(), paper="Crowson 2022")
 
 
 def reverse_diffusion(*, eta: float = 1.0) -> Solver:
@@ -160,18 +153,16 @@ def reverse_diffusion(*, eta: float = 1.0) -> Solver:
     """
     check_number(eta, "eta", 0.0)
 
-    def build(sde: GaussianSDE, times: Tensor) -> Tableau:
-        points = sde.at(times)
-        late = points[:-1]
-        a, b = transition_weights(points[1:], late)
-        return one_stage_table(
-            f"reverse_diffusion (eta = {eta:g})",
-            "noise",
-            points,
-            (2 - a, -0.5 * (1 + eta**2) * b.square() / late.sigma, eta * b),
-            prior_std=_prior(sde, times),
-            power=2.0,
-            order=_orders(eta),
-        )
+    def limits(late: Point, early: Point) -> Tensor:
+        return late.alpha == 0
 
+    def stages(sde: GaussianSDE, late: Point, early: Point, prediction: str) -> list[Stage]:
+        a, b = transition_weights(early, late)
+        seen = readout(prediction, "noise", late, "reverse_diffusion")
+        weights = (-0.5 * (1 + eta**2) * b.square() / late.sigma,)
+        if not eta:
+            return [Stage(late, seen, 2 - a, weights)]
+        return [Stage(late, seen, 2 - a, weights, (eta * b,), increments(late, early, 2.0))]
+
+    build = OneStep(f"reverse_diffusion (eta = {eta:g})", "noise", stages, limits, _orders(eta), eta)
     return Solver("reverse_diffusion", build, uniform(), 1, _orders(eta), "Song et al. 2021")

@@ -7,33 +7,93 @@ from collections.abc import Callable
 
 from scoresde.errors import unknown
 from scoresde.ode import ProbabilityFlow
-from scoresde.solvers.ancestral import ancestral, ddim, euler_maruyama, reverse_diffusion
+from scoresde.solvers.adams import (
+    deis,
+    dpmpp_2m,
+    dpmpp_2m_sde,
+    dpmpp_3m,
+    dpmpp_3m_sde,
+    exponential_ab,
+    flow_ab,
+    ipndm,
+    lms,
+    sa_solver,
+    unipc,
+)
+from scoresde.solvers.ancestral import ancestral, ddim, euler_ancestral, reverse_diffusion
+from scoresde.solvers.around import dpmpp_2s_ancestral, edm
 from scoresde.solvers.base import Solver
+from scoresde.solvers.exponential import (
+    dpm_solver_2,
+    dpm_solver_3,
+    dpmpp_2s,
+    dpmpp_3s,
+    exponential_euler,
+    exponential_rk2,
+    exponential_rk3,
+    res,
+    seeds_1,
+    seeds_2,
+    seeds_3,
+)
 from scoresde.solvers.langevin import annealed_langevin
-from scoresde.solvers.multistep import multistep
-from scoresde.solvers.singlestep import heun
+from scoresde.solvers.singlestep import (
+    euler,
+    euler_heun,
+    euler_maruyama,
+    heun,
+    midpoint,
+    milstein,
+    ralston,
+    rk3,
+    rk4,
+    sra1,
+)
 
-__all__ = ["SOLVERS", "by_name", "dpmpp_2m"]
-
-
-def dpmpp_2m(*, eta: float = 0.0) -> Solver:
-    """Return DPM-Solver++(2M) as published; eta = 1 is its SDE form.
-
-    Source: Lu et al. 2022, "DPM-Solver++: fast solver for guided sampling of diffusion probabilistic models", alg. 2.
-    """
-    return multistep(order=2, eta=eta, coefficients="midpoint", name="dpmpp_2m")
+__all__ = ["SOLVERS", "by_name"]
 
 
 SOLVERS: dict[str, Callable[[], Solver | ProbabilityFlow]] = {
     "ancestral": ancestral,
     "annealed_langevin": annealed_langevin,
     "ddim": ddim,
+    "deis": deis,
+    "dpm_solver_2": dpm_solver_2,
+    "dpm_solver_3": dpm_solver_3,
     "dpmpp_2m": dpmpp_2m,
-    "dpmpp_2m_sde": lambda: dpmpp_2m(eta=1.0),
+    "dpmpp_2m_sde": dpmpp_2m_sde,
+    "dpmpp_2s": dpmpp_2s,
+    "dpmpp_2s_ancestral": dpmpp_2s_ancestral,
+    "dpmpp_3m": dpmpp_3m,
+    "dpmpp_3m_sde": dpmpp_3m_sde,
+    "dpmpp_3s": dpmpp_3s,
+    "edm": edm,
+    "euler": euler,
+    "euler_ancestral": euler_ancestral,
+    "euler_heun": euler_heun,
     "euler_maruyama": euler_maruyama,
+    "exponential_ab": exponential_ab,
+    "exponential_euler": exponential_euler,
+    "exponential_rk2": exponential_rk2,
+    "exponential_rk3": exponential_rk3,
+    "flow_ab": flow_ab,
     "heun": heun,
+    "ipndm": ipndm,
+    "lms": lms,
+    "midpoint": midpoint,
+    "milstein": milstein,
     "probability_flow": ProbabilityFlow,
+    "ralston": ralston,
+    "res": res,
     "reverse_diffusion": reverse_diffusion,
+    "rk3": rk3,
+    "rk4": rk4,
+    "sa_solver": sa_solver,
+    "seeds_1": seeds_1,
+    "seeds_2": seeds_2,
+    "seeds_3": seeds_3,
+    "sra1": sra1,
+    "unipc": unipc,
 }
 
 

@@ -1,9 +1,22 @@
-r"""Single-step methods: explicit Runge-Kutta on the probability flow, in the variable of choice.
+r"""Explicit Runge-Kutta methods in the variable of choice, for the probability flow and for additive noise.
 
-With y = x/S the probability flow is dy/dv = A y + C P (``solvers/variables.py`` lists S, v, A, C and P). The stages of
-a Runge-Kutta method are combinations of the anchor and of the predictions made in this step, so each is a row whose
-anchor stays still; the last row moves it. A step into sigma = 0 with a stage there, where no noise prediction exists,
-is Euler's.
+With y = x/S the reverse family of index eta is dy = (A y + C F) dv + b dW in the clock v (``solvers/variables.py``
+lists S, v, A, C and b). Its noise is additive: b depends on v alone. A method of stages c_i, a_ij and weights b_i takes
+
+    H_i     = y + sum_j a_ij h f(H_j) + sum_k e_ik b(v + d_k h) J
+    y_next  = y + sum_j b_j h f(H_j) + sum_k [p_k I + q_k J] b(v + d_k h),
+
+with I the increment of W over the step and J = 1/|h| times the integral of W - W(start) over it (Roessler 2010, "Runge-
+Kutta methods for the strong approximation of solutions of stochastic differential equations", section 5). With
+independent normal z_1 and z_2,
+
+    J = sqrt(|h|/3) z_1,    I = sqrt(|h|) (sqrt(3)/2 z_1 + 1/2 z_2),
+
+and on the path z_1 is the increment weighted with sqrt(3) (1 - theta), z_2 with 3 theta - 1, where theta is the share
+of the step that has passed. Without J one draw I = sqrt(|h|) z is enough.
+
+For additive noise Milstein's correction and the Stratonovich correction of Euler-Heun vanish: both methods *are* Euler-
+Maruyama.
 """
 
 from __future__ import annotations
@@ -13,24 +26,69 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from scoresde.errors import unknown
+from scoresde.errors import ConfigError, check_number, unknown
 from scoresde.grids import Grid
+from scoresde.readout import Point
 from scoresde.sde import GaussianSDE
 from scoresde.solvers.base import Solver
+from scoresde.solvers.onestep import OneStep, Stage, increments
 from scoresde.solvers.variables import VARIABLES, Variable
-from scoresde.tableau import Knot, Order, Row, Tableau
+from scoresde.tableau import Order
 
-__all__ = ["EULER", "HEUN", "Butcher", "heun", "runge_kutta"]
+__all__ = [
+    "EULER",
+    "HEUN",
+    "KUTTA3",
+    "MIDPOINT",
+    "RALSTON",
+    "RK4",
+    "SRA1",
+    "AdditiveNoise",
+    "Butcher",
+    "euler",
+    "euler_heun",
+    "euler_maruyama",
+    "heun",
+    "midpoint",
+    "milstein",
+    "ralston",
+    "rk3",
+    "rk4",
+    "runge_kutta",
+    "sra1",
+]
+
+
+@dataclass(frozen=True)
+class AdditiveNoise:
+    """How a method takes in additive noise.
+
+    Args:
+        nodes: places d_k in the step at which b is taken.
+        stages: e_ik, one row for each stage; empty where no stage sees noise.
+        single: p_k.
+        double: q_k; empty where J does not enter.
+        strong: strong order.
+        weak: weak order.
+    """
+
+    nodes: tuple[float, ...]
+    stages: tuple[tuple[float, ...], ...]
+    single: tuple[float, ...]
+    double: tuple[float, ...]
+    strong: float
+    weak: float
 
 
 @dataclass(frozen=True)
 class Butcher:
-    """An explicit Runge-Kutta method: stage matrix (rows of growing length), weights, order."""
+    """An explicit Runge-Kutta method: stage matrix (rows of growing length), weights, order, and its noise if any."""
 
     name: str
     stages: tuple[tuple[float, ...], ...]
     weights: tuple[float, ...]
     order: int
+    noise: AdditiveNoise | None = None
 
     @property
     def nodes(self) -> tuple[float, ...]:
@@ -38,60 +96,137 @@ class Butcher:
         return tuple(sum(row) for row in self.stages)
 
 
-EULER = Butcher("euler", ((),), (1.0,), 1)
+EULER = Butcher("euler", ((),), (1.0,), 1, AdditiveNoise((0.0,), (), (1.0,), (), 1.0, 1.0))
 HEUN = Butcher("heun", ((), (1.0,)), (0.5, 0.5), 2)
+MIDPOINT = Butcher("midpoint", ((), (0.5,)), (0.0, 1.0), 2)
+RALSTON = Butcher("ralston", ((), (2 / 3,)), (0.25, 0.75), 2)
+KUTTA3 = Butcher("rk3", ((), (0.5,), (-1.0, 2.0)), (1 / 6, 2 / 3, 1 / 6), 3)
+RK4 = Butcher("rk4", ((), (0.5,), (0.0, 0.5), (0.0, 0.0, 1.0)), (1 / 6, 1 / 3, 1 / 3, 1 / 6), 4)
+SRA1 = Butcher(
+    "sra1",
+    ((), (0.75,)),
+    (1 / 3, 2 / 3),
+    2,
+    AdditiveNoise((1.0, 0.0), ((), (1.5, 0.0)), (1.0, 0.0), (-1.0, 1.0), 1.5, 2.0),
+)
 
 
-def runge_kutta(method: Butcher, *, variable: str = "rectified", grid: Grid | None = None, paper: str = "") -> Solver:
-    """Return an explicit Runge-Kutta method on the probability flow in ``variable`` (a key of ``VARIABLES``).
+def runge_kutta(
+    method: Butcher,
+    *,
+    variable: str = "rectified",
+    eta: float = 0.0,
+    grid: Grid | None = None,
+    name: str | None = None,
+    paper: str = "",
+) -> Solver:
+    """Return an explicit Runge-Kutta method on the reverse family in a variable.
 
-    Raises ConfigError for another variable.
+    Args:
+        method: its numbers.
+        variable: "t", "nu", "rectified" or "log_snr".
+        eta: the reverse family's index; above 0 the method needs its ``noise`` and a variable other than "rectified".
+        grid: native time grid; by default the variable's own.
+        name: name of the solver.
+        paper: authors, year, title.
+
+    Raises:
+        ConfigError: another variable, or a method or a variable without noise. DomainError: eta < 0.
     """
     if variable not in VARIABLES:
         raise unknown("variable", variable, VARIABLES)
-    clock = VARIABLES[variable]
-    order = Order(deterministic=float(method.order))
+    check_number(eta, "eta", 0.0)
+    clock, noise = VARIABLES[variable], method.noise
+    if eta and (noise is None or not clock.clocked):
+        raise ConfigError(
+            f"{method.name} in {variable} has no stochastic form, got eta = {eta:g}; "
+            "take EULER or SRA1 in t, nu or log_snr, or eta = 0"
+        )
+    ends = {*method.nodes, *(noise.nodes if eta and noise else ())}
+    order = Order(float(method.order)) if not eta or not noise else Order(strong=noise.strong, weak=noise.weak)
 
-    def build(sde: GaussianSDE, times: Tensor) -> Tableau:
-        late, early = times[:-1], times[1:]
-        # A stage at the end of a step into sigma = 0 would need a noise prediction there.
-        closes = len(early) > 0 and float(sde.sigma(early[-1])) == 0 and 1.0 in method.nodes
-        whole = len(early) - closes
-        rows = _steps(method, clock, sde, late[:whole], early[:whole])
-        rows += _steps(EULER, clock, sde, late[whole:], early[whole:])
-        start, end = Knot.of(sde.at(times[[0, -1]]))
-        name = f"{method.name} ({variable})"
-        return Tableau(name, clock.prediction, tuple(rows), start, end, float(sde.prior_std(times[0])), order=order)
+    def limits(late: Point, early: Point) -> Tensor:
+        """Tell steps whose ends are infinite in the variable, or that would ask for the noise at sigma = 0."""
+        infinite = ~(torch.isfinite(clock.at(late)) & torch.isfinite(clock.at(early)))
+        return infinite | ((early.sigma == 0) & (1.0 in ends)) | ((late.alpha == 0) & (eta > 0))
 
-    return Solver(method.name, build, grid or clock.grid, len(method.stages), order, paper)
+    def stages(sde: GaussianSDE, late: Point, early: Point, prediction: str) -> list[Stage]:
+        return _stages(method, clock, eta, sde, late, early)
+
+    title = f"{name or method.name} ({variable}{f', eta = {eta:g}' if eta else ''})"
+    build = OneStep(title, "flow", stages, limits, order, eta)
+    return Solver(name or method.name, build, grid or clock.grid, len(method.stages), order, paper)
 
 
-def _steps(method: Butcher, clock: Variable, sde: GaussianSDE, late: Tensor, early: Tensor) -> list[Row]:
-    """Return the rows of n steps; quantities are weights on [anchor, P of stage 1, ...], (n, 1 + stages)."""
-    if len(late) == 0:
-        return []
-    count = len(method.stages)
-    v0, v1 = (clock.of_lambda(sde, 0.5 * sde.log_snr(t)) for t in (late, early))
-    h = (v1 - v0)[:, None]
-    ends = {0.0: late, 1.0: early}
-    inner = {c: sde.time(2 * clock.to_lambda(sde, v0 + c * (v1 - v0))) for c in {*method.nodes} - {*ends}}
-    stages = [sde.at((ends | inner)[c]) for c in method.nodes]
-    scale = [clock.scale(p)[:, None] for p in (*stages, sde.at(early))]
-    start = state = torch.eye(1 + count, dtype=torch.float64)[0] / scale[0]
-    slopes: list[Tensor] = []
-    columns = []
-    for j, point in enumerate(stages):
-        rate, push = clock.field(sde, point)
-        slope = rate[:, None] * state
-        slope[:, 1 + j] += push
-        slopes.append(slope)
-        following = method.weights if j + 1 == count else method.stages[j + 1]
-        state = start + h * sum((w * k for w, k in zip(following, slopes, strict=True)), torch.zeros_like(start))
-        weights = scale[j + 1] * state
-        newest_first = torch.cat([weights[:, :1], weights[:, 1 : j + 2].flip(1)], 1).tolist()
-        anchor = None if j + 1 == count else (1.0,)
-        columns.append([Row(k, tuple(w), anchor) for k, w in zip(Knot.of(point), newest_first, strict=True)])
-    return [row for step in zip(*columns, strict=True) for row in step]
+def _stages(method: Butcher, clock: Variable, eta: float, sde: GaussianSDE, late: Point, early: Point) -> list[Stage]:
+    """Return the stages of n steps: x_i = S_i H_i, and V_i = f(H_i)."""
+    noise = method.noise if eta else None
+    v = clock.at(late)
+    h = clock.at(early) - v
+    places = {0.0: late, 1.0: early}
+    for c in (*method.nodes, *(noise.nodes if noise else ())):
+        if c not in places:
+            places[c] = sde.at(clock.time(sde, v + c * h))
+    scale = {c: clock.scale(point) for c, point in places.items()}
+    width = {c: _width(clock, eta, sde, places[c]) * h.abs().sqrt() for c in noise.nodes} if noise else {}
+    count = len(method.nodes)
+    # The first row draws z_1 and the last one z_2; without J the last row makes the only draw.
+    parts: dict[int, tuple[float, ...]] = {}
+    if noise is not None:
+        parts = {0: (3**0.5, -(3**0.5)), count - 1: (-1.0, 3.0)} if noise.double else {count - 1: ()}
+    stages = []
+    for j, c in enumerate(method.nodes):
+        last = j + 1 == count
+        weights, to = (method.weights, scale[1.0]) if last else (method.stages[j + 1], scale[method.nodes[j + 1]])
+        rate, push = _field(clock, eta, sde, places[c])
+        draws = () if noise is None else _draws(noise, [width[d] for d in noise.nodes], None if last else j + 1)
+        stages.append(
+            Stage(
+                places[c],
+                (rate / scale[c], push),
+                to / scale[0.0],
+                tuple(w * h * to for w in weights),
+                tuple(w * to for w in draws),
+                increments(late, early, clock.power, *parts[j]) if j in parts else (),
+            )
+        )
+    return stages
+
+
+def _draws(noise: AdditiveNoise, width: list[Tensor], stage: int | None) -> tuple[Tensor, ...]:
+    """Return the weights of the step's draws in the state of a stage, or in the step's last state."""
+
+    def total(weights: tuple[float, ...]) -> Tensor:
+        return torch.stack([w * b for w, b in zip(weights, width, strict=True)]).sum(0)
+
+    if stage is not None:
+        return (total(noise.stages[stage]) / 3**0.5,) if noise.double else ()
+    single = total(noise.single)
+    if not noise.double:
+        return (single,)
+    return 3**0.5 / 2 * single + total(noise.double) / 3**0.5, 0.5 * single
+
+
+def _field(clock: Variable, eta: float, sde: GaussianSDE, point: Point) -> tuple[Tensor, Tensor]:
+    """Return (A, C) of the reverse family."""
+    rate, push = clock.field(sde, point)
+    if not eta:
+        return rate, push
+    extra = -(eta**2) * clock.rate(sde, point) * point.sigma / (point.alpha + point.sigma)
+    return rate + extra, push + extra * point.alpha / clock.scale(point)
+
+
+def _width(clock: Variable, eta: float, sde: GaussianSDE, point: Point) -> Tensor:
+    """Return b, the noise of y per square root of the clock."""
+    return eta * point.sigma / clock.scale(point) * (2 * clock.rate(sde, point).abs()).sqrt()
+
+
+def euler(*, variable: str = "rectified", grid: Grid | None = None) -> Solver:
+    """Return Euler's method on the probability flow; in nu, log_snr's data form and rectified it is DDIM's step.
+
+    Order 1. In t it is the classical one of Song et al. 2021.
+    """
+    return runge_kutta(EULER, variable=variable, grid=grid, paper="Euler 1768")
 
 
 def heun(*, variable: str = "rectified", grid: Grid | None = None) -> Solver:
@@ -101,3 +236,64 @@ def heun(*, variable: str = "rectified", grid: Grid | None = None) -> Solver:
     generative models", algorithm 1; in t the classical Heun method of Song et al.'s probability flow.
     """
     return runge_kutta(HEUN, variable=variable, grid=grid, paper="Karras et al. 2022")
+
+
+def midpoint(*, variable: str = "rectified", grid: Grid | None = None) -> Solver:
+    """Return the midpoint method on the probability flow: two evaluations a step, order 2 (Runge 1895)."""
+    return runge_kutta(MIDPOINT, variable=variable, grid=grid, paper="Runge 1895")
+
+
+def ralston(*, variable: str = "rectified", grid: Grid | None = None) -> Solver:
+    """Return Ralston's method on the probability flow: two evaluations, order 2, the least error bound of such methods.
+
+    Source: Ralston 1962, "Runge-Kutta methods with minimum error bounds".
+    """
+    return runge_kutta(RALSTON, variable=variable, grid=grid, paper="Ralston 1962")
+
+
+def rk3(*, variable: str = "rectified", grid: Grid | None = None) -> Solver:
+    """Return Kutta's method on the probability flow: three evaluations a step, order 3 (Kutta 1901)."""
+    return runge_kutta(KUTTA3, variable=variable, grid=grid, paper="Kutta 1901")
+
+
+def rk4(*, variable: str = "rectified", grid: Grid | None = None) -> Solver:
+    """Return the classical Runge-Kutta method on the probability flow: four evaluations, order 4 (Kutta 1901)."""
+    return runge_kutta(RK4, variable=variable, grid=grid, paper="Kutta 1901")
+
+
+def euler_maruyama(*, eta: float = 1.0, variable: str = "t", grid: Grid | None = None) -> Solver:
+    """Return Euler-Maruyama for the reverse family (eta = 0: Euler's method on the probability flow).
+
+    x_s = x_t - (t - s) [f x_t - (1 + eta^2)/2 g^2 score] + eta g sqrt(t - s) z with f, g and score taken at t. The
+    noise is additive, so it converges strongly at order 1. Source: Song et al. 2021, appendix D.
+    """
+    return runge_kutta(EULER, variable=variable, eta=eta, grid=grid, name="euler_maruyama", paper="Song et al. 2021")
+
+
+def milstein(*, eta: float = 1.0, variable: str = "t", grid: Grid | None = None) -> Solver:
+    """Return Euler-Maruyama under Milstein's name.
+
+    Milstein's correction is g dg/dx (dW^2 - dt)/2; the noise of the reverse family is additive, dg/dx = 0, and the two
+    methods coincide: strong order 1.
+    """
+    return runge_kutta(EULER, variable=variable, eta=eta, grid=grid, name="milstein", paper="Milstein 1974")
+
+
+def euler_heun(*, eta: float = 1.0, variable: str = "t", grid: Grid | None = None) -> Solver:
+    """Return Euler-Maruyama under Euler-Heun's name.
+
+    Euler-Heun averages g over the step's start and a predicted state, which turns Ito's integral into Stratonovich's.
+    With the noise of the reverse family, which does not depend on the state, g stays what it is and the two methods
+    coincide: strong order 1.
+    """
+    return runge_kutta(EULER, variable=variable, eta=eta, grid=grid, name="euler_heun", paper="Kloeden and Platen 1992")
+
+
+def sra1(*, eta: float = 1.0, variable: str = "t", grid: Grid | None = None) -> Solver:
+    """Return Roessler's SRA1 for the reverse family: two evaluations and two draws a step.
+
+    Strong order 1.5 and weak order 2; at eta = 0 an ordinary Runge-Kutta method of order 2. A step into sigma = 0 and
+    one out of alpha = 0, where g has no finite value, is the limit of the first-order one. Source: Roessler 2010,
+    "Runge-Kutta methods for the strong approximation of solutions of stochastic differential equations".
+    """
+    return runge_kutta(SRA1, variable=variable, eta=eta, grid=grid, paper="Roessler 2010")

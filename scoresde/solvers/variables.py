@@ -1,13 +1,18 @@
 r"""The variables in which solvers step: each a monotone function of lambda = log(alpha/sigma), with its scaled flow.
 
-With y = x/S, the probability flow is dy/dv = A y + C P for the prediction P:
+With y = x/S and the flow prediction F = noise - data, the probability flow is dy/dv = A y + C F. The reverse family of
+index eta adds the drift -eta^2 lambda' sigma/S noise, noise = (S y + alpha F)/(alpha + sigma), and white noise of rate
+eta sigma/S sqrt(2 |lambda'|), where lambda' = d lambda/dv:
 
-| variable | v | S | A | P | C |
+| variable | v | S | A | C | lambda' |
 |---|---|---|---|---|---|
-| t | t | 1 | d log alpha/dt | noise | g^2 / (2 sigma) |
-| nu | sigma/alpha | alpha | 0 | noise | 1 |
-| rectified | u = sigma/(alpha + sigma) | alpha + sigma | 0 | flow (noise - data) | 1 |
-| log_snr | lambda | sigma | 0 | data | e^lambda |
+| t | t | 1 | (alpha' + sigma')/(alpha + sigma) | (alpha sigma' - sigma alpha')/(alpha + sigma) | -g^2/(2 sigma^2) |
+| nu | sigma/alpha | alpha | alpha/(alpha + sigma) | alpha/(alpha + sigma) | -1/nu |
+| rectified | u = sigma/(alpha + sigma) | alpha + sigma | 0 | 1 | -1/(u (1 - u)) |
+| log_snr | lambda | sigma | alpha/(alpha + sigma) | -alpha/(alpha + sigma) | 1 |
+
+A and C are those of dy = noise d nu and of dy = e^lambda data d lambda, read through F, which is finite where alpha or
+sigma is 0.
 """
 
 from __future__ import annotations
@@ -32,24 +37,35 @@ class Variable:
     Args:
         name: its name.
         of_lambda: (sde, lambda) -> v.
-        to_lambda: (sde, v) -> lambda.
+        at: point -> v.
+        time: (sde, v) -> t.
         scale: S at a point.
         field: (sde, point) -> (A, C).
-        prediction: the kind of P.
+        rate: (sde, point) -> lambda'.
+        power: the clock v as in ``tableau.Increment``.
+        clocked: whether the clock has such a name.
         grid: the grid that is native to it.
     """
 
     name: str
     of_lambda: Callable[[GaussianSDE, Tensor], Tensor]
-    to_lambda: Callable[[GaussianSDE, Tensor], Tensor]
+    at: Callable[[Point], Tensor]
+    time: Callable[[GaussianSDE, Tensor], Tensor]
     scale: Callable[[Point], Tensor]
     field: Callable[[GaussianSDE, Point], Pair]
-    prediction: str
+    rate: Callable[[GaussianSDE, Point], Tensor]
+    power: float | None
     grid: Grid
+    clocked: bool = True
 
 
-def _constant(sde: GaussianSDE, p: Point) -> Pair:
-    return torch.zeros_like(p.t), torch.ones_like(p.t)
+def _in_time(sde: GaussianSDE, p: Point) -> Pair:
+    alpha_rate, sigma_rate, width = sde.alpha_rate(p.t), sde.sigma_rate(p.t), p.alpha + p.sigma
+    return (alpha_rate + sigma_rate) / width, (p.alpha * sigma_rate - p.sigma * alpha_rate) / width
+
+
+def _share(p: Point) -> Tensor:
+    return p.alpha / (p.alpha + p.sigma)
 
 
 VARIABLES: dict[str, Variable] = {
@@ -58,37 +74,46 @@ VARIABLES: dict[str, Variable] = {
         Variable(
             "t",
             lambda sde, lam: sde.time(2 * lam),
-            lambda sde, t: 0.5 * sde.log_snr(t),
+            lambda p: p.t,
+            lambda sde, t: t,
             lambda p: torch.ones_like(p.t),
-            lambda sde, p: (sde.drift_rate(p.t), 0.5 * sde.diffusion(p.t).square() / p.sigma),
-            "noise",
+            _in_time,
+            lambda sde, p: -0.5 * (sde.diffusion(p.t) / p.sigma).square(),
+            None,
             uniform(),
         ),
         Variable(
             "nu",
             lambda sde, lam: (-lam).exp(),
-            lambda sde, nu: -nu.log(),
+            lambda p: p.sigma / p.alpha,
+            lambda sde, nu: sde.time(-2 * nu.log()),
             lambda p: p.alpha,
-            _constant,
-            "noise",
+            lambda sde, p: (_share(p), _share(p)),
+            lambda sde, p: -p.alpha / p.sigma,
+            1.0,
             karras(),
         ),
         Variable(
             "rectified",
             lambda sde, lam: torch.sigmoid(-lam),
-            lambda sde, u: torch.log1p(-u) - u.log(),
+            lambda p: p.sigma / (p.alpha + p.sigma),
+            lambda sde, u: sde.time(2 * (torch.log1p(-u) - u.log())),
             lambda p: p.alpha + p.sigma,
-            _constant,
-            "flow",
+            lambda sde, p: (torch.zeros_like(p.t), torch.ones_like(p.t)),
+            lambda sde, p: -(p.alpha + p.sigma).square() / (p.alpha * p.sigma),
+            None,
             rectified(),
+            clocked=False,
         ),
         Variable(
             "log_snr",
             lambda sde, lam: lam,
-            lambda sde, lam: lam,
+            lambda p: 0.5 * p.log_snr,
+            lambda sde, lam: sde.time(2 * lam),
             lambda p: p.sigma,
-            lambda sde, p: (torch.zeros_like(p.t), p.alpha / p.sigma),
-            "data",
+            lambda sde, p: (_share(p), -_share(p)),
+            lambda sde, p: torch.ones_like(p.t),
+            0.0,
             log_snr(),
         ),
     )

@@ -1,0 +1,306 @@
+r"""Exponential Runge-Kutta methods on the data and noise predictions, for the reverse family of every eta.
+
+On a step of length h in lambda = log(alpha/sigma) the linear part and the noise are exact (``solvers/forms.py``). With
+theta in [0, 1] the share of the step, p the density of the integral's measure at the end and the exponent
+
+    data    z = -(1 + eta^2) h,    p = (1 + eta^2) alpha_s          noise    z = h,    p = -(1 + eta^2) sigma_s,
+
+the prediction's part of a step is h p times the integral of e^{(1 - theta) z} P d theta. A stage at c_i is a step of
+c_i h of its own. Its weights integrate the polynomial through the predictions before it; with phi_k(z) the integral of
+e^{(1 - theta) z} theta^{k-1}/(k-1)!, the classical forms are
+
+    order 2       a_21 = phi_1(c_2 z),  b_2 = phi_2/c_2  ("published": phi_1/(2 c_2)),  b_1 = phi_1 - b_2
+    order 3       a_32 = c_3/c_2 phi_2(c_3 z);  "exact": the parabola through all three stages;
+                  "published": b_3 = phi_2/c_3, b_2 = 0, b_1 = phi_1 - b_3, which is of order 3 at c_3 = 2/3
+
+(a_ij in units of c_i). The noise is that of one path: a draw for each part of the step between two stages, carried to
+every later state by the exact linear part.
+
+Source: Hochbruck and Ostermann 2005, "Explicit exponential Runge-Kutta methods for semilinear parabolic problems"; Lu
+et al. 2022, "DPM-Solver" and "DPM-Solver++"; Zhang et al. 2023, "Improved order analysis and design of exponential
+integrator for diffusion models sampling" (RES); Gonzalez et al. 2023, "SEEDS: exponential SDE solvers for fast
+high-quality sampling from diffusion models".
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from scoresde.errors import ConfigError, check_integer, check_number, unknown
+from scoresde.grids import Grid
+from scoresde.readout import Point
+from scoresde.sde import GaussianSDE
+from scoresde.solvers.base import Solver
+from scoresde.solvers.forms import FORMS, NODES, WEIGHTS
+from scoresde.solvers.onestep import OneStep, Stage, increments, readout
+from scoresde.tableau import Order
+
+__all__ = [
+    "dpm_solver_2",
+    "dpm_solver_3",
+    "dpmpp_2s",
+    "dpmpp_3s",
+    "exponential",
+    "exponential_euler",
+    "exponential_rk2",
+    "exponential_rk3",
+    "res",
+    "seeds_1",
+    "seeds_2",
+    "seeds_3",
+]
+
+SHARE, MEASURE = 0.5 * (NODES + 1), 0.5 * WEIGHTS
+EXPONENTS: dict[str, Callable[[float], float]] = {"data": lambda eta: -(1 + eta**2), "noise": lambda eta: 1.0}
+STAGES: dict[int, tuple[float, ...]] = {1: (0.0,), 2: (0.0, 1 / 2), 3: (0.0, 1 / 3, 2 / 3)}
+COEFFICIENTS = ("exact", "published")
+
+
+def exponential(
+    *,
+    prediction: str = "data",
+    order: int = 2,
+    eta: float = 0.0,
+    nodes: tuple[float, ...] | None = None,
+    coefficients: str = "exact",
+    grid: Grid | None = None,
+    name: str | None = None,
+    paper: str = "Hochbruck and Ostermann 2005",
+) -> Solver:
+    """Return the exponential Runge-Kutta method of these settings: ``order`` evaluations a step.
+
+    Args:
+        prediction: "data" or "noise".
+        order: 1, 2 or 3; with eta > 0 the weak order is at most 2 and the strong order 1.
+        eta: the reverse family's index, >= 0.
+        nodes: places of the stages after the first, increasing in (0, 1); (1/2,) and (1/3, 2/3) by default.
+        coefficients: "exact" or "published"; the module's docstring has both. Published methods of order 3 need a last
+            node of 2/3.
+        grid: native time grid; uniform in log_snr by default.
+        name: name of the solver.
+        paper: authors, year.
+
+    Raises:
+        ConfigError: unknown names, or nodes that do not fit the order. DomainError: order, eta or a node out of range.
+    """
+    if prediction not in EXPONENTS:
+        raise unknown("prediction of an exponential method", prediction, EXPONENTS)
+    if coefficients not in COEFFICIENTS:
+        raise unknown("coefficients", coefficients, COEFFICIENTS)
+    check_integer(order, "order", 1, 3)
+    check_number(eta, "eta", 0.0)
+    places = STAGES[order] if nodes is None else (0.0, *nodes)
+    if len(places) != order:
+        raise ConfigError(f"nodes of a method of order {order} must be {order - 1} numbers, got {nodes}")
+    for k, (low, c) in enumerate(itertools.pairwise(places)):
+        check_number(c, f"nodes[{k}]", low, 1.0, open_low=True, open_high=True)
+    if coefficients == "published" and order == 3 and abs(places[2] - 2 / 3) > 1e-12:
+        raise ConfigError(f"the published method of order 3 has its last node at 2/3, got {places[2]}; take 'exact'")
+    declared = Order(float(order)) if eta == 0 else Order(strong=1.0, weak=float(min(order, 2)))
+    title = name or f"exponential {order} ({prediction}, eta = {eta:g})"
+
+    def limits(late: Point, early: Point) -> Tensor:
+        return torch.isinf(late.log_snr) | torch.isinf(early.log_snr)
+
+    def stages(sde: GaussianSDE, late: Point, early: Point, written: str) -> list[Stage]:
+        return _stages(prediction, places, eta, coefficients, sde, late, early, written, title)
+
+    build = OneStep(title, prediction, stages, limits, declared, eta)
+    solver = Solver(name or "exponential", build, calls=order, order=declared, paper=paper)
+    return solver if grid is None else replace(solver, grid=grid)
+
+
+def _stages(
+    prediction: str,
+    nodes: tuple[float, ...],
+    eta: float,
+    coefficients: str,
+    sde: GaussianSDE,
+    late: Point,
+    early: Point,
+    written: str,
+    name: str,
+) -> list[Stage]:
+    form, start = FORMS[prediction], 0.5 * late.log_snr
+    h, etas = 0.5 * early.log_snr - start, torch.full_like(start, eta)
+    ends = [late, *(sde.at(sde.time(2 * (start + c * h))) for c in nodes[1:]), early]
+    places = (*nodes, 1.0)
+    fresh = [form.linear(p, q, (d - c) * h, etas)[1] for (p, q), (c, d) in _parts(ends, places)] if eta else []
+    stages = []
+    for j, (c, end) in enumerate(zip(places[1:], ends[1:], strict=True)):
+        final = c == 1.0 and coefficients == "published"
+        weights = _weights(c * EXPONENTS[prediction](eta) * h, [n / c for n in nodes[: j + 1]], final)
+        front = form.edge(end, etas) * c * h
+        # Noise made up to a place is carried from there to the stage's end.
+        carried = [form.linear(p, end, (c - d) * h, etas)[0] for p, d in zip(ends[1 : j + 1], places[1:], strict=False)]
+        draws = tuple(a * z for a, z in zip([*carried, torch.ones_like(h)], fresh, strict=False))
+        stages.append(
+            Stage(
+                ends[j],
+                readout(written, prediction, ends[j], name),
+                form.linear(late, end, c * h, etas)[0],
+                tuple(front * w for w in weights),
+                draws,
+                increments(ends[j], end, float(form.power(etas[:1]))) if eta else (),
+            )
+        )
+    return stages
+
+
+def _parts(ends: list[Point], places: tuple[float, ...]) -> list[tuple[tuple[Point, Point], tuple[float, float]]]:
+    """Return the parts of the step between its stages: their end points and their places."""
+    return list(zip(itertools.pairwise(ends), itertools.pairwise(places), strict=True))
+
+
+def _integral(z: Tensor, values: Tensor) -> Tensor:
+    """Return the integral of e^{(1 - theta) z} times the values at the quadrature nodes, (n,)."""
+    return (((1 - SHARE) * z[:, None]).exp() * values * MEASURE).sum(1)
+
+
+def _weights(z: Tensor, nodes: list[float], published: bool) -> list[Tensor]:
+    """Return the weights of the predictions at ``nodes`` (shares of the step) in a step of exponent z."""
+    if published and len(nodes) > 1:
+        whole, last = _integral(z, torch.ones_like(SHARE)), nodes[-1]
+        newest = whole / (2 * last) if len(nodes) == 2 else _integral(z, SHARE) / last
+        return [whole - newest, *(torch.zeros_like(z) for _ in nodes[1:-1]), newest]
+    weights = []
+    for c in nodes:
+        basis = torch.ones_like(SHARE)
+        for other in nodes:
+            if other != c:
+                basis = basis * (SHARE - other) / (c - other)
+        weights.append(_integral(z, basis))
+    return weights
+
+
+def exponential_euler(*, prediction: str = "data", eta: float = 1.0) -> Solver:
+    """Return the exponential Euler method: the prediction frozen, the linear part and the noise exact.
+
+    For the data prediction it is ancestral sampling (eta = 0: DDIM), for the noise prediction SEEDS-1. Order 1, strong
+    and weak.
+    """
+    return exponential(prediction=prediction, order=1, eta=eta, name="exponential_euler")
+
+
+def exponential_rk2(*, prediction: str = "data", eta: float = 0.0, node: float = 1 / 2) -> Solver:
+    """Return Hochbruck and Ostermann's exponential method of order 2: b_2 = phi_2/c_2, two evaluations a step."""
+    return exponential(prediction=prediction, order=2, eta=eta, nodes=(node,), name="exponential_rk2")
+
+
+def exponential_rk3(*, prediction: str = "data", eta: float = 0.0, node: float = 1 / 3) -> Solver:
+    """Return Hochbruck and Ostermann's exponential method of order 3 with c_3 = 2/3: three evaluations a step.
+
+    Source: their section 5.2: a_32 = 2/(3 c_2) phi_2(2/3 z) in units of c_3, b_3 = 3/2 phi_2, b_2 = 0.
+    """
+    return exponential(
+        prediction=prediction,
+        order=3,
+        eta=eta,
+        nodes=(node, 2 / 3),
+        coefficients="published",
+        name="exponential_rk3",
+    )
+
+
+def res(*, node: float = 1 / 2, eta: float = 0.0) -> Solver:
+    """Return the single-step refined exponential solver: exponential Runge-Kutta of order 2 on the data prediction.
+
+    Source: Zhang et al. 2023, "Improved order analysis and design of exponential integrator for diffusion models
+    sampling", which has eta = 0.
+    """
+    return exponential(order=2, eta=eta, nodes=(node,), name="res", paper="Zhang et al. 2023")
+
+
+def dpm_solver_2(*, r: float = 1 / 2, coefficients: str = "published") -> Solver:
+    """Return DPM-Solver-2: noise prediction, one inner stage at the share r of the step in log(alpha/sigma); order 2.
+
+    u = alpha_m/alpha_t x - sigma_m (e^{r h} - 1) noise(x), x_s = alpha_s/alpha_t x - sigma_s (e^h - 1) [(1 - 1/(2 r))
+    noise(x) + 1/(2 r) noise(u)]. At r = 1/2 it is the midpoint method in nu with the geometric middle, k-diffusion's
+    DPM2. ``coefficients="exact"`` has phi_2/r in the place of phi_1/(2 r). Source: Lu et al. 2022, "DPM-Solver: a fast
+    ODE solver for diffusion probabilistic model sampling in around 10 steps", algorithms 1 and 4.
+    """
+    return exponential(
+        prediction="noise",
+        order=2,
+        nodes=(r,),
+        coefficients=coefficients,
+        name="dpm_solver_2",
+        paper="Lu et al. 2022a",
+    )
+
+
+def dpm_solver_3(*, r: float = 1 / 3, coefficients: str = "published") -> Solver:
+    """Return DPM-Solver-3: noise prediction, inner stages at r and 2/3; order 3, three evaluations a step.
+
+    It is ``exponential_rk3(prediction="noise", node=r)``; ``coefficients="exact"`` integrates the parabola through all
+    three stages. Source: Lu et al. 2022, "DPM-Solver", algorithm 2 (r_1 = 1/3, r_2 = 2/3).
+    """
+    return exponential(
+        prediction="noise",
+        order=3,
+        nodes=(r, 2 / 3),
+        coefficients=coefficients,
+        name="dpm_solver_3",
+        paper="Lu et al. 2022a",
+    )
+
+
+def dpmpp_2s(*, r: float = 1 / 2, coefficients: str = "published") -> Solver:
+    """Return DPM-Solver++(2S): data prediction, one inner stage at the share r of the step; order 2.
+
+    u = sigma_m/sigma_t x - alpha_m (e^{-r h} - 1) data(x), x_s = sigma_s/sigma_t x - alpha_s (e^{-h} - 1)
+    [(1 - 1/(2 r)) data(x) + 1/(2 r) data(u)]. ``coefficients="exact"`` is RES. Source: Lu et al. 2022, "DPM-Solver++:
+    fast solver for guided sampling of diffusion probabilistic models", algorithm 1.
+    """
+    return exponential(order=2, nodes=(r,), coefficients=coefficients, name="dpmpp_2s", paper="Lu et al. 2022b")
+
+
+def dpmpp_3s(*, r: float = 1 / 3, coefficients: str = "published") -> Solver:
+    """Return DPM-Solver++(3S): data prediction, inner stages at r and 2/3; order 3, three evaluations a step.
+
+    It is ``exponential_rk3(node=r)``: DPM-Solver-3's formula with data predictions. Source: Lu et al. 2022,
+    "DPM-Solver++", in the authors' program.
+    """
+    return exponential(order=3, nodes=(r, 2 / 3), coefficients=coefficients, name="dpmpp_3s", paper="Lu et al. 2022b")
+
+
+def seeds_1(*, eta: float = 1.0) -> Solver:
+    """Return SEEDS-1: exponential Euler on the noise prediction.
+
+    x_s = alpha_s/alpha_t x - 2 sigma_s (e^h - 1) noise(x) + sigma_s sqrt(e^{2h} - 1) z at eta = 1. Source: Gonzalez et
+    al. 2023, "SEEDS".
+    """
+    return _seeds(1, eta, "published")
+
+
+def seeds_2(*, eta: float = 1.0, coefficients: str = "published") -> Solver:
+    """Return SEEDS-2: DPM-Solver-2's stages with twice the weight of the noise prediction and the noise of one path.
+
+    Two draws a step, one for each half of it in log(alpha/sigma); weak order 2, strong order 1. Source: Gonzalez et al.
+    2023, "SEEDS".
+    """
+    return _seeds(2, eta, coefficients)
+
+
+def seeds_3(*, eta: float = 1.0, coefficients: str = "published") -> Solver:
+    """Return SEEDS-3: DPM-Solver-3's stages with the noise of one path, three draws a step; weak order 2, strong 1.
+
+    Source: Gonzalez et al. 2023, "SEEDS".
+    """
+    return _seeds(3, eta, coefficients)
+
+
+def _seeds(order: int, eta: float, coefficients: str) -> Solver:
+    return exponential(
+        prediction="noise",
+        order=order,
+        eta=eta,
+        coefficients=coefficients,
+        name=f"seeds_{order}",
+        paper="Gonzalez et al. 2023",
+    )
