@@ -16,7 +16,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from scoresde.errors import ConfigError, DTypeError, ShapeError, SolverError, check_integer, check_samples, unknown
+from scoresde.errors import (
+    ConfigError,
+    DomainError,
+    DTypeError,
+    ScoreSDEError,
+    ShapeError,
+    SolverError,
+    check_device,
+    check_floating,
+    check_integer,
+    check_samples,
+    unknown,
+)
 from scoresde.executor import Step
 from scoresde.gaussian import Gaussian
 from scoresde.grids import Grid
@@ -26,7 +38,7 @@ from scoresde.noise import GeneratorNoise, NoiseSource, SampleNoise, TapeNoise, 
 from scoresde.runs import FINALS, FlowRun, TableRun
 from scoresde.schedules import SCHEDULES
 from scoresde.sde import GaussianSDE
-from scoresde.solvers import ProbabilityFlow, Solver, by_name
+from scoresde.solvers import SOLVERS, ProbabilityFlow, Solver, by_name
 from scoresde.tableau import Tableau
 
 __all__ = ["SampleResult", "build_table", "sample"]
@@ -68,7 +80,8 @@ def build_table(
     """Return the table that ``sample`` runs with these options.
 
     Raises:
-        ConfigError: options that do not go together, an unknown ``final``. DomainError, DTypeError: bad steps or times.
+        ConfigError: options that do not go together, an unknown ``final``. DomainError, DTypeError: bad steps or times,
+            or a solver that the SDE cannot carry on them, with the names of those that it can.
     """
     if final not in FINALS:
         raise unknown("final", final, FINALS)
@@ -77,25 +90,44 @@ def build_table(
             f"solver must be a name, a Solver, a Tableau or a ProbabilityFlow, got {solver!r}; "
             "a builder is called first: solver=solvers.ddim()"
         )
+    if not isinstance(sde, GaussianSDE):
+        raise DTypeError(f"sde must be a GaussianSDE, e.g. VPSDE(), got {sde!r}")
     if not (times is None or isinstance(times, (Tensor, Grid))):
         raise DTypeError(f"times must be a floating tensor or a Grid, got {type(times).__name__}; use torch.tensor")
     if isinstance(solver, Tableau):
         if steps is not None or times is not None:
             raise ConfigError("a built Tableau has its own times; leave out steps= and times=, or pass its solver")
-        table = solver
-    elif isinstance(times, Tensor):
-        if steps is not None:
-            raise ConfigError("give steps= or a tensor of times=, not both")
-        table = solver(sde, times)
-    else:
-        grid = solver.grid if times is None else times
-        count = steps if steps is not None else grid.steps
-        count = check_integer(20 if count is None else count, "steps", 1)
-        count = count - 1 if final == "denoise" else count
-        # A built-in SDE cannot change behind the table's back; another one may (a learned schedule).
-        constant = SCHEDULES.get(type(sde).__name__) is type(sde)
-        return (_built if constant else _build)(sde, solver, grid, count, final)
-    return FINALS[final](table)
+        return FINALS[final](solver)
+    if isinstance(times, Tensor) and steps is not None:
+        raise ConfigError("give steps= or a tensor of times=, not both")
+    try:
+        return _table(sde, solver, steps, times, final)
+    except DomainError as error:
+        able = [name for name in SOLVERS if _carries(sde, name, steps, times, final)]
+        if not able:
+            raise
+        raise DomainError(f"{error}; on these times {sde} carries {', '.join(able)}") from error
+
+
+def _table(sde: GaussianSDE, solver: Solver, steps: int | None, times: Tensor | Grid | None, final: str) -> Tableau:
+    if isinstance(times, Tensor):
+        return FINALS[final](solver(sde, times))
+    grid = solver.grid if times is None else times
+    count = steps if steps is not None else grid.steps
+    count = check_integer(20 if count is None else count, "steps", 1)
+    count = count - 1 if final == "denoise" else count
+    # A built-in SDE cannot change behind the table's back; another one may (a learned schedule).
+    constant = SCHEDULES.get(type(sde).__name__) is type(sde)
+    return (_built if constant else _build)(sde, solver, grid, count, final)
+
+
+def _carries(sde: GaussianSDE, name: str, steps: int | None, times: Tensor | Grid | None, final: str) -> bool:
+    """Say whether the solver of this name has a table here."""
+    solver = by_name(name)
+    try:
+        return isinstance(solver, Solver) and bool(_table(sde, solver, steps, times, final).rows)
+    except ScoreSDEError:
+        return False
 
 
 def _build(sde: GaussianSDE, solver: Solver, grid: Grid, count: int, final: str) -> Tableau:
@@ -174,6 +206,7 @@ def sample(
     shape, dtype, device = _layout(model, shape, x_init, dtype, device)
     cond = check_condition(cond, shape[0])
     used_seed = _check_sources(seed, seeds, generator, noise, shape[0], device)
+    _check_parts(kernels, on_step, prior, shape)
     check_integer(first_sample, "first_sample", 0)
     if chunk_size is not None:
         check_integer(chunk_size, "chunk_size", 1)
@@ -267,12 +300,12 @@ def _layout(
     model: ScoreModel,
     shape: Sequence[int] | None,
     x_init: Tensor | None,
-    dtype: torch.dtype | None,
+    dtype: object,
     device: torch.device | str | None,
 ) -> tuple[tuple[int, ...], torch.dtype, torch.device]:
     """Return shape, type and device of the result."""
     if x_init is not None:
-        check_samples(x_init, "x_init")
+        check_floating(x_init, "x_init")
         if shape is not None and tuple(shape) != tuple(x_init.shape):
             raise ShapeError(f"shape {tuple(shape)} and x_init of shape {tuple(x_init.shape)} differ; leave out shape")
         shape, dtype = tuple(x_init.shape), dtype or x_init.dtype
@@ -282,9 +315,16 @@ def _layout(
     for k, n in enumerate(shape):
         check_integer(n, f"shape[{k}]", 0)
     dtype = torch.float32 if dtype is None else dtype
-    if not dtype.is_floating_point:
-        raise DTypeError(f"dtype must be a real floating type, got {dtype}")
-    return tuple(shape), dtype, torch.device(device or model.device or "cpu")
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise DTypeError(f"dtype must be a real floating type of torch, e.g. torch.float32, got {dtype!r}")
+    try:
+        place = torch.empty(0, device=device or model.device or "cpu").device
+    except (RuntimeError, AssertionError, TypeError) as error:
+        raise ConfigError(f"device must name one that torch can use, got {device!r}: {error}") from error
+    check_device(place, "device" if x_init is None else "x_init", model.device or place, "the model")
+    if x_init is not None:
+        check_samples(x_init, "x_init")
+    return tuple(shape), dtype, place
 
 
 def _check_sources(
@@ -302,25 +342,49 @@ def _check_sources(
     if len(named) > 1:
         raise ConfigError(f"give one source of randomness, got {' and '.join(named)}")
     if seeds is not None:
+        if not isinstance(seeds, Sequence):
+            raise DTypeError(f"seeds must be a list of integers, one for each sample, got {seeds!r}; one is seed=")
         if len(seeds) != batch:
             raise ShapeError(f"seeds must name one seed for each of the {batch} samples, got {len(seeds)}")
         for k, one in enumerate(seeds):
             check_seed(one, f"seeds[{k}]")
-    if generator is not None and generator.device.type != device.type:
-        raise ConfigError(f"generator is on {generator.device}, the samples on {device}; make it on that device")
+    if generator is not None:
+        try:
+            place = generator.device
+        except AttributeError as error:
+            raise DTypeError(f"generator must be a torch.Generator, got {generator!r}; a number is seed=") from error
+        if place.type != device.type:
+            raise ConfigError(f"generator is on {place}, the samples on {device}; make it on that device")
     if named and named != ["seed"]:
         return None
     return fresh_seed() if seed is None else check_seed(seed)
 
 
-def _check_tape(noise: Sequence[object], shape: tuple[int, ...], needed: int) -> None:
+def _check_parts(kernels: object, on_step: object, prior: Gaussian | None, shape: tuple[int, ...]) -> None:
+    """Check what the loop calls, and the law of the start state."""
+    if not isinstance(kernels, Sequence) or not all(callable(kernel) for kernel in kernels):
+        raise DTypeError(f"kernels must be a list of kernels, e.g. [Langevin(snr=0.16)], got {kernels!r}")
+    if not (on_step is None or callable(on_step)):
+        raise DTypeError(f"on_step must be a function of a Step, got {on_step!r}")
+    if prior is None:
+        return
+    if not isinstance(prior, Gaussian):
+        raise DTypeError(f"prior must be a Gaussian, got {type(prior).__name__}; e.g. sde.prior(), Moments.at(...)")
+    if prior.mean.shape not in ((), shape[1:]):
+        raise ShapeError(f"prior must have the event {shape[1:]} of the samples, got {tuple(prior.mean.shape)}")
+
+
+def _check_tape(noise: object, shape: tuple[int, ...], needed: int) -> None:
     """Check recorded noise before it is used."""
+    if not isinstance(noise, (Sequence, Tensor)):
+        raise DTypeError(f"noise must be a list of tensors, one for each draw, got {type(noise).__name__}")
     if len(noise) < needed:
         raise ShapeError(f"noise holds {len(noise)} tensors, the sampler asks for {needed}; record one per draw")
     for k, z in enumerate(noise[:needed]):
         if not isinstance(z, Tensor) or z.shape != shape:
             got = tuple(z.shape) if isinstance(z, Tensor) else type(z).__name__
             raise ShapeError(f"noise[{k}] has shape {got}, needed is {shape}")
+        check_samples(z, f"noise[{k}]")
 
 
 def _start(
