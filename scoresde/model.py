@@ -20,7 +20,8 @@ The noise, data, score and v views are Ho et al. 2020 and Salimans and Ho 2022; 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from os import PathLike
 
@@ -453,6 +454,18 @@ class PreparedModel:
         if self.cast is not None:
             x = x.to(self.cast)
         return self.model.raw(x, self.c_noise[i], self.cond)
+
+
+@contextmanager
+def in_mode(module: nn.Module, *, training: bool) -> Iterator[None]:
+    """Put a module into training or evaluation mode; restore every part's own mode, also after an exception."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.train(training)
+    try:
+        yield
+    finally:
+        for part, mode in modes:
+            part.training = mode
 
 
 def check_condition(cond: object, batch: int, device: torch.device | None = None) -> Condition:

@@ -9,8 +9,7 @@ interval ends, and ``final="denoise"`` adds one call at the last entry unless it
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -33,7 +32,7 @@ from scoresde.executor import Step
 from scoresde.gaussian import Gaussian
 from scoresde.grids import Grid
 from scoresde.kernels import Kernel
-from scoresde.model import Condition, ScoreModel, check_condition
+from scoresde.model import Condition, ScoreModel, check_condition, in_mode
 from scoresde.noise import GeneratorNoise, NoiseSource, SampleNoise, TapeNoise, check_seed, fresh_seed
 from scoresde.runs import FINALS, FlowRun, TableRun
 from scoresde.schedules import SCHEDULES
@@ -252,7 +251,7 @@ def sample(
     size = chunk_size or shape[0]
     parts = []
     shared = None if generator is None else GeneratorNoise(generator)
-    with _evaluating(model), torch.set_grad_enabled(differentiable):
+    with in_mode(model, training=False), torch.set_grad_enabled(differentiable):
         for low in range(0, shape[0], size):
             high = min(low + size, shape[0])
             source: NoiseSource
@@ -411,15 +410,3 @@ def _start(
     if model.moments is not None:
         return model.moments.at(table.start.alpha, table.start.sigma).from_noise(z)
     return z.mul_(table.prior_std)
-
-
-@contextmanager
-def _evaluating(model: ScoreModel) -> Iterator[None]:
-    """Put the network into evaluation mode and restore every module's own mode, also after an exception."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode

@@ -232,6 +232,8 @@ def test_compose_applies_in_order_and_inverts_backwards() -> None:
 def test_a_transform_of_your_own_can_be_composed() -> None:
     @dataclass(frozen=True)
     class Asinh:
+        random: bool = False
+
         def forward(self, x: Tensor, generator: Generator | None = None) -> Tensor:
             return x.asinh()
 

@@ -27,7 +27,8 @@ from scoresde import (
     ShapeError,
     SolverError,
 )
-from scoresde.losses import TIMES, WEIGHTS, denoising_score_matching, scalars
+from scoresde.losses import TIMES, WEIGHTS, denoising_score_matching
+from scoresde.losses.denoising import scalars
 from scoresde.nn import MLP
 from scoresde.noise import normal, stream
 from scoresde.training import DECAYS, EMA, Trainer, fit

@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING, Final, Literal
 
 from scoresde.errors import ConfigError, DTypeError, unknown
 from scoresde.metrics import Comparison
-from scoresde.plots.style import GREY, MARKERS, PALETTE, dress, new_figure, styled
+from scoresde.plots.style import GREY, MARKERS, PALETTE, dress, new_figure, plain_log_ticks, styled
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
     from matplotlib.axes import Axes
-    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
 __all__ = ["LABELS", "comparison"]
@@ -132,21 +131,10 @@ def _draw_floors(axes: Axes, rows: Sequence[Comparison], name: str, cost: str) -
 def _scale(axes: Axes, rows: Sequence[Comparison], name: str, *, straight: bool) -> None:
     """Choose the axes' scales and plain numbers on them."""
     axes.set_xscale("log")
-    _plain_log_ticks(axes.xaxis, *axes.get_xlim())
+    plain_log_ticks(axes.xaxis, *axes.get_xlim())
     values = [row.distances[name] for row in rows] + [row.floors[name] for row in rows if name in row.floors]
     if straight or min(values) <= 0.0:
         return
     axes.set_yscale("log")
     axes.set_ylim(min(values) / 1.5, max(values) * 1.5)  # a band that reaches zero must not stretch the axis
-    _plain_log_ticks(axes.yaxis, *axes.get_ylim())
-
-
-def _plain_log_ticks(axis: Axis, low: float, high: float) -> None:
-    """Write 0.05 and 20, not powers of ten; intermediate ticks only where few decades leave room."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-
-    decades = math.log10(high / low)
-    steps = ((0.5, range(1, 10)), (1.1, (1, 2, 3, 5, 7)), (1.7, (1, 2, 5)), (2.5, (1, 3)), (math.inf, (1,)))
-    axis.set_major_locator(LogLocator(subs=next(subs for limit, subs in steps if decades <= limit)))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axis.set_minor_formatter(NullFormatter())
+    plain_log_ticks(axes.yaxis, *axes.get_ylim())

@@ -7,6 +7,7 @@ still legible at half size (11 points at 150 dots per inch). A user's own matplo
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,9 +17,10 @@ from scoresde.errors import ConfigError, DTypeError, unknown
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
-__all__ = ["GREY", "INK", "MARKERS", "PALETTE", "PAPER", "dress", "new_figure", "save", "styled"]
+__all__ = ["GREY", "INK", "MARKERS", "PALETTE", "PAPER", "dress", "new_figure", "plain_log_ticks", "save", "styled"]
 
 PALETTE: Final = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS: Final = ("o", "s", "^", "D", "v", "P", "X")
@@ -79,6 +81,17 @@ def dress(axes: Axes, *, xlabel: str = "", ylabel: str = "", title: str = "", gr
     if grid:
         axes.grid(visible=True, which="major", color="#DDDDDD", linewidth=0.8)
         axes.set_axisbelow(True)
+
+
+def plain_log_ticks(axis: Axis, low: float, high: float) -> None:
+    """Write 0.05 and 20, not powers of ten; intermediate ticks only where few decades leave room."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    decades = math.log10(high / low)
+    steps = ((0.5, range(1, 10)), (1.1, (1, 2, 3, 5, 7)), (1.7, (1, 2, 5)), (2.5, (1, 3)), (math.inf, (1,)))
+    axis.set_major_locator(LogLocator(subs=next(subs for limit, subs in steps if decades <= limit)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def save(figure: Figure, path: str | Path) -> Path:

@@ -2,6 +2,7 @@
 
 from scoresde.training.average import EMA
 from scoresde.training.loop import DECAYS, TrainResult, fit
+from scoresde.training.run import Record
 from scoresde.training.step import Trainer
 
-__all__ = ["DECAYS", "EMA", "TrainResult", "Trainer", "fit"]
+__all__ = ["DECAYS", "EMA", "Record", "TrainResult", "Trainer", "fit"]

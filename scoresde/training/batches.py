@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from scoresde.errors import ConfigError, ShapeError, check_number
-from scoresde.losses import move
+from scoresde.losses.denoising import move
 from scoresde.model import Condition
 from scoresde.noise import permutation, stream
+from scoresde.transforms import Transform
 
 __all__ = ["Batches", "check_labels"]
 
@@ -23,15 +24,24 @@ class Batches:
         cond: conditions, each (N, *), or None.
         size: samples of a batch; one may reach over the end of an epoch.
         label_dropout: share of ``cond["label"]`` that becomes -1.
-        seed: the order of an epoch comes from (seed, epoch), dropped labels from (seed, step).
+        seed: the order of an epoch comes from (seed, epoch), dropped labels and a transform's noise from (seed, step).
         device: where the batches go.
+        transform: a random one, drawn anew for every batch; None where the data are transformed already.
     """
 
     def __init__(
-        self, data: Tensor, cond: Condition, *, size: int, label_dropout: float, seed: int, device: torch.device
+        self,
+        data: Tensor,
+        cond: Condition,
+        *,
+        size: int,
+        label_dropout: float,
+        seed: int,
+        device: torch.device,
+        transform: Transform | None = None,
     ) -> None:
         self.data, self.cond, self.size, self.label_dropout = data, cond, size, label_dropout
-        self.seed, self.device = seed, device
+        self.seed, self.device, self.transform = seed, device, transform
         self._order: tuple[int, Tensor] = (-1, torch.empty(0))
 
     def index(self, step: int) -> Tensor:
@@ -52,15 +62,18 @@ class Batches:
         def take(source: Tensor) -> Tensor:
             return move(source[move(index, source.device)], device)
 
+        x = take(self.data)
+        if self.transform is not None:
+            x = self.transform.forward(x, stream(self.seed, "transform", step, device=device))
         if self.cond is None:
-            return take(self.data), None
+            return x, None
         cond = {key: take(value) for key, value in self.cond.items()}
         if self.label_dropout:
             from scoresde.nn import drop_labels
 
             generator = stream(self.seed, "labels", step, device=device)
             cond["label"] = drop_labels(cond["label"], self.label_dropout, generator)
-        return take(self.data), cond
+        return x, cond
 
 
 def check_labels(cond: object, samples: int, label_dropout: float) -> Condition:

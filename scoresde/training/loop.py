@@ -1,7 +1,6 @@
-r"""The loop around the step: learning rate, records, checkpoints, and the watch over the loss.
+r"""Training on data in memory: options, learning rate, folder, resuming.
 
-The learning rate rises linearly over the warm-up, then falls to zero along a cosine or a line. Losses stay on the
-device until they are logged.
+The learning rate rises linearly over the warm-up, then falls to zero along a cosine or a line.
 """
 
 from __future__ import annotations
@@ -9,17 +8,13 @@ from __future__ import annotations
 import json
 import math
 import os
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from scoresde import checkpoint
@@ -27,7 +22,6 @@ from scoresde.errors import (
     CheckpointError,
     ConfigError,
     ShapeError,
-    SolverError,
     check_integer,
     check_number,
     check_samples,
@@ -35,16 +29,14 @@ from scoresde.errors import (
 )
 from scoresde.gaussian import Moments
 from scoresde.losses import TimeSampler, Weight
-from scoresde.model import Condition, ScoreModel
+from scoresde.model import Condition, ScoreModel, in_mode
 from scoresde.noise import check_seed, fresh_seed, stream
 from scoresde.training.batches import Batches, check_labels
+from scoresde.training.run import CHECKPOINT, LOG, Judge, Record, Run
 from scoresde.training.step import Trainer
 from scoresde.transforms import Transform
 
 __all__ = ["DECAYS", "TrainResult", "fit"]
-
-PATIENCE = 3
-CHECKPOINT, LOG = "checkpoint", "log.jsonl"
 
 DECAYS: dict[str, Callable[[float], float]] = {
     "cosine": lambda u: 0.5 * (1 + math.cos(math.pi * u)),
@@ -60,8 +52,7 @@ class TrainResult:
     Args:
         model: the model with the averaged weights, to sample from; the trained model itself keeps the raw ones.
         losses: the mean loss of each step of this call, (steps,), on the CPU; NaN where the step was skipped.
-        log: the records that went to the log: step, loss (mean since the last record), learning_rate, gradient_norm,
-            skipped (steps since the last record that were not made, their loss or gradient being not finite), seconds.
+        log: the records that went to the log; ``plots.training`` draws them.
         steps: steps made in all.
         seconds: time spent in this call.
         seed: the seed that was used.
@@ -70,7 +61,7 @@ class TrainResult:
 
     model: ScoreModel
     losses: Tensor
-    log: tuple[dict[str, float | None], ...]
+    log: tuple[Record, ...]
     steps: int
     seconds: float
     seed: int
@@ -94,6 +85,8 @@ def fit(
     cond: Condition = None,
     label_dropout: float = 0.0,
     transform: Transform | None = None,
+    held_out: Tensor | None = None,
+    held_out_cond: Condition = None,
     autocast: torch.dtype | None = None,
     seed: int | None = 0,
     folder: str | os.PathLike[str] | None = None,
@@ -101,13 +94,13 @@ def fit(
     log_every: int = 50,
     resume: bool = False,
     progress: bool = True,
-    on_log: Callable[[dict[str, float | None]], None] | None = None,
+    on_log: Callable[[Record], None] | None = None,
 ) -> TrainResult:
     """Train a model's network by denoising score matching on data that fit in memory.
 
-    The data pass through the transform; their moments go to ``model.moments``, so that samplers start from the right
-    prior. Every epoch is a new order of the data, drawn from (seed, epoch). The network trains in training mode on its
-    own device; every module's mode is restored at the end.
+    The data pass through the transform (one that draws noise draws it anew for every batch); their moments go to
+    ``model.moments``, so that samplers start from the right prior. Every epoch is a new order of the data, drawn from
+    (seed, epoch). The network trains in training mode on its own device; every module's mode is restored at the end.
 
     Args:
         model: the model; its network ends with the raw weights, its ``moments`` and ``transform`` are set.
@@ -125,10 +118,14 @@ def fit(
         cond: conditions of the data, tensors (N, *), e.g. ``{"label": labels}``.
         label_dropout: share of the labels in ``cond["label"]`` that become -1, for guidance.
         transform: from the data's units to the model's; by default the model's own, if it has one.
+        held_out: data (M, *) that are not trained on; their loss at fixed noise and times, with the averaged weights,
+            goes into the log with every checkpoint that is due.
+        held_out_cond: their conditions.
         autocast: None or torch.bfloat16.
         seed: of everything random; None draws one and reports it.
         folder: for log.jsonl and the checkpoint; new or empty unless ``resume``. None to write nothing.
-        save_every: steps between checkpoints, by default a tenth of the steps; there is always one at the end.
+        save_every: steps between checkpoints and held-out losses, by default a tenth of the steps; the last step has
+            both in any case.
         log_every: steps between records.
         resume: go on from the folder's checkpoint, to the same bits as a run that was never interrupted.
         progress: show a bar with the loss and the time left.
@@ -162,16 +159,19 @@ def fit(
     x = check_samples(data, "data").detach()
     if x.shape[0] == 0:
         raise ShapeError("data is empty: training needs at least one sample")
-    x = x.to(torch.promote_types(x.dtype, torch.float32))
-    x = (x if transform is None else transform.forward(x, stream(seed, "transform", device=x.device))).to(trainer.dtype)
+    raw = x.to(torch.promote_types(x.dtype, torch.float32))
+    x = raw if transform is None else transform.forward(raw, stream(seed, "transform", device=x.device))
+    x = x.to(trainer.dtype)
     moments = Moments.of(x)
+    redraws = transform is not None and transform.random
     batches = Batches(
-        x,
+        raw.to(trainer.dtype) if redraws else x,
         check_labels(cond, len(x), label_dropout),
         size=batch_size,
         label_dropout=label_dropout,
         seed=seed,
         device=trainer.device,
+        transform=transform if redraws else None,
     )
     where = None if folder is None else Path(folder)
     if resume:
@@ -179,126 +179,16 @@ def fit(
     if where is not None:
         _open_folder(where, resume)
     model.moments, model.transform = moments, transform
-    run = _Run(trainer, batches, where, steps, save_every, log_every, on_log)
+    judge = None if held_out is None else Judge(trainer, held_out, held_out_cond, weight, times)
+    run = Run(trainer, batches, where, steps, save_every, log_every, on_log, judge)
     with (
-        _training(trainer.net),
+        in_mode(trainer.net, training=True),
         tqdm(total=steps, initial=trainer.step, desc="training", unit="step", disable=not progress, leave=False) as bar,
     ):
         losses = run(lambda text: bar.set_postfix_str(text), bar.update)
     averaged = model.with_sde(model.sde)
     averaged.net = trainer.ema.copy()
     return TrainResult(averaged, losses, tuple(run.log), trainer.step, time.perf_counter() - started, seed, where)
-
-
-class _Run:
-    """The loop: steps, records, checkpoints, and the watch over the loss."""
-
-    def __init__(
-        self,
-        trainer: Trainer,
-        batches: Batches,
-        folder: Path | None,
-        steps: int,
-        save_every: int,
-        log_every: int,
-        on_log: Callable[[dict[str, float | None]], None] | None,
-    ) -> None:
-        self.trainer, self.batches, self.folder, self.steps = trainer, batches, folder, steps
-        self.save_every, self.log_every, self.on_log = save_every, log_every, on_log
-        self.first = self.logged = trainer.step
-        self.losses = torch.full((max(0, steps - self.first),), math.nan, device=trainer.device)
-        self.log: list[dict[str, float | None]] = []
-        self.bad_checks = 0
-        self.started = time.perf_counter()
-
-    def __call__(self, show: Callable[[str], None], tick: Callable[[], object]) -> Tensor:
-        """Run to the last step and return the losses."""
-        trainer = self.trainer
-        try:
-            with _patient() as interrupted:
-                while trainer.step < self.steps and not interrupted():
-                    k = trainer.step
-                    loss = trainer(*self.batches(k))
-                    self.losses[k - self.first] = loss.masked_fill(trainer.skipped, math.nan)
-                    tick()
-                    last = trainer.step == self.steps
-                    if last or trainer.step % self.log_every == 0:
-                        show(f"loss {self.record():.4g}")
-                    if last or trainer.step % self.save_every == 0:
-                        self.save()
-                if interrupted():
-                    raise KeyboardInterrupt
-        except KeyboardInterrupt:
-            # Without _patient's help it may come in the middle of an update, which is not worth keeping.
-            if not trainer.updating:
-                self.save()
-            raise
-        return self.losses.cpu()
-
-    def recent(self) -> tuple[Tensor, Tensor]:
-        """Return the losses since the last record, and the finite ones among them, in float64 on the CPU."""
-        losses = self.losses[self.logged - self.first : self.trainer.step - self.first].double().cpu()
-        return losses, losses[torch.isfinite(losses)]
-
-    def record(self) -> float:
-        """Write a record, return its loss, and raise where the loss has stayed non-finite too long."""
-        trainer = self.trainer
-        recent, good = self.recent()
-        mean = float(good.mean()) if len(good) else math.nan
-        entry = {
-            "step": trainer.step,
-            "loss": mean,
-            "learning_rate": trainer.rate(trainer.step - 1),
-            "gradient_norm": float(trainer.gradient_norm),
-            "skipped": len(recent) - len(good),
-            "seconds": round(time.perf_counter() - self.started, 3),
-        }
-        record = {key: value if math.isfinite(value) else None for key, value in entry.items()}
-        self.logged = trainer.step
-        self.log.append(record)
-        if self.folder is not None:
-            with (self.folder / LOG).open("a", encoding="utf-8") as file:
-                file.write(json.dumps(record) + "\n")
-        if self.on_log is not None:
-            self.on_log(dict(record))
-        self.bad_checks = self.bad_checks + 1 if 2 * len(good) < len(recent) else 0
-        if self.bad_checks == PATIENCE or (self.bad_checks and trainer.step == self.steps):
-            raise self.failure()
-        return mean
-
-    def failure(self) -> SolverError:
-        """Describe the last step that was skipped; where no other came after it, with the weights that it had."""
-        trainer = self.trainer
-        done = trainer.step
-        step = trainer.step = self.first + int(torch.isnan(self.losses[: done - self.first]).nonzero()[-1])
-        x0, cond = self.batches(step)
-        with torch.no_grad():
-            bad = ~torch.isfinite(trainer.losses(x0, cond)).cpu()
-        t = trainer.draw_times(len(x0), step)[bad]
-        trainer.step = done
-        where = "the gradient is not"
-        if len(t):
-            where = f"{len(t)} of {len(bad)} samples, at t from {float(t.min()):.3g} to {float(t.max()):.3g}"
-        kept = "no checkpoint was written"
-        if self.folder is not None and (self.folder / CHECKPOINT).is_dir():
-            kept = f"the last good checkpoint is in {self.folder / CHECKPOINT}"
-        return SolverError(
-            f"the loss is not finite at step {step}, learning rate {trainer.rate(step):.3g}: {where}; {kept}. "
-            "Lower learning_rate, lengthen warmup, lower clip_norm or look at the data's scale"
-        )
-
-    def save(self) -> None:
-        """Write a checkpoint, unless the loss is not finite at present."""
-        if self.folder is None or self.bad_checks:
-            return
-        recent, good = self.recent()
-        if 2 * len(good) < len(recent):
-            return
-        documents, tensors = self.trainer.model.contents(self.trainer.ema.state_dict())
-        numbers, state = self.trainer.state()
-        checkpoint.write(
-            self.folder / CHECKPOINT, {**documents, "training": numbers}, {**tensors, "training_state": state}
-        )
 
 
 def _schedule(steps: int, peak: float, warmup: int, decay: str) -> Callable[[int], float]:
@@ -339,40 +229,3 @@ def _resume(folder: Path | None, trainer: Trainer) -> None:
         # A line that was being written when the run was killed has no end.
         kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= trainer.step]
         log.write_text("".join(kept), encoding="utf-8")
-
-
-@contextmanager
-def _patient() -> Iterator[Callable[[], bool]]:
-    """Let Ctrl-C wait for the end of the step, so that the checkpoint is a whole one; a second one does not wait.
-
-    It acts where Ctrl-C would raise KeyboardInterrupt here: in the main thread, under Python's own handler.
-    """
-    asked: list[int] = []
-    if (
-        threading.current_thread() is not threading.main_thread()
-        or signal.getsignal(signal.SIGINT) is not signal.default_int_handler
-    ):
-        yield lambda: False
-        return
-
-    def ask(number: int, frame: FrameType | None) -> None:
-        asked.append(number)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    signal.signal(signal.SIGINT, ask)
-    try:
-        yield lambda: bool(asked)
-    finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
-@contextmanager
-def _training(network: nn.Module) -> Iterator[None]:
-    """Put the network into training mode and restore every module's own mode, also after an exception."""
-    modes = [(module, module.training) for module in network.modules()]
-    network.train()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode

@@ -16,7 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from scoresde.errors import ConfigError, DTypeError, check_number
-from scoresde.losses import TIMES, WEIGHTS, TimeSampler, Weight, check_scalars, move, named, scalars, squared_errors
+from scoresde.losses import TIMES, WEIGHTS, TimeSampler, Weight
+from scoresde.losses.bins import LossBins
+from scoresde.losses.denoising import check_scalars, move, named, scalars, squared_errors
+from scoresde.losses.times import corrected
 from scoresde.model import Condition, ScoreModel
 from scoresde.noise import check_seed, normal, stream
 from scoresde.training.average import EMA, stride
@@ -41,7 +44,7 @@ class Trainer:
         model: the model; its network must be on the device on which it is to stay.
         learning_rate: a number, or a function of the step k = 0, 1, ...
         weight: a key of ``losses.WEIGHTS`` or a function.
-        times: a key of ``losses.TIMES`` or a function.
+        times: a key of ``losses.TIMES``, a ``losses.TimeLaw`` or a function.
         weight_decay: decoupled, a share of the learning rate.
         clip_norm: largest norm of the gradient of the mean loss; None for no limit.
         ema_decay: of the average of the weights.
@@ -67,7 +70,8 @@ class Trainer:
         seed: int = 0,
     ) -> None:
         self.model, self.net = model, _network(model)
-        self.weight, self.times = named("weight", weight, WEIGHTS), named("time sampler", times, TIMES)
+        self.times = named("time sampler", times, TIMES)
+        self.weight = corrected(named("weight", weight, WEIGHTS), self.times)
         ends = torch.linspace(model.sde.t_min, model.sde.t_max, 9, dtype=torch.float64)
         check_scalars(scalars(model, ends, self.weight), ends)
         self.rate = learning_rate if callable(learning_rate) else _constant(learning_rate)
@@ -85,9 +89,9 @@ class Trainer:
         self.gradient_norm = torch.zeros((), device=self.device)
         self.skipped = torch.zeros((), dtype=torch.bool, device=self.device)
         self.step, self.updating = 0, False
+        self.bins = LossBins(model.sde, self.device)
         self._block: tuple[int, int] | None = None
-        self._values: tuple[Tensor, ...] = ()
-        self._c_noise: tuple[Tensor, ...] = ()
+        self._prepared: tuple[tuple[Tensor, ...], ...] = ()
 
     def draw_times(self, batch: int, step: int) -> Tensor:
         """Return the times (B,) of a step, in float64 on the CPU."""
@@ -97,8 +101,11 @@ class Trainer:
         """Return the noise of a step, like x0."""
         return normal(x0.shape, stream(self.seed, "noise", step, device=x0.device), dtype=x0.dtype)
 
-    def _coefficients(self, batch: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Return ``losses.scalars`` of this step on the device: five rows in the data's type, and c_noise."""
+    def _coefficients(self, batch: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
+        """Return what ``losses.scalars`` says of this step, on the device.
+
+        Five rows in the data's type, c_noise, and the bins of log-SNR.
+        """
         # Blocks begin at multiples of their length whatever step a run starts at: a vectorised exponential may differ
         # in its last bit with the position in the array.
         length = max(1, min(BLOCK_STEPS, BLOCK_SIZE // batch))
@@ -107,20 +114,28 @@ class Trainer:
             t = torch.stack([self.draw_times(batch, block * length + i) for i in range(length)])
             values = scalars(self.model, t, self.weight)
             rows = values[:5].transpose(0, 1).to(dtype).contiguous()  # (length, 5, B)
-            self._values = move(rows, self.device).unbind(0)
-            self._c_noise = move(self.model.c_noise_for(values[5], rows), self.device).unbind(0)
+            c_noise = self.model.c_noise_for(values[5], rows)
+            self._prepared = tuple(
+                move(part, self.device).unbind(0) for part in (rows, c_noise, self.bins.index(values[6]))
+            )
             self._block = block, batch
-        return self._values[place], self._c_noise[place]
+        return tuple(part[place] for part in self._prepared)
 
     def losses(self, x0: Tensor, cond: Condition = None) -> Tensor:
         """Return the losses (B,) that this step would minimise the mean of."""
-        values, c_noise = self._coefficients(len(x0), x0.dtype)
+        return self._losses(x0, cond)[0]
+
+    def _losses(self, x0: Tensor, cond: Condition) -> tuple[Tensor, Tensor]:
+        """Return the losses and their bins, (B,) each."""
+        values, c_noise, bins = self._coefficients(len(x0), x0.dtype)
         noise = self.draw_noise(x0, self.step)
-        return squared_errors(self.model, x0, noise, values, c_noise, cond, self.autocast)
+        return squared_errors(self.model, x0, noise, values, c_noise, cond, self.autocast), bins
 
     def __call__(self, x0: Tensor, cond: Condition = None) -> Tensor:
         """Make one step with data x0 (B, *) of the network's type (at least float32) and device."""
-        loss = self.losses(x0, cond).mean()
+        losses, bins = self._losses(x0, cond)
+        loss = losses.mean()
+        self.bins.add(bins, losses.detach())
         for p in self.parameters:
             p.grad = None
         loss.backward()  # type: ignore[no-untyped-call]

@@ -76,6 +76,11 @@ class Affine:
             raise ShapeError(f"the transform serves {len(numbers)} channels, got data of shape {tuple(x.shape)}")
         return numbers.to(x).reshape(-1, *(1,) * (x.ndim - 2)) if numbers.ndim else numbers.to(x)
 
+    @property
+    def random(self) -> bool:
+        """False: nothing is drawn."""
+        return False
+
     def forward(self, x: Tensor, generator: Generator | None = None) -> Tensor:
         """Map data (B, *) to the model's coordinates; DTypeError for integers, which would round the numbers."""
         check_floating(x, "data")

@@ -17,6 +17,11 @@ __all__ = ["Transform", "check_inside", "check_interval", "read_options"]
 class Transform(Protocol):
     """A map from data (B, *) to the model's coordinates, of the same shape, dtype and device, and back."""
 
+    @property
+    def random(self) -> bool:
+        """Whether ``forward`` draws noise; training then draws it anew for every batch."""
+        ...
+
     def forward(self, x: Tensor, generator: Generator | None = None) -> Tensor:
         """Map data (B, *) to the model's coordinates; a transform that draws noise takes it from ``generator``."""
         ...

@@ -38,6 +38,11 @@ class Compose:
             if isinstance(part, type) or not isinstance(part, Transform):
                 raise DTypeError(f"parts[{k}] must be a transform, got {part!r}; it needs the methods of Transform")
 
+    @property
+    def random(self) -> bool:
+        """Whether any part draws."""
+        return any(part.random for part in self.parts)
+
     def forward(self, x: Tensor, generator: Generator | None = None) -> Tensor:
         """Apply the parts in order to data (B, *)."""
         for part in self.parts:

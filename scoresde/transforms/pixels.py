@@ -58,6 +58,11 @@ class Dequantise:
         place = (x.to(working_dtype(x.device)) - self.low) / self.width
         return place.round().clamp(0, self.levels - 1)
 
+    @property
+    def random(self) -> bool:
+        """True: ``forward`` draws."""
+        return True
+
     def forward(self, x: Tensor, generator: Generator | None = None) -> Tensor:
         """Add noise of one bin to data (B, *) on the lattice.
 
@@ -136,6 +141,11 @@ class Logit:
         below, above = ((part / width).clamp(0.0, 1.0) for part in (wide - self.low, self.high - wide))
         size = 1.0 - 2.0 * self.epsilon
         return (self.epsilon + size * below).log(), (self.epsilon + size * above).log()
+
+    @property
+    def random(self) -> bool:
+        """False: nothing is drawn."""
+        return False
 
     def forward(self, x: Tensor, generator: Generator | None = None) -> Tensor:
         """Map data (B, *) in [low, high] to the real line; DomainError outside, with the first place."""

@@ -7,21 +7,14 @@ dimension D,
 
     L = w |x0_hat - x_0|^2 / D = w c_out^2 |F - F*|^2 / D,
 
-the same number for every parameterisation. The weight w(t) belongs to the data prediction; the factor w c_out^2 on the
-network's own error, and p, q, alpha c_in and sigma c_in, are formed in float64 and cast last. In terms of other errors:
-|x0_hat - x_0| = (sigma/alpha) |noise error| = (sigma^2/alpha) |score error|.
-
-| weight | w | is |
-|---|---|---|
-| simple | (alpha/sigma)^2 | the noise's mean square error (Ho et al. 2020) |
-| likelihood | g^2 alpha^2 / (2 sigma^4) | g^2/2 times the score's square error (Song, Durkan et al. 2021) |
+the same number for every parameterisation. The weight w(t) belongs to the data prediction (``losses.weights``); the
+factor w c_out^2 on the network's own error, and p, q, alpha c_in and sigma c_in, are formed in float64 and cast last.
+In terms of other errors: |x0_hat - x_0| = (sigma/alpha) |noise error| = (sigma^2/alpha) |score error|.
 
 The likelihood weight makes nats: with t uniform on [t_min, t_max], (t_max - t_min) D E[L] is the integral over t of
 g^2/2 E|score(x_t, t) - grad log p(x_t | x_0)|^2, the only term of the bound on -log p(x_0) that depends on the network.
 
-Times are drawn in float64 on the CPU. "low_discrepancy" takes t_min + (t_max - t_min) ((u + i/B) mod 1) for sample i of
-B, with a single uniform u (Kingma et al. 2021): each time is uniform, together they fill the interval evenly, and the
-variance of the batch's mean falls.
+Times are drawn in float64 on the CPU (``losses.times``).
 """
 
 from __future__ import annotations
@@ -33,43 +26,16 @@ import torch
 from torch import Tensor
 
 from scoresde.errors import ConfigError, DomainError, DTypeError, ShapeError, check_floating, unknown
+from scoresde.losses.times import TIMES, TimeSampler, corrected
+from scoresde.losses.weights import WEIGHTS, Weight
 from scoresde.model import Condition, ScoreModel, check_condition
-from scoresde.noise import integers, normal, stream, uniform
+from scoresde.noise import integers, normal, stream
 from scoresde.ops import expand
-from scoresde.readout import Point
-from scoresde.sde import GaussianSDE
 
-__all__ = ["TIMES", "WEIGHTS", "TimeSampler", "Weight", "denoising_score_matching", "scalars", "squared_errors"]
-
-Weight = Callable[[Point, GaussianSDE], Tensor]
-TimeSampler = Callable[[int, GaussianSDE, torch.Generator], Tensor]
+__all__ = ["check_scalars", "denoising_score_matching", "move", "named", "scalars", "squared_errors"]
 
 # Where alpha or sigma is 0 the limit of a product 0 * inf is taken this close to it; squares stay normal numbers.
 LIMIT = 1e-140
-
-
-def _simple(point: Point, sde: GaussianSDE) -> Tensor:
-    return (point.alpha / point.sigma).square()
-
-
-def _likelihood(point: Point, sde: GaussianSDE) -> Tensor:
-    return 0.5 * (sde.diffusion(point.t) / point.sigma * (point.alpha / point.sigma)).square()
-
-
-WEIGHTS: dict[str, Weight] = {"simple": _simple, "likelihood": _likelihood}
-
-
-def _uniform(n: int, sde: GaussianSDE, generator: torch.Generator) -> Tensor:
-    return sde.t_min + (sde.t_max - sde.t_min) * uniform((n,), generator, dtype=torch.float64)
-
-
-def _low_discrepancy(n: int, sde: GaussianSDE, generator: torch.Generator) -> Tensor:
-    start = uniform((1,), generator, dtype=torch.float64)
-    u = torch.arange(n, dtype=torch.float64).div_(n).add_(start).remainder_(1.0)
-    return u.mul_(sde.t_max - sde.t_min).add_(sde.t_min)
-
-
-TIMES: dict[str, TimeSampler] = {"uniform": _uniform, "low_discrepancy": _low_discrepancy}
 
 
 def named(kind: str, choice: object, table: Mapping[str, Callable[..., Tensor]]) -> Callable[..., Tensor]:
@@ -82,10 +48,10 @@ def named(kind: str, choice: object, table: Mapping[str, Callable[..., Tensor]])
 
 
 def scalars(model: ScoreModel, t: Tensor, weight: Weight) -> Tensor:
-    """Return what the loss needs to know of times t (*), as one float64 tensor (6, *) on the CPU.
+    """Return what the loss needs to know of times t (*), as one float64 tensor (7, *) on the CPU.
 
     Its rows are the weights of x_0 and z in the network's input, those in its target, the factor w c_out^2 of its
-    squared error, and c_noise.
+    squared error, c_noise, and log_snr.
     """
     point = model.sde.at(t)
     alpha, sigma = point.alpha.clamp_min(LIMIT), point.sigma.clamp_min(LIMIT)
@@ -94,13 +60,14 @@ def scalars(model: ScoreModel, t: Tensor, weight: Weight) -> Tensor:
     p, q = how.pair
     # p and q have opposite signs, or one is 0, in every parameterisation: nothing cancels here.
     c_out = sigma / (alpha * q - sigma * p)
-    rows = (how.c_in * alpha, how.c_in * sigma, p, q, weight(point, model.sde) * c_out.square(), how.c_noise)
+    factor = weight(point, model.sde) * c_out.square()
+    rows = (how.c_in * alpha, how.c_in * sigma, p, q, factor, how.c_noise, point.log_snr)
     return torch.stack([row.expand(t.shape) for row in rows])
 
 
 def check_scalars(values: Tensor, t: Tensor) -> None:
     """Raise DomainError at the first time whose ``scalars`` are not finite in float32."""
-    bad = ~torch.isfinite(values.float()).all(0)
+    bad = ~torch.isfinite(values[:6].float()).all(0)
     if bool(bad.any()):
         raise DomainError(
             f"the weighted loss is not finite at t = {float(t[bad][0]):g}; raise t_min, lower t_max, or take another "
@@ -124,7 +91,7 @@ def squared_errors(
         x0: data (B, *), in at least float32.
         z: noise of x0's shape, type and device.
         values: the first five rows of ``scalars`` at B times, in x0's type and on its device.
-        c_noise: the last, as the network takes it (``model.c_noise_for``).
+        c_noise: the sixth, as the network takes it (``model.c_noise_for``).
         cond: conditions of the batch.
         autocast: the type in which the network computes under autocast; None for its own.
     """
@@ -161,7 +128,7 @@ def denoising_score_matching(
         model: the model; its parameters receive the gradient.
         x0: data (B, *) in the model's coordinates (its transform is not applied). Half types compute in float32.
         weight: a key of ``WEIGHTS``, or a function (point, sde) -> w, the weight of the data prediction's error.
-        times: a key of ``TIMES``, or a function (n, sde, generator) -> t (n,) in [t_min, t_max].
+        times: a key of ``TIMES``, a ``TimeLaw``, or a function (n, sde, generator) -> t (n,) in [t_min, t_max].
         generator: on the CPU, whatever x0's device: the times are drawn from it, then the noise, or for another
             device the seed of a generator there. May be left out where both ``t`` and ``noise`` are given.
         cond: tensors passed to the network, each with first dimension B.
@@ -195,7 +162,7 @@ def denoising_score_matching(
     if t is None:
         assert generator is not None
         time = draw(batch, model.sde, generator)
-        values = scalars(model, time, weigh)
+        values = scalars(model, time, corrected(weigh, draw))
     else:
         time = model.sde.check_time(t, x0).expand(batch)
         values = scalars(model, time, weigh)

@@ -1,0 +1,22 @@
+"""Losses: denoising score matching, its weights, its laws of the time, and the loss of held-out data."""
+
+from scoresde.losses.denoising import denoising_score_matching
+from scoresde.losses.held_out import HeldOutLoss, held_out_loss
+from scoresde.losses.times import TIMES, TimeLaw, TimeSampler, log_normal
+from scoresde.losses.weights import WEIGHTS, Weight, edm, min_snr, p2, sigmoid
+
+__all__ = [
+    "TIMES",
+    "WEIGHTS",
+    "HeldOutLoss",
+    "TimeLaw",
+    "TimeSampler",
+    "Weight",
+    "denoising_score_matching",
+    "edm",
+    "held_out_loss",
+    "log_normal",
+    "min_snr",
+    "p2",
+    "sigmoid",
+]

@@ -1,0 +1,48 @@
+"""Losses by log-SNR: where on the way from noise to data a model errs."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from scoresde.sde import GaussianSDE
+
+__all__ = ["LossBins"]
+
+BINS, WIDEST = 10, 20.0
+
+
+class LossBins:
+    """Mean losses in ten bins of equal width in log(alpha^2/sigma^2), over what the SDE covers of [-20, 20].
+
+    The first and the last bin also take what lies beyond. Sums stay on the device until ``means`` is called.
+    """
+
+    def __init__(self, sde: GaussianSDE, device: torch.device) -> None:
+        ends = sde.log_snr(torch.tensor([sde.t_max, sde.t_min], dtype=torch.float64)).clamp(-WIDEST, WIDEST)
+        self.edges = ends[0] + (ends[1] - ends[0]) * torch.arange(BINS + 1, dtype=torch.float64) / BINS
+        self._sums = torch.zeros(2, BINS, device=device)
+
+    @property
+    def centres(self) -> list[float]:
+        """The bins' middles."""
+        return [round(float(c), 6) for c in 0.5 * (self.edges[1:] + self.edges[:-1])]
+
+    def index(self, log_snr: Tensor) -> Tensor:
+        """Return the bins' numbers of float64 CPU values, of their shape."""
+        return torch.bucketize(log_snr.contiguous(), self.edges[1:-1])
+
+    def add(self, index: Tensor, losses: Tensor) -> None:
+        """Count finite losses (B,) into the bins ``index`` (B,), both on the device; nothing waits for it."""
+        good = torch.isfinite(losses)
+        values = torch.stack([losses.masked_fill(~good, 0.0), good.to(losses.dtype)]).to(self._sums.dtype)
+        self._sums.index_add_(1, index, values)
+
+    def means(self) -> list[float | None]:
+        """Return each bin's mean, None where it is empty, and begin anew."""
+        sums, counts = self._sums.tolist()
+        self._sums.zero_()
+        means = (s / n if n else math.nan for s, n in zip(sums, counts, strict=True))
+        return [mean if math.isfinite(mean) else None for mean in means]

@@ -1,0 +1,99 @@
+r"""The loss of held-out data, at noise and times that are always the same.
+
+Two models, or two moments of one training, are compared without the noise of the draw: sample k of the data always
+meets the same noise at the same times. With M samples and r repeats the times are one low-discrepancy set of r M
+numbers, dealt out in a random order.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from scoresde.errors import ShapeError, check_integer, check_samples
+from scoresde.losses.bins import LossBins
+from scoresde.losses.denoising import denoising_score_matching, named
+from scoresde.losses.times import TIMES, TimeSampler, corrected
+from scoresde.losses.weights import WEIGHTS, Weight
+from scoresde.model import Condition, ScoreModel, check_condition, in_mode
+from scoresde.noise import check_seed, normal, permutation, stream
+
+__all__ = ["HeldOutLoss", "held_out_loss"]
+
+
+@dataclass(frozen=True)
+class HeldOutLoss:
+    """What ``held_out_loss`` found.
+
+    Args:
+        mean: mean weighted loss per coordinate.
+        standard_error: of the mean, from the spread over the samples (times are stratified, so it errs upwards).
+        log_snr: middles of ten bins of log(alpha^2/sigma^2).
+        loss_by_log_snr: mean loss in each bin, None where it is empty.
+    """
+
+    mean: float
+    standard_error: float
+    log_snr: tuple[float, ...]
+    loss_by_log_snr: tuple[float | None, ...]
+
+
+def held_out_loss(
+    model: ScoreModel,
+    data: Tensor,
+    *,
+    weight: str | Weight = "simple",
+    times: str | TimeSampler = "low_discrepancy",
+    cond: Condition = None,
+    repeats: int = 1,
+    seed: int = 0,
+    chunk_size: int = 512,
+) -> HeldOutLoss:
+    """Return the denoising loss of held-out data at fixed noise and times; the network is put into evaluation mode.
+
+    Args:
+        model: the model, e.g. ``fit(...).model`` with the averaged weights.
+        data: (M, *), M >= 1, in the user's units: the model's transform is applied.
+        weight: a key of ``WEIGHTS``, or a function (point, sde) -> w.
+        times: a key of ``TIMES``, a ``TimeLaw`` or a function.
+        cond: conditions, each (M, *).
+        repeats: draws of noise and time for each sample.
+        seed: names the noise and the times; the same seed gives the same, whatever the chunks.
+        chunk_size: largest batch given to the network at once.
+
+    Raises:
+        ShapeError, DTypeError, DomainError, ConfigError: bad data or options, as ``denoising_score_matching``.
+    """
+    x = check_samples(data, "data").detach()
+    count = check_integer(repeats, "repeats", 1) * len(x)
+    if count == 0:
+        raise ShapeError("data is empty: a loss needs at least one sample")
+    check_integer(chunk_size, "chunk_size", 1)
+    check_seed(seed)
+    cond = check_condition(cond, len(x))
+    weigh, draw = named("weight", weight, WEIGHTS), named("time sampler", times, TIMES)
+    device = x.device if model.device is None else model.device
+    x = x.to(device=device, dtype=torch.promote_types(x.dtype, torch.float32))
+    if model.transform is not None:
+        x = model.transform.forward(x, stream(seed, "held out", "transform", device=device))
+    x = x.to(torch.promote_types(torch.float32, model.dtype or x.dtype))
+    t = draw(count, model.sde, stream(seed, "held out", "times"))[permutation(count, stream(seed, "held out", "order"))]
+    bins = LossBins(model.sde, device)
+    numbers = bins.index(model.sde.log_snr(t)).to(device)
+    losses = []
+    with in_mode(model, training=False), torch.no_grad():
+        for k, times_k in enumerate(t.reshape(-1, len(x))):
+            z = normal(x.shape, stream(seed, "held out", "noise", k, device=device), dtype=x.dtype)
+            for low in range(0, len(x), chunk_size):
+                part = slice(low, low + chunk_size)
+                here = None if cond is None else {key: value[part].to(device) for key, value in cond.items()}
+                found = denoising_score_matching(
+                    model, x[part], weight=corrected(weigh, draw), t=times_k[part], noise=z[part], cond=here
+                )
+                bins.add(numbers[k * len(x) + low : k * len(x) + low + len(found)], found)
+                losses.append(found)
+    all_losses = torch.cat(losses).double().cpu()
+    spread = float(all_losses.std(correction=0)) / max(1, count - 1) ** 0.5
+    return HeldOutLoss(float(all_losses.mean()), spread, tuple(bins.centres), tuple(bins.means()))

@@ -1,0 +1,95 @@
+r"""Weights of the denoising loss, each a function w(t) of the data prediction's squared error.
+
+The same loss reads w |x0_hat - x_0|^2 = w / SNR |noise error|^2 with SNR = (alpha/sigma)^2, and for the velocity in v
+w / (1 + SNR) |v error|^2 where alpha^2 + sigma^2 = 1. With lambda = log SNR, -d lambda/dt = (g/sigma)^2.
+
+| weight | w | on the noise's error | source |
+|---|---|---|---|
+| simple | SNR | 1 | Ho et al. 2020 |
+| likelihood | g^2 alpha^2 / (2 sigma^4) | (-d lambda/dt)/2 | Song, Durkan et al. 2021 |
+| min_snr | min(SNR, gamma) | min(1, gamma/SNR) | Hang et al. 2023 |
+| edm | SNR + 1/sigma_data^2 | 1 + 1/(SNR sigma_data^2) | Karras et al. 2022 |
+| sigmoid | likelihood times s(bias - lambda) | s(bias - lambda) (-d lambda/dt)/2 | Kingma and Gao 2023 |
+| p2 | SNR/(k + SNR)^gamma | 1/(k + SNR)^gamma | Choi et al. 2022 |
+
+s is the logistic function. "likelihood" and "sigmoid" carry -d lambda/dt, so that with t uniform they are integrals
+over lambda and mean the same under every SDE; the others are weights of the law of t that they are used with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from scoresde.errors import check_number
+from scoresde.readout import Point
+from scoresde.sde import GaussianSDE
+
+__all__ = ["WEIGHTS", "Weight", "edm", "min_snr", "p2", "sigmoid"]
+
+Weight = Callable[[Point, GaussianSDE], Tensor]
+
+
+def _snr(point: Point) -> Tensor:
+    return (point.alpha / point.sigma).square()
+
+
+def _simple(point: Point, sde: GaussianSDE) -> Tensor:
+    return _snr(point)
+
+
+def _likelihood(point: Point, sde: GaussianSDE) -> Tensor:
+    # g^2 alpha = 2 sigma (sigma' alpha - sigma alpha'), finite also where alpha = 0 and g is not.
+    alpha_rate, sigma_rate = sde.alpha_rate(point.t), sde.sigma_rate(point.t)
+    return point.alpha * (sigma_rate * point.alpha - point.sigma * alpha_rate) / point.sigma**3
+
+
+def min_snr(gamma: float = 5.0) -> Weight:
+    """Return w = min(SNR, gamma), gamma > 0: steps with little noise no longer rule the loss.
+
+    Source: Hang et al. 2023, "Efficient diffusion training via min-SNR weighting strategy".
+    """
+    check_number(gamma, "gamma", 0.0, open_low=True)
+    return lambda point, sde: _snr(point).clamp_max(gamma)
+
+
+def edm(sigma_data: float = 0.5) -> Weight:
+    """Return w = (nu^2 + sigma_data^2)/(nu sigma_data)^2 = SNR + 1/sigma_data^2, with nu = sigma/alpha.
+
+    It makes the "edm" prediction's own error count the same at every noise level.
+
+    Source: Karras et al. 2022, "Elucidating the design space of diffusion-based generative models", table 1.
+    """
+    check_number(sigma_data, "sigma_data", 0.0, open_low=True)
+    return lambda point, sde: _snr(point) + sigma_data**-2
+
+
+def sigmoid(bias: float = 2.0) -> Weight:
+    """Return the likelihood weight times s(bias - lambda), lambda = log SNR: an integral of bounds over noise levels.
+
+    Source: Kingma and Gao 2023, "Understanding diffusion objectives as the ELBO with simple data augmentation".
+    """
+    check_number(bias, "bias")
+    return lambda point, sde: _likelihood(point, sde) * torch.sigmoid(bias - point.log_snr)
+
+
+def p2(k: float = 1.0, gamma: float = 1.0) -> Weight:
+    """Return w = SNR/(k + SNR)^gamma, k > 0, gamma >= 0: less weight where the noise is small; gamma = 0 is "simple".
+
+    Source: Choi et al. 2022, "Perception prioritized training of diffusion models".
+    """
+    check_number(k, "k", 0.0, open_low=True)
+    check_number(gamma, "gamma", 0.0)
+    return lambda point, sde: _snr(point) / (k + _snr(point)) ** gamma
+
+
+WEIGHTS: dict[str, Weight] = {
+    "simple": _simple,
+    "likelihood": _likelihood,
+    "min_snr": min_snr(),
+    "edm": edm(),
+    "sigmoid": sigmoid(),
+    "p2": p2(),
+}
