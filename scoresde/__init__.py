@@ -7,6 +7,7 @@ sampler is a table of numbers (``solvers``, ``Tableau``). ``sample`` runs them.
 from scoresde import grids, solvers
 from scoresde.analytic import EmpiricalModel, GaussianMixtureModel, GaussianModel
 from scoresde.chains import DDPM, SMLD
+from scoresde.coding import decode, encode
 from scoresde.energy import EnergyModel
 from scoresde.errors import (
     CheckpointError,
@@ -76,7 +77,9 @@ __all__ = [
     "TabulatedSDE",
     "TrainResult",
     "build_table",
+    "decode",
     "denoising_score_matching",
+    "encode",
     "fit",
     "grids",
     "sample",

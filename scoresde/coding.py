@@ -1,0 +1,236 @@
+r"""Encoding and decoding: the probability flow from data to noise and back.
+
+The probability flow is an ordinary differential equation, so that each state at t_min belongs to exactly one state at
+t_max. ``encode`` follows it upwards, from data to a latent, ``decode`` downwards; with the exact flow decode(encode(x))
+is x, and x ~ p_{t_min} means that the latent has the law of x_{t_max}, nearly the prior.
+
+    x (data) --transform--> y = x_{t_min} --flow--> z = x_{t_max}            z --flow--> y --inverse--> x
+
+Data are taken as the state at t_min itself, as Song et al. 2021 do ("Score-based generative modeling through stochastic
+differential equations", appendix D): at t = 0 noise-free data have no score and no latent.
+
+Both directions use the same interval ends, and a fixed solver is run backwards by building its table on the reversed
+times. The two tables are inverse to each other up to the solver's order of accuracy, not to rounding: an adaptive flow
+inverts to its tolerance, which is why it is the default.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Generator, Tensor
+
+from scoresde.errors import ConfigError, DTypeError, ShapeError, check_integer, check_samples
+from scoresde.grids import Grid, check_times
+from scoresde.model import Condition, ScoreModel, check_condition, in_mode
+from scoresde.ode import FlowResult
+from scoresde.sampling import SampleResult, sample
+from scoresde.sde import GaussianSDE
+from scoresde.solvers import ProbabilityFlow, Solver, by_name
+from scoresde.tableau import Tableau
+
+__all__ = ["decode", "encode"]
+
+FLOW = ProbabilityFlow(rtol=1e-5, atol=1e-5)
+
+
+def encode(
+    model: ScoreModel,
+    x: Tensor,
+    *,
+    sde: GaussianSDE | None = None,
+    solver: str | Solver | ProbabilityFlow = FLOW,
+    steps: int | None = None,
+    times: Tensor | Grid | None = None,
+    cond: Condition = None,
+    generator: Generator | None = None,
+    chunk_size: int | None = None,
+    full_output: bool = False,
+) -> Tensor | SampleResult:
+    """Carry data to their latents along the probability flow.
+
+    Args:
+        model: the model.
+        x: data (B, *), in the data's units; not written to.
+        sde: the SDE whose flow is followed; by default the model's. Another one carries the model over at equal
+            log-SNR.
+        solver: a ProbabilityFlow with tolerances of your choice (1e-5 each by default), or a deterministic solver.
+        steps: number of intervals of a fixed solver (20 by default, or the grid's own).
+        times: interval ends, *decreasing* as for ``sample`` and ``decode``, or a Grid; for the adaptive flow its first
+            and last entry are the latent's time and the data's.
+        cond: tensors passed to the network, split along the batch.
+        generator: for a transform that draws noise (``Dequantise``).
+        chunk_size: largest batch given to the network at once.
+        full_output: return a SampleResult, whose ``x`` is the latent, instead of the tensor.
+
+    Returns:
+        The latent (B, *) at the first time, t_max by default, in the model's coordinates and x's type.
+
+    Raises:
+        ShapeError, DTypeError, DomainError, ConfigError: bad input, a stochastic solver or one that has no step
+            upwards, before any call of the network. SolverError: a failed flow, or non-finite states.
+    """
+    model, solver = _checked(model, x, "x", sde, solver)
+    cond = check_condition(cond, x.shape[0])
+    # Nothing is differentiated here.
+    y = x.detach() if model.transform is None else model.transform.forward(x.detach(), generator)
+    bare = model.with_sde(model.sde)
+    bare.transform = None
+    if isinstance(solver, ProbabilityFlow):
+        result = _upwards(solver, bare, y, _span(model.sde, steps, times), cond, chunk_size)
+    else:
+        ends, _ = _table(model.sde, solver, steps, times)
+        table = solver.build(model.sde, ends.flip(0))
+        result = _sampled(bare, y, table, None, cond, chunk_size)
+    return result if full_output else result.x
+
+
+def decode(
+    model: ScoreModel,
+    z: Tensor,
+    *,
+    sde: GaussianSDE | None = None,
+    solver: str | Solver | ProbabilityFlow = FLOW,
+    steps: int | None = None,
+    times: Tensor | Grid | None = None,
+    cond: Condition = None,
+    chunk_size: int | None = None,
+    full_output: bool = False,
+) -> Tensor | SampleResult:
+    """Carry latents to data along the probability flow: the inverse of ``encode`` with the same options.
+
+    It is ``sample`` from the start state z with ``final="sample"`` and a deterministic solver.
+
+    Args:
+        model: the model.
+        z: latents (B, *) at the first time, in the model's coordinates; not written to.
+        sde: as for ``encode``.
+        solver: as for ``encode``.
+        steps: as for ``encode``.
+        times: as for ``encode``.
+        cond: as for ``encode``.
+        chunk_size: as for ``encode``.
+        full_output: return a SampleResult instead of the tensor.
+
+    Returns:
+        The data (B, *), in the data's units and z's type.
+
+    Raises:
+        The same as ``encode``.
+    """
+    model, solver = _checked(model, z, "z", sde, solver)
+    if isinstance(solver, ProbabilityFlow):
+        result = _sampled(model, z, solver, _span(model.sde, steps, times), cond, chunk_size)
+    else:
+        _, table = _table(model.sde, solver, steps, times)
+        result = _sampled(model, z, table, None, cond, chunk_size)
+    return result if full_output else result.x
+
+
+def _checked(
+    model: object, x: Tensor, name: str, sde: GaussianSDE | None, solver: object
+) -> tuple[ScoreModel, Solver | ProbabilityFlow]:
+    """Return the model under the SDE to use and the solver itself."""
+    if not isinstance(model, ScoreModel):
+        raise DTypeError(
+            f"model must be a ScoreModel, got {type(model).__name__}; wrap a function with ScoreModel.from_callable"
+        )
+    check_samples(x, name)
+    if model.moments is not None and model.moments.mean.shape not in ((), x.shape[1:]):
+        raise ShapeError(
+            f"{name} must be (B, *) with the event {tuple(model.moments.mean.shape)} of the model's data, "
+            f"got {tuple(x.shape)}"
+        )
+    if isinstance(solver, str):
+        solver = by_name(solver)
+    if isinstance(solver, Tableau):
+        raise ConfigError(
+            "a built Tableau runs one way only; pass its solver with times=, or decode with sample(x_init=)"
+        )
+    if not isinstance(solver, (Solver, ProbabilityFlow)):
+        raise DTypeError(f"solver must be a name, a Solver or a ProbabilityFlow, got {solver!r}")
+    return (model if sde is None or sde is model.sde else model.with_sde(sde)), solver
+
+
+def _span(sde: GaussianSDE, steps: int | None, times: object) -> Tensor:
+    """Return the latent's time and the data's for the adaptive flow."""
+    if steps is not None or isinstance(times, Grid):
+        raise ConfigError(
+            "the adaptive probability flow chooses its own steps; leave out steps= and grids, name start and end with "
+            "times=, or take a fixed solver, e.g. solver='heun'"
+        )
+    if times is None:
+        return torch.tensor([sde.t_max, sde.t_min], dtype=torch.float64)
+    return _noisy(check_times(sde, times))[[0, -1]]
+
+
+def _table(sde: GaussianSDE, solver: Solver, steps: int | None, times: Tensor | Grid | None) -> tuple[Tensor, Tableau]:
+    """Return the interval ends and the table of a fixed solver on them; ConfigError where it draws noise."""
+    if times is None or isinstance(times, Grid):
+        grid = solver.grid if times is None else times
+        count = steps if steps is not None else grid.steps
+        ends = grid(sde, check_integer(20 if count is None else count, "steps", 1))
+    elif steps is not None:
+        raise ConfigError("give steps= or a tensor of times=, not both")
+    else:
+        ends = check_times(sde, times)
+    table = solver.build(sde, _noisy(ends))
+    if table.stochastic:
+        raise ConfigError(
+            f"a latent and its data belong together only without noise, and {table.name!r} draws some; use a "
+            "deterministic solver, e.g. 'ddim' or 'heun', or eta=0"
+        )
+    return ends, table
+
+
+def _noisy(ends: Tensor) -> Tensor:
+    """Return the interval ends unless the last one is t = 0."""
+    if float(ends[-1]) == 0:
+        raise ConfigError(
+            "times must end above 0: noise-free data have no score and no latent; end at the SDE's t_min, where "
+            "the data are taken to be"
+        )
+    return ends
+
+
+def _sampled(
+    model: ScoreModel,
+    x: Tensor,
+    solver: Tableau | ProbabilityFlow,
+    times: Tensor | None,
+    cond: Condition,
+    chunk_size: int | None,
+) -> SampleResult:
+    """Run ``sample`` from a given state; nothing is drawn, so the seed has no meaning and is not reported."""
+    result = sample(
+        model,
+        x_init=x,
+        solver=solver,
+        times=times,
+        final="sample",
+        cond=cond,
+        seed=0,
+        chunk_size=chunk_size,
+        full_output=True,
+    )
+    assert isinstance(result, SampleResult)
+    return replace(result, seed=None)
+
+
+def _upwards(
+    solver: ProbabilityFlow, model: ScoreModel, y: Tensor, span: Tensor, cond: Condition, chunk_size: int | None
+) -> SampleResult:
+    """Follow the flow from the last time to the first, chunk by chunk."""
+    size = max(1, y.shape[0] if chunk_size is None else check_integer(chunk_size, "chunk_size", 1))
+    late, early = (model.sde.at(t) for t in span)
+    none = torch.zeros(0, dtype=torch.long)
+    parts = [FlowResult(y[:0], none, none, none)]
+    with in_mode(model, training=False), torch.no_grad():
+        for low in range(0, y.shape[0], size):
+            here = None if cond is None else {k: v[low : low + size].to(y.device) for k, v in cond.items()}
+            parts.append(solver.solve(model, y[low : low + size], early, late, here))
+    nfe, accepted, rejected = (torch.cat([getattr(p, name) for p in parts]) for name in ("nfe", "accepted", "rejected"))
+    first, last = span.tolist()
+    x = torch.cat([p.x for p in parts])
+    return SampleResult(x, nfe, (last, first), None, torch.zeros_like(nfe), accepted, rejected, None)
