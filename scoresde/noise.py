@@ -3,11 +3,10 @@
 A sampler asks a ``NoiseSource`` to fill tensors with standard normal numbers, draw after draw: draw 0 is the start
 state, the draws after it are the steps'. Three sources serve it:
 
-* ``SampleNoise``: sample k of a call has a stream of its own, keyed (seed, k). The numbers come from the counter-based
-  generator Philox-4x64 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"), whose key is the seed and
-  whose counter is (draw, block): any draw of any block is reached at once, so a sample is the same whatever the batch
-  size, the chunking or the number of processes. Samples share a block of about 4096 numbers; a block is always read
-  from its beginning.
+* ``SampleNoise``: sample k of a call has a stream of its own, keyed (seed, k). Samples share a block of about 4096
+  numbers, which is always read from its beginning. Each block of each draw starts the generator SFC64 (Doty-Humphrey
+  2010) anew, from a state of 256 bits that is the hash (BLAKE2b) of (seed, draw, block): any of them is reached at
+  once, so a sample is the same whatever the batch size, the chunking or the number of processes.
 * ``GeneratorNoise``: the ordinary stream of a ``torch.Generator``.
 * ``TapeNoise``: recorded tensors, in order.
 
@@ -20,6 +19,7 @@ from __future__ import annotations
 import hashlib
 import random
 import secrets
+import struct
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Protocol
@@ -152,7 +152,7 @@ class SampleNoise(_Counted):
         self.seeds = None if seeds is None else [check_seed(s, f"seeds[{k}]") for k, s in enumerate(seeds)]
         self.first_sample = first_sample
         self.draw = 0
-        self._bits = np.random.Philox(key=np.zeros(2, dtype=np.uint64))
+        self._bits = np.random.SFC64(0)
         self._generator = np.random.Generator(self._bits)
         self._state = self._bits.state
 
@@ -162,10 +162,10 @@ class SampleNoise(_Counted):
 
     def _block(self, seed: int, block: int, out: np.ndarray) -> None:
         """Fill the vector ``out`` with the first numbers of a block of the current draw."""
+        key = struct.pack("<3Q", seed, self.draw, block)
         state = self._state
-        state["state"]["key"][0] = seed
-        state["state"]["counter"][:] = (0, self.draw, block, 0)
-        state["buffer_pos"], state["has_uint32"] = 4, 0
+        state["state"]["state"] = np.frombuffer(hashlib.blake2b(key, digest_size=32).digest(), dtype="<u8")
+        state["has_uint32"] = 0
         self._bits.state = state
         self._generator.standard_normal(out=out, dtype=np.float32)
 
