@@ -100,6 +100,7 @@ class GaussianModel(ScoreModel):
         moments = self.moments
         if moments is None:
             raise ConfigError("this model lost its moments; they define the flow")
+        check_floating(x)
         p, q = (self.sde.at(self.sde.check_time(time, name=name, zero=True)) for time, name in ((t, "t"), (s, "s")))
         start, end = moments.at(float(p.alpha), float(p.sigma)), moments.at(float(q.alpha), float(q.sigma))
         ratio = Gaussian(torch.zeros_like(start.mean), end.variance / start.variance, start.basis)
@@ -149,6 +150,8 @@ class GaussianMixtureModel(ScoreModel):
     def __init__(self, *, sde: GaussianSDE, weights: Tensor, means: Tensor, std: float | Tensor) -> None:
         """Check and normalise the components."""
         means = check_samples(torch.as_tensor(means), "means").detach().to("cpu", torch.float64)
+        if len(means) == 0:
+            raise ShapeError("means is empty: a mixture needs at least one component")
         share = torch.as_tensor(weights, dtype=torch.float64).cpu()
         spread = torch.as_tensor(std, dtype=torch.float64).cpu()
         if share.shape != (len(means),) or spread.shape not in ((), (len(means),)):

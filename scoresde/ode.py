@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from scoresde.errors import DomainError, SolverError, check_integer, check_number, unknown
+from scoresde.errors import DomainError, SolverError, check_integer, check_number, check_samples, unknown
 from scoresde.flows import Field, ScoredSDE, flow_field
 from scoresde.model import Condition, ScoreModel
 from scoresde.readout import Point
@@ -127,11 +127,11 @@ class ProbabilityFlow:
             cond: conditions of the batch.
 
         Raises:
-            DomainError: tolerances below the state's epsilon. SolverError: step underflow, too many steps or
-                non-finite predictions, with the time reached; ``partial`` holds the states reached, (B, *), in the
-                coordinates y.
+            DTypeError, ShapeError, DomainError: x is no finite floating (B, *), or tolerances are below its epsilon.
+            SolverError: step underflow, too many steps or non-finite predictions, with the time reached; ``partial``
+                holds the states reached, (B, *), in the coordinates y.
         """
-        state = x.to(torch.promote_types(x.dtype, torch.float32))
+        state = check_samples(x).to(torch.promote_types(x.dtype, torch.float32))
         check_tolerances(self.rtol, self.atol, state.dtype)
         result = self.integrate(flow_field(model, state, start, end, cond), state)
         return replace(result, x=result.x.to(x.dtype))

@@ -235,7 +235,7 @@ class GaussianSDE(SDE):
 
     def perturb(self, x0: Tensor, t: Tensor | float, noise: Tensor) -> Tensor:
         """Return x_t = alpha x_0 + sigma noise, of x_0's type; ``noise`` has x_0's shape and device."""
-        if check_floating(noise, "noise").shape != check_floating(x0, "x0").shape:
+        if check_floating(x0, "x0").shape != check_floating(noise, "noise").shape:
             raise ShapeError(f"noise must have the shape {tuple(x0.shape)} of x0, got {tuple(noise.shape)}")
         check_device(noise.device, "noise", x0.device, "x0")
         time = self.check_time(t, x0)

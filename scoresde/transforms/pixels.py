@@ -136,7 +136,8 @@ class Logit:
         inside = (x >= self.low) & (x <= self.high) if self.epsilon else (x > self.low) & (x < self.high)
         ends = "[]" if self.epsilon else "()"
         check_inside(inside, x, f"in {ends[0]}{self.low:g}, {self.high:g}{ends[1]}, the range of {self}")
-        wide, width = x.to(dtype), self.high - self.low
+        # Contiguous, since a vectorised logarithm may differ in its last bit with the place in memory.
+        wide, width = x.to(dtype).contiguous(), self.high - self.low
         # Clamped, since x is compared in its own type and subtracted in a wider one.
         below, above = ((part / width).clamp(0.0, 1.0) for part in (wide - self.low, self.high - wide))
         size = 1.0 - 2.0 * self.epsilon
@@ -155,7 +156,7 @@ class Logit:
 
     def inverse(self, y: Tensor) -> Tensor:
         """Map the real line to [low, high]."""
-        wide = check_floating(y, "y").to(torch.promote_types(y.dtype, torch.float32))
+        wide = check_floating(y, "y").to(torch.promote_types(y.dtype, torch.float32)).contiguous()
         share = ((wide.sigmoid() - self.epsilon) / (1.0 - 2.0 * self.epsilon)).clamp(0.0, 1.0)
         return (self.low + (self.high - self.low) * share).to(y.dtype)
 
