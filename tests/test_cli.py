@@ -3,47 +3,40 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
-import random
 import re
 import signal
-import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from cli_helpers import QUICK, contents, main, refused, said, start
 from PIL import Image
 from torch import Tensor
 
-from scoresde import VESDE, VPSDE, ScoreModel, SubVPSDE, cli, comparison, sample, training
+import scoresde
+from scoresde import VESDE, VPSDE, ScoreModel, SubVPSDE, comparison, losses, sample, training
 from scoresde.checkpoint import read
 from scoresde.cli import train as train_verb
 from scoresde.cli.compare import Compare
-from scoresde.cli.names import DATA, SDES
+from scoresde.cli.describe import Describe
+from scoresde.cli.names import DATA, PRESETS, SDES, kind_of
 from scoresde.cli.sample import Sample
 from scoresde.cli.train import Train
 from scoresde.cli.yardsticks import yardstick
 from scoresde.comparison import format_table
-from scoresde.data import digits, moons
+from scoresde.data import DATASETS, TABLES, digits, moons
 from scoresde.metrics import Comparison, energy_distance, sliced_wasserstein
 from scoresde.nn import MLP, UNet
+from scoresde.schedules import SCHEDULES
 from scoresde.solvers import SOLVERS
 
 Folders = tuple[Path, Path, Path]
-QUICK = ("--steps", "4", "--batch-size", "16")
-
-
-def main(argv: Sequence[str]) -> int:
-    """Run a command; tyro draws from Python's generator where it sees pytest, to check its own cache."""
-    state = random.getstate()
-    try:
-        return cli.main(argv)
-    finally:
-        random.setstate(state)
 
 
 @pytest.fixture(scope="module")
@@ -60,27 +53,6 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Folders:
     return home / "points", home / "ve", home / "digits"
 
 
-def refused(capsys: pytest.CaptureFixture[str], argv: Sequence[str]) -> str:
-    """Run a command that must fail as a user's mistake, and return its one line."""
-    capsys.readouterr()
-    assert main(argv) == 2
-    out, err = capsys.readouterr()
-    lines = [line for line in err.splitlines() if not line.startswith("results in")]
-    assert out == ""
-    assert len(lines) == 1, err
-    assert lines[0].startswith("scoresde: error: ")
-    return lines[0].removeprefix("scoresde: error: ")
-
-
-def said(capsys: pytest.CaptureFixture[str]) -> str:
-    """What was printed, without boxes and line breaks."""
-    return " ".join(re.sub(r"[│╭╮╰╯─]", " ", capsys.readouterr().out).split())
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {str(f.relative_to(folder)): f.read_bytes() for f in sorted(folder.rglob("*")) if f.is_file()}
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # Help
 
@@ -88,7 +60,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 def test_usage_names_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == 0
     out, err = capsys.readouterr()
-    assert "{train,sample,compare}" in out
+    assert "{train,sample,compare,describe}" in out
     assert err == ""
     assert main([]) == 2
     assert capsys.readouterr().err == out
@@ -96,25 +68,52 @@ def test_usage_names_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
     assert re.fullmatch(r"scoresde \d+\.\d+\.\d+\S*\n", capsys.readouterr().out)
 
 
-@pytest.mark.parametrize(("verb", "options"), [("train", Train), ("sample", Sample), ("compare", Compare)])
-def test_help_documents_every_option(capsys: pytest.CaptureFixture[str], verb: str, options: type) -> None:
+VERBS: dict[str, type] = {"train": Train, "sample": Sample, "compare": Compare, "describe": Describe}
+UNITS = {
+    "train": {
+        "size": "pixels",
+        "label-dropout": "share of the labels",
+        "steps": "optimiser steps",
+        "batch-size": "samples in a step",
+        "learning-rate": "of Adam",
+        "warmup": "steps",
+        "weight-decay": "share of the learning rate",
+        "clip-norm": "norm of the gradient",
+        "ema-decay": "each step, in [0, 1)",
+        "seed": "[0, 2^64)",
+    },
+    "sample": {"n": "number of samples", "steps": "number of steps", "seed": "[0, 2^64)", "chunk-size": "number of"},
+    "compare": {"n": "number of samples", "seed": "[0, 2^64)", "chunk-size": "number of samples"},
+    "describe": {"steps": "number of steps"},
+}
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_tells_every_option_its_unit_and_its_default(capsys: pytest.CaptureFixture[str], verb: str) -> None:
     assert main([verb, "--help"]) == 0
     out = said(capsys)
     parts = re.split(r" (?=--[a-z])", out.partition(" options ")[2])
-    for field in dataclasses.fields(options):
-        about = next(part for part in parts if part.startswith(f"--{field.name.replace('_', '-')} "))
+    fields = {field.name.replace("_", "-"): field for field in dataclasses.fields(VERBS[verb])}
+    numbers = [name for name, field in fields.items() if re.search(r"\b(Optional)?(Int|Float)\b", str(field.type))]
+    assert sorted(numbers) == sorted(UNITS[verb]), "every number has a unit here"
+    for name in fields.keys() - {"what"}:
+        about = next(part for part in parts if part.startswith(f"--{name} "))
         assert re.search(r"\((default: [^)]+|required|optional)\)", about), about
         assert len(about.split()) > 6, f"{about}: says too little"
+        assert UNITS[verb].get(name, "") in about
 
 
-def test_help_names_the_choices_the_units_and_the_defaults(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_names_the_choices_and_the_defaults(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "--help"]) == 0
     out = said(capsys)
     for text in (
-        "{digits,swiss_roll,eight_gaussians,moons,",
-        "{vp,subvp,ve}",
+        "time_series,breast_cancer,iris,wine,FOLDER,FILE}",
+        "{vp,cosine,subvp,ve,edm,rectified}",
         "{noise,data,v,score,velocity,edm}",
-        f"(default: {DATA['digits'].steps} for digits, {DATA['moons'].steps} for points)",
+        f"{{{','.join(losses.WEIGHTS)}}}",
+        f"{{{','.join(losses.TIMES)}}}",
+        f"(default: {PRESETS['points'].batch_size} for points, ",
+        "(default: edm under edm, velocity under rectified, noise else)",
         "(default: runs/DATA)",
         "50 000 points",
     ):
@@ -124,6 +123,7 @@ def test_help_names_the_choices_the_units_and_the_defaults(capsys: pytest.Captur
         out = said(capsys)
         assert all(name in out for name in (*SOLVERS, "ddpm", "pc"))
     assert "ddpm:1000 euler_maruyama:200 pc:100 probability_flow dpmpp_2m:10 dpmpp_2m:20" in out
+    assert "(default: 2000 for points, 1000 for vectors, 500 for series and images and volumes)" in out
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -133,7 +133,7 @@ def test_help_names_the_choices_the_units_and_the_defaults(capsys: pytest.Captur
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["trian"], "unknown verb 'trian'; did you mean 'train'? choices: compare, sample, train"),
+        (["trian"], "unknown verb 'trian'; did you mean 'train'? choices: compare, describe, sample, train"),
         (["train", "--data", "digit"], "unknown data set 'digit'; did you mean 'digits'?"),
         (["train", "--data", "moon"], "did you mean 'moons'?"),
         (["train", "--sde", "vpp"], "unknown sde 'vpp'; did you mean 'vp'?"),
@@ -148,6 +148,20 @@ def test_help_names_the_choices_the_units_and_the_defaults(capsys: pytest.Captur
         (["train", "--learning-rate", "0"], "learning_rate must lie in (0, inf), got 0"),
         (["train", "--learning-rate", "fast"], "--learning-rate: a number is needed, got 'fast'"),
         (["train", "--learning-rate", "nan"], "learning_rate must lie in (0, inf), got nan"),
+        (["train", "--weight", "min_snrr"], "unknown weight 'min_snrr'; did you mean 'min_snr'?"),
+        (["train", "--times", "unifrom"], "unknown time sampler 'unifrom'; did you mean 'uniform'?"),
+        (["train", "--weight-decay", "-1"], "weight_decay must lie in [0, inf), got -1"),
+        (["train", "--clip-norm", "-1"], "clip_norm must lie in [0, inf), got -1"),
+        (["train", "--warmup", "9", "--steps", "8"], "warmup must be in [0, 8], got 9"),
+        (["train", "--conditional", "--label-dropout", "1"], "label_dropout must lie in [0, 1), got 1"),
+        (["train", "--label-dropout", "0.2"], "--label-dropout needs labels to hide: add --conditional"),
+        (["train", "--size", "8"], "--size is for folders of images, digits has its own"),
+        (["train", "--on-bad-image", "ignore"], "unknown way for on_bad_image 'ignore'; choices: raise, skip"),
+        (
+            ["train", "--sde", "rectified", "--predicts", "noise"],
+            "--predicts noise cannot work under --sde rectified: at t = 1 the signal is gone (alpha = 0), and the "
+            "noise tells nothing of the data; use --predicts velocity (or data, v, edm)",
+        ),
         (["train", "--ema-decay", "1"], "ema_decay must lie in [0, 1), got 1"),
         (["train", "--seed", "-1"], "seed must lie in [0, 2**64), got -1"),
         (["train", "--data", "moons", "--conditional"], "--conditional needs class labels, moons has none"),
@@ -158,8 +172,8 @@ def test_help_names_the_choices_the_units_and_the_defaults(capsys: pytest.Captur
         (["sample", "--checkpoint", "nowhere"], "checkpoint nowhere does not exist; make one with: scoresde train"),
         (["sample", "--checkpoint", "nowhere", "--n", "0"], "n must be at least 1, got 0"),
         (
-            ["sample", "--checkpoint", "nowhere", "--out", "x.gif"],
-            "unknown ending of --out '.gif'; choices: .npy, .npz",
+            ["sample", "--checkpoint", "nowhere", "--out", "x.giff"],
+            "unknown ending of --out '.giff'; did you mean '.gif'? choices: .gif, .npy, .npz",
         ),
         (["sample", "--checkpoint", "nowhere", "--out", "samples"], "unknown ending of --out ''"),
         (["compare", "--checkpoint", "nowhere"], "checkpoint nowhere does not exist"),
@@ -182,6 +196,14 @@ def test_a_mistake_is_one_line_with_its_cure(
         (["sample", "--solver", "probability_flow:5"], "chooses its own steps"),
         (["sample", "--label", "3"], "was trained without labels; train with --conditional"),
         (["sample", "--chunk-size", "0"], "chunk_size must be at least 1"),
+        (["sample", "--final", "clean"], "unknown final 'clean'; did you mean 'mean'? choices: denoise, mean, sample"),
+        (["sample", "--solver", "ddim:5", "--steps", "4"], "--solver ddim:5 fixes the steps already; leave out"),
+        (["sample", "--solver", "ddim", "--steps", "0"], "steps must be at least 1, got 0"),
+        (["sample", "--solver", "absent.json"], "the table absent.json cannot be read: No such file or directory"),
+        (["sample", "--solver", "probability_flow", "--out", "x.gif"], "shows the states of a solver with steps"),
+        (["sample", "--solver", "probability_flow", "--save-table", "t.json"], "is adaptive and has no table"),
+        (["sample", "--solver", "pc:5", "--save-table", "t.json"], "pc has correctors that depend on the state"),
+        (["sample", "--save-table", "t.txt"], "unknown ending of --save-table '.txt'; choices: .json"),
         (["compare", "--samplers", "ddim:5", "dimm:5"], "unknown sampler 'dimm'; did you mean 'ddim'?"),
         (["compare", "--samplers"], "--samplers must name at least one"),
         (["compare", "--samplers", "ddim:5@1"], "samples of ddim must be at least 2, got 1"),
@@ -288,21 +310,34 @@ def test_a_missing_extra_is_named(
 
 def test_train_leaves_a_model_a_log_and_its_options(runs: Folders, capsys: pytest.CaptureFixture[str]) -> None:
     points, ve, images = runs
-    assert json.loads((points / "run.json").read_text()) == {
+    about = json.loads((points / "run.json").read_text())
+    assert about["options"] == {
         "data": "moons",
-        "options": {
-            "data": "moons",
-            "sde": "vp",
-            "predicts": "noise",
-            "conditional": False,
-            "steps": 4,
-            "batch_size": 16,
-            "learning_rate": DATA["moons"].learning_rate,
-            "ema_decay": 0.995,
-            "seed": 3,
-        },
+        "size": None,
+        "on_bad_image": "raise",
+        "sde": "vp",
+        "predicts": "noise",
+        "weight": "simple",
+        "times": "low_discrepancy",
+        "conditional": False,
+        "label_dropout": 0.0,
+        "steps": 4,
+        "batch_size": 16,
+        "learning_rate": PRESETS["points"].learning_rate,
+        "warmup": None,
+        "weight_decay": 0.0,
+        "clip_norm": 1.0,
+        "ema_decay": 0.995,
+        "held_out_loss": False,
+        "seed": 3,
     }
+    digest = hashlib.sha256(moons(50_000, seed=0).numpy().tobytes()).hexdigest()
+    assert about["samples"] == {"shape": [2], "training": 50_000, "held_out": 2_000, "sha256": digest}
+    assert (about["data"], about["complete"]) == ("moons", True)
+    assert about["versions"] == {"scoresde": scoresde.__version__, "torch": torch.__version__}
     assert sorted(f.name for f in points.iterdir() if f.name != "comparison") == ["checkpoint", "log.jsonl", "run.json"]
+    assert about["model"]["sde"] == repr(VPSDE())
+    assert MLP(**about["model"]["network"]["config"]).config == ScoreModel.load(points / "checkpoint").net.config
     for folder, sde, predicts, net in ((points, VPSDE(), "noise", MLP), (ve, VESDE(), "edm", MLP)):
         model = ScoreModel.load(folder / "checkpoint")
         assert (model.sde, model.parameterization.name, type(model.net)) == (sde, predicts, net)
@@ -315,9 +350,10 @@ def test_train_leaves_a_model_a_log_and_its_options(runs: Folders, capsys: pytes
 
 
 def test_train_is_the_library_s_fit(runs: Folders) -> None:
-    preset = DATA["moons"]
-    model = ScoreModel(preset.network(classes=None, seed=3), VPSDE())
-    data, labels = preset.load()
+    moons_data = DATA["moons"]
+    preset = moons_data.preset
+    model = ScoreModel(moons_data.network((2,), classes=None, seed=3), VPSDE())
+    data, labels = moons_data.load()
     assert labels is None
     assert torch.equal(data, moons(50_000, seed=0))
     rate = preset.learning_rate
@@ -336,7 +372,7 @@ def test_train_says_what_it_does_and_where(tmp_path: Path, capsys: pytest.Captur
     assert main(["train", "--data", "checkerboard", "--sde", "subvp", *QUICK, "--out", str(out)]) == 0
     text, progress = capsys.readouterr()
     facts = dict(line.split(maxsplit=1) for line in text.splitlines())
-    assert facts["data"] == "checkerboard: 50000 samples of shape (2,)"
+    assert facts["data"] == "checkerboard: 50000 points of shape (2,), 2000 held out"
     assert f"noise under {SubVPSDE()}" in facts["model"]
     assert facts["training"].startswith("4 steps of 16 samples on ")
     assert facts["results"] == f"{out}/"
@@ -519,7 +555,7 @@ def test_compare_judges_digits_and_labels(runs: Folders, capsys: pytest.CaptureF
 
 
 def test_digits_floors_are_those_of_real_digits() -> None:
-    yard = yardstick("digits", classes=10)
+    yard = yardstick("digits", DATA["digits"], classes=10)
     assert torch.equal(yard.held_out, digits("test").images)
     assert (yard.examples.shape, yard.held_out.shape) == ((360, 1, 8, 8), (360, 1, 8, 8))
     order = [int((yard.held_out == one).flatten(1).all(1).nonzero()[0]) for one in yard.examples[:20]]
@@ -586,19 +622,6 @@ def test_an_interrupted_comparison_keeps_its_rows(
 # As a process
 
 
-def start(argv: Sequence[str], cwd: Path) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "scoresde", *argv],
-        cwd=cwd,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        # A shell without job control starts its children with Ctrl-C ignored, and they would inherit that.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-    )
-
-
 def test_a_mistake_as_a_process(tmp_path: Path) -> None:
     process = start(["sample", "--checkpoint", "nowhere"], tmp_path)
     out, err = process.communicate()
@@ -624,13 +647,20 @@ def test_ctrl_c_leaves_a_checkpoint_that_samples(tmp_path: Path) -> None:
 
 
 def test_tables_of_names_are_complete() -> None:
-    expected: Mapping[str, type] = {"vp": VPSDE, "subvp": SubVPSDE, "ve": VESDE}
-    assert {name: type(build()) for name, build in SDES.items()} == expected
+    assert {one.build for one in SDES.values()} == set(SCHEDULES.values())
+    assert set(DATA) == {"digits", "photographs", "time_series", *DATASETS, *TABLES}
+    labelled = {"digits", "photographs", *TABLES}
     for name, data in DATA.items():
-        held_out, (real, labels) = data.held_out(), data.load()
+        (real, labels), (held_out, others) = data.load(), data.test()
         assert held_out.shape[1:] == real.shape[1:]
-        assert (labels is not None) == bool(data.classes) == (name == "digits")
+        assert kind_of(real.shape[1:], name) == data.kind
+        assert (labels is not None) == (others is not None) == bool(data.classes) == (name in labelled)
+        if labels is not None:
+            assert labels.unique().tolist() == list(range(data.classes))
         # No held-out sample is a training sample.
         both = torch.cat([real.flatten(1), held_out.flatten(1)])
-        if data.kind == "points":
+        if data.kind == "points" or name == "time_series":
             assert len(both.unique(dim=0)) == len(both)
+            assert data.fresh is not None
+            assert not torch.equal(data.fresh(5), real[:5])
+            assert not torch.equal(data.fresh(5), held_out[:5])

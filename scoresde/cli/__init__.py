@@ -1,4 +1,4 @@
-"""The command line: ``scoresde train | sample | compare``.
+"""The command line: ``scoresde train | sample | compare | describe``.
 
 Each verb is a frozen dataclass of options, which tyro reads from the arguments, with a method ``run``. An error is one
 line on stderr that says what to do, with exit code 2 (its traceback with ``--debug``); Ctrl-C keeps what is done and
@@ -14,9 +14,11 @@ import os
 import re
 import sys
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, fields
 from typing import TYPE_CHECKING
 
+from scoresde.cli.config import read_settings
 from scoresde.errors import ConfigError, ScoreSDEError, unknown
 
 if TYPE_CHECKING:
@@ -24,15 +26,17 @@ if TYPE_CHECKING:
 
 __all__ = ["main"]
 
-USAGE = """usage: scoresde [-h] [--version] {train,sample,compare} [OPTIONS]
+USAGE = """usage: scoresde [-h] [--version] {train,sample,compare,describe} [OPTIONS]
 
 Score-based diffusion models: train one, draw samples, compare samplers.
 
-  train    train a score model on a built-in data set
-  sample   draw samples from a trained model: a picture or arrays
-  compare  draw with many samplers, discrete and continuous; measure them against held-out data
+  train     train a score model on built-in data, a folder of images or an array file
+  sample    draw samples from a trained model: a picture, an animation or arrays
+  compare   draw with many samplers, discrete and continuous; measure them against held-out data
+  describe  say what a checkpoint, a diffusion, a sampler or a saved table is
 
-"scoresde train --help" lists the options of a verb with their units and defaults. A first session:
+"scoresde train --help" lists the options of a verb with their units and defaults; train, sample and compare read them
+from a file too (--config run.toml). A first session:
 
   scoresde train --data swiss_roll --out runs/swiss_roll
   scoresde sample --checkpoint runs/swiss_roll --n 2000 --out samples.png
@@ -79,36 +83,50 @@ def _run(arguments: list[str]) -> int:
     verbs = _verbs()
     if verb not in verbs:
         raise unknown("verb", verb, verbs)
-    options = _parse(verbs[verb], verb, arguments[1:])
-    return 0 if options is None else options.run()
+    settings = read_settings(arguments[1:], verbs[verb])
+    options = _parse(verbs[verb], verb, arguments[1:], {} if settings is None else settings.values)
+    try:
+        return 0 if options is None else options.run()
+    except ScoreSDEError as error:
+        if settings is not None:
+            settings.locate(error, arguments)
+        raise
 
 
 def _verbs() -> dict[str, type[Command]]:
     try:
         from scoresde.cli.compare import Compare
+        from scoresde.cli.describe import Describe
         from scoresde.cli.sample import Sample
         from scoresde.cli.train import Train
     except ImportError as error:
         if error.name != "tyro":
             raise
         raise ConfigError('the command line needs tyro; install it with: pip install "scoresde[cli]"') from error
-    return {"train": Train, "sample": Sample, "compare": Compare}
+    return {"train": Train, "sample": Sample, "compare": Compare, "describe": Describe}
 
 
-def _parse(command: type[Command], verb: str, arguments: list[str]) -> Command | None:
-    """Return the options; None where help was asked for and shown. tyro's boxed complaint becomes a ConfigError."""
+def _parse(command: type[Command], verb: str, arguments: list[str], values: Mapping[str, object]) -> Command | None:
+    """Return the options; None where help was asked for and shown. tyro's boxed complaint becomes a ConfigError.
+
+    Args:
+        command: the verb's class.
+        verb: its name.
+        arguments: those behind it.
+        values: defaults in the place of the verb's own, from a file.
+    """
     import tyro
 
     complaint = io.StringIO()
+    prog, about, flags = f"scoresde {verb}", _description(command), (tyro.conf.FlagCreatePairsOff,)
     try:
         with contextlib.redirect_stderr(complaint):
-            return tyro.cli(
-                command,
-                prog=f"scoresde {verb}",
-                description=_description(command),
-                args=arguments,
-                config=(tyro.conf.FlagCreatePairsOff,),
-            )
+            if not values:
+                return tyro.cli(command, prog=prog, description=about, args=arguments, config=flags)
+            # What the file leaves out and has no default stays required.
+            missing = {field.name: tyro.MISSING for field in fields(command) if field.default is MISSING}
+            start = command(**{**missing, **values})
+            return tyro.cli(command, prog=prog, description=about, args=arguments, config=flags, default=start)
     except SystemExit as stop:
         if not stop.code:
             return None

@@ -11,14 +11,28 @@ import torch
 import tyro
 from torch import Tensor
 
-from scoresde.cli.names import DATA
-from scoresde.cli.options import NAMES, Command, Int, OptionalInt, chosen, device, interactive, words
-from scoresde.cli.runs import Run, check_folder, open_run, write_json
-from scoresde.cli.sample import SMALL, labels_of
+from scoresde.cli.files import BAD_IMAGES, named, open_data
+from scoresde.cli.names import DATA, DataSet
+from scoresde.cli.options import (
+    NAMES,
+    Int,
+    OptionalInt,
+    Work,
+    by_kind,
+    default,
+    device,
+    interactive,
+    read_sampler,
+    words,
+)
+from scoresde.cli.pictures import SMALL, pixels
+from scoresde.cli.runs import Run, check_folder, digest, open_run, write_json
+from scoresde.cli.sample import labels_of
 from scoresde.cli.yardsticks import Yardstick, yardstick
-from scoresde.comparison import DEFAULT_SAMPLERS, Sampler, compare, format_table, parse_sampler
+from scoresde.comparison import DEFAULT_SAMPLERS, Sampler, compare, format_table
 from scoresde.errors import ConfigError, check_integer
 from scoresde.metrics import Comparison
+from scoresde.model import Condition
 from scoresde.noise import check_seed
 from scoresde.plots import comparison, image_grid, save, scatter
 from scoresde.plots.style import styled
@@ -29,13 +43,8 @@ __all__ = ["Compare"]
 SHOWN = 20  # images of each sampler in the figure
 
 
-def _preset() -> str:
-    points, images = (next(one for one in DATA.values() if one.kind == kind) for kind in ("points", "images"))
-    return f"(default: {images.samples} for digits, {points.samples} for points)"
-
-
 @dataclass(frozen=True, kw_only=True)
-class Compare(Command):
+class Compare(Work):
     """Draw from one model with many samplers and measure the samples against held-out data.
 
     Prints a table: each sampler's network evaluations per sample, seconds, and distances beside their floor, which is
@@ -47,30 +56,26 @@ class Compare(Command):
         samplers: each "name:steps", with "@samples" behind it for a number of samples of its own.
         n: number of samples of each sampler.
         seed: of the noise, in [0, 2^64).
-        data: the data to measure against; by default those that run.json names.
+        data: the data to measure against, a name, a folder of images or an array file, as for train.
+        on_bad_image: what to do about an image of a folder that cannot be used.
         out: folder for the results; files of these names are replaced.
-        chunk_size: largest number of samples given to the network at once; by default all.
-        device: cpu, cuda, ...; auto takes CUDA where there is one.
-        debug: show the traceback of an error.
+        chunk_size: largest number of samples given to the network at once.
     """
 
     checkpoint: Annotated[Path, tyro.conf.arg(metavar="FOLDER")]
     samplers: Annotated[
         tuple[str, ...],
         tyro.conf.arg(
-            metavar="NAME:STEPS@SAMPLES",
+            metavar="NAME:STEPS@SAMPLES|FILE",
             help=f"samplers; @samples gives one a number of samples of its own (ddpm:1000@100). {NAMES}",
         ),
     ] = DEFAULT_SAMPLERS
-    n: Annotated[OptionalInt, tyro.conf.arg(help_behavior_hint=_preset())] = None
+    n: Annotated[OptionalInt, by_kind("samples")] = None
     seed: Int = 0
-    data: Annotated[str | None, words(DATA, "(default: the run's)")] = None
-    out: Annotated[
-        Path | None, tyro.conf.arg(metavar="FOLDER", help_behavior_hint="(default: CHECKPOINT/comparison)")
-    ] = None
-    chunk_size: Annotated[OptionalInt, tyro.conf.arg(help_behavior_hint="(optional)")] = None
-    device: str = "auto"
-    debug: bool = False
+    data: Annotated[str | None, words([*DATA, "FOLDER", "FILE"]), default("the run's")] = None
+    on_bad_image: Annotated[str | None, words(BAD_IMAGES), default("as in the run's training")] = None
+    out: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER"), default("CHECKPOINT/comparison")] = None
+    chunk_size: Annotated[OptionalInt, default("all")] = None
 
     def run(self) -> int:
         """Draw, measure, write."""
@@ -78,10 +83,7 @@ class Compare(Command):
         with styled():  # says what to do where matplotlib is missing
             pass
         run = open_run(self.checkpoint, device(self.device))
-        name = run.data if self.data is None else self.data
-        if name is None:
-            raise ConfigError(f"{run.folder} has no run.json that names its data; say which with --data digits")
-        data = chosen("data set", name, DATA)
+        name, data = self._data(run)
         if self.n is not None:
             check_integer(self.n, "n", 2)
         samplers = self._samplers(run.model.sde)
@@ -91,7 +93,7 @@ class Compare(Command):
         shape = tuple(data.held_out().shape[1:])
         if shape != tuple(run.event):
             raise ConfigError(f"the model's samples have shape {tuple(run.event)}, those of {name} {shape}")
-        yard = yardstick(name, classes=run.classes)
+        yard = yardstick(name, data, classes=run.classes)
         out.mkdir(parents=True, exist_ok=True)
         found = _Results(run, name, yard, self.seed, out, len(samplers))
         print(f"results in {out}/", file=sys.stderr, flush=True)
@@ -100,9 +102,9 @@ class Compare(Command):
                 run.model,
                 samplers,
                 yard.metrics,
-                samples=data.samples if self.n is None else self.n,
+                samples=data.preset.samples if self.n is None else self.n,
                 floors=yard.floors,
-                cond=None if run.classes is None else lambda n: labels_of(run, n),
+                cond=None if run.classes is None else lambda n: _labels(run, yard, n),
                 seed=self.seed,
                 chunk_size=self.chunk_size,
                 progress=interactive(),
@@ -114,16 +116,32 @@ class Compare(Command):
             found.finish()
         return 0
 
+    def _data(self, run: Run) -> tuple[str, DataSet]:
+        """Return the data to measure against; those of the run as they were then, or with a word that they are not."""
+        name = run.data if self.data is None else self.data
+        if name is None:
+            raise ConfigError(f"{run.folder} has no run.json that names its data; say which with --data digits")
+        options = run.about.get("options")
+        usual = options.get("on_bad_image", "raise") if isinstance(options, dict) and name == run.data else "raise"
+        # The images of a folder are brought to the size of the model's.
+        side = run.event[-1] if len(run.event) == 3 and run.event[-1] == run.event[-2] else None
+        data = open_data(name, size=side, on_bad_image=self.on_bad_image or str(usual))
+        if name == run.data and not named(name):
+            known = run.about.get("samples")
+            if isinstance(known, dict) and known.get("sha256") != digest(data.load()[0]):
+                print(f"note: {name} has changed since the training; its held-out part may be known", file=sys.stderr)
+        return name, data
+
     def _samplers(self, sde: GaussianSDE) -> list[Sampler]:
         """Read the samplers; of the default ones, those that this SDE can carry."""
         if self.samplers != DEFAULT_SAMPLERS:
             if not self.samplers:
                 raise ConfigError("--samplers must name at least one, e.g. --samplers dpmpp_2m:20")
-            return [parse_sampler(text, sde) for text in self.samplers]
+            return [read_sampler(text, sde) for text in self.samplers]
         able = []
         for text in self.samplers:
             try:
-                able.append(parse_sampler(text, sde))
+                able.append(read_sampler(text, sde))
             except ConfigError as error:
                 print(f"left out {text}: {error}", file=sys.stderr)
         return able
@@ -166,21 +184,34 @@ class _Results:
         title = f"Samplers on {self.data}, {type(self.run.model.sde).__name__}"
         figure = comparison(self.rows, labels=self.yard.labels, linear=self.yard.linear, title=title)
         save(figure, self.out / "comparison.png")
-        self._draw_samples()
-        print(f"wrote {self.out}/table.json, comparison.png, samples.png")
+        drawn = ", samples.png" if self._draw_samples() else ""
+        print(f"wrote {self.out}/table.json, comparison.png{drawn}")
 
-    def _draw_samples(self) -> None:
+    def _draw_samples(self) -> bool:
+        """Draw samples of each sampler; False where their shape has no picture."""
         names = [f"{row.sampler}, {row.nfe:.0f} NFE" for row in self.rows]
-        if self.yard.examples.ndim == 4:
-            sets = [*self.samples, self.yard.examples]
+        examples, event = self.yard.examples, self.run.event
+        if len(event) == 3 and event[0] in (1, 3):
+            sets = [*self.samples, examples]
             columns = min(SHOWN, *map(len, sets))
             figure = image_grid(
-                torch.cat([x[:columns] for x in sets]),
+                torch.cat([pixels(self.run, x[:columns]) for x in sets]),
                 row_labels=[*names, "held-out data"],
-                smooth=self.yard.examples.shape[-1] <= SMALL,
+                smooth=event[-1] <= SMALL,
             )
-        else:
+        elif len(event) == 1 and event[0] >= 2:
             # A sampler may be listed twice at one cost; a set of panels needs names of its own.
             titles = [name + " " * names[:k].count(name) for k, name in enumerate(names)]
-            figure = scatter(dict(zip(titles, self.samples, strict=True)), self.yard.examples)
+            # Of longer vectors the first two coordinates.
+            figure = scatter({title: x[:, :2] for title, x in zip(titles, self.samples, strict=True)}, examples[:, :2])
+        else:
+            return False
         save(figure, self.out / "samples.png")
+        return True
+
+
+def _labels(run: Run, yard: Yardstick, n: int) -> Condition:
+    """Return labels for n samples: as often as the data have them, or the classes in turn."""
+    if yard.classes is None:
+        return labels_of(run, n)
+    return {"label": yard.classes[torch.arange(n) % len(yard.classes)]}

@@ -1,115 +1,199 @@
-"""The tables of the command line: names to objects, and what is sensible for each kind of data."""
+"""The tables of the command line: names to diffusions and data, and what is sensible for each kind of data."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, Literal, Protocol
+from typing import Final, Literal
 
 from torch import Tensor, nn
 
 from scoresde.data import (
+    DATASETS,
+    TABLES,
     LabelledImages,
     ToyDensity,
-    checkerboard,
     digits,
-    eight_gaussians,
-    moons,
-    pinwheel,
-    swiss_roll,
-    two_spirals,
+    photographs,
+    tabular,
+    time_series,
 )
+from scoresde.errors import ConfigError
 from scoresde.nn import MLP, UNet
-from scoresde.schedules import VESDE, VPSDE, SubVPSDE
+from scoresde.schedules import EDMSDE, VESDE, VPSDE, CosineVPSDE, RectifiedFlow, SubVPSDE
 from scoresde.sde import GaussianSDE
+from scoresde.transforms import Affine, Transform
 
-__all__ = ["DATA", "SDES", "DataSet"]
+__all__ = ["DATA", "PRESETS", "SDES", "DataSet", "Diffusion", "Kind", "Labelled", "Preset", "kind_of"]
 
-TRAINING_POINTS, HELD_OUT_POINTS = 50_000, 2_000
-TRAINING_SEED, HELD_OUT_SEED = 0, 1
+HELD_OUT = 2_000
+TRAINING_SEED, HELD_OUT_SEED, FRESH_SEED = 0, 1, 2
 
-
-class NetworkBuilder(Protocol):
-    """Builds a network for a data set."""
-
-    def __call__(self, *, classes: int | None, seed: int) -> nn.Module:
-        """Return a network with class labels, or without, with first weights from ``seed``."""
-        ...
+Kind = Literal["points", "vectors", "series", "images", "volumes"]
+Split = Literal["train", "test"]
+Labelled = tuple[Tensor, Tensor | None]
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataSet:
-    """Data by name, with the defaults that suit them.
+class Diffusion:
+    """An SDE by name, with the training that suits it.
 
     Args:
-        kind: how its samples are drawn and judged.
-        load: training samples and their labels (None where there are none).
-        held_out: real samples that no training sees.
-        network: builder of a network.
-        classes: number of class labels; 0 where there are none.
+        build: makes it with its usual constants.
+        predicts: what a network should predict under it.
+        weight: of the loss.
+        times: how the times of a batch are drawn.
+    """
+
+    build: type[GaussianSDE]
+    predicts: str = "noise"
+    weight: str = "simple"
+    times: str = "low_discrepancy"
+
+
+SDES: Final[Mapping[str, Diffusion]] = {
+    "vp": Diffusion(build=VPSDE),
+    "cosine": Diffusion(build=CosineVPSDE),
+    "subvp": Diffusion(build=SubVPSDE),
+    "ve": Diffusion(build=VESDE),
+    "edm": Diffusion(build=EDMSDE, predicts="edm", weight="edm", times="edm"),
+    "rectified": Diffusion(build=RectifiedFlow, predicts="velocity"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preset:
+    """What suits a kind of data.
+
+    Args:
+        shape: what a sample's shape means, in words.
         steps: optimiser steps.
         batch_size: samples in a step.
         learning_rate: of Adam.
         samples: how many each sampler draws in a comparison.
+        metrics: names of the distances that a comparison measures.
     """
 
-    kind: Literal["points", "images"]
-    load: Callable[[], tuple[Tensor, Tensor | None]]
-    held_out: Callable[[], Tensor]
-    network: NetworkBuilder
-    classes: int
-    steps: int
-    batch_size: int
-    learning_rate: float
-    samples: int
+    shape: str
+    steps: int = 3000
+    batch_size: int = 64
+    learning_rate: float = 2e-3
+    samples: int = 500
+    metrics: tuple[str, ...] = ("sliced_wasserstein", "energy_distance")
 
 
-def _points(density: ToyDensity) -> DataSet:
-    def network(*, classes: int | None, seed: int) -> nn.Module:
-        return MLP(2, width=128, depth=3, classes=classes, seed=seed)
+PRESETS: Final[Mapping[Kind, Preset]] = {
+    "points": Preset(shape="(2,)", batch_size=512, samples=2000),
+    "vectors": Preset(shape="(D,)", batch_size=256, samples=1000),
+    "series": Preset(shape="(channels, length)", batch_size=128),
+    "images": Preset(shape="(channels, height, width)", metrics=("sliced_wasserstein",)),
+    "volumes": Preset(shape="(channels, depth, height, width)", batch_size=16, metrics=("sliced_wasserstein",)),
+}
 
+
+def kind_of(event: Sequence[int], name: str) -> Kind:
+    """Return the kind of data whose samples have this shape.
+
+    Raises:
+        ConfigError: no built-in network takes them.
+    """
+    if len(event) == 3 and event[0] > 4 and event[2] in (1, 3, 4):
+        raise ConfigError(
+            f"{name} holds samples of shape {tuple(event)}, whose channels seem to come last; images are (channels, "
+            "height, width): numpy.moveaxis(array, -1, 1) brings them to the front"
+        )
+    kinds: dict[int, Kind] = {1: "points" if tuple(event) == (2,) else "vectors", 2: "series", 3: "images"}
+    if len(event) not in (1, 2, 3, 4):
+        fits = ", ".join(f"{kind} {preset.shape}" for kind, preset in PRESETS.items() if kind != "points")
+        raise ConfigError(
+            f"{name} holds samples of shape {tuple(event)}, which no built-in network takes: there is one for {fits}; "
+            "reshape them, or train a network of your own with scoresde.fit"
+        )
+    return kinds.get(len(event), "volumes")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSet:
+    """Data with what suits them.
+
+    Args:
+        kind: how its samples are drawn and judged, and which network learns them.
+        load: training samples and their labels (None where there are none), in the data's units.
+        test: the same of real samples that no training sees.
+        classes: number of class labels; 0 where there are none.
+        transform: from the data's units to those of the model; None where they are the same.
+        fresh: draws as many independent samples as asked; None where there are no more than those that were loaded.
+        notes: what a reader of the training's output should know, a line each.
+    """
+
+    kind: Kind
+    load: Callable[[], Labelled]
+    test: Callable[[], Labelled]
+    classes: int = 0
+    transform: Callable[[], Transform | None] = lambda: None
+    fresh: Callable[[int], Tensor] | None = None
+    notes: tuple[str, ...] = ()
+
+    def held_out(self) -> Tensor:
+        """Return the real samples that no training sees."""
+        return self.test()[0]
+
+    @property
+    def preset(self) -> Preset:
+        """The defaults of its kind."""
+        return PRESETS[self.kind]
+
+    def network(self, event: Sequence[int], *, classes: int | None, seed: int) -> nn.Module:
+        """Return a network for samples of shape ``event``, with class labels or without; ``seed`` names its weights."""
+        if self.kind in ("points", "vectors"):
+            return MLP(event, width=128 if math.prod(event) <= 32 else 256, depth=3, classes=classes, seed=seed)
+        side, multipliers = max(event[1:]), [1]
+        # Two halvings where there is something to halve, and more until attention over all places is cheap.
+        while side > (2 if len(multipliers) < 3 else 8):
+            side = math.ceil(side / 2)
+            multipliers.append(min(4, 2 * multipliers[-1]))
+        width = 16 if max(event[1:]) <= 16 or len(event) == 2 else 32
+        return UNet(event[0], dims=len(event) - 1, width=width, multipliers=multipliers, classes=classes, seed=seed)
+
+
+def _drawn(kind: Kind, draw: ToyDensity, count: int) -> DataSet:
     return DataSet(
-        kind="points",
-        load=lambda: (density(TRAINING_POINTS, seed=TRAINING_SEED), None),
-        held_out=lambda: density(HELD_OUT_POINTS, seed=HELD_OUT_SEED),
-        network=network,
-        classes=0,
-        steps=3000,
-        batch_size=512,
-        learning_rate=2e-3,
-        samples=2000,
+        kind=kind,
+        load=lambda: (draw(count, seed=TRAINING_SEED), None),
+        test=lambda: (draw(HELD_OUT, seed=HELD_OUT_SEED), None),
+        fresh=lambda n: draw(n, seed=FRESH_SEED),
     )
 
 
-def _images(load: Callable[[Literal["train", "test"]], LabelledImages], classes: int) -> DataSet:
-    def network(*, classes: int | None, seed: int) -> nn.Module:
-        return UNet(1, width=16, multipliers=(1, 2, 4), classes=classes, seed=seed)
-
-    def training() -> tuple[Tensor, Tensor]:
-        data = load("train")
+def _images(load: Callable[[Split], LabelledImages], classes: int) -> DataSet:
+    def part(split: Split) -> tuple[Tensor, Tensor]:
+        data = load(split)
         return data.images, data.labels
 
+    return DataSet(kind="images", load=lambda: part("train"), test=lambda: part("test"), classes=classes)
+
+
+def _table(name: str, classes: int) -> DataSet:
+    def part(split: Split) -> tuple[Tensor, Tensor]:
+        table = tabular(name, split)
+        return table.values, table.labels
+
     return DataSet(
-        kind="images",
-        load=training,
-        held_out=lambda: load("test").images,
-        network=network,
+        kind="vectors",
+        load=lambda: part("train"),
+        test=lambda: part("test"),
         classes=classes,
-        steps=3000,
-        batch_size=64,
-        learning_rate=2e-3,
-        samples=500,
+        transform=lambda: Affine.standardise(part("train")[0]),
     )
 
 
-SDES: Final[Mapping[str, Callable[[], GaussianSDE]]] = {"vp": VPSDE, "subvp": SubVPSDE, "ve": VESDE}
+CLASSES: Final[Mapping[str, int]] = {"breast_cancer": 2, "iris": 3, "wine": 3}
 
 DATA: Final[Mapping[str, DataSet]] = {
     "digits": _images(digits, classes=10),
-    "swiss_roll": _points(swiss_roll),
-    "eight_gaussians": _points(eight_gaussians),
-    "moons": _points(moons),
-    "checkerboard": _points(checkerboard),
-    "pinwheel": _points(pinwheel),
-    "two_spirals": _points(two_spirals),
+    **{name: _drawn("points", density, 50_000) for name, density in DATASETS.items()},
+    "photographs": _images(lambda split: photographs(count=10_000 if split == "train" else 1_000, split=split), 2),
+    "time_series": _drawn("series", time_series, 10_000),
+    **{name: _table(name, CLASSES[name]) for name in TABLES},
 }

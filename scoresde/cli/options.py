@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, TypeVar
 
 import torch
 import tyro
 from tyro.constructors import PrimitiveConstructorSpec
 
+from scoresde.cli.names import PRESETS
+from scoresde.comparison import Sampler, parse_sampler
 from scoresde.errors import ConfigError, unknown
+from scoresde.sde import GaussianSDE
 from scoresde.solvers import SOLVERS
+from scoresde.tableau import Tableau
 
 __all__ = [
     "NAMES",
@@ -22,9 +27,14 @@ __all__ = [
     "Int",
     "OptionalFloat",
     "OptionalInt",
+    "Work",
+    "by_kind",
     "chosen",
+    "default",
     "device",
     "interactive",
+    "read_sampler",
+    "read_table",
     "words",
 ]
 
@@ -32,7 +42,7 @@ T = TypeVar("T")
 
 NAMES = (
     f"Names: {', '.join(SOLVERS)}; ddpm, the discrete chain, under vp; pc, predictor-corrector, two evaluations "
-    "a step. probability_flow is adaptive and takes no steps."
+    "a step. probability_flow is adaptive and takes no steps. Or a .json file with a saved table."
 )
 
 
@@ -60,9 +70,24 @@ OptionalInt = Annotated[int | None, _number(int, "INT", "a whole number")]
 OptionalFloat = Annotated[float | None, _number(float, "FLOAT", "a number")]
 
 
-def words(choices: Mapping[str, object], default: str = "") -> object:
-    """Return what tells tyro's help the names of a table."""
-    return tyro.conf.arg(metavar="{" + ",".join(choices) + "}", help_behavior_hint=default or None)
+def words(choices: Iterable[str], standard: str = "") -> object:
+    """Return what tells tyro's help the names of a table, and the default where it is not one of them."""
+    return tyro.conf.arg(metavar="{" + ",".join(choices) + "}", help_behavior_hint=standard or None)
+
+
+def default(what: str) -> object:
+    """Return what tells tyro's help a default that depends on other options; "" for none."""
+    return tyro.conf.arg(help_behavior_hint=f"(default: {what})" if what else "(optional)")
+
+
+def by_kind(field: str) -> object:
+    """Return a default that depends on the data, in words."""
+    values: dict[object, list[str]] = {}
+    for kind, preset in PRESETS.items():
+        values.setdefault(getattr(preset, field), []).append(kind)
+    if len(values) == 1:
+        return default(f"{next(iter(values)):g}")
+    return default(", ".join(f"{value} for {' and '.join(kinds)}" for value, kinds in values.items()))
 
 
 def chosen(option: str, name: str, choices: Mapping[str, T]) -> T:
@@ -81,6 +106,21 @@ class Command(ABC):
         """Do it and return the exit code."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Work(Command):
+    """A verb that computes.
+
+    Args:
+        config: a TOML file with options, a line "option = value" each; what stands on the command line wins.
+        device: cpu, cuda, ...; auto takes CUDA where there is one.
+        debug: show the traceback of an error.
+    """
+
+    config: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="(optional)")] = None
+    device: str = "auto"
+    debug: bool = False
+
+
 def device(name: str) -> torch.device:
     """Return the device of a name; "auto" is the first CUDA device where there is one, else the CPU."""
     if name == "auto":
@@ -94,3 +134,26 @@ def device(name: str) -> torch.device:
 def interactive() -> bool:
     """Return whether progress bars have a reader."""
     return sys.stderr.isatty()
+
+
+def read_table(path: Path) -> Tableau:
+    """Return the table of a JSON file.
+
+    Raises:
+        ConfigError: no such file, or no table in it.
+    """
+    try:
+        return Tableau.from_json(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"the table {path} cannot be read: {error.strerror}; name a .json file") from error
+    except ValueError as error:
+        raise ConfigError(f"{path}: {error}") from error
+
+
+def read_sampler(text: str, sde: GaussianSDE) -> Sampler:
+    """Read a sampler as ``comparison.parse_sampler`` does, or the table of a .json file."""
+    path = Path(text)
+    if path.suffix.lower() == ".json":
+        table = read_table(path)
+        return Sampler(table.name, table)
+    return parse_sampler(text, sde)

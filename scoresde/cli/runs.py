@@ -1,6 +1,6 @@
 """The folder of a run: the checkpoint and the log that ``fit`` writes, and beside them what they came from.
 
-    runs/digits/run.json          the data and the options of the training
+    runs/digits/run.json          the data, the options, the model and the versions of the training
     runs/digits/log.jsonl         one record of the training a line
     runs/digits/checkpoint/       the model
     runs/digits/comparison/       what ``scoresde compare`` found
@@ -11,19 +11,35 @@ A checkpoint that stands alone (``ScoreModel.save``) serves as well, where the d
 from __future__ import annotations
 
 import difflib
+import hashlib
 import json
 import os
+import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from scoresde.checkpoint import MANIFEST
 from scoresde.errors import CheckpointError, ConfigError
 from scoresde.model import ScoreModel
-from scoresde.training.loop import CHECKPOINT
+from scoresde.training.run import CHECKPOINT
 
-__all__ = ["RUN", "Run", "check_file", "check_folder", "open_run", "read_json", "write_json"]
+__all__ = [
+    "RUN",
+    "Run",
+    "about_of",
+    "check_file",
+    "check_folder",
+    "checkpoint_of",
+    "digest",
+    "open_run",
+    "read_json",
+    "version",
+    "write_json",
+]
 
 RUN = "run.json"
 
@@ -35,12 +51,18 @@ class Run:
     Args:
         folder: of the run, or of a checkpoint that stands alone.
         model: with averaged weights, ready to sample.
-        data: name of its data set; None where no run.json tells.
+        about: what run.json says; nothing where there is none.
     """
 
     folder: Path
     model: ScoreModel
-    data: str | None
+    about: Mapping[str, object]
+
+    @property
+    def data(self) -> str | None:
+        """The name of its data, or where they are; None where no run.json tells."""
+        name = self.about.get("data")
+        return None if name is None else str(name)
 
     @property
     def event(self) -> torch.Size:
@@ -57,23 +79,39 @@ class Run:
         return self.model.net.classes if isinstance(self.model.net, MLP | UNet) else None
 
 
-def open_run(path: Path, device: torch.device) -> Run:
-    """Read the model of a run's folder, or of a checkpoint's folder itself.
+def checkpoint_of(path: Path) -> Path:
+    """Return the folder of the checkpoint of a run's folder, or of a checkpoint's folder itself.
 
     Raises:
-        CheckpointError: no checkpoint there (with the nearest name that is one), or a damaged one.
+        CheckpointError: no checkpoint there (with the nearest name that is one).
     """
-    checkpoint = path / CHECKPOINT if (path / CHECKPOINT / MANIFEST).is_file() else path
-    if not (checkpoint / MANIFEST).is_file():
+    if (path / CHECKPOINT / MANIFEST).is_file():
+        return path / CHECKPOINT
+    if not (path / MANIFEST).is_file():
         beside = path.parent
         known = [one.name for one in beside.iterdir() if _is_run(one)] if beside.is_dir() else []
         near = difflib.get_close_matches(path.name, known, n=1, cutoff=0.5)
         hint = f"did you mean {beside / near[0]}?" if near else "make one with: scoresde train"
         what = "holds no checkpoint" if path.exists() else "does not exist"
         raise CheckpointError(f"checkpoint {path} {what}; {hint}")
+    return path
+
+
+def about_of(checkpoint: Path) -> tuple[Path, dict[str, object]]:
+    """Return the folder that a checkpoint belongs to, its run's or its own, and what run.json says there, if any."""
     folder = checkpoint.parent if checkpoint.name == CHECKPOINT else checkpoint
-    data = read_json(folder / RUN).get("data") if (folder / RUN).is_file() else None
-    return Run(folder, ScoreModel.load(checkpoint).to(device), None if data is None else str(data))
+    return folder, read_json(folder / RUN) if (folder / RUN).is_file() else {}
+
+
+def open_run(path: Path, device: torch.device) -> Run:
+    """Read the model of a run's folder, or of a checkpoint's folder itself.
+
+    Raises:
+        CheckpointError: no checkpoint there (with the nearest name that is one), or a damaged one.
+    """
+    checkpoint = checkpoint_of(path)
+    folder, about = about_of(checkpoint)
+    return Run(folder, ScoreModel.load(checkpoint).to(device), about)
 
 
 def _is_run(folder: Path) -> bool:
@@ -96,6 +134,16 @@ def write_json(path: Path, value: object) -> None:
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     temporary.replace(path)
+
+
+def version() -> str:
+    """Return the package's version, from the package itself, which loads before any file of its own."""
+    return str(sys.modules["scoresde"].__version__)
+
+
+def digest(x: Tensor) -> str:
+    """Return the SHA-256 of a tensor's values, by which changed data are known."""
+    return hashlib.sha256(x.detach().cpu().contiguous().numpy().tobytes()).hexdigest()
 
 
 def check_folder(option: str, path: Path) -> Path:

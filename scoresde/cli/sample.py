@@ -2,126 +2,193 @@
 
 from __future__ import annotations
 
-import math
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-import numpy as np
 import torch
 import tyro
 from torch import Tensor
 
-from scoresde.cli.names import DATA
-from scoresde.cli.options import NAMES, Command, Int, OptionalInt, device, interactive
+from scoresde.cli.options import NAMES, Int, OptionalInt, Work, default, device, interactive, read_sampler, words
+from scoresde.cli.pictures import ANIMATIONS, ARRAYS, ENDINGS, check_drawable, whole, write_samples
 from scoresde.cli.runs import Run, check_file, open_run
-from scoresde.comparison import parse_sampler
+from scoresde.comparison import COMPOSED, Sampler
 from scoresde.errors import ConfigError, DomainError, check_integer, unknown
 from scoresde.model import Condition
 from scoresde.noise import check_seed
-from scoresde.plots import image_grid, save, scatter
 from scoresde.plots.style import styled
-from scoresde.sampling import SampleResult, sample
+from scoresde.runs import FINALS
+from scoresde.sampling import SampleResult, build_table, sample
+from scoresde.sde import GaussianSDE
+from scoresde.solvers import ProbabilityFlow
+from scoresde.tableau import Tableau
 
-__all__ = ["SMALL", "Sample", "labels_of"]
+__all__ = ["Sample", "final_of", "labels_of", "table_of"]
 
-SMALL = 16  # pixels a side, up to which the eye reads an image better when it is interpolated
-PICTURES, ARRAYS = (".png", ".svg", ".pdf"), (".npy", ".npz")
+CHUNK = 512
+
+
+def _usual_steps() -> str:
+    """Return the numbers of steps of samplers that are given none, in words."""
+    return ", ".join(["20", *(f"{steps} for {name}" for name, (_, steps) in COMPOSED.items())])
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sample(Command):
-    """Draw samples from a trained model: a picture, or arrays.
+class Sample(Work):
+    """Draw samples from a trained model: a picture, an animation, or arrays.
 
-    Sample k depends on the seed and k alone, whatever the number of samples and the chunks.
+    Sample k depends on the seed and k alone, whatever the number of samples and the chunks. Ctrl-C writes the chunks
+    that are done.
 
     Args:
         checkpoint: folder of a run, or of a saved model.
         n: number of samples.
-        solver: sampler and its number of steps, "name:steps"; names as below.
+        solver: sampler, or a table from a file; names as below.
+        steps: number of steps, instead of ":STEPS" behind the sampler's name.
+        final: what the last step gives: clean data, a sample at the SDE's smallest time, or the mean of that one.
         seed: of the noise, in [0, 2^64).
         label: class of every sample, for conditional models; by default sample k is of class k modulo their number.
-        out: file: a picture (.png, .svg, .pdf), or the samples in the data's units as an array (.npy), or as "samples"
-            with "labels" (.npz).
-        chunk_size: largest number of samples given to the network at once; by default all.
-        device: cpu, cuda, ...; auto takes CUDA where there is one.
-        debug: show the traceback of an error.
+        out: file: a picture (.png, .svg, .pdf), an animation of the way from noise (.gif), or the samples in the
+            data's units as an array (.npy), or as "samples" with "labels" (.npz).
+        save_table: file (.json) for the sampler as a table of numbers, which --solver reads.
+        chunk_size: number of samples given to the network at once.
     """
 
     checkpoint: Annotated[Path, tyro.conf.arg(metavar="FOLDER")]
     n: Int = 64
-    solver: Annotated[str, tyro.conf.arg(metavar="NAME:STEPS", help=f"sampler. {NAMES}")] = "dpmpp_2m:20"
+    solver: Annotated[
+        str, tyro.conf.arg(metavar="NAME:STEPS|FILE", help=f"sampler, with its number of steps. {NAMES}")
+    ] = "dpmpp_2m"
+    steps: Annotated[OptionalInt, default(_usual_steps())] = None
+    final: Annotated[str | None, words(FINALS), default("denoise; a table from a file ends as it is")] = None
     seed: Int = 0
-    label: Annotated[OptionalInt, tyro.conf.arg(help_behavior_hint="(optional)")] = None
+    label: Annotated[OptionalInt, default("")] = None
     out: Annotated[Path, tyro.conf.arg(metavar="FILE")] = Path("samples.png")
-    chunk_size: Annotated[OptionalInt, tyro.conf.arg(help_behavior_hint="(optional)")] = None
-    device: str = "auto"
-    debug: bool = False
+    save_table: Annotated[Path | None, tyro.conf.arg(metavar="FILE"), default("")] = None
+    chunk_size: Int = CHUNK
 
     def run(self) -> int:
         """Draw and write."""
         check_integer(self.n, "n", 1)
+        check_integer(self.chunk_size, "chunk_size", 1)
         check_seed(self.seed)
-        if self.out.suffix.lower() not in PICTURES + ARRAYS:
-            raise unknown("ending of --out", self.out.suffix, PICTURES + ARRAYS)
+        ending = self.out.suffix.lower()
+        if ending not in ENDINGS:
+            raise unknown("ending of --out", self.out.suffix, ENDINGS)
         check_file("--out", self.out)
-        if self.out.suffix.lower() in PICTURES:
+        if self.save_table is not None:
+            if self.save_table.suffix.lower() != ".json":
+                raise unknown("ending of --save-table", self.save_table.suffix, [".json"])
+            check_file("--save-table", self.save_table)
+        if ending not in ARRAYS:
             with styled():  # says what to do where matplotlib is missing
                 pass
         run = open_run(self.checkpoint, device(self.device))
-        if self.out.suffix.lower() in PICTURES:
-            _check_drawable(run)
-        sampler = parse_sampler(self.solver, run.model.sde)
+        if ending not in ARRAYS:
+            check_drawable(run.event)
+        sampler = self._sampler(run.model.sde)
+        labels = labels_of(run, self.n, self.label)
+        if self.save_table is not None:
+            table = table_of(sampler, run.model.sde, final_of(self.final, sampler))
+            whole(self.save_table, lambda file: file.write_text(table.to_json() + "\n", encoding="utf-8"))
+        parts: list[SampleResult] = []
+        started = time.perf_counter()
+        try:
+            while (done := sum(len(part.x) for part in parts)) < self.n:
+                if done and not interactive():
+                    print(f"sampling     {done} of {self.n}", file=sys.stderr, flush=True)
+                parts.append(self._chunk(run, sampler, labels, done))
+        except KeyboardInterrupt as stop:
+            if not parts:
+                raise
+            self._write(run, sampler, parts, labels)
+            raise KeyboardInterrupt(f"{done} of {self.n} samples are in {self.out}") from stop
+        took = time.perf_counter() - started
+        self._write(run, sampler, parts, labels)
+        cost = torch.cat([part.nfe for part in parts]).double().mean()
+        evaluations = f"{float(cost):.4g} evaluations each, {took:.1f} seconds"
+        print(f"wrote {self.out}: {self.n} samples by {sampler.name}, {evaluations}")
+        return 0
+
+    def _sampler(self, sde: GaussianSDE) -> Sampler:
+        text = self.solver
+        if self.steps is not None:
+            check_integer(self.steps, "steps", 1)
+            if ":" in text or Path(text).suffix.lower() == ".json":
+                raise ConfigError(f"--solver {text} fixes the steps already; leave out --steps {self.steps}")
+            text = f"{text}:{self.steps}"
+        sampler = read_sampler(text, sde)
         if sampler.samples is not None:
             raise ConfigError(f"--solver {self.solver!r}: the number of samples is --n here; leave out the @")
-        cond = labels_of(run, self.n, self.label)
-        started = time.perf_counter()
+        if isinstance(sampler.solver, ProbabilityFlow) and self.out.suffix.lower() in ANIMATIONS:
+            raise ConfigError(
+                f"--out {self.out} shows the states of a solver with steps, and {sampler.name} is adaptive; take "
+                "another, e.g. --solver heun:20"
+            )
+        final_of(self.final, sampler)
+        return sampler
+
+    def _chunk(self, run: Run, sampler: Sampler, labels: Condition, first: int) -> SampleResult:
+        size = min(self.chunk_size, self.n - first)
         result = sample(
             run.model,
-            (self.n, *run.event),
+            (size, *run.event),
             solver=sampler.solver,
             steps=sampler.steps,
+            final=final_of(self.final, sampler),
             kernels=sampler.kernels,
-            cond=cond,
+            cond=None if labels is None else {"label": labels["label"][first : first + size]},
             seed=self.seed,
-            chunk_size=self.chunk_size,
+            first_sample=first,
+            trajectory=self.out.suffix.lower() in ANIMATIONS,
             progress=interactive(),
             full_output=True,
         )
         assert isinstance(result, SampleResult)
-        took = time.perf_counter() - started
-        self._write(run, result.x.cpu(), None if cond is None else cond["label"])
-        cost = f"{float(result.nfe.double().mean()):.4g} evaluations each, {took:.1f} seconds"
-        print(f"wrote {self.out}: {self.n} samples by {sampler.name}, {cost}")
-        return 0
+        return result
 
-    def _write(self, run: Run, x: Tensor, labels: Tensor | None) -> None:
-        self.out.parent.mkdir(parents=True, exist_ok=True)
-        # The picture or array appears whole or not at all.
-        temporary = self.out.with_name(f".{self.out.stem}.part{self.out.suffix}")
-        try:
-            if self.out.suffix.lower() == ".npy":
-                np.save(temporary, x.numpy())
-            elif self.out.suffix.lower() == ".npz":
-                if labels is None:
-                    np.savez(temporary, samples=x.numpy())
-                else:
-                    np.savez(temporary, samples=x.numpy(), labels=labels.numpy())
-            elif x.ndim == 4:
-                rows = None
-                if labels is not None and self.label is None and run.classes:
-                    rows = math.ceil(len(x) / run.classes)  # so that each class has a column
-                save(image_grid(x, rows=rows, smooth=x.shape[-1] <= SMALL), temporary)
-            else:
-                behind = DATA[run.data].held_out() if run.data is not None and run.data in DATA else None
-                save(scatter(x, behind), temporary)
-            temporary.replace(self.out)
-        finally:
-            temporary.unlink(missing_ok=True)
+    def _write(self, run: Run, sampler: Sampler, parts: list[SampleResult], cond: Condition) -> None:
+        x = torch.cat([part.x for part in parts]).cpu()
+        states = [part.trajectory for part in parts if part.trajectory is not None]
+        table = None
+        if states and not isinstance(sampler.solver, ProbabilityFlow):
+            final = final_of(self.final, sampler)
+            table = build_table(run.model.sde, sampler.solver, steps=sampler.steps, final=final)
+        write_samples(
+            run,
+            x,
+            self.out,
+            labels=None if cond is None else cond["label"][: len(x)],
+            in_turn=self.label is None,
+            states=torch.cat(states, 1) if states else None,
+            table=table,
+        )
 
 
-def labels_of(run: Run, n: int, label: int | None = None) -> Condition:
+def final_of(final: str | None, sampler: Sampler) -> str:
+    """Return how sampling ends: as asked; else in clean data, and a table from a file where it ends."""
+    if final is not None and final not in FINALS:
+        raise unknown("final", final, FINALS)
+    return final or ("sample" if isinstance(sampler.solver, Tableau) else "denoise")
+
+
+def table_of(sampler: Sampler, sde: GaussianSDE, final: str) -> Tableau:
+    """Return the table that a sampler runs.
+
+    Raises:
+        ConfigError: it is adaptive, or has correctors, which no table holds.
+    """
+    if isinstance(sampler.solver, ProbabilityFlow):
+        raise ConfigError(f"{sampler.name} is adaptive and has no table; take a solver with steps, e.g. heun:20")
+    if sampler.kernels:
+        raise ConfigError(f"{sampler.name} has correctors that depend on the state, which no table holds")
+    return build_table(sde, sampler.solver, steps=sampler.steps, final=final)
+
+
+def labels_of(run: Run, n: int, label: int | None = None) -> dict[str, Tensor] | None:
     """Return the labels of n samples: one for all, or the classes in turn; None for a model without labels.
 
     Raises:
@@ -136,9 +203,3 @@ def labels_of(run: Run, n: int, label: int | None = None) -> Condition:
     if not 0 <= label < run.classes:
         raise DomainError(f"--label must lie in 0..{run.classes - 1}, got {label}")
     return {"label": torch.full((n,), label)}
-
-
-def _check_drawable(run: Run) -> None:
-    shape = tuple(run.event)
-    if not (shape == (2,) or (len(shape) == 3 and shape[0] in (1, 3))):
-        raise ConfigError(f"samples of shape {shape} have no picture; write an array, e.g. --out samples.npy")

@@ -1,4 +1,4 @@
-"""``scoresde train``: train a score model on a built-in data set."""
+"""``scoresde train``: train a score model on data by name, a folder of images or an array file."""
 
 from __future__ import annotations
 
@@ -9,84 +9,126 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
+import torch
 import tyro
 from torch import Tensor
 
-from scoresde.checkpoint import MANIFEST
-from scoresde.cli.names import DATA, SDES, DataSet
-from scoresde.cli.options import Command, Float, Int, OptionalFloat, OptionalInt, chosen, device, interactive, words
-from scoresde.cli.runs import RUN, check_folder, read_json, write_json
-from scoresde.errors import CheckpointError, ConfigError, check_integer, check_number
-from scoresde.model import PARAMETERIZATIONS, ScoreModel
+from scoresde import losses
+from scoresde.checkpoint import MANIFEST, network_to_dict
+from scoresde.cli.files import BAD_IMAGES, named, open_data
+from scoresde.cli.names import DATA, SDES, DataSet, Labelled
+from scoresde.cli.options import (
+    Float,
+    Int,
+    OptionalFloat,
+    OptionalInt,
+    Work,
+    by_kind,
+    chosen,
+    default,
+    device,
+    interactive,
+    words,
+)
+from scoresde.cli.runs import RUN, check_folder, digest, read_json, version, write_json
+from scoresde.errors import CheckpointError, ConfigError, DomainError, check_integer, check_number
+from scoresde.model import PARAMETERIZATIONS, Condition, ScoreModel
 from scoresde.noise import check_seed
+from scoresde.sde import GaussianSDE
 from scoresde.training import TrainResult, fit
-from scoresde.training.loop import CHECKPOINT, LOG
+from scoresde.training.run import CHECKPOINT, LOG
 
 __all__ = ["Train"]
 
 LABEL_DROPOUT = 0.1
+# What does not make a run what it is.
+PASSING = ("config", "out", "resume", "device", "debug")
 
 
-def _preset(field: str) -> str:
-    """Return a default that depends on the data, in words."""
-    points, images = (next(one for one in DATA.values() if one.kind == kind) for kind in ("points", "images"))
-    return f"(default: {getattr(images, field):g} for digits, {getattr(points, field):g} for points)"
+def _by_sde(field: str) -> object:
+    """Return a default that depends on the SDE, in words."""
+    values = {name: getattr(one, field) for name, one in SDES.items()}
+    usual = getattr(SDES["vp"], field)
+    return default(", ".join([*(f"{v} under {name}" for name, v in values.items() if v != usual), f"{usual} else"]))
 
 
 @dataclass(frozen=True, kw_only=True)
-class Train(Command):
-    """Train a score model on a built-in data set.
+class Train(Work):
+    """Train a score model.
 
     The folder of the run receives the checkpoint, a log with one JSON record a line, and run.json with these options.
-    Points get a residual MLP, images a U-Net. Ctrl-C writes a checkpoint; --resume goes on from it.
+    Vectors get a residual MLP; series, images and volumes a U-Net. Of the data in a folder or a file every fifth sample
+    is held out. Ctrl-C writes a checkpoint; --resume goes on from it.
 
     Args:
-        data: the training data: handwritten digits (8 x 8 pixels), or 50 000 points of a toy density in the plane.
-        sde: the diffusion: variance preserving, sub-variance preserving or variance exploding.
+        data: the training data, one of the names below (8 x 8 digits, 50 000 points of a toy density in the plane,
+            16 x 16 patches of photographs, series, tables); or a folder of images; or an .npy or .npz file with an
+            array (N, ...), "file.npz:name" for one of several.
+        size: side in pixels to which the images of a folder are scaled and cropped; by default they stay as they are.
+        on_bad_image: what to do about an image of a folder that cannot be used.
+        sde: the diffusion; vp, cosine and subvp shrink the data as they add noise, ve and edm only add noise, rectified
+            goes straight from data to noise.
         predicts: what the network predicts.
-        conditional: give the network the class labels, a tenth of them dropped; for digits.
+        weight: of the loss, as a function of time.
+        times: how the times of a batch are drawn.
+        conditional: give the network the class labels, for data that have some (a folder's are its subfolders).
+        label_dropout: share of the labels that are hidden in training, in [0, 1); with --conditional only.
         steps: optimiser steps.
         batch_size: samples in a step.
-        learning_rate: of Adam, after a warm-up of a twentieth of the steps; it falls to zero along a cosine.
-        ema_decay: of the average of the weights that is sampled from, in [0, 1).
+        learning_rate: of Adam, after the warm-up; it falls to zero along a cosine.
+        warmup: steps in which the learning rate rises to its value.
+        weight_decay: decoupled from the gradient, a share of the learning rate, at least 0.
+        clip_norm: largest norm of the gradient; 0 for no limit.
+        ema_decay: of the average of the weights that is sampled from, each step, in [0, 1).
+        held_out_loss: log the loss of held-out samples too, ten times in the run, at the same noise and times.
         seed: of the network's first weights and of everything random in the training, in [0, 2^64).
         out: new or empty folder for the results.
         resume: folder of an interrupted run, to go on with its own options to the same result.
-        device: cpu, cuda, ...; auto takes CUDA where there is one.
-        debug: show the traceback of an error.
     """
 
-    data: Annotated[str, words(DATA)] = "digits"
+    data: Annotated[str, words([*DATA, "FOLDER", "FILE"])] = "digits"
+    size: Annotated[OptionalInt, default("")] = None
+    on_bad_image: Annotated[str, words(BAD_IMAGES)] = "raise"
     sde: Annotated[str, words(SDES)] = "vp"
-    predicts: Annotated[str, words(PARAMETERIZATIONS)] = "noise"
+    predicts: Annotated[str | None, words(PARAMETERIZATIONS), _by_sde("predicts")] = None
+    weight: Annotated[str | None, words(losses.WEIGHTS), _by_sde("weight")] = None
+    times: Annotated[str | None, words(losses.TIMES), _by_sde("times")] = None
     conditional: bool = False
-    steps: Annotated[OptionalInt, tyro.conf.arg(help_behavior_hint=_preset("steps"))] = None
-    batch_size: Annotated[OptionalInt, tyro.conf.arg(help_behavior_hint=_preset("batch_size"))] = None
-    learning_rate: Annotated[OptionalFloat, tyro.conf.arg(help_behavior_hint=_preset("learning_rate"))] = None
+    label_dropout: Annotated[OptionalFloat, default(f"{LABEL_DROPOUT:g}")] = None
+    steps: Annotated[OptionalInt, by_kind("steps")] = None
+    batch_size: Annotated[OptionalInt, by_kind("batch_size")] = None
+    learning_rate: Annotated[OptionalFloat, by_kind("learning_rate")] = None
+    warmup: Annotated[OptionalInt, default("a twentieth of the steps, at most 1000")] = None
+    weight_decay: Float = 0.0
+    clip_norm: Float = 1.0
     ema_decay: Float = 0.995
+    held_out_loss: bool = False
     seed: Int = 0
-    out: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER", help_behavior_hint="(default: runs/DATA)")] = None
-    resume: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER", help_behavior_hint="(optional)")] = None
-    device: str = "auto"
-    debug: bool = False
+    out: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER"), default("runs/DATA")] = None
+    resume: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER"), default("")] = None
 
     def run(self) -> int:
         """Train."""
-        options, folder = (self._settled(), None) if self.resume is None else (_saved(self), self.resume)
-        data = chosen("data set", options.data, DATA)
-        model = options.model(data)
-        if folder is None:
-            folder = check_folder("--out", Path("runs", options.data) if options.out is None else options.out)
-            if folder.is_dir() and any(folder.iterdir()):
-                raise ConfigError(f"--out {folder} is not empty; choose another, or go on with --resume {folder}")
+        asked = self if self.resume is None else _saved(self)
+        data = open_data(asked.data, size=asked.size, on_bad_image=asked.on_bad_image)
+        options = asked._settled(data)
+        train, test = data.load(), data.test()
+        samples = train[0]
+        model = options._model(data, tuple(samples.shape[1:]))
+        folder = self._folder() if self.resume is None else self.resume
         where = device(self.device)
-        samples, labels = data.load()
+        about = _about(options, model, samples, test[0])
+        if self.resume is not None:
+            _check_unchanged(folder, about)
         size = sum(p.numel() for p in model.parameters())
-        print(f"data         {options.data}: {len(samples)} samples of shape {tuple(samples.shape[1:])}")
+        shape = tuple(samples.shape[1:])
+        for note in data.notes:
+            print(note, file=sys.stderr)
+        print(f"data         {options.data}: {len(samples)} {data.kind} of shape {shape}, {len(test[0])} held out")
         print(f"model        {type(model.net).__name__}, {size} parameters, {options.predicts} under {model.sde}")
         print(f"training     {options.steps} steps of {options.batch_size} samples on {where}")
         print(f"results      {folder}/", flush=True)
-        result = _watched(options, model.to(where), samples, labels, folder, resume=self.resume is not None)
+        result = _watched(options, model.to(where), train, test, folder, about, resume=self.resume is not None)
         loss = next((record["loss"] for record in reversed(result.log)), None)
         if loss is not None:
             print(f"done         loss {loss:.4g} after {result.steps} steps, {result.seconds:.0f} seconds")
@@ -95,33 +137,86 @@ class Train(Command):
         print(f"next         scoresde compare --checkpoint {folder}")
         return 0
 
-    def _settled(self) -> Train:
-        """Return the options with the defaults of the data, all checked."""
-        data = chosen("data set", self.data, DATA)
-        chosen("sde", self.sde, SDES)
-        chosen("prediction", self.predicts, PARAMETERIZATIONS)
+    def _folder(self) -> Path:
+        """Return the new folder of the run."""
+        name = self.data if self.data in DATA else Path(self.data.rpartition(":")[2]).stem
+        folder = check_folder("--out", Path("runs", name) if self.out is None else self.out)
+        if folder.is_dir() and any(folder.iterdir()):
+            raise ConfigError(f"--out {folder} is not empty; choose another, or go on with --resume {folder}")
+        return folder
+
+    def _settled(self, data: DataSet) -> Train:
+        """Return the options with the defaults of the data and the SDE, all checked."""
+        preset, names = data.preset, {**SDES, **{one.build.__name__: one for one in SDES.values()}}
+        diffusion = chosen("sde", self.sde, names)
+        predicts = diffusion.predicts if self.predicts is None else self.predicts
+        weight = diffusion.weight if self.weight is None else self.weight
+        times = diffusion.times if self.times is None else self.times
+        chosen("prediction", predicts, PARAMETERIZATIONS)
+        chosen("weight", weight, losses.WEIGHTS)
+        chosen("time sampler", times, losses.TIMES)
+        if self.size is not None:
+            check_integer(self.size, "size", 1)
+            if self.data in DATA:
+                raise ConfigError(f"--size is for folders of images, {self.data} has its own; leave it out")
         if self.conditional and not data.classes:
             raise ConfigError(f"--conditional needs class labels, {self.data} has none; leave it out or use digits")
+        dropout = LABEL_DROPOUT * self.conditional if self.label_dropout is None else self.label_dropout
+        if self.label_dropout and not self.conditional:
+            raise ConfigError("--label-dropout needs labels to hide: add --conditional, or leave it out")
         check_seed(self.seed)
-        check_number(self.ema_decay, "ema_decay", 0.0, 1.0, open_high=True)
-        rate = data.learning_rate if self.learning_rate is None else self.learning_rate
+        steps = check_integer(preset.steps if self.steps is None else self.steps, "steps", 1)
+        if self.warmup is not None:
+            check_integer(self.warmup, "warmup", 0, steps)
+        rate = preset.learning_rate if self.learning_rate is None else self.learning_rate
+        batch_size = preset.batch_size if self.batch_size is None else self.batch_size
         return dataclasses.replace(
             self,
-            steps=check_integer(data.steps if self.steps is None else self.steps, "steps", 1),
-            batch_size=check_integer(data.batch_size if self.batch_size is None else self.batch_size, "batch_size", 1),
+            sde=next(name for name, one in SDES.items() if one is diffusion),
+            predicts=predicts,
+            weight=weight,
+            times=times,
+            label_dropout=check_number(dropout, "label_dropout", 0.0, 1.0, open_high=True),
+            steps=steps,
+            batch_size=check_integer(batch_size, "batch_size", 1),
             learning_rate=check_number(rate, "learning_rate", 0.0, open_low=True),
+            weight_decay=check_number(self.weight_decay, "weight_decay", 0.0),
+            clip_norm=check_number(self.clip_norm, "clip_norm", 0.0),
+            ema_decay=check_number(self.ema_decay, "ema_decay", 0.0, 1.0, open_high=True),
         )
 
-    def model(self, data: DataSet) -> ScoreModel:
-        """Return the untrained model."""
-        net = data.network(classes=data.classes if self.conditional else None, seed=self.seed)
-        return ScoreModel(net, SDES[self.sde](), predicts=self.predicts)
+    def _model(self, data: DataSet, event: tuple[int, ...]) -> ScoreModel:
+        """Return the untrained model of settled options."""
+        assert self.predicts is not None
+        sde = SDES[self.sde].build()
+        net = data.network(event, classes=data.classes if self.conditional else None, seed=self.seed)
+        if not _stands(self.predicts, sde):
+            able = [name for name in PARAMETERIZATIONS if _stands(name, sde)]
+            able.sort(key=lambda name: name != SDES[self.sde].predicts)
+            raise ConfigError(
+                f"--predicts {self.predicts} cannot work under --sde {self.sde}: at t = {sde.t_max:g} the signal is "
+                f"gone (alpha = 0), and the {self.predicts} tells nothing of the data; use --predicts {able[0]} (or "
+                f"{', '.join(able[1:])})"
+            )
+        return ScoreModel(net, sde, predicts=self.predicts, transform=data.transform())
+
+
+def _stands(predicts: str, sde: GaussianSDE) -> bool:
+    """Return whether a prediction can stand under an SDE, which zero terminal signal forbids to some."""
+    try:
+        ScoreModel(torch.zeros_like, sde, predicts=predicts)
+    except DomainError:
+        return False
+    return True
 
 
 def _saved(asked: Train) -> Train:
     """Return the options of the run to go on with."""
     assert asked.resume is not None
-    own, usual = dataclasses.replace(asked, resume=None, device="auto", debug=False), Train()
+    own, usual = (
+        dataclasses.replace(asked, **{name: getattr(Train(), name) for name in PASSING if name != "out"}),
+        Train(),
+    )
     given = [field.name for field in dataclasses.fields(own) if getattr(own, field.name) != getattr(usual, field.name)]
     if given:
         raise ConfigError(f"--resume goes on with the run's own options; leave out --{given[0].replace('_', '-')}")
@@ -131,50 +226,100 @@ def _saved(asked: Train) -> Train:
     options = read_json(file).get("options")
     if not isinstance(options, dict) or options.keys() != _kept(asked).keys():
         raise CheckpointError(f"{file} does not hold the options of a training; restore it or start a new run")
-    return Train(**options)._settled()
+    return Train(**options)
 
 
 def _kept(options: Train) -> dict[str, object]:
     """Return the options that make a run what it is."""
-    return {k: v for k, v in dataclasses.asdict(options).items() if k not in ("out", "resume", "device", "debug")}
+    return {k: v for k, v in dataclasses.asdict(options).items() if k not in PASSING}
+
+
+def _about(options: Train, model: ScoreModel, samples: Tensor, held_out: Tensor) -> dict[str, object]:
+    """Return what run.json says: all that the run came from."""
+    return {
+        "data": options.data,
+        "options": _kept(options),
+        "samples": {
+            "shape": list(samples.shape[1:]),
+            "training": len(samples),
+            "held_out": len(held_out),
+            "sha256": digest(samples),
+        },
+        "model": {
+            "network": network_to_dict(model.net),
+            "parameters": sum(p.numel() for p in model.parameters()),
+            "sde": repr(model.sde),
+            "transform": None if model.transform is None else model.transform.to_dict(),
+        },
+        "versions": {"scoresde": version(), "torch": torch.__version__},
+    }
+
+
+def _check_unchanged(folder: Path, about: Mapping[str, object]) -> None:
+    """Raise CheckpointError where a file's data are not those that the run began with."""
+    if not named(str(about["data"])) and read_json(folder / RUN).get("samples") != about["samples"]:
+        raise CheckpointError(f"{about['data']} has changed since {folder} began; restore it or start a new run")
+
+
+def _condition(part: Labelled, options: Train) -> Condition:
+    """Return the labels of a part of the data, where the model is given them."""
+    labels = part[1]
+    return {"label": labels} if options.conditional and labels is not None else None
 
 
 def _watched(
-    options: Train, model: ScoreModel, samples: Tensor, labels: Tensor | None, folder: Path, *, resume: bool
+    options: Train,
+    model: ScoreModel,
+    train: Labelled,
+    test: Labelled,
+    folder: Path,
+    about: Mapping[str, object],
+    *,
+    resume: bool,
 ) -> TrainResult:
     """Train, leave run.json beside whatever checkpoint there is, and say how to go on after Ctrl-C."""
     assert options.steps is not None
     assert options.batch_size is not None
     assert options.learning_rate is not None
-    steps, about = options.steps, {"data": options.data, "options": _kept(options)}
-    shown = 0
+    assert options.weight is not None
+    assert options.times is not None
+    steps, shown, complete = options.steps, 0, False
 
-    def note(record: Mapping[str, float | None]) -> None:
+    def note(record: Mapping[str, object]) -> None:
         nonlocal shown
         if not (folder / RUN).exists():
-            write_json(folder / RUN, about)
-        tenths = int(10 * (record["step"] or 0) / steps)
-        if tenths > shown and not interactive():
-            shown = tenths
-            print(f"training     step {record['step']}, loss {record['loss']:.4g}", file=sys.stderr, flush=True)
+            write_json(folder / RUN, {**about, "complete": False})
+        step = record["step"]
+        assert isinstance(step, int)
+        if 10 * step // steps > shown and not interactive():
+            shown = 10 * step // steps
+            print(f"training     step {step}, loss {record['loss']:.4g}", file=sys.stderr, flush=True)
 
-    conditional = labels is not None and options.conditional
     try:
-        return fit(
+        result = fit(
             model,
-            samples,
+            train[0],
             steps=steps,
             batch_size=options.batch_size,
             learning_rate=options.learning_rate,
+            warmup=options.warmup,
+            weight=options.weight,
+            times=options.times,
+            weight_decay=options.weight_decay,
+            clip_norm=options.clip_norm or None,
             ema_decay=options.ema_decay,
-            cond={"label": labels} if labels is not None and conditional else None,
-            label_dropout=LABEL_DROPOUT if conditional else 0.0,
+            cond=_condition(train, options),
+            label_dropout=options.label_dropout or 0.0,
+            held_out=test[0] if options.held_out_loss else None,
+            held_out_cond=_condition(test, options) if options.held_out_loss else None,
             seed=options.seed,
             folder=folder,
             resume=resume,
             progress=interactive(),
             on_log=note,
         )
+        complete = True
+        return result
     except KeyboardInterrupt as stop:
         if not (folder / CHECKPOINT / MANIFEST).is_file():
             raise
@@ -183,4 +328,4 @@ def _watched(
         ) from stop
     finally:
         if (folder / CHECKPOINT / MANIFEST).is_file():
-            write_json(folder / RUN, about)
+            write_json(folder / RUN, {**about, "complete": complete})

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from scoresde.cli.names import DATA, HELD_OUT_SEED
-from scoresde.data import DATASETS
+from scoresde.cli.names import DataSet
 from scoresde.errors import ConfigError
 from scoresde.metrics import Floor, energy_distance, floor, sliced_wasserstein
 from scoresde.noise import permutation, stream
@@ -24,6 +23,9 @@ if TYPE_CHECKING:
 __all__ = ["Yardstick", "yardstick"]
 
 REPEATS = 16
+MOST = 2_000  # held-out samples to measure against: the distances cost their square
+Measure = Callable[[Tensor, Tensor], float]
+MEASURES: Mapping[str, Measure] = {"sliced_wasserstein": sliced_wasserstein, "energy_distance": energy_distance}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -37,6 +39,7 @@ class Yardstick:
         floors: number of samples to the floors: what that many *real* samples measure.
         labels: name to what an axis says.
         linear: metrics on a linear axis.
+        classes: labels in the proportions of the data, for conditional models; None for the classes in turn.
         notes: what a reader of the table should know, a line each.
     """
 
@@ -46,40 +49,76 @@ class Yardstick:
     floors: Callable[[int], Mapping[str, Floor]]
     labels: Mapping[str, str] = field(default_factory=lambda: LABELS)
     linear: tuple[str, ...] = ()
+    classes: Tensor | None = None
     notes: tuple[str, ...] = ()
 
 
-def yardstick(data: str, *, classes: int | None = None) -> Yardstick:
+def yardstick(name: str, data: DataSet, *, classes: int | None = None) -> Yardstick:
     """Return how samples of a data set are judged; ``classes`` is that of a conditional model."""
-    return _digits(classes) if DATA[data].kind == "images" else _points(data)
+    return _digits(data, classes) if name == "digits" else _distances(name, data)
 
 
-def _points(data: str) -> Yardstick:
-    held_out = DATA[data].held_out()
-    measures = {"sliced_wasserstein": sliced_wasserstein, "energy_distance": energy_distance}
+def _distances(name: str, data: DataSet) -> Yardstick:
+    """Measure in the units of the model, in which no coordinate outweighs the others."""
+    (real, labels), transform = data.load(), data.transform()
+    whole = data.held_out()
+    held_out = whole[permutation(len(whole), stream(0, "held-out"))[:MOST]] if len(whole) > MOST else whole
+    measures = {one: MEASURES[one] for one in data.preset.metrics}
+
+    def scaled(x: Tensor) -> Tensor:
+        return x.cpu() if transform is None else transform.forward(x.cpu())
+
+    target = scaled(held_out)
+
+    def against(measure: Measure) -> Callable[[Tensor], float]:
+        return lambda x: measure(scaled(x), target)
+
+    metrics = {one: against(measure) for one, measure in measures.items()}
 
     @functools.cache
     def floors(size: int) -> Mapping[str, Floor]:
-        # Independent points of the density, several times as many as one comparison uses.
-        pool = DATASETS[data](4 * (size + len(held_out)), seed=HELD_OUT_SEED + 1)
+        if data.fresh is None:
+            return _floors_of_real(metrics, real, size, len(held_out))
+        # Independent samples, several times as many as one comparison uses.
+        pool = data.fresh(4 * (size + len(held_out)))
         return {
-            name: floor(measure, pool, size, other=len(held_out), repeats=REPEATS) for name, measure in measures.items()
+            one: floor(measure, pool, size, other=len(held_out), repeats=REPEATS) for one, measure in measures.items()
         }
 
-    def against(measure: Callable[[Tensor, Tensor], float]) -> Callable[[Tensor], float]:
-        return lambda x: measure(x.cpu(), held_out)
-
+    what = "points" if data.kind == "points" else "samples"
+    units = "data units" if transform is None else "units of the model, to which the data were scaled"
+    root = ", energy distance in their root" if "energy_distance" in measures else ""
+    many = f"as many real {what}" if data.fresh else f"as many training {what}, {len(real)} at most"
+    labelled = {
+        one: text if transform is None else text.replace("data units", "scaled units") for one, text in LABELS.items()
+    }
     return Yardstick(
         held_out=held_out,
         examples=held_out,
-        metrics={name: against(measure) for name, measure in measures.items()},
+        metrics=metrics,
         floors=floors,
+        labels=labelled,
+        classes=None if labels is None else labels[permutation(len(labels), stream(0, "labels"))],
         notes=(
-            f"distances to {len(held_out)} held-out points: sliced Wasserstein-2 in data units, energy distance in "
-            "their root",
-            "floor: the same distances of as many real points, mean and standard deviation",
+            f"distances to {len(held_out)} held-out {what}: sliced Wasserstein-2 in {units}{root}",
+            f"floor: the same distances of {many}, mean and standard deviation",
         ),
     )
+
+
+def _floors_of_real(
+    metrics: Mapping[str, Callable[[Tensor], float]], real: Tensor, size: int, other: int
+) -> dict[str, Floor]:
+    """Return what ``size`` real training samples measure, or all of them where there are fewer."""
+    count = min(size, len(real))
+    chosen = [permutation(len(real), stream(0, "real digits", k))[:count] for k in range(REPEATS)]
+    found = {}
+    for name, metric in metrics.items():
+        values = torch.tensor([metric(real[one]) for one in chosen], dtype=torch.float64)
+        found[name] = Floor(
+            mean=float(values.mean()), std=float(values.std()), size=count, other=other, repeats=REPEATS
+        )
+    return found
 
 
 def _in_turn(labels: Tensor) -> Tensor:
@@ -99,13 +138,13 @@ def _judge() -> DigitJudge:
     return DigitJudge.train()
 
 
-def _digits(classes: int | None) -> Yardstick:
+def _digits(data: DataSet, classes: int | None) -> Yardstick:
     try:
         judge = _judge()
     except ImportError as error:
         raise ConfigError('judging digits needs scikit-learn; install it with: pip install "scoresde[data]"') from error
     held_out = judge.test.images
-    real, _ = DATA["digits"].load()
+    real, _ = data.load()
     metrics: dict[str, Callable[[Tensor], float]] = {
         "frechet_distance": lambda x: judge.frechet(x.cpu()),
         "share_sure": lambda x: judge.share(x.cpu()),
@@ -120,14 +159,8 @@ def _digits(classes: int | None) -> Yardstick:
 
     @functools.cache
     def floors(size: int) -> Mapping[str, Floor]:
-        count = min(size, len(real))
-        chosen = [permutation(len(real), stream(0, "real digits", k))[:count] for k in range(REPEATS)]
-        found: dict[str, Floor] = {}
-        for name in ("frechet_distance", "sliced_wasserstein"):
-            values = torch.tensor([metrics[name](real[one]) for one in chosen], dtype=torch.float64)
-            found[name] = Floor(
-                mean=float(values.mean()), std=float(values.std()), size=count, other=len(held_out), repeats=REPEATS
-            )
+        distances = {name: metrics[name] for name in ("frechet_distance", "sliced_wasserstein")}
+        found = _floors_of_real(distances, real, size, len(held_out))
         found["share_sure"] = share(judge.share(held_out), size)
         if classes:
             found["label_accuracy"] = share(judge.accuracy(held_out, judge.test.labels), size)

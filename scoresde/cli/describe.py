@@ -1,0 +1,164 @@
+"""``scoresde describe``: say what a checkpoint, a diffusion, a sampler or a saved table is."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from scoresde import checkpoint
+from scoresde.cli.names import SDES, Diffusion
+from scoresde.cli.options import Command, OptionalInt, chosen, default, read_sampler, read_table, words
+from scoresde.cli.runs import about_of, checkpoint_of
+from scoresde.cli.sample import table_of
+from scoresde.comparison import COMPOSED
+from scoresde.errors import ConfigError, check_integer, unknown
+from scoresde.runs import FINALS
+from scoresde.solvers import SOLVERS, ProbabilityFlow, Solver, by_name
+from scoresde.tableau import Tableau
+from scoresde.tabulated import sde_from_dict
+from scoresde.training.run import LOG
+
+__all__ = ["Describe"]
+
+STEPS = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class Describe(Command):
+    """Say what something is: a trained model, a diffusion, a sampler, a saved table.
+
+    Args:
+        what: the folder of a run or of a saved model; the name of a diffusion (vp, VPSDE, ...); the name of a sampler
+            (dpmpp_2m, or dpmpp_2m:5 with its steps), whose table is shown; or a .json file with a table.
+        steps: number of steps of a sampler.
+        sde: the diffusion that a sampler is for.
+        final: what the last step of a sampler gives: clean data, a sample at the SDE's smallest time, or its mean.
+        debug: show the traceback of an error.
+    """
+
+    what: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="FOLDER|NAME|FILE")]
+    steps: Annotated[OptionalInt, default(f"{STEPS}")] = None
+    sde: Annotated[str, words(SDES)] = "vp"
+    final: Annotated[str, words(FINALS)] = "denoise"
+    debug: bool = False
+
+    def run(self) -> int:
+        """Print it."""
+        diffusions = {**SDES, **{one.build.__name__: one for one in SDES.values()}}
+        diffusion = chosen("sde", self.sde, diffusions)
+        name = self.what.partition(":")[0]
+        path = Path(self.what)
+        if path.is_dir():
+            lines = _checkpoint(path)
+        elif path.suffix.lower() == ".json":
+            lines = _table(read_table(path))
+        elif self.what in diffusions:
+            lines = [diffusions[self.what].build().describe()]
+        elif name in SOLVERS or name in COMPOSED:
+            lines = self._sampler(name, diffusion)
+        else:
+            known = [*diffusions, *SOLVERS, *COMPOSED]
+            raise ConfigError(f"{unknown('thing to describe', self.what, known)}; or a folder, or a .json file")
+        print("\n".join(lines))
+        return 0
+
+    def _sampler(self, name: str, diffusion: Diffusion) -> list[str]:
+        sde = diffusion.build()
+        text = self.what
+        if self.steps is not None:
+            check_integer(self.steps, "steps", 1)
+            if ":" in text:
+                raise ConfigError(f"{text} names its steps already; leave out --steps {self.steps}")
+            text = f"{text}:{self.steps}"
+        adaptive = name in SOLVERS and isinstance(by_name(name), ProbabilityFlow)
+        sampler = read_sampler(text if ":" in text or adaptive else f"{text}:{STEPS}", sde)
+        lines = [f"sampler      {sampler.name} under {sde}"]
+        if isinstance(sampler.solver, Solver) and sampler.solver.paper:
+            lines.append(f"source       {sampler.solver.paper}")
+        if isinstance(sampler.solver, ProbabilityFlow):
+            return [*lines, f"adaptive     {sampler.solver}: it chooses its own steps for each sample and has no table"]
+        lines += [f"corrector    {kernel}, applied before each step" for kernel in sampler.kernels]
+        chosen("final", self.final, FINALS)
+        predictor = dataclasses.replace(sampler, kernels=())
+        return [*lines, *_table(table_of(predictor, sde, self.final))]
+
+
+def _table(table: Tableau) -> list[str]:
+    orders = {kind: order for kind, order in dataclasses.asdict(table.order).items() if order is not None}
+    said = ", ".join(f"{order:g} ({kind})" for kind, order in orders.items()) or "not declared"
+    return [
+        f"order        {said}",
+        f"memory       {table.memory} earlier predictions",
+        f"ends at      t = {table.end.t:g}, alpha = {table.end.alpha:g}, sigma = {table.end.sigma:g}",
+        f"table        {table}",
+    ]
+
+
+def _checkpoint(path: Path) -> list[str]:
+    folder = checkpoint_of(path)
+    contents = checkpoint.read(folder)
+    model = contents.document("model")
+    run, about = about_of(folder)
+    weights = contents.tensors("weights")
+    network = model["network"]
+    config = ", ".join(f"{key}={value}" for key, value in (network["config"] or {}).items())
+    types = sorted({str(one.dtype).removeprefix("torch.") for one in weights.values()})
+    trained, current = (None if one is None else _sde(one) for one in (model["trained_sde"], model["sde"]))
+    lines = [
+        f"checkpoint   {folder}/",
+        f"network      {network['kind']}({config})" + ("" if network["config"] else ", your own"),
+        f"weights      {sum(one.numel() for one in weights.values())} in {len(weights)} tensors of {', '.join(types)}"
+        + (", raw and averaged" if "ema" in contents.parts else ""),
+        f"sde          {trained}" + (f", in use {current}" if current else ""),
+        f"predicts     {model['predicts']}, sigma_data {model['sigma_data']}, conditioned on {model['condition_on']}",
+        f"transform    {json.dumps(model['transform']) if model['transform'] else 'none'}",
+        f"moments      {_moments(contents)}",
+    ]
+    if "training" in contents.documents:
+        state = contents.document("training")
+        lines.append(f"training     {', '.join(f'{key} {value}' for key, value in state.items())}")
+    last = _last_record(run / LOG)
+    numbers = {key: value for key, value in last.items() if isinstance(value, int | float)}
+    if numbers:
+        lines.append(f"last record  {', '.join(f'{key} {value:.4g}' for key, value in numbers.items())}")
+    options = about.get("options")
+    if isinstance(options, dict):
+        given = {key: value for key, value in options.items() if value is not None}
+        lines.append(f"options      {', '.join(f'{key} {value}' for key, value in given.items())}")
+    return lines
+
+
+def _sde(document: Mapping[str, Any]) -> str:
+    return f"{document['class']}, your own" if document["kind"] is None else str(sde_from_dict(dict(document)))
+
+
+def _moments(contents: checkpoint.Contents) -> str:
+    if "moments" not in contents.parts:
+        return "none: the shape of a sample is not known"
+    moments = checkpoint.moments_from_tensors(contents.tensors("moments"))
+    mean, total = moments.mean, float(moments.variance.sum())
+    kind = "one variance a coordinate" if moments.basis is None else "full covariance"
+    return (
+        f"samples of shape {tuple(mean.shape)}; mean {float(mean.min()):.3g} to {float(mean.max()):.3g}, standard "
+        f"deviation {math.sqrt(total / max(1, mean.numel())):.3g} (root mean square), in the model's units; {kind}"
+    )
+
+
+def _last_record(log: Path) -> Mapping[str, object]:
+    """Return the last whole record of a run's log; nothing where there is none."""
+    lines = log.read_text(encoding="utf-8").splitlines() if log.is_file() else []
+    for line in reversed(lines):
+        try:
+            record = json.loads(line)
+        except ValueError:  # cut by a crash
+            continue
+        if isinstance(record, dict):
+            return record
+    return {}

@@ -1,0 +1,104 @@
+"""What samples become on disk: pictures, animations, arrays; a file appears whole or not at all."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from torch import Tensor
+
+from scoresde.cli.names import DATA
+from scoresde.cli.runs import Run
+from scoresde.errors import ConfigError
+from scoresde.plots import animation, image_grid, save, scatter
+from scoresde.tableau import Tableau
+from scoresde.transforms import Affine
+
+__all__ = ["ANIMATIONS", "ARRAYS", "ENDINGS", "PICTURES", "SMALL", "check_drawable", "pixels", "whole", "write_samples"]
+
+SMALL = 16  # pixels a side, up to which the eye reads an image better when it is interpolated
+FRAMES = 60  # of an animation, which a longer trajectory is thinned to
+PICTURES, ANIMATIONS, ARRAYS = (".png", ".svg", ".pdf"), (".gif",), (".npy", ".npz")
+ENDINGS: Final = PICTURES + ANIMATIONS + ARRAYS
+
+
+def check_drawable(event: Sequence[int]) -> None:
+    """Raise ConfigError unless samples of this shape are points in the plane, or images in grey or colour."""
+    if not (tuple(event) == (2,) or (len(event) == 3 and event[0] in (1, 3))):
+        raise ConfigError(f"samples of shape {tuple(event)} have no picture; write an array, e.g. --out samples.npy")
+
+
+def pixels(run: Run, x: Tensor) -> Tensor:
+    """Return images in the data's units as values in [-1, 1], to which an affine transform maps their range."""
+    return run.model.transform.forward(x) if isinstance(run.model.transform, Affine) else x
+
+
+def whole(path: Path, write: Callable[[Path], object]) -> None:
+    """Let ``write`` make a file under another name, which takes its place at the end; folders are made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.stem}.part{path.suffix}")
+    try:
+        write(temporary)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_samples(
+    run: Run,
+    x: Tensor,
+    path: Path,
+    *,
+    labels: Tensor | None = None,
+    in_turn: bool = False,
+    states: Tensor | None = None,
+    table: Tableau | None = None,
+) -> None:
+    """Write samples, in the form that the file's ending says.
+
+    Args:
+        run: where they come from.
+        x: samples (n, *) in the data's units, on the CPU.
+        path: a file with one of ``ENDINGS``.
+        labels: their classes.
+        in_turn: the classes come in turn, so that each is given a column of a grid of images.
+        states: for an animation, the way of the samples (calls + 1, n, *) in the model's coordinates.
+        table: for an animation, what they went along.
+    """
+    ending = path.suffix.lower()
+    if ending == ".npy":
+        whole(path, lambda file: np.save(file, x.numpy()))
+    elif ending == ".npz":
+        if labels is None:
+            whole(path, lambda file: np.savez(file, samples=x.numpy()))
+        else:
+            whole(path, lambda file: np.savez(file, samples=x.numpy(), labels=labels.numpy()))
+    elif states is not None and table is not None:
+        whole(path, lambda file: _animate(states, table, file))
+    elif x.ndim == 4:
+        rows = math.ceil(len(x) / run.classes) if in_turn and run.classes else None
+        grid = image_grid(pixels(run, x), rows=rows, smooth=x.shape[-1] <= SMALL)
+        whole(path, lambda file: save(grid, file))
+    else:
+        behind = DATA[run.data].held_out() if run.data is not None and run.data in DATA else None
+        figure = scatter(x, behind)
+        whole(path, lambda file: save(figure, file))
+
+
+def _animate(states: Tensor, table: Tableau, file: Path) -> None:
+    """Write the way from noise to samples; each state is divided by its scale, so that none leaves the window."""
+    knots = [table.start, *(row.at for row in table.rows[1:]), table.end]
+    count = min(FRAMES, len(knots))
+    chosen = [round(k * (len(knots) - 1) / (count - 1)) for k in range(count)]
+    images = states.ndim == 5
+    animation(
+        # Of data of variance one.
+        [states[k].cpu() / math.hypot(knots[k].alpha, knots[k].sigma) for k in chosen],
+        file,
+        kind="images" if images else "points",
+        captions=[f"t = {knots[k].t:.3g}" for k in chosen],
+        smooth=images and states.shape[-1] <= SMALL,
+    )
