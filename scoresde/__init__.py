@@ -21,7 +21,7 @@ from scoresde.errors import (
 )
 from scoresde.executor import Step
 from scoresde.gaussian import Gaussian, Moments
-from scoresde.kernels import Langevin
+from scoresde.kernels import MALA, Langevin
 from scoresde.losses import denoising_score_matching
 from scoresde.model import Prediction, ScoreModel
 from scoresde.sampling import SampleResult, build_table, sample
@@ -39,6 +39,7 @@ __all__ = [
     "DDPM",
     "EDMSDE",
     "EMA",
+    "MALA",
     "SDE",
     "SMLD",
     "VESDE",

@@ -2,23 +2,30 @@ r"""Markov kernels applied at a time: correctors that a sampler runs before each
 
 Langevin dynamics at a fixed time, x <- x + e score + sqrt(2 e) z, leaves the marginal p_t invariant as e -> 0. Song et
 al. choose e from a signal-to-noise ratio: e = 2 (snr |z|/|score|)^2.
+
+Where the score is the gradient of a known log density -E, a Metropolis test removes the bias of a finite e: the
+proposal x' is accepted with the probability
+
+    min(1, exp(E(x) - E(x')) q(x | x')/q(x' | x)),     q(x' | x) = N(x'; x + e score(x), 2 e),
+
+so that p_t is kept whatever e is (MALA, the Metropolis-adjusted Langevin algorithm).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from scoresde.errors import check_integer, check_number, unknown
-from scoresde.model import PreparedModel
+from scoresde.errors import ConfigError, check_integer, check_number, unknown
+from scoresde.model import Condition, PreparedModel
 from scoresde.noise import NoiseSource
 from scoresde.ops import expand
 
-__all__ = ["Kernel", "Langevin"]
+__all__ = ["MALA", "Energetic", "Kernel", "Langevin"]
 
 
 class Kernel(Protocol):
@@ -34,6 +41,14 @@ class Kernel(Protocol):
 
     def __call__(self, x: Tensor, index: int, model: PreparedModel, noise: NoiseSource) -> Tensor:
         """Return the next state, of x's shape (B, *); ``index`` is the prepared point, x must not be written to."""
+
+
+@runtime_checkable
+class Energetic(Protocol):
+    """A network that has an energy, as ``EnergyModel``'s has."""
+
+    def energy(self, x: Tensor, c_noise: Tensor, cond: Condition = None) -> Tensor:
+        """Return the energies (B,) in nats of scaled states x (B, *)."""
 
 
 NormRule = Callable[[Tensor, Tensor, float], Tensor]
@@ -107,3 +122,79 @@ class Langevin:
             step = torch.where(torch.isfinite(ratio), 2 * (self.snr * ratio).square(), 0.0)
             x = x + expand(step, x) * score + expand((2 * step).sqrt(), x) * z
         return x
+
+
+@dataclass(frozen=True)
+class MALA:
+    """Langevin steps, each accepted or rejected for each sample by Metropolis' rule: p_t is kept exactly.
+
+    The step is e = 2 (snr sigma)^2, as ``Langevin(norms="level")``. A sample that rejects stays where it is. The model
+    must have an energy (``EnergyModel``); no gradient is kept through the choice.
+
+    Source: Roberts and Tweedie 1996, "Exponential convergence of Langevin distributions and their discrete
+    approximations".
+
+    Args:
+        snr: signal-to-noise ratio, positive.
+        steps: proposals at each time. An application costs one evaluation more, at the state it starts from, and two
+            draws a proposal; the first coordinate of the second draw decides.
+
+    Raises:
+        DomainError: snr <= 0 or steps < 1. ConfigError: when called, a model without an energy, or a state that
+            carries a graph (``differentiable=True``).
+    """
+
+    snr: float = 0.16
+    steps: int = 1
+
+    def __post_init__(self) -> None:
+        """Check the options."""
+        check_number(self.snr, "snr", 0.0, open_low=True)
+        check_integer(self.steps, "steps", 1)
+
+    @property
+    def calls(self) -> int:
+        """One evaluation at the start and one for each proposal."""
+        return self.steps + 1
+
+    @property
+    def draws(self) -> int:
+        """One draw for each proposal and one for its test."""
+        return 2 * self.steps
+
+    def __call__(self, x: Tensor, index: int, model: PreparedModel, noise: NoiseSource) -> Tensor:
+        """Return the state after ``steps`` proposals at the prepared point ``index``."""
+        net = model.model.net
+        if not isinstance(net, Energetic):
+            raise ConfigError("MALA compares energies, and this model has none; use an EnergyModel, or Langevin()")
+        if x.requires_grad:
+            raise ConfigError("MALA accepts or rejects, which has no gradient; use Langevin() with differentiable=True")
+        step = 2 * (self.snr * float(model.readout.point.sigma[index])) ** 2
+        energy, score = _energy_and_score(net, x, index, model)
+        for _ in range(self.steps):
+            z, test = torch.empty_like(x), torch.empty_like(x)
+            noise.fill(z)
+            noise.fill(test)
+            proposal = x + step * score + (2 * step) ** 0.5 * z
+            new_energy, new_score = _energy_and_score(net, proposal, index, model)
+            back = (x - proposal - step * new_score) / (2 * step) ** 0.5
+            forth_norm, back_norm, decision = (v.reshape(len(x), -1) for v in (z, back, test))
+            gain = energy - new_energy + 0.5 * (forth_norm.square().sum(1) - back_norm.square().sum(1))
+            # log of a uniform number; a gain that is not a number rejects.
+            accepted = torch.special.log_ndtr(decision[:, 0]) < gain
+            x, score = (
+                torch.where(expand(accepted, x).bool(), new, old) for new, old in ((proposal, x), (new_score, score))
+            )
+            energy = torch.where(accepted, new_energy, energy)
+        return x
+
+
+def _energy_and_score(net: Energetic, x: Tensor, index: int, model: PreparedModel) -> tuple[Tensor, Tensor]:
+    """Return the energies (B,) and the scores (B, *) at the prepared point, from one evaluation."""
+    c_in = model.c_in[index]
+    with torch.enable_grad():
+        point = x.detach().requires_grad_(True)
+        scaled = point if c_in is None else point * c_in
+        energy = net.energy(scaled if model.cast is None else scaled.to(model.cast), model.c_noise[index], model.cond)
+        (gradient,) = torch.autograd.grad(energy.sum(), point)
+    return energy.detach().to(x), -gradient

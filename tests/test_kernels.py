@@ -11,18 +11,23 @@ from helpers import MEAN, SDES, VARIANCE, Net, gaussian, tabulated
 from torch import Tensor
 
 from scoresde import (
+    MALA,
     VESDE,
     VPSDE,
     ConfigError,
     DomainError,
     DTypeError,
+    EnergyModel,
+    GaussianSDE,
     Langevin,
     ScoreModel,
     build_table,
     sample,
     solvers,
 )
-from scoresde.noise import TapeNoise
+from scoresde.kernels import Kernel
+from scoresde.model import PreparedModel
+from scoresde.noise import SampleNoise, TapeNoise
 from scoresde.tableau import Knot, Row, Tableau
 
 X = torch.tensor([[0.3, -1.2], [2.0, 0.7], [-0.4, 0.1]], dtype=torch.float64)
@@ -30,7 +35,7 @@ Z = [torch.cos(1.7 * k + X) for k in range(1, 40)]
 TIMES = torch.tensor([0.9, 0.5, 0.1], dtype=torch.float64)
 
 
-def apply(kernel: Langevin, model: ScoreModel, x: Tensor, tape: list[Tensor], index: int = 0) -> Tensor:
+def apply(kernel: Kernel, model: ScoreModel, x: Tensor, tape: list[Tensor], index: int = 0) -> Tensor:
     return kernel(x, index, model.prepare(model.sde.at(TIMES), x), TapeNoise(tape))
 
 
@@ -142,6 +147,147 @@ def test_wrong_options_are_refused(options: dict[str, object], kind, words: str)
         Langevin(**options)
 
 
+# --- with a Metropolis test
+
+SHARES, MEANS, STD = torch.tensor([0.3, 0.7]).double(), torch.tensor([-1.0, 0.8]).double(), 0.35
+
+
+def mixture_energy(x: Tensor, log_snr: Tensor) -> Tensor:
+    """Minus the log density of a mixture in each coordinate of x/sqrt(alpha^2 + sigma^2), up to a constant, (B,)."""
+    alpha, sigma = (torch.sigmoid(s * log_snr).sqrt().reshape(-1, *(1,) * x.ndim) for s in (1, -1))
+    variance = (alpha * STD) ** 2 + sigma**2
+    each = SHARES.log() - 0.5 * (x[..., None] - alpha * MEANS) ** 2 / variance
+    return -torch.logsumexp(each, -1).reshape(len(x), -1).sum(1)
+
+
+def prepared(model: ScoreModel, t: float, x: Tensor) -> PreparedModel:
+    return model.prepare(model.sde.at(torch.tensor([t], dtype=torch.float64)), x)
+
+
+def energy_model(sde: GaussianSDE) -> EnergyModel:
+    return EnergyModel(mixture_energy, sde)
+
+
+def mixture_log_density(x: Tensor, sde: GaussianSDE, t: float) -> tuple[Tensor, Tensor]:
+    """Log density up to a constant, (B,), and score, (B, *), in x itself, by hand."""
+    alpha, sigma = float(sde.alpha(t)), float(sde.sigma(t))
+    variance = (alpha * STD) ** 2 + sigma**2
+    each = SHARES.log() - 0.5 * (x[..., None] - alpha * MEANS) ** 2 / variance
+    share = torch.softmax(each, -1)
+    return torch.logsumexp(each, -1).sum(1), (share * (alpha * MEANS - x[..., None]) / variance).sum(-1)
+
+
+@pytest.mark.parametrize(("sde", "snr"), [(VPSDE(), 0.7), (VESDE(sigma_min=0.05, sigma_max=5.0), 1.6)], ids=repr)
+def test_mala_is_metropolis_adjusted_langevin(sde: GaussianSDE, snr: float) -> None:
+    """Two proposals with their tests, written out in x; about half of them are refused."""
+    model, t = energy_model(sde), 0.3
+    x = torch.linspace(-2.0, 2.0, 40, dtype=torch.float64).reshape(20, 2)
+    tape = [torch.cos(17 * k * x + k) * 1.3 for k in range(1, 5)]
+    kernel = MALA(snr, steps=2)
+    assert (kernel.calls, kernel.draws) == (3, 4)
+    got = kernel(x, 0, prepared(model, t, x), TapeNoise(tape))
+    e = 2 * (snr * float(sde.sigma(t))) ** 2
+    refused = 0
+    for z, test in (tape[:2], tape[2:]):
+        log_p, score = mixture_log_density(x, sde, t)
+        proposal = x + e * score + math.sqrt(2 * e) * z
+        new_log_p, new_score = mixture_log_density(proposal, sde, t)
+        forth = -(proposal - x - e * score).square().sum(1) / (4 * e)
+        back = -(x - proposal - e * new_score).square().sum(1) / (4 * e)
+        uniform = 0.5 * torch.special.erfc(-test[:, 0] / math.sqrt(2))
+        accepted = uniform < (new_log_p - log_p + back - forth).exp()
+        refused += int((~accepted).sum())
+        x = torch.where(accepted[:, None], proposal, x)
+    torch.testing.assert_close(got, x, rtol=1e-12, atol=1e-12)
+    assert 8 <= refused <= 32
+
+
+def acceptance(model: ScoreModel, kernel: MALA, x: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+    """Proposals and the kernel's own acceptance probabilities, read off it by bisection in the test's draw."""
+    there = prepared(model, 0.3, x)
+    low, high = torch.full((len(x),), -9.0).double(), torch.full((len(x),), 9.0).double()
+    moved = kernel(x, 0, there, TapeNoise([z, torch.full_like(x, -30.0)]))
+    for _ in range(60):
+        middle = 0.5 * (low + high)
+        after = kernel(x, 0, there, TapeNoise([z, middle[:, None].expand_as(x)]))
+        accepted = (after != x).any(1)
+        low, high = torch.where(accepted, middle, low), torch.where(accepted, high, middle)
+    return moved, torch.special.ndtr(low)
+
+
+def test_mala_keeps_the_density_exactly() -> None:
+    """Detailed balance, p(x) q(x'|x) A(x, x') = p(x') q(x|x') A(x', x), at a step so large that Langevin is far off."""
+    sde, kernel = VPSDE(), MALA(0.8)
+    model, x = energy_model(sde), torch.linspace(-1.8, 1.7, 24, dtype=torch.float64).reshape(12, 2)
+    z = torch.sin(5 * x + 1)
+    e = 2 * (0.8 * float(sde.sigma(0.3))) ** 2
+    proposal, forth = acceptance(model, kernel, x, z)
+    log_p, score = mixture_log_density(x, sde, 0.3)
+    new_log_p, new_score = mixture_log_density(proposal, sde, 0.3)
+    torch.testing.assert_close(proposal, x + e * score + math.sqrt(2 * e) * z, rtol=1e-12, atol=1e-12)
+    z_back = (x - proposal - e * new_score) / math.sqrt(2 * e)
+    back_to, back = acceptance(model, kernel, proposal, z_back)
+    torch.testing.assert_close(back_to, x, rtol=1e-10, atol=1e-10)
+    left = log_p - 0.5 * z.square().sum(1) + forth.log()
+    right = new_log_p - 0.5 * z_back.square().sum(1) + back.log()
+    torch.testing.assert_close(left, right, rtol=0, atol=1e-8)
+    assert float(torch.minimum(forth, back).min()) < 0.7
+
+
+def test_mala_corrects_in_the_sampler() -> None:
+    """As a corrector: sample k is the same in any batch, each evaluation is counted, a large step stays unbiased."""
+    sde = VESDE(sigma_min=0.05, sigma_max=5.0)
+    model = energy_model(sde)
+    options = {"solver": "reverse_diffusion", "steps": 6, "kernels": [MALA(0.3, steps=2)], "seed": 3}
+    whole = sample(model, (5, 2), full_output=True, **options)
+    assert whole.nfe.tolist() == [6 + 6 * 3] * 5
+    assert torch.equal(sample(model, (5, 2), chunk_size=2, **options), whole.x)
+    assert torch.equal(sample(model, (1, 2), first_sample=4, **options), whole.x[4:])
+
+
+def test_mala_is_stationary_where_langevin_is_not() -> None:
+    """From exact draws of one Gaussian level, ten steps of e = V: the variance stays, Langevin's doubles."""
+    sde, n = VESDE(sigma_min=0.05, sigma_max=5.0), 20_000
+    model = EnergyModel(lambda x, c: 0.5 * (x / torch.sigmoid(-c)[:, None].sqrt()).square().sum(1), sde)
+    # Data at 0: V = sigma^2, in normalised coordinates sigma^2/(1 + sigma^2).
+    sigma = float(sde.sigma(0.5))
+
+    def run(kernel: Kernel, seed: int, count: int) -> Tensor:
+        noise = SampleNoise(seed)
+        x = torch.empty(count, 1, dtype=torch.float64)
+        noise.fill(x)
+        return kernel(sigma * x, 0, prepared(model, 0.5, x), noise) / sigma
+
+    def z_score(seed: int, count: int) -> float:
+        x = run(MALA(math.sqrt(0.5), steps=10), seed, count)
+        # x^2 has the variance 2.
+        return abs(float(x.square().mean()) - 1) / math.sqrt(2 / count)
+
+    # Stage one at 1e-3; on rejection a fresh seed, eight times the samples and 1e-5.
+    assert z_score(1, n) < 3.29 or z_score(2, 8 * n) < 4.42
+    langevin = run(Langevin(math.sqrt(0.5), steps=10), 1, n).detach()
+    assert float(langevin.square().mean()) == pytest.approx(2.0, abs=0.2)
+
+
+def test_mala_needs_an_energy_and_no_graph() -> None:
+    net = Net()
+    with pytest.raises(ConfigError, match="MALA compares energies, and this model has none; use an EnergyModel"):
+        sample(ScoreModel(net, VPSDE()), (2, 2), solver="ddim", steps=3, kernels=[MALA()], seed=0)
+    assert net.calls == []
+    start = X.clone().requires_grad_()
+    with pytest.raises(ConfigError, match="MALA accepts or rejects, which has no gradient"):
+        sample(
+            energy_model(VPSDE()), x_init=start, solver="ddim", steps=3, kernels=[MALA()], seed=0, differentiable=True
+        )
+    with pytest.raises(DomainError, match=r"snr must lie in \(0, inf\), got 0"):
+        MALA(0.0)
+    with pytest.raises(DomainError, match="steps must be at least 1, got 0"):
+        MALA(steps=0)
+    # A proposal without an energy is refused: the sample stays.
+    broken = EnergyModel(lambda x, c: torch.where(x[:, 0] == X[:, 0], 0.0, math.nan) + 0 * x.sum(1), VPSDE())
+    assert torch.equal(apply(MALA(0.2), broken, X, Z), X)
+
+
 # --- predictor-corrector
 
 
@@ -158,7 +304,9 @@ def test_a_corrector_runs_before_each_step_at_that_steps_time() -> None:
         for snr in (0.2, 0.1, 0.1):
             e = 2 * (snr * s) ** 2
             x = x - e / variance * (x - a * MEAN) + math.sqrt(2 * e) * next(draw)
-        x = row.state[0] * x + row.state[1] * s * (x - a * MEAN) / variance + row.noise[0] * next(draw)
+        noise, data = s * (x - a * MEAN) / variance, MEAN + a * VARIANCE / variance * (x - a * MEAN)
+        prediction = {"noise": noise, "data": data, "flow": noise - data}[table.prediction]
+        x = row.state[0] * x + row.state[1] * prediction + row.noise[0] * next(draw)
     np.testing.assert_allclose(out, x, rtol=0, atol=1e-13)
 
 
