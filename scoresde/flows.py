@@ -18,9 +18,11 @@ import torch
 from torch import Tensor, nn
 
 from scoresde.errors import DomainError, DTypeError, check_floating
+from scoresde.gaussian import Moments
 from scoresde.model import Condition, ScoreModel
 from scoresde.readout import Point
 from scoresde.sde import SDE, ReverseSDE
+from scoresde.transforms import Transform
 
 __all__ = ["Field", "ScoredSDE", "flow_field"]
 
@@ -35,8 +37,8 @@ class ScoredSDE(nn.Module):
         sde: any SDE.
     """
 
-    moments = None
-    transform = None
+    moments: Moments | None = None
+    transform: Transform | None = None
 
     def __init__(self, function: Callable[..., Tensor], sde: SDE) -> None:
         """Keep both; nothing is called."""

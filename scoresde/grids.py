@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from scoresde.errors import ConfigError, DomainError, DTypeError, ShapeError, check_integer, check_number
-from scoresde.sde import GaussianSDE
+from scoresde.sde import SDE, GaussianSDE
 
 __all__ = ["Grid", "check_times", "karras", "knots", "log_snr", "rectified", "uniform"]
 
@@ -134,8 +134,10 @@ def knots(times: Tensor, steps: int | None = None) -> Grid:
     return Grid(f"{len(times)} knots", rule, len(times) - 1 if steps is None else steps)
 
 
-def check_times(sde: GaussianSDE, times: object) -> Tensor:
+def check_times(sde: SDE, times: object, *, rising: bool = False) -> Tensor:
     """Return a user's interval ends in float64 on the CPU: decreasing, inside [t_min, t_max], perhaps a last 0.
+
+    With ``rising`` they increase, as for a simulation from data to noise.
 
     Raises:
         DTypeError: not a floating tensor. ShapeError: not a vector. DomainError: NaN, repeats, rising, out of range.
@@ -148,12 +150,14 @@ def check_times(sde: GaussianSDE, times: object) -> Tensor:
         raise ShapeError(f"times must be a vector of at least one time, got shape {tuple(ends.shape)}")
     if bool(torch.isnan(ends).any()):
         raise DomainError(f"times has a NaN at index {int(torch.isnan(ends).nonzero()[0])}")
-    gaps = ends.diff()
+    gaps = -ends.diff() if rising else ends.diff()
+    way, wrong = ("increase", "falls") if rising else ("decrease", "rises")
     if len(ends) > 1 and bool((gaps > 0).all()):
-        raise DomainError("times must decrease, from noise to data; these increase: use times.flip(0)")
+        where, other = ("data to noise", "decrease") if rising else ("noise to data", "increase")
+        raise DomainError(f"times must {way}, from {where}; these {other}: use times.flip(0)")
     if bool((gaps == 0).any()):
         raise DomainError(f"times repeats {float(ends[int((gaps == 0).nonzero()[0])]):g}; make the grid in float64")
     if bool((gaps > 0).any()):
-        raise DomainError(f"times must decrease; it rises at index {int((gaps > 0).nonzero()[0]) + 1}")
+        raise DomainError(f"times must {way}; it {wrong} at index {int((gaps > 0).nonzero()[0]) + 1}")
     sde.check_time(ends, name="times", zero=bool(ends[-1] == 0))
     return ends

@@ -12,7 +12,9 @@ equations I", II.4; Gustafsson 1991).
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -22,7 +24,7 @@ from scoresde.flows import Field, ScoredSDE, flow_field
 from scoresde.model import Condition, ScoreModel
 from scoresde.readout import Point
 
-__all__ = ["EMBEDDED", "Embedded", "FlowResult", "ProbabilityFlow", "check_tolerances"]
+__all__ = ["EMBEDDED", "Embedded", "FlowResult", "FlowSolver", "ProbabilityFlow", "check_tolerances"]
 
 FIRST_STEP = 0.02  # of the whole interval
 
@@ -82,8 +84,36 @@ class FlowResult:
     rejected: Tensor
 
 
+class FlowSolver(ABC):
+    """A way to carry states along the probability flow; ``differentiable`` says whether gradients pass through it."""
+
+    differentiable: ClassVar[bool] = False
+
+    @abstractmethod
+    def solve(
+        self,
+        model: ScoreModel | ScoredSDE,
+        x: Tensor,
+        start: Point | float,
+        end: Point | float,
+        cond: Condition = None,
+    ) -> FlowResult:
+        """Carry x (B, *) from one point to another, in either direction.
+
+        Args:
+            model: the model, or a score under any SDE.
+            x: state at ``start``, in its scale.
+            start: a time of the model's SDE, or for a ScoreModel a single point of any Gaussian SDE.
+            end: the same, with sigma > 0.
+            cond: conditions of the batch.
+
+        Raises:
+            DomainError: tolerances below the state's epsilon. SolverError: the end was not reached.
+        """
+
+
 @dataclass(frozen=True)
-class ProbabilityFlow:
+class ProbabilityFlow(FlowSolver):
     """Integrate the probability flow adaptively, per sample.
 
     Args:
@@ -117,14 +147,7 @@ class ProbabilityFlow:
         end: Point | float,
         cond: Condition = None,
     ) -> FlowResult:
-        """Carry x (B, *) from one point to another, in either direction.
-
-        Args:
-            model: the model, or a score under any SDE.
-            x: state at ``start``, in its scale.
-            start: a single point, or a time of the model's SDE.
-            end: the same, with sigma > 0.
-            cond: conditions of the batch.
+        """Carry x (B, *) from one point to another; see ``FlowSolver.solve``.
 
         Raises:
             DTypeError, ShapeError, DomainError: x is no finite floating (B, *), or tolerances are below its epsilon.

@@ -1,8 +1,8 @@
-"""One chunk of samples: a table or an adaptive flow run on it, with the watch over what is not finite."""
+"""One chunk of samples: a table, a flow or a path run on it, with the watch over what is not finite."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Never
 
@@ -10,18 +10,23 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from scoresde.errors import ConfigError, SolverError, unknown
+from scoresde.bridge import TorchSDE
+from scoresde.bridge.paths import DRAWS, walk
+from scoresde.errors import ConfigError, SolverError, check_integer, unknown
 from scoresde.executor import Observer, execute
-from scoresde.grids import check_times
+from scoresde.flows import ScoredSDE
+from scoresde.grids import Grid, check_times
 from scoresde.kernels import Kernel
 from scoresde.model import Condition, ScoreModel
 from scoresde.noise import NoiseSource
+from scoresde.ode import FlowSolver
 from scoresde.ops import expand
-from scoresde.sde import GaussianSDE
-from scoresde.solvers import ProbabilityFlow
+from scoresde.sde import SDE, GaussianSDE
 from scoresde.tableau import Knot, Tableau
 
-__all__ = ["FINALS", "FlowRun", "Part", "TableRun"]
+__all__ = ["FINALS", "FlowRun", "Part", "PathRun", "TableRun", "run_without_table"]
+
+Model = ScoreModel | ScoredSDE
 
 FINALS: dict[str, Callable[[Tableau], Tableau]] = {
     "denoise": Tableau.denoised,
@@ -79,8 +84,9 @@ class TableRun:
         """Start, every call's time after the first, and the end."""
         return (self.table.start.t, *(row.at.t for row in self.table.rows[1:]), self.table.end.t)
 
-    def __call__(self, model: ScoreModel, x: Tensor, source: NoiseSource, cond: Condition) -> Part:
+    def __call__(self, model: Model, x: Tensor, source: NoiseSource, cond: Condition) -> Part:
         """Run the table on x, whose memory it may use."""
+        assert isinstance(model, ScoreModel)  # build_table has refused the others
         batch = x.shape[0]
         prepared = model.prepare(self.table.points, x, cond)
         freezes = self.on_nonfinite == "freeze"
@@ -152,10 +158,10 @@ class _Freezer:
 
 @dataclass(frozen=True, eq=False)
 class FlowRun:
-    """Run the adaptive probability flow on one chunk."""
+    """Run a solver of the probability flow on one chunk."""
 
-    solver: ProbabilityFlow
-    sde: GaussianSDE
+    solver: FlowSolver
+    sde: SDE
     ends: Tensor | None
     final: str
 
@@ -163,8 +169,7 @@ class FlowRun:
 
     def __post_init__(self) -> None:
         """Check the interval."""
-        if self.final not in FINALS:
-            raise unknown("final", self.final, FINALS)
+        _check_final(self.sde, self.final)
         if self.ends is not None and float(check_times(self.sde, self.ends)[-1]) == 0:
             raise ConfigError("the adaptive probability flow must end at t > 0; final='denoise' goes to clean data")
 
@@ -176,19 +181,148 @@ class FlowRun:
         return self.sde.t_max, self.sde.t_min
 
     @property
-    def start(self) -> Tableau:
+    def start(self) -> Tableau | None:
         """An empty table that says where the flow starts."""
-        first, last = Knot.of(self.sde.at(torch.tensor(self.times, dtype=torch.float64)))
-        return Tableau("probability_flow", "flow", (), first, last, float(self.sde.prior_std(first.t)))
+        return _empty_table("probability_flow", self.sde, *self.times)
 
-    def __call__(self, model: ScoreModel, x: Tensor, source: NoiseSource, cond: Condition) -> Part:
+    def __call__(self, model: Model, x: Tensor, source: NoiseSource, cond: Condition) -> Part:
         """Carry x along the flow."""
-        first, last = (self.sde.at(t) for t in self.times)
+        first, last = self.times
         result = self.solver.solve(model, x, first, last, cond)
         out, nfe = result.x, result.nfe
-        if self.final == "denoise" and float(last.sigma) > 0:
-            out, nfe = model.at(out, last, cond).data, nfe + 1
+        if self.final == "denoise":
+            out, nfe = _denoised(model, out, last, cond), nfe + 1
         return Part(out, nfe, None, torch.zeros_like(nfe), result.accepted, result.rejected)
+
+
+@dataclass(frozen=True, eq=False)
+class PathRun:
+    """Run a scheme of torchsde on one chunk."""
+
+    solver: TorchSDE
+    sde: SDE
+    knots: Tensor
+    final: str
+    trajectory: bool
+
+    def __post_init__(self) -> None:
+        """Check the end."""
+        _check_final(self.sde, self.final)
+        if float(check_times(self.sde, self.knots)[-1]) == 0:
+            raise ConfigError("a path must end at t > 0; final='denoise' goes to clean data")
+
+    @property
+    def draws(self) -> int:
+        """How many draws one run takes after its start state."""
+        noisy = len(self.knots) - 1 - (self.final == "mean" and len(self.knots) > 1)
+        return DRAWS[self.solver.method] * noisy if self.solver.eta > 0 else 0
+
+    @property
+    def times(self) -> tuple[float, ...]:
+        """Start, the ends of the steps, and the time of clean data where the run goes there."""
+        return (*self.knots.tolist(), *([0.0] if self.final == "denoise" else []))
+
+    @property
+    def start(self) -> Tableau | None:
+        """An empty table that says where the path starts."""
+        return _empty_table(f"torchsde's {self.solver.method}", self.sde, float(self.knots[0]), float(self.knots[-1]))
+
+    def __call__(self, model: Model, x: Tensor, source: NoiseSource, cond: Condition) -> Part:
+        """Walk along the reverse SDE."""
+        reverse = self.sde.reverse(lambda x, t: model(x, t, cond), self.solver.eta)
+        inputs = (*model.parameters(), *(() if cond is None else cond.values()))
+        adjoint = [p for p in inputs if p.requires_grad] if self.solver.adjoint else None
+        noise, silent = (source, self.final == "mean") if self.solver.eta > 0 else (None, False)
+        states, calls = [x], 0
+        method = self.solver.method
+        for state, so_far in walk(reverse, x, self.knots, noise, method=method, adjoint=adjoint, silent_end=silent):
+            states, calls = [*states, state] if self.trajectory else [state], so_far
+        if self.final == "denoise":
+            states, calls = [*states, _denoised(model, states[-1], float(self.knots[-1]), cond)], calls + 1
+        counts = torch.full((x.shape[0],), calls, dtype=torch.long)
+        steps = torch.full_like(counts, len(self.times) - 1)
+        kept = torch.stack(states) if self.trajectory else None
+        return Part(states[-1], counts, kept, torch.zeros_like(counts), steps, torch.zeros_like(counts))
+
+
+def run_without_table(
+    solver: FlowSolver | TorchSDE,
+    sde: SDE,
+    steps: int | None,
+    times: Tensor | Grid | None,
+    final: str,
+    asked: Mapping[str, bool],
+) -> FlowRun | PathRun:
+    """Return the run of a solver that is no table.
+
+    Args:
+        solver: the solver.
+        sde: the SDE.
+        steps: as in ``sample``.
+        times: as in ``sample``.
+        final: as in ``sample``.
+        asked: options of the executor, and whether the caller asks for them.
+
+    Raises:
+        ConfigError: an option that the solver does not have.
+    """
+    able = {"trajectory": isinstance(solver, TorchSDE), "differentiable": solver.differentiable}
+    refused = [name for name, wanted in asked.items() if wanted and not able.get(name, False)]
+    if isinstance(solver, TorchSDE):
+        if refused:
+            raise ConfigError(f"TorchSDE takes no {', '.join(refused)}; solver='euler_maruyama' does")
+        return PathRun(solver, sde, _knots(solver, sde, steps, times, final), final, asked["trajectory"])
+    refused += ["steps"] * (steps is not None) + ["a grid"] * isinstance(times, Grid)
+    if refused:
+        raise ConfigError(
+            f"the adaptive probability flow chooses its own steps and takes no {', '.join(refused)}; use a fixed "
+            "solver, e.g. solver='heun'; times= may name its start and end"
+        )
+    assert not isinstance(times, Grid)
+    return FlowRun(solver, sde, times, final)
+
+
+def _knots(solver: TorchSDE, sde: SDE, steps: int | None, times: Tensor | Grid | None, final: str) -> Tensor:
+    """Return the ends of the steps of a path; with ``steps`` the last one is the jump to clean data."""
+    if times is not None and solver.dt is not None:
+        raise ConfigError("give times= or TorchSDE(dt=), not both")
+    if isinstance(times, Grid):
+        if not isinstance(sde, GaussianSDE):
+            raise ConfigError(
+                f"a Grid needs alpha and sigma, which {type(sde).__name__} has not; pass a tensor of times"
+            )
+        steps = steps if steps is not None else times.steps
+    elif times is not None:
+        if steps is not None:
+            raise ConfigError("give steps= or a tensor of times=, not both")
+        return check_times(sde, times)
+    if solver.dt is None:
+        steps = check_integer(20 if steps is None else steps, "steps", 1) - (final == "denoise")
+    if isinstance(times, Grid) and isinstance(sde, GaussianSDE):
+        return times(sde, steps)
+    return solver.grid(sde, steps)
+
+
+def _check_final(sde: SDE, final: str) -> None:
+    if final not in FINALS:
+        raise unknown("final", final, FINALS)
+    if final == "denoise" and not isinstance(sde, GaussianSDE):
+        raise ConfigError(
+            f"final='denoise' needs alpha and sigma, which {type(sde).__name__} has not; pass final='sample' or 'mean'"
+        )
+
+
+def _empty_table(name: str, sde: SDE, first: float, last: float) -> Tableau | None:
+    """Return a table without rows between two times; None where there are no alpha and sigma."""
+    if not isinstance(sde, GaussianSDE):
+        return None
+    start, end = Knot.of(sde.at(torch.tensor([first, last], dtype=torch.float64)))
+    return Tableau(name, "flow", (), start, end, float(sde.prior_std(first)))
+
+
+def _denoised(model: Model, x: Tensor, t: float, cond: Condition) -> Tensor:
+    assert isinstance(model, ScoreModel)  # _check_final has refused the others
+    return model.at(x, model.sde.at(t), cond).data
 
 
 def _tick(bar: tqdm[Never]) -> None:

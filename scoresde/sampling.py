@@ -11,10 +11,12 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor
 
+from scoresde.bridge import TorchSDE
 from scoresde.errors import (
     ConfigError,
     DomainError,
@@ -29,15 +31,17 @@ from scoresde.errors import (
     unknown,
 )
 from scoresde.executor import Step
+from scoresde.flows import ScoredSDE
 from scoresde.gaussian import Gaussian
 from scoresde.grids import Grid
 from scoresde.kernels import Kernel
 from scoresde.model import Condition, ScoreModel, check_condition, in_mode
 from scoresde.noise import GeneratorNoise, NoiseSource, SampleNoise, TapeNoise, check_seed, fresh_seed
-from scoresde.runs import FINALS, FlowRun, TableRun
+from scoresde.ode import FlowSolver
+from scoresde.runs import FINALS, FlowRun, PathRun, TableRun, run_without_table
 from scoresde.schedules import SCHEDULES
-from scoresde.sde import GaussianSDE
-from scoresde.solvers import SOLVERS, ProbabilityFlow, Solver, by_name
+from scoresde.sde import SDE, GaussianSDE
+from scoresde.solvers import SOLVERS, Solver, by_name
 from scoresde.tableau import Tableau
 
 __all__ = ["SampleResult", "build_table", "sample"]
@@ -69,7 +73,7 @@ class SampleResult:
 
 
 def build_table(
-    sde: GaussianSDE,
+    sde: SDE,
     solver: Solver | Tableau,
     *,
     steps: int | None = None,
@@ -90,7 +94,9 @@ def build_table(
             "a builder is called first: solver=solvers.ddim()"
         )
     if not isinstance(sde, GaussianSDE):
-        raise DTypeError(f"sde must be a GaussianSDE, e.g. VPSDE(), got {sde!r}")
+        raise DTypeError(
+            f"sde must be a GaussianSDE, e.g. VPSDE(), got {sde!r}; any other SDE needs a solver of scoresde.bridge"
+        )
     if not (times is None or isinstance(times, (Tensor, Grid))):
         raise DTypeError(f"times must be a floating tensor or a Grid, got {type(times).__name__}; use torch.tensor")
     if isinstance(solver, Tableau):
@@ -140,8 +146,8 @@ def sample(
     model: ScoreModel | Callable[..., Tensor],
     shape: Sequence[int] | None = None,
     *,
-    sde: GaussianSDE | None = None,
-    solver: str | Solver | Tableau | ProbabilityFlow = "dpmpp_2m",
+    sde: SDE | None = None,
+    solver: str | Solver | Tableau | FlowSolver | TorchSDE = "dpmpp_2m",
     steps: int | None = None,
     times: Tensor | Grid | None = None,
     final: str = "denoise",
@@ -170,7 +176,8 @@ def sample(
         model: a ScoreModel, or a callable (x, t) -> score together with ``sde``.
         shape: (B, *) of the result; may be left out with ``x_init``.
         sde: the SDE to sample under; by default the model's. Another one carries the model over at equal log-SNR.
-        solver: a published name, a Solver, a built Tableau, or a ProbabilityFlow.
+        solver: a published name, a Solver, a built Tableau, a ProbabilityFlow, or one of ``scoresde.bridge``. An SDE
+            without alpha and sigma needs one of the last two kinds.
         steps: number of intervals (20 by default, or the grid's own).
         times: interval ends as a decreasing tensor, or a Grid.
         final: "denoise", "sample" or "mean"; see the module's docstring.
@@ -209,24 +216,16 @@ def sample(
     check_integer(first_sample, "first_sample", 0)
     if chunk_size is not None:
         check_integer(chunk_size, "chunk_size", 1)
-    runner: FlowRun | TableRun
-    if isinstance(solver, ProbabilityFlow):
-        freezes = on_nonfinite == "freeze"
-        if (
-            steps is not None
-            or isinstance(times, Grid)
-            or kernels
-            or on_step
-            or trajectory
-            or differentiable
-            or freezes
-        ):
-            raise ConfigError(
-                "the adaptive probability flow chooses its own steps: steps, grids, kernels, on_step, trajectory, "
-                "differentiable and on_nonfinite='freeze' need a fixed solver, e.g. solver='heun'; times= may name its "
-                "start and end"
-            )
-        runner = FlowRun(solver, model.sde, times, final)
+    runner: FlowRun | PathRun | TableRun
+    if isinstance(solver, (FlowSolver, TorchSDE)):
+        asked = {
+            "kernels": bool(kernels),
+            "on_step": on_step is not None,
+            "on_nonfinite='freeze'": on_nonfinite == "freeze",
+            "trajectory": trajectory,
+            "differentiable": differentiable,
+        }
+        runner = run_without_table(solver, model.sde, steps, times, final, asked)
     else:
         runner = TableRun(
             build_table(model.sde, solver, steps=steps, times=times, final=final),
@@ -237,6 +236,8 @@ def sample(
             differentiable,
             progress,
         )
+    if isinstance(model, ScoredSDE) and prior is None and x_init is None:
+        prior = model.sde.prior(runner.times[0])
     if noise is not None:
         _check_tape(noise, shape, runner.draws + (x_init is None))
     if model.moments is not None and x_init is None and model.moments.mean.shape not in ((), shape[1:]):
@@ -284,19 +285,25 @@ def sample(
     return result if full_output else result.x
 
 
-def _as_model(model: object, sde: GaussianSDE | None) -> ScoreModel:
+def _as_model(model: object, sde: SDE | None) -> ScoreModel | ScoredSDE:
     """Return the model under the SDE to sample with."""
+    plain = isinstance(sde, SDE) and not isinstance(sde, GaussianSDE)
     if isinstance(model, ScoreModel):
-        return model if sde is None or sde is model.sde else model.with_sde(sde)
+        if plain:
+            raise ConfigError(
+                f"{type(sde).__name__} has no alpha and sigma that would carry a ScoreModel over to it; pass its own "
+                "score as a function (x, t) -> score"
+            )
+        return model if sde is None or sde is model.sde else model.with_sde(cast(GaussianSDE, sde))
     if not callable(model):
         raise DTypeError(f"model must be a ScoreModel or a callable (x, t) -> score, got {type(model).__name__}")
     if sde is None:
         raise ConfigError("a bare score function needs sde=, e.g. sample(score, (64, 2), sde=VPSDE())")
-    return ScoreModel.from_callable(model, sde)
+    return ScoredSDE(model, sde) if plain else ScoreModel.from_callable(model, cast(GaussianSDE, sde))
 
 
 def _layout(
-    model: ScoreModel,
+    model: ScoreModel | ScoredSDE,
     shape: Sequence[int] | None,
     x_init: Tensor | None,
     dtype: object,
@@ -387,8 +394,8 @@ def _check_tape(noise: object, shape: tuple[int, ...], needed: int) -> None:
 
 
 def _start(
-    model: ScoreModel,
-    table: Tableau,
+    model: ScoreModel | ScoredSDE,
+    table: Tableau | None,
     prior: Gaussian | None,
     x_init: Tensor | None,
     source: NoiseSource,
@@ -407,6 +414,7 @@ def _start(
     source.fill(z)
     if prior is not None:
         return prior.from_noise(z)
+    assert table is not None  # a score under an SDE without alpha and sigma starts from a prior
     if model.moments is not None:
         return model.moments.at(table.start.alpha, table.start.sigma).from_noise(z)
     return z.mul_(table.prior_std)

@@ -1,0 +1,248 @@
+r"""Paths of any SDE through torchsde: step by step on a grid of ours, with noise of ours.
+
+On an interval of length h the driving path enters through its increment W and its time integral U,
+
+    W = sqrt(h) z_0,        U = int (w_s - w_start) ds = h W/2 + sqrt(h^3/12) z_1,
+
+with independent standard normal z_0, z_1 of the state's shape; "srk" needs both. The z are the draws of a noise source,
+so that seeds, tapes and generators mean what they mean everywhere, and a sample is the same in any batch. torchsde's
+time increases: where t decreases, as for a reverse SDE, its time is -t and the drift changes sign. States are
+flattened to (B, D) for torchsde and restored.
+
+The noise of an ``SDE`` is additive, so that "milstein" makes the same numbers as "euler".
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from scoresde.errors import ConfigError, SolverError, check_integer, check_number, check_samples, unknown
+from scoresde.grids import check_times
+from scoresde.noise import NoiseSource, SampleNoise, check_seed, fresh_seed
+from scoresde.ops import expand
+from scoresde.sde import SDE, ReverseSDE
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+__all__ = ["DRAWS", "TorchSDE", "simulate", "walk"]
+
+DRAWS = {"euler": 1, "milstein": 1, "srk": 2}
+"""Methods and the draws that each takes in a step."""
+
+
+def _torchsde() -> ModuleType:
+    try:
+        import torchsde
+    except ImportError as error:
+        raise ConfigError('this needs torchsde; install it with: pip install "scoresde[torchsde]"') from error
+    module: ModuleType = torchsde
+    return module
+
+
+@dataclass(frozen=True)
+class TorchSDE:
+    """Sample by integrating the reverse SDE with a scheme of torchsde.
+
+    Args:
+        method: "euler" (Euler-Maruyama, order 1), "milstein" (the same here: the noise is additive), "srk" (Rossler
+            2010, SRID2: strong order 1.5, four evaluations a step).
+        dt: longest step in t, on a grid uniform in t; otherwise ``steps=`` or ``times=`` of ``sample`` say the steps.
+        eta: of the reverse family: 1 the reverse SDE, 0 the probability flow.
+        adjoint: with ``differentiable=True``, gradients by the adjoint SDE, solved again over each step (Li et al.
+            2020, "Scalable gradients for stochastic differential equations"), and not through the network's graphs:
+            memory for a state each step; the gradient carries an error of its own that vanishes with the step.
+
+    Raises:
+        ConfigError: unknown method, torchsde is missing. DomainError: dt not positive or eta negative.
+    """
+
+    method: str = "euler"
+    dt: float | None = None
+    eta: float = 1.0
+    adjoint: bool = False
+
+    differentiable = True
+
+    def __post_init__(self) -> None:
+        """Check the options."""
+        _check_method(self.method)
+        if self.dt is not None:
+            check_number(self.dt, "dt", 0.0, open_low=True)
+        check_number(self.eta, "eta", 0.0)
+        _torchsde()
+
+    def grid(self, sde: SDE, steps: int | None) -> Tensor:
+        """Return the decreasing grid uniform in t, of ``steps`` intervals or of intervals of at most dt."""
+        if self.dt is not None:
+            if steps is not None:
+                raise ConfigError("give steps= or TorchSDE(dt=), not both")
+            steps = math.ceil((sde.t_max - sde.t_min) / self.dt - 1e-9)
+        if steps is None:
+            raise ConfigError("a grid needs steps= or TorchSDE(dt=)")
+        times = torch.linspace(sde.t_max, sde.t_min, steps + 1, dtype=torch.float64)
+        times[0] = sde.t_max
+        return times
+
+
+def simulate(
+    sde: SDE,
+    x0: Tensor,
+    times: Tensor,
+    *,
+    method: str = "srk",
+    substeps: int = 1,
+    seed: int | None = None,
+    noise: NoiseSource | None = None,
+    adjoint: Sequence[Tensor] | None = None,
+) -> Tensor:
+    """Simulate any SDE from x0 and return the states at ``times``, (len(times), B, *); the first is x0.
+
+    Gradients flow to x0 and to whatever the SDE holds, as the caller's grad mode says.
+
+    Args:
+        sde: any SDE; a ``ReverseSDE`` runs down in time.
+        x0: the state (B, *) at the first time.
+        times: increasing, for a ReverseSDE decreasing, times in [t_min, t_max].
+        method: "euler", "milstein" or "srk"; see ``TorchSDE``.
+        substeps: equal steps between two times.
+        seed: sample k has a stream of its own keyed (seed, k); None draws a seed.
+        noise: a source of noise instead of a seed, e.g. ``GeneratorNoise(generator)``.
+        adjoint: parameters that get their gradients from the adjoint SDE; see ``TorchSDE``.
+
+    Raises:
+        ConfigError: unknown method, torchsde is missing, seed and noise both given. DTypeError, ShapeError,
+            DomainError: bad states or times. SolverError: a state is not finite.
+    """
+    _check_method(method)
+    check_samples(x0, "x0")
+    ends = check_times(sde, times, rising=not isinstance(sde, ReverseSDE))
+    check_integer(substeps, "substeps", 1)
+    if seed is not None and noise is not None:
+        raise ConfigError("give one source of randomness, got seed and noise")
+    if noise is None:
+        noise = SampleNoise(fresh_seed() if seed is None else check_seed(seed))
+        noise.rewind(1)
+    fractions = torch.arange(1, substeps + 1, dtype=torch.float64) / substeps
+    fine = torch.cat([ends[:1], (ends[:-1, None] + ends.diff()[:, None] * fractions).reshape(-1)])
+    fine[substeps::substeps] = ends[1:]
+    walked = walk(sde, x0, fine, noise, method=method, adjoint=adjoint)
+    return torch.stack([x0, *(x for x, _ in itertools.islice(walked, substeps - 1, None, substeps))])
+
+
+def walk(
+    sde: SDE,
+    x: Tensor,
+    times: Tensor,
+    noise: NoiseSource | None,
+    *,
+    method: str,
+    adjoint: Sequence[Tensor] | None = None,
+    silent_end: bool = False,
+) -> Iterator[tuple[Tensor, int]]:
+    """Yield the state (B, *) at each time after the first, and the drift's evaluations so far.
+
+    Args:
+        sde: drift and diffusion in forward time.
+        x: the state at ``times[0]``.
+        times: monotone, float64.
+        noise: ``DRAWS[method]`` draws a step; None for no noise.
+        method: a key of ``DRAWS``.
+        adjoint: None for gradients through the steps, else the parameters of the adjoint SDE.
+        silent_end: take the last step without noise and without a draw.
+
+    Raises:
+        SolverError: a state is not finite; ``partial`` holds the one before.
+    """
+    torchsde = _torchsde()
+    sign = 1.0 if len(times) < 2 or bool(times[1] > times[0]) else -1.0
+    equation = _Equation(sde, x.shape, sign)
+    y = x.reshape(x.shape[0], math.prod(x.shape[1:]))
+    for i, (early, late) in enumerate(itertools.pairwise((sign * times).tolist())):
+        source = None if silent_end and i == len(times) - 2 else noise
+        path = _increment(y, late - early, DRAWS[method], source, x.shape)
+        # The step reaches past the interval and is cut to it, so that no second, tiny one comes of rounding.
+        arguments = {"bm": path, "method": method, "dt": 2 * (late - early)}
+        ends = torch.tensor([early, late], dtype=torch.float64)
+        before = y
+        if adjoint is None:
+            y = torchsde.sdeint(equation, y, ends, **arguments)[-1]
+        else:
+            y = torchsde.sdeint_adjoint(equation, y, ends, adjoint_params=tuple(adjoint), **arguments)[-1]
+        bad = ~torch.isfinite(y).all(1)
+        if bool(bad.any()):
+            raise SolverError(
+                f"step {i} of torchsde's {method} at t = {sign * early:g} gave non-finite values in "
+                f"{float(bad.double().mean()):.1%} of the samples; take smaller steps",
+                partial=before.reshape(x.shape),
+            )
+        yield y.reshape(x.shape), equation.calls
+
+
+class _Equation:
+    """torchsde's protocol for states (B, D), in the increasing time s = sign t; remembers a step's evaluations.
+
+    torchsde's "srk" asks for the drift at a stage again for every later stage.
+    """
+
+    noise_type = "diagonal"
+    sde_type = "ito"
+
+    def __init__(self, sde: SDE, shape: torch.Size, sign: float) -> None:
+        self.sde, self.shape, self.sign = sde, shape, sign
+        self.calls = 0
+        self.known: list[tuple[float, bool, Tensor, Tensor]] = []
+
+    def f(self, s: Tensor, y: Tensor) -> Tensor:
+        """Return the drift in s."""
+        time, graph = float(s), torch.is_grad_enabled()
+        for at, had_graph, state, value in self.known:
+            # With a graph, equal values of another origin are not the same state.
+            if at == time and had_graph == graph and (state is y or (not graph and torch.equal(state, y))):
+                return value
+        self.calls += 1
+        value = self.sign * self.sde.drift(y.reshape(self.shape), self.sign * time).reshape(y.shape)
+        self.known = [*self.known[-2:], (time, graph, y, value)]
+        return value
+
+    def g(self, s: Tensor, y: Tensor) -> Tensor:
+        """Return the diffusion, of y's shape."""
+        return expand(self.sde.diffusion(self.sign * float(s)), y).expand_as(y)
+
+
+class _Increment:
+    """One interval of the driving path, in torchsde's protocol: W and U of the whole interval."""
+
+    levy_area_approximation = "space-time"
+
+    def __init__(self, w: Tensor, u: Tensor) -> None:
+        self.w, self.u = w, u
+        self.shape, self.dtype, self.device = w.shape, w.dtype, w.device
+
+    def __call__(
+        self, ta: Tensor, tb: Tensor, return_U: bool = False, return_A: bool = False
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        return (self.w, self.u) if return_U else self.w
+
+
+def _increment(y: Tensor, h: float, draws: int, noise: NoiseSource | None, shape: torch.Size) -> _Increment:
+    """Draw the path over an interval of length h; without a source it is zero."""
+    z = torch.zeros(2, *shape, dtype=y.dtype, device=y.device)
+    if noise is not None:
+        for part in z[:draws]:
+            noise.fill(part)
+    z = z.reshape(2, *y.shape)
+    w = math.sqrt(h) * z[0]
+    return _Increment(w, h / 2 * w + math.sqrt(h**3 / 12) * z[1])
+
+
+def _check_method(method: str) -> None:
+    if method not in DRAWS:
+        raise unknown("method", method, DRAWS)
