@@ -78,6 +78,6 @@ class EnergyModel(ScoreModel):
         check_condition(cond, x.shape[0], x.device)
         readout = self.readout(self.sde.at(self.sde.check_time(t, x)))
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        scaled = combine((readout.c_in, wide)).to(self.dtype or x.dtype)
+        scaled = combine((readout.c_in, wide)).to(self.dtype or wide.dtype)
         assert isinstance(self.net, _Gradient)
         return self.net.energy(scaled, self.c_noise_for(readout.c_noise, x).expand(len(x)), cond)

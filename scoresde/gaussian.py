@@ -40,13 +40,15 @@ class Gaussian:
 
     def from_noise(self, z: Tensor) -> Tensor:
         """Map standard normal ``z`` of shape (B, *) to samples of this law: mean + U sqrt(variance) U^T z."""
-        self._check(z, "z")
-        std = self.variance.sqrt()
+        dtype, z = self._check(z, "z").dtype, z.to(torch.promote_types(z.dtype, torch.float32))
+        std = self.variance.sqrt().to(z)
         if self.basis is None:
-            return self.mean.to(z) + std.to(z) * z
-        basis = self.basis.to(z)
-        mixed = (_flat(z) @ basis * std.to(z)) @ basis.T
-        return self.mean.to(z) + mixed.reshape(z.shape)
+            return (self.mean.to(z) + std * z).to(dtype)
+        # Autocast is for networks; here it would round a start state to bf16.
+        with torch.autocast(z.device.type, enabled=False):
+            basis = self.basis.to(z)
+            mixed = (_flat(z) @ basis * std) @ basis.T
+        return (self.mean.to(z) + mixed.reshape(z.shape)).to(dtype)
 
     def log_prob(self, x: Tensor) -> Tensor:
         """Return the log density in nats, (B,), of x of shape (B, *), computed and returned in at least float32."""
@@ -54,7 +56,8 @@ class Gaussian:
         centred = _flat(x - self.mean.to(x))
         variance = self.variance.to(x).expand(x.shape[1:]) if self.basis is None else self.variance.to(x)
         if self.basis is not None:
-            centred = centred @ self.basis.to(x)
+            with torch.autocast(x.device.type, enabled=False):
+                centred = centred @ self.basis.to(x)
         variance = variance.reshape(-1)
         quadratic = (centred.square() / variance).sum(1)
         return -0.5 * (quadratic + variance.log().sum() + centred.shape[1] * math.log(2 * math.pi))

@@ -325,7 +325,7 @@ class ScoreModel(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype | None:
-        """The type of the network's floating parameters; None where it has none and takes what it gets."""
+        """The type of the network's floating parameters; None where it has none and takes x's, at least float32."""
         if not isinstance(self.net, nn.Module):
             return None
         return next((p.dtype for p in self.net.parameters() if p.is_floating_point()), None)
@@ -387,11 +387,10 @@ class ScoreModel(nn.Module):
 
     def call(self, x: Tensor, readout: Readout, cond: Condition = None) -> Tensor:
         """Return the network's output at x (B, *) for a readout of shape () or (B,); no samples need no call."""
-        net_dtype = self.dtype or x.dtype
         if x.shape[0] == 0:
             return x
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        scaled = (expand(readout.c_in, wide) * wide).to(net_dtype)
+        scaled = (expand(readout.c_in, wide) * wide).to(self.dtype or wide.dtype)
         c_noise = self.c_noise_for(readout.c_noise, x).expand(x.shape[0])
         return self.raw(scaled, c_noise, cond)
 

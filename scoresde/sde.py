@@ -327,13 +327,14 @@ class ReverseSDE(SDE):
     def drift(self, x: Tensor, t: Tensor | float) -> Tensor:
         """Return the reverse drift in forward time, of x's shape."""
         time = self.check_time(t, check_floating(x))
+        dtype, x = x.dtype, x.to(torch.promote_types(x.dtype, torch.float32))
         out = self.model(x, time)
         score = out if isinstance(out, Tensor) else out.score
         if score.shape != x.shape:
             raise SolverError(f"the score must have the shape {tuple(x.shape)} of x, got {tuple(score.shape)}")
         g = self.forward.diffusion(time)
         on_score = -0.5 * (1 + self.eta**2) * g.square()
-        return combine((torch.ones_like(g), self.forward.drift(x, time)), (on_score, score))
+        return combine((torch.ones_like(g), self.forward.drift(x, time)), (on_score, score)).to(dtype)
 
     def diffusion(self, t: Tensor | float) -> Tensor:
         """Return eta g(t)."""
