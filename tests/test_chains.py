@@ -20,7 +20,6 @@ from scoresde import (
     ConfigError,
     DomainError,
     DTypeError,
-    GaussianSDE,
     ShapeError,
     SubVPSDE,
     Tableau,
@@ -110,47 +109,6 @@ def test_the_sde_of_a_chain_is_the_chain_at_its_knots(b: Tensor) -> None:
     lost = 1e-15 * (sde.log_snr(t).abs().max() + 1) / gap.min()
     close(a.square(), 1 - b)
     close(scale.square(), b, 1e-12 + float(lost))
-
-
-@pytest.mark.parametrize("n", [1, 2, 7, 100, 1000])
-@pytest.mark.parametrize("sde", [VPSDE(), VPSDE(beta_min=0.5, beta_max=8.0, t_max=0.8)], ids=repr)
-def test_exact_rule_has_the_marginals_of_its_sde(sde: GaussianSDE, n: int) -> None:
-    check_exact(sde, n)
-
-
-@settings(max_examples=30)
-@given(st.floats(0.01, 3.0), st.floats(0.0, 20.0), st.integers(1, 60))
-def test_exact_rule_has_the_marginals_of_any_vp(low: float, rise: float, n: int) -> None:
-    check_exact(VPSDE(beta_min=low, beta_max=low + rise), n)
-
-
-def check_exact(sde: GaussianSDE, n: int) -> None:
-    """Marginals, transitions and posteriors at the knots, and Bayes between them, are the SDE's."""
-    chain = DDPM.from_sde(sde, n)
-    t = sde.t_max * chain.times
-    early = torch.cat([torch.zeros(1, dtype=F64), t[:-1]])
-    assert len(chain) == n
-    close(chain.alphas_cumprod, sde.alpha(t).square())
-    close(chain.points.sigma[1:], sde.sigma(t))
-    a, scale = sde.transition_weights(early, t)
-    close(1 - chain.betas, a.square())
-    close(chain.betas, scale.square())
-    x0, x_t = normal((n, 2), stream(4), dtype=F64), normal((n, 2), stream(5), dtype=F64)
-    (mean, std), (expected, spread) = chain.posterior(x0, x_t, torch.arange(n)), sde.posterior(x0, x_t, early, t)
-    close(mean, expected, 1e-11, 1e-12)
-    close(std, spread)
-    close(chain.posterior_variance, spread.square())
-
-
-def test_song_rule_is_ho_and_of_first_order() -> None:
-    close(DDPM.from_sde(VPSDE(), 1000, rule="song").betas, DDPM.linear(1000).betas)
-    close(DDPM.linear(1000).betas[[0, -1]], [1e-4, 0.02])
-    sde, errors = VPSDE(), []
-    for n in (250, 500, 1000, 2000):
-        exact, song = (DDPM.from_sde(sde, n, rule=rule) for rule in ("exact", "song"))
-        errors.append(float((exact.log_alphas_cumprod - song.log_alphas_cumprod).abs().max()))
-    slope = -np.polyfit(np.log([250, 500, 1000, 2000]), np.log(errors), 1)[0]
-    assert slope == pytest.approx(1.0, abs=0.1)
 
 
 def test_bf16_samples_get_their_noise() -> None:
