@@ -18,7 +18,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from scoresde.errors import ShapeError, check_floating
+from scoresde.errors import DTypeError, ShapeError, check_floating
 from scoresde.gaussian import Moments
 from scoresde.model import Condition, ScoreModel, check_condition
 from scoresde.ops import combine
@@ -70,6 +70,8 @@ class EnergyModel(ScoreModel):
         moments: Moments | None = None,
         transform: Transform | None = None,
     ) -> None:
+        if not callable(net):
+            raise DTypeError(f"net must be a network, net(x, c_noise) -> energies (B,), got {net!r}")
         super().__init__(_Gradient(net), sde, predicts="score", moments=moments, transform=transform)
 
     def energy(self, x: Tensor, t: Tensor | float, cond: Condition = None) -> Tensor:
