@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from scoresde.errors import check_number
 from scoresde.grids import Grid, karras, rectified
 from scoresde.solvers.base import Solver
 from scoresde.solvers.multistep import Eta, multistep
@@ -207,13 +208,20 @@ def sa_solver(
         prediction=prediction,
         order=predictor_order,
         corrector=corrector_order,
-        eta=tau,
+        eta=_checked(tau),
         coefficients=coefficients,
         lower_order_final=lower_order_final,
         grid=grid,
         name="sa_solver",
         paper="Xue et al. 2023",
     )
+
+
+def _checked(tau: Eta) -> Eta:
+    """Return the same stochasticity, with its own name in the errors."""
+    if callable(tau):
+        return lambda t: check_number(tau(t), f"tau at t = {t:g}", 0.0)
+    return check_number(tau, "tau", 0.0)
 
 
 def flow_ab(*, order: int = 3, grid: Grid | None = None) -> Solver:

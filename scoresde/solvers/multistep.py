@@ -92,9 +92,8 @@ def multistep(
     rule = COEFFICIENTS[coefficients]
     if rule.order not in (None, order) or (rule.in_log_snr and variable != "log_snr"):
         needed = "" if rule.order is None else f"order={rule.order} and "
-        raise ConfigError(
-            f"coefficients={coefficients!r} need {needed}variable='log_snr', got {order} and {variable!r}"
-        )
+        got = f"order={order} and variable={variable!r}"
+        raise ConfigError(f"coefficients={coefficients!r} need {needed}variable='log_snr', got {got}")
     if corrector and not rule.corrects:
         raise ConfigError(f"coefficients={coefficients!r} have no corrector; take 'exact', 'bh1' or 'bh2'")
     random = callable(eta) or check_number(eta, "eta", 0.0) > 0
