@@ -17,6 +17,8 @@ from scoresde.solvers.adams import (
 from scoresde.solvers.ancestral import ancestral, ddim, euler_ancestral, reverse_diffusion
 from scoresde.solvers.around import churned, dpmpp_2s_ancestral, edm, restart
 from scoresde.solvers.base import Solver
+from scoresde.solvers.catalogue import Entry, markdown
+from scoresde.solvers.catalogue import catalogue as list
 from scoresde.solvers.exponential import (
     dpm_solver_2,
     dpm_solver_3,
@@ -54,6 +56,7 @@ __all__ = [
     "SOLVERS",
     "AdditiveNoise",
     "Butcher",
+    "Entry",
     "ProbabilityFlow",
     "Solver",
     "ancestral",
@@ -85,7 +88,9 @@ __all__ = [
     "flow_ab",
     "heun",
     "ipndm",
+    "list",
     "lms",
+    "markdown",
     "midpoint",
     "milstein",
     "multistep",

@@ -15,6 +15,7 @@ of the sum of squares: the law is the same. A jump before the first leg is the t
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -35,6 +36,7 @@ from scoresde.tableau import Knot, Order, Row, Tableau
 __all__ = ["churned", "dpmpp_2s_ancestral", "edm", "restart"]
 
 Build = Callable[[GaussianSDE, Tensor], Tableau]
+Jump = tuple[float, float]
 
 
 def _strung(points: list[Point]) -> Point:
@@ -44,14 +46,16 @@ def _strung(points: list[Point]) -> Point:
     return Point(t, alpha, sigma, log_snr)
 
 
-def _legs(build: Build, sde: GaussianSDE, legs: list[Point]) -> tuple[str, list[list[Row]], list[tuple[float, float]]]:
-    """Return the prediction, each leg's rows, and what lifts the state before each."""
+def _legs(
+    build: Build, sde: GaussianSDE, late: Point, early: Point, cuts: list[int]
+) -> tuple[str, list[list[Row]], list[Jump]]:
+    """Return the prediction, the rows of the legs that start at the steps ``cuts``, and what lifts each leg's start."""
+    bounds = list(itertools.pairwise([*cuts, len(late.t)]))
     if isinstance(build, OneStep):
-        late = _strung([leg[:-1] for leg in legs])
-        steps = iter(build.steps(sde, late, _strung([leg[1:] for leg in legs])))
-        rows = [[row for _ in range(len(leg.t) - 1) for row in next(steps)] for leg in legs]
-        return build.written_in(late), rows, [(1.0, 0.0)] * len(legs)
-    tables = [build(sde, leg.t) for leg in legs]
+        steps = build.steps(sde, late, early)
+        rows = [[row for step in steps[low:high] for row in step] for low, high in bounds]
+        return build.written_in(late), rows, [(1.0, 0.0)] * len(bounds)
+    tables = [build(sde, torch.cat([late.t[low:high], early.t[high - 1 : high]])) for low, high in bounds]
     return tables[0].prediction, [list(table.rows) for table in tables], [table.lift for table in tables]
 
 
@@ -64,22 +68,29 @@ def _raised(row: Row, scale: float, width: float) -> Row:
 
 
 def _path(
-    name: str, build: Build, sde: GaussianSDE, legs: list[Point], ends: Point, order: Order, width: float = 1.0
+    name: str,
+    build: Build,
+    sde: GaussianSDE,
+    late: Point,
+    early: Point,
+    ends: Point,
+    order: Order,
+    width: float = 1.0,
 ) -> Tableau:
-    """Return the table of a path from ``ends[0]`` along the legs to ``ends[-1]``, with a jump wherever two differ.
+    """Return the table of the steps from ``late`` to ``early``, (n,), on a path from ``ends[0]`` to ``ends[-1]``.
 
-    ``width`` multiplies the noise of the jumps.
+    Where a step does not start at the end of the one before it, there is a jump, whose noise ``width`` multiplies.
     """
-    prediction, rows, lifts = _legs(build, sde, legs)
-    places = [ends[:1], *(p for leg in legs for p in (leg[:1], leg[-1:])), ends[-1:]]
-    a, b = transition_weights(_strung(places[::2]), _strung(places[1::2]))
-    moved = (_strung(places[::2]).log_snr != _strung(places[1::2]).log_snr).tolist()
-    jumps = [(p, width * q) if m else (1.0, 0.0) for p, q, m in zip(a.tolist(), b.tolist(), moved, strict=True)]
-    # A leg's own lift follows the jump to its start.
-    jumps = [
-        (up * scale, math.hypot(up * weight, own))
-        for (scale, weight), (up, own) in zip(jumps, [*lifts, (1.0, 0.0)], strict=True)
-    ]
+    before, after = _strung([ends[:1], early]), _strung([late, ends[-1:]])
+    moved = (before.log_snr != after.log_snr).tolist()
+    cuts = [i for i in range(len(late.t)) if i == 0 or moved[i]]
+    prediction, rows, lifts = _legs(build, sde, late, early, cuts)
+    a, b = (w.tolist() for w in transition_weights(before, after))
+    jumps: list[Jump] = []
+    for i, (scale, weight) in zip([*cuts, -1], [*lifts, (1.0, 0.0)], strict=True):
+        # A leg's own lift follows the jump to its start.
+        p, q = (a[i], width * b[i]) if moved[i] else (1.0, 0.0)
+        jumps.append((scale * p, math.hypot(scale * q, weight)))
     for k, jump in enumerate(jumps[1:], start=1):
         if jump != (1.0, 0.0):
             rows[k - 1][-1] = _raised(rows[k - 1][-1], *jump)
@@ -104,10 +115,11 @@ def churned(
 
     gamma = min(churn/N, sqrt(2) - 1) where s_min <= nu <= s_max, else 0, with N the number of noise levels above 0 on
     the grid. Around a one-step method it is algorithm 2 of Karras et al. 2022, "Elucidating the design space of
-    diffusion-based generative models", written for x/alpha; a multistep method starts anew after each jump. The last
-    jump of ``final="denoise"`` is not churned; a step of ``times`` into sigma = 0 is, as in the source.
+    diffusion-based generative models", written for x/alpha. The last jump of ``final="denoise"`` is not churned; a step
+    of ``times`` into sigma = 0 is, as in the source.
 
-    The law errs like the solver's deterministic or weak order; ``s_noise`` other than 1 leaves a bias.
+    The law converges with the deterministic or weak order of a one-step method. A multistep method starts anew after
+    each jump, which leaves it order 1. ``s_noise`` other than 1 leaves a bias.
 
     Args:
         solver: what is run from the raised level to the step's end.
@@ -126,6 +138,8 @@ def churned(
         check_number(s_max, "s_max", s_min)
     check_number(s_noise, "s_noise", 0.0, open_low=True)
     order = _law(solver.order, s_noise == 1.0) if churn else solver.order
+    if churn and order.weak is not None and not isinstance(solver.build, OneStep):
+        order = Order(weak=min(order.weak, 1.0))
     title = name or f"{solver.name}, churned"
 
     def build(sde: GaussianSDE, times: Tensor) -> Tableau:
@@ -133,26 +147,29 @@ def churned(
         late = points[:-1]
         nu = late.sigma / late.alpha
         inside = (nu >= s_min) & (nu <= s_max) & torch.isfinite(nu)
-        gamma = min(churn / max(int((points.sigma > 0).sum()), 1), 2**0.5 - 1) * inside
+        gamma = min(churn / max(int((points.sigma > 0).sum()), 1), 2**0.5 - 1) * inside.double()
         if not bool(gamma.any()):
             return replace(solver.build(sde, times), name=title)
-        return _path(title, solver.build, sde, _raised_legs(sde, points, gamma), points, order, s_noise)
+        raised = _lifted(sde, late, gamma)
+        return _path(title, solver.build, sde, raised, points[1:], points, order, s_noise)
 
     return replace(solver, name=title, build=build, order=order)
 
 
-def _raised_legs(sde: GaussianSDE, points: Point, gamma: Tensor) -> list[Point]:
-    """Split a path where it is lifted: each leg starts at a raised level."""
-    lifted = gamma > 0
+def _lifted(sde: GaussianSDE, points: Point, gamma: Tensor) -> Point:
+    """Return the points where nu is (1 + gamma) times as large; those with gamma = 0 keep their last bit."""
+    up = gamma > 0
     try:
-        raised = sde.at(sde.time(points.log_snr[:-1][lifted] - 2 * torch.log1p(gamma[lifted])))
+        high = sde.at(sde.time(points.log_snr[up] - 2 * torch.log1p(gamma[up])))
     except DomainError as error:
         raise DomainError(f"churn lifts a noise level above what the SDE reaches; lower s_max: {error}") from error
-    cuts = lifted.nonzero().flatten().tolist()
-    legs = [points[: cuts[0] + 1]] if cuts[0] else []
-    for k, (low, high) in enumerate(zip(cuts, [*cuts[1:], len(gamma)], strict=True)):
-        legs.append(_strung([raised[k : k + 1], points[low + 1 : high + 1]]))
-    return legs
+    fields = zip(
+        (points.t, points.alpha, points.sigma, points.log_snr),
+        (high.t, high.alpha, high.sigma, high.log_snr),
+        strict=True,
+    )
+    t, alpha, sigma, log_snr = (old.masked_scatter(up, new) for old, new in fields)
+    return Point(t, alpha, sigma, log_snr)
 
 
 def _law(order: Order, unbiased: bool = True) -> Order:
@@ -231,7 +248,8 @@ def restart(
         again = _strung([high, _between(sde, points, high, low, steps)])
         legs = [points[: low + 1], *([_strung([again, points[low : low + 1]])] * (repeats - 1))]
         legs.append(_strung([again, points[low:]]))
-        return _path(title, solver.build, sde, legs, points, order)
+        late, early = _strung([leg[:-1] for leg in legs]), _strung([leg[1:] for leg in legs])
+        return _path(title, solver.build, sde, late, early, points, order)
 
     return replace(solver, name=title, build=build, order=order)
 
@@ -259,7 +277,7 @@ def dpmpp_2s_ancestral(*, eta: float = 1.0) -> Solver:
     """
     check_number(eta, "eta", 0.0, 1.0)
     base = dpmpp_2s()
-    order = Order(weak=1.0) if eta else base.order
+    order = _law(base.order) if eta else base.order
     name = "dpmpp_2s_ancestral"
 
     def build(sde: GaussianSDE, times: Tensor) -> Tableau:
@@ -270,7 +288,6 @@ def dpmpp_2s_ancestral(*, eta: float = 1.0) -> Solver:
         # nu_down may lie below the SDE's smallest level, but no call is made there: only its level counts.
         level = early.log_snr - torch.log1p(eta**2 * torch.expm1(late.log_snr - early.log_snr))
         below = Point(early.t, early.alpha, early.alpha * (-0.5 * level).exp(), level)
-        legs = [_strung([late[i : i + 1], below[i : i + 1]]) for i in range(len(late.t))]
-        return _path(name, base.build, sde, legs, points, order)
+        return _path(name, base.build, sde, late, below, points, order)
 
     return replace(base, name=name, build=build, order=order, grid=karras(), paper="Crowson 2022")

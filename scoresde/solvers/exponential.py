@@ -11,7 +11,7 @@ e^{(1 - theta) z} theta^{k-1}/(k-1)!, the classical forms are
 
     order 2       a_21 = phi_1(c_2 z),  b_2 = phi_2/c_2  ("published": phi_1/(2 c_2)),  b_1 = phi_1 - b_2
     order 3       a_32 = c_3/c_2 phi_2(c_3 z);  "exact": the parabola through all three stages;
-                  "published": b_3 = phi_2/c_3, b_2 = 0, b_1 = phi_1 - b_3, which is of order 3 at c_3 = 2/3
+                  "published": b_3 = phi_2/c_3, b_2 = 0, b_1 = phi_1 - b_3; both of order 3 at c_3 = 2/3 alone
 
 (a_ij in units of c_i). The noise is that of one path: a draw for each part of the step between two stages, carried to
 every later state by the exact linear part.
@@ -78,9 +78,10 @@ def exponential(
         prediction: "data" or "noise".
         order: 1, 2 or 3; with eta > 0 the weak order is at most 2 and the strong order 1.
         eta: the reverse family's index, >= 0.
-        nodes: places of the stages after the first, increasing in (0, 1); (1/2,) and (1/3, 2/3) by default.
-        coefficients: "exact" or "published"; the module's docstring has both. Published methods of order 3 need a last
-            node of 2/3.
+        nodes: places of the stages after the first, increasing in (0, 1); (1/2,) and (1/3, 2/3) by default. With three
+            stages the last one must be 2/3, since the second stage is itself of first order and may have no weight as
+            h goes to 0.
+        coefficients: "exact" or "published"; the module's docstring has both.
         grid: native time grid; uniform in log_snr by default.
         name: name of the solver.
         paper: authors, year.
@@ -99,8 +100,8 @@ def exponential(
         raise ConfigError(f"nodes of a method of order {order} must be {order - 1} numbers, got {nodes}")
     for k, (low, c) in enumerate(itertools.pairwise(places)):
         check_number(c, f"nodes[{k}]", low, 1.0, open_low=True, open_high=True)
-    if coefficients == "published" and order == 3 and abs(places[2] - 2 / 3) > 1e-12:
-        raise ConfigError(f"the published method of order 3 has its last node at 2/3, got {places[2]}; take 'exact'")
+    if order == 3 and abs(places[2] - 2 / 3) > 1e-12:
+        raise ConfigError(f"nodes of a method of order 3 must end at 2/3, got {places[2]}; elsewhere it has order 2")
     declared = Order(float(order)) if eta == 0 else Order(strong=1.0, weak=float(min(order, 2)))
     title = name or f"exponential {order} ({prediction}, eta = {eta:g})"
 
