@@ -6,16 +6,14 @@ import dataclasses
 import hashlib
 import json
 import re
-import signal
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from cli_helpers import QUICK, contents, main, refused, said, start
+from cli_helpers import QUICK, contents, main, refused, said
 from PIL import Image
 from torch import Tensor
 
@@ -82,7 +80,13 @@ UNITS = {
         "ema-decay": "each step, in [0, 1)",
         "seed": "[0, 2^64)",
     },
-    "sample": {"n": "number of samples", "steps": "number of steps", "seed": "[0, 2^64)", "chunk-size": "number of"},
+    "sample": {
+        "n": "number of samples",
+        "label": "class",
+        "steps": "number of steps",
+        "seed": "[0, 2^64)",
+        "chunk-size": "number of",
+    },
     "compare": {"n": "number of samples", "seed": "[0, 2^64)", "chunk-size": "number of samples"},
     "describe": {"steps": "number of steps"},
 }
@@ -616,34 +620,6 @@ def test_an_interrupted_comparison_keeps_its_rows(
     assert format_table([Comparison(**row) for row in table["rows"]]) in text
     assert (out / "comparison.png").is_file()
     assert (out / "samples.png").is_file()
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# As a process
-
-
-def test_a_mistake_as_a_process(tmp_path: Path) -> None:
-    process = start(["sample", "--checkpoint", "nowhere"], tmp_path)
-    out, err = process.communicate()
-    assert process.returncode == 2
-    assert out == ""
-    assert err == "scoresde: error: checkpoint nowhere does not exist; make one with: scoresde train\n"
-
-
-def test_ctrl_c_leaves_a_checkpoint_that_samples(tmp_path: Path) -> None:
-    argv = ["train", "--data", "moons", "--steps", "1000000", "--batch-size", "4", "--out", "run"]
-    process = start(argv, tmp_path)
-    log = tmp_path / "run" / "log.jsonl"
-    while process.poll() is None and not (log.is_file() and log.stat().st_size):
-        time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate()
-    assert process.returncode == 130, err
-    assert err.splitlines()[-1].startswith("scoresde: stopped; the checkpoint is in run/checkpoint/; go on with:")
-    assert "Traceback" not in out + err
-    assert read(tmp_path / "run" / "checkpoint").documents["training"]["step"] >= 50
-    assert main(["sample", "--checkpoint", str(tmp_path / "run"), "--n", "2", "--out", str(tmp_path / "x.npy")]) == 0
-    assert np.isfinite(np.load(tmp_path / "x.npy", allow_pickle=False)).all()
 
 
 def test_tables_of_names_are_complete() -> None:

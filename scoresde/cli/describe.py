@@ -59,13 +59,14 @@ class Describe(Command):
             lines = _checkpoint(path)
         elif path.suffix.lower() == ".json":
             lines = _table(read_table(path))
-        elif self.what in diffusions:
-            lines = [diffusions[self.what].build().describe()]
-        elif name in SOLVERS or name in COMPOSED:
-            lines = self._sampler(name, diffusion)
         else:
-            known = [*diffusions, *SOLVERS, *COMPOSED]
-            raise ConfigError(f"{unknown('thing to describe', self.what, known)}; or a folder, or a .json file")
+            # One word may name both.
+            lines = [diffusions[self.what].build().describe()] if self.what in diffusions else []
+            if name in SOLVERS or name in COMPOSED:
+                lines += self._sampler(name, diffusion)
+            if not lines:
+                known = [*diffusions, *SOLVERS, *COMPOSED]
+                raise ConfigError(f"{unknown('thing to describe', self.what, known)}; or a folder, or a .json file")
         print("\n".join(lines))
         return 0
 

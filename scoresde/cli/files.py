@@ -81,7 +81,15 @@ def _arrays(path: Path, key: str | None) -> DataSet:
     labels = None
     if path.suffix.lower() == ".npz" and key is None:
         key, labels = _usual(path)
-    data = arrays_from_file(path, key)
+    try:
+        data = arrays_from_file(path, key)
+    except ConfigError as error:
+        # In the words of the command line.
+        several, named_by_key, keys = str(error).partition("; choose one with key=: ")
+        if not named_by_key:
+            raise
+        ways = " or ".join(f"{path}:{one.strip(chr(39))}" for one in keys.split(", "))
+        raise ConfigError(f"{several}; name one behind a colon: {ways}") from error
     classes = 0
     if labels is not None:
         if labels.is_floating_point() or labels.shape != data.shape[:1] or int(labels.min()) < 0:

@@ -53,7 +53,7 @@ class Sample(Work):
         label: class of every sample, for conditional models; by default sample k is of class k modulo their number.
         out: file: a picture (.png, .svg, .pdf), an animation of the way from noise (.gif), or the samples in the
             data's units as an array (.npy), or as "samples" with "labels" (.npz).
-        save_table: file (.json) for the sampler as a table of numbers, which --solver reads.
+        save_table: file (.json) for the sampler as a table of numbers, which the solver option reads.
         chunk_size: number of samples given to the network at once.
     """
 
@@ -105,6 +105,7 @@ class Sample(Work):
             if not parts:
                 raise
             self._write(run, sampler, parts, labels)
+            done = sum(len(part.x) for part in parts)
             raise KeyboardInterrupt(f"{done} of {self.n} samples are in {self.out}") from stop
         took = time.perf_counter() - started
         self._write(run, sampler, parts, labels)

@@ -72,8 +72,8 @@ class Train(Work):
         weight: of the loss, as a function of time.
         times: how the times of a batch are drawn.
         conditional: give the network the class labels, for data that have some (a folder's are its subfolders).
-        label_dropout: share of the labels that are hidden in training, in [0, 1); with --conditional only.
-        steps: optimiser steps.
+        label_dropout: share of the labels that are hidden in training, in [0, 1); for conditional runs only.
+        steps: number of optimiser steps.
         batch_size: samples in a step.
         learning_rate: of Adam, after the warm-up; it falls to zero along a cosine.
         warmup: steps in which the learning rate rises to its value.

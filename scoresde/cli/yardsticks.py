@@ -78,7 +78,7 @@ def _distances(name: str, data: DataSet) -> Yardstick:
     @functools.cache
     def floors(size: int) -> Mapping[str, Floor]:
         if data.fresh is None:
-            return _floors_of_real(metrics, real, size, len(held_out))
+            return _floors_of_real(name, metrics, real, size, len(held_out))
         # Independent samples, several times as many as one comparison uses.
         pool = data.fresh(4 * (size + len(held_out)))
         return {
@@ -107,11 +107,11 @@ def _distances(name: str, data: DataSet) -> Yardstick:
 
 
 def _floors_of_real(
-    metrics: Mapping[str, Callable[[Tensor], float]], real: Tensor, size: int, other: int
+    data: str, metrics: Mapping[str, Callable[[Tensor], float]], real: Tensor, size: int, other: int
 ) -> dict[str, Floor]:
     """Return what ``size`` real training samples measure, or all of them where there are fewer."""
     count = min(size, len(real))
-    chosen = [permutation(len(real), stream(0, "real digits", k))[:count] for k in range(REPEATS)]
+    chosen = [permutation(len(real), stream(0, f"real {data}", k))[:count] for k in range(REPEATS)]
     found = {}
     for name, metric in metrics.items():
         values = torch.tensor([metric(real[one]) for one in chosen], dtype=torch.float64)
@@ -160,7 +160,7 @@ def _digits(data: DataSet, classes: int | None) -> Yardstick:
     @functools.cache
     def floors(size: int) -> Mapping[str, Floor]:
         distances = {name: metrics[name] for name in ("frechet_distance", "sliced_wasserstein")}
-        found = _floors_of_real(distances, real, size, len(held_out))
+        found = _floors_of_real("digits", distances, real, size, len(held_out))
         found["share_sure"] = share(judge.share(held_out), size)
         if classes:
             found["label_accuracy"] = share(judge.accuracy(held_out, judge.test.labels), size)
