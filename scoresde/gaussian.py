@@ -103,7 +103,7 @@ class Moments:
         if flat.shape[1] > FULL_COVARIANCE_LIMIT:
             return cls(mean.reshape(x.shape[1:]), centred.square().mean(0).reshape(x.shape[1:]))
         values, vectors = torch.linalg.eigh(centred.T @ centred / flat.shape[0])
-        return cls(mean.reshape(x.shape[1:]), values.clamp_min(0.0), vectors)
+        return cls(mean.reshape(x.shape[1:]), values.clamp_min(0.0), vectors.contiguous())
 
     @classmethod
     def exact(cls, mean: Tensor, covariance: Tensor) -> Moments:
@@ -116,7 +116,8 @@ class Moments:
         size = mean.numel()
         if covariance.ndim == 2 and covariance.shape == (size, size):
             values, vectors = torch.linalg.eigh(covariance)
-            return cls(mean, values.clamp_min(0.0), vectors)
+            # Contiguous, as after a checkpoint: the layout decides a product's last bits.
+            return cls(mean, values.clamp_min(0.0), vectors.contiguous())
         if covariance.ndim and covariance.shape != mean.shape:
             raise ShapeError(
                 f"covariance must have shape (), {tuple(mean.shape)} or ({size}, {size}), got {tuple(covariance.shape)}"
