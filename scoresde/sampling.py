@@ -213,7 +213,7 @@ def sample(
     cond = check_condition(cond, shape[0])
     used_seed = _check_sources(seed, seeds, generator, noise, shape[0], device)
     _check_parts(kernels, on_step, prior, shape)
-    check_integer(first_sample, "first_sample", 0)
+    check_integer(first_sample, "first_sample", 0, 2**63 - 1)
     if chunk_size is not None:
         check_integer(chunk_size, "chunk_size", 1)
     runner: FlowRun | PathRun | TableRun

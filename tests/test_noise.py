@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import math
 import random
+import subprocess
+import sys
+from collections.abc import Callable
+from types import ModuleType
 
 import numpy as np
 import pytest
+import sklearn.datasets
+import sklearn.ensemble
+import sklearn.neural_network
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 from torch import Tensor
 
-from scoresde import DomainError, DTypeError, ShapeError
+from scoresde import DomainError, DTypeError, ShapeError, data, metrics
+from scoresde.judge import DigitJudge
 from scoresde.noise import (
     BLOCK,
     GeneratorNoise,
@@ -25,6 +33,7 @@ from scoresde.noise import (
     normal,
     permutation,
     stream,
+    undisturbed,
     uniform,
 )
 
@@ -247,3 +256,73 @@ def test_global_generators_are_left_alone() -> None:
     assert torch.equal(torch.get_rng_state(), states[0])
     assert (np.random.get_state()[1] == states[1]).all()  # noqa: NPY002
     assert random.getstate() == states[2]
+
+
+def test_global_generators_are_put_back_around_what_moves_them() -> None:
+    before = random.getstate(), np.random.get_state()[1].tobytes()  # noqa: NPY002
+    with undisturbed():
+        random.random()
+        np.random.rand()  # noqa: NPY002
+
+    @undisturbed()
+    def fail() -> None:
+        random.seed(1)
+        np.random.seed(1)  # noqa: NPY002
+        raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
+    assert (random.getstate(), np.random.get_state()[1].tobytes()) == before  # noqa: NPY002
+
+
+FIRST_USE = """
+import random
+import numpy, torch
+from scoresde.data import digits
+from scoresde.judge import DigitJudge
+def states():
+    return random.getstate(), numpy.random.get_state()[1].tobytes(), torch.get_rng_state().numpy().tobytes()
+before = states()
+digits()
+import sys
+assert "sklearn" in sys.modules
+assert states() == before
+"""
+
+
+def test_the_first_use_of_scikit_learn_moves_no_global_generator() -> None:
+    """Its import does, through a package that draws a number: hence a process of its own."""
+    subprocess.run([sys.executable, "-c", FIRST_USE], check=True)
+
+
+class Drawing(ModuleType):
+    """A module whose import draws, as far as the one who imports from it can tell."""
+
+    def __init__(self, real: ModuleType) -> None:
+        super().__init__(real.__name__)
+        self.__dict__["real"] = real
+
+    def __getattr__(self, name: str) -> object:
+        if not name.startswith("__"):  # what the import system itself asks for
+            random.random()
+        return getattr(self.__dict__["real"], name)
+
+
+@pytest.mark.parametrize(
+    ("module", "call"),
+    [
+        (sklearn.datasets, data.digits),
+        (sklearn.datasets, lambda: data.photographs(4, 2)),
+        (sklearn.datasets, data.tabular),
+        (sklearn.ensemble, lambda: metrics.classifier_two_sample_test(torch.eye(20), -torch.eye(20))),
+        (sklearn.neural_network, DigitJudge.train),
+    ],
+)
+def test_wherever_scikit_learn_is_imported_the_global_generators_stay(
+    monkeypatch: pytest.MonkeyPatch, module: ModuleType, call: Callable[[], object]
+) -> None:
+    monkeypatch.setattr(sklearn.neural_network.MLPClassifier, "fit", lambda *_: None)  # takes seconds
+    monkeypatch.setitem(sys.modules, module.__name__, Drawing(module))
+    before = random.getstate()
+    call()
+    assert random.getstate() == before
