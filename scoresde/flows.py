@@ -82,10 +82,9 @@ class Field:
     time: Callable[[float], float]
     name: str
 
-    def slope(self, y: Tensor, u: float) -> Tensor:
-        """Return the slope of a whole batch y (B, *) at one u."""
-        rows = torch.arange(y.shape[0])
-        return self.stages(torch.full((1, y.shape[0]), u, dtype=torch.float64), rows)(0, y)
+    def slope(self, y: Tensor, u: Tensor) -> Tensor:
+        """Return the slope of a whole batch y (B, *) at one u, in float64 on the CPU."""
+        return self.stages(u.expand(1, y.shape[0]), torch.arange(y.shape[0]))(0, y)
 
 
 def flow_field(

@@ -288,9 +288,7 @@ def _knots(solver: TorchSDE, sde: SDE, steps: int | None, times: Tensor | Grid |
         raise ConfigError("give times= or TorchSDE(dt=), not both")
     if isinstance(times, Grid):
         if not isinstance(sde, GaussianSDE):
-            raise ConfigError(
-                f"a Grid needs alpha and sigma, which {type(sde).__name__} has not; pass a tensor of times"
-            )
+            raise ConfigError(f"{type(sde).__name__} has no alpha and sigma for a Grid; pass a tensor of times")
         steps = steps if steps is not None else times.steps
     elif times is not None:
         if steps is not None:

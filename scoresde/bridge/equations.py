@@ -50,15 +50,15 @@ class _Counted:
     rejected: int = 0
 
     def __call__(self, u: Tensor | float, y: Tensor) -> Tensor:
-        low, high = sorted((self.field.start, self.field.end))
-        # A probe for the first step, or rounding to float32, may leave the interval.
-        at = min(max(float(u), low), high)
+        # A probe for the first step, or rounding to float32, may leave the interval. u keeps its graph: torchdiffeq
+        # differentiates its choice of steps too, and the solution does not depend on it only where both parts are kept.
+        at = torch.as_tensor(u).to("cpu", torch.float64).clamp(*sorted((self.field.start, self.field.end)))
         self.calls += 1
         if self.calls > self.max_calls:
-            raise self.error(at, y, f"max_calls = {self.max_calls} is used up; loosen rtol and atol")
+            raise self.error(float(at.detach()), y, f"max_calls = {self.max_calls} is used up; loosen rtol and atol")
         slope = self.field.slope(y, at)
         if not bool(torch.isfinite(slope).all()):
-            raise self.error(at, y, "the prediction is not finite")
+            raise self.error(float(at.detach()), y, "the prediction is not finite")
         return slope
 
     def error(self, u: float, y: Tensor, why: str) -> SolverError:
@@ -202,7 +202,8 @@ class TorchDiffEq(FlowSolver):
 
         if self.together:
             field = flow_field(model, state, start, end, cond)
-            out, counted = one(field, state) if field.start != field.end else (state, _Counted(field, "", 1))
+            moves = field.start != field.end and len(x) > 0
+            out, counted = one(field, state) if moves else (state, _Counted(field, "", 1))
             counts = torch.tensor([[counted.calls], [counted.accepted], [counted.rejected]]).expand(3, len(x))
             result = FlowResult(out, *counts.clone())
         else:
