@@ -29,6 +29,7 @@ from scoresde import (
     sample,
     solvers,
 )
+from scoresde.solvers.forms import FORMS
 
 BUILT = solvers.multistep
 NAMES = (
@@ -159,6 +160,13 @@ def test_published_names_are_settings_of_the_builder(sde: str) -> None:
     ]
     for one, two in pairs:
         same(one(diffusion, times), two(diffusion, times), 1e-11)
+
+
+def test_constant_weights_are_right_for_even_steps_in_nu() -> None:
+    even = torch.linspace(40.0, 0.02, 12, dtype=torch.float64)
+    times = VPSDE().time(-2 * even.log())
+    for order in (2, 3, 4):
+        same(solvers.ipndm(order=order)(VPSDE(), times), solvers.lms(order=order)(VPSDE(), times), 1e-11)
 
 
 @pytest.mark.parametrize("prediction", ["data", "noise"])
@@ -358,3 +366,12 @@ def test_a_sample_does_not_depend_on_its_batch(name: str) -> None:
 def test_wrong_options_are_refused(make: Callable[[], object], kind: type[Exception], words: str) -> None:
     with pytest.raises(kind, match=words):
         make()
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_edge_of_a_measure_is_its_density_at_the_end_of_the_step(form: str) -> None:
+    points = SubVPSDE().at(torch.tensor([0.7, 0.4, 0.1], dtype=torch.float64))
+    end, h = 0.5 * points.log_snr, 1e-7
+    eta = torch.tensor([0.0, 0.6, 1.4], dtype=torch.float64) * (form != "flow")
+    _, measure = FORMS[form].measure(points, end - h, end, eta)
+    torch.testing.assert_close(measure.sum(1) / h, FORMS[form].edge(points, eta), rtol=1e-6, atol=0)
