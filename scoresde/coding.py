@@ -24,7 +24,7 @@ from torch import Generator, Tensor
 from scoresde.errors import ConfigError, DTypeError, ShapeError, check_integer, check_samples
 from scoresde.grids import Grid, check_times
 from scoresde.model import Condition, ScoreModel, check_condition, in_mode
-from scoresde.ode import FlowResult
+from scoresde.ode import FlowResult, FlowSolver
 from scoresde.sampling import SampleResult, sample
 from scoresde.sde import GaussianSDE
 from scoresde.solvers import ProbabilityFlow, Solver, by_name
@@ -40,7 +40,7 @@ def encode(
     x: Tensor,
     *,
     sde: GaussianSDE | None = None,
-    solver: str | Solver | ProbabilityFlow = FLOW,
+    solver: str | Solver | FlowSolver = FLOW,
     steps: int | None = None,
     times: Tensor | Grid | None = None,
     cond: Condition = None,
@@ -55,7 +55,8 @@ def encode(
         x: data (B, *), in the data's units; not written to.
         sde: the SDE whose flow is followed; by default the model's. Another one carries the model over at equal
             log-SNR.
-        solver: a ProbabilityFlow with tolerances of your choice (1e-5 each by default), or a deterministic solver.
+        solver: a ProbabilityFlow with tolerances of your choice (1e-5 each by default) or another ``FlowSolver``, as
+            those of ``scoresde.bridge``; or a deterministic fixed solver.
         steps: number of intervals of a fixed solver (20 by default, or the grid's own).
         times: interval ends, *decreasing* as for ``sample`` and ``decode``, or a Grid; for the adaptive flow its first
             and last entry are the latent's time and the data's.
@@ -77,7 +78,7 @@ def encode(
     y = x.detach() if model.transform is None else model.transform.forward(x.detach(), generator)
     bare = model.with_sde(model.sde)
     bare.transform = None
-    if isinstance(solver, ProbabilityFlow):
+    if isinstance(solver, FlowSolver):
         result = _upwards(solver, bare, y, _span(model.sde, steps, times), cond, chunk_size)
     else:
         ends, _ = _table(model.sde, solver, steps, times)
@@ -91,7 +92,7 @@ def decode(
     z: Tensor,
     *,
     sde: GaussianSDE | None = None,
-    solver: str | Solver | ProbabilityFlow = FLOW,
+    solver: str | Solver | FlowSolver = FLOW,
     steps: int | None = None,
     times: Tensor | Grid | None = None,
     cond: Condition = None,
@@ -120,7 +121,7 @@ def decode(
         The same as ``encode``.
     """
     model, solver = _checked(model, z, "z", sde, solver)
-    if isinstance(solver, ProbabilityFlow):
+    if isinstance(solver, FlowSolver):
         result = _sampled(model, z, solver, _span(model.sde, steps, times), cond, chunk_size)
     else:
         _, table = _table(model.sde, solver, steps, times)
@@ -130,7 +131,7 @@ def decode(
 
 def _checked(
     model: object, x: Tensor, name: str, sde: GaussianSDE | None, solver: object
-) -> tuple[ScoreModel, Solver | ProbabilityFlow]:
+) -> tuple[ScoreModel, Solver | FlowSolver]:
     """Return the model under the SDE to use and the solver itself."""
     if not isinstance(model, ScoreModel):
         raise DTypeError(
@@ -148,8 +149,8 @@ def _checked(
         raise ConfigError(
             "a built Tableau runs one way only; pass its solver with times=, or decode with sample(x_init=)"
         )
-    if not isinstance(solver, (Solver, ProbabilityFlow)):
-        raise DTypeError(f"solver must be a name, a Solver or a ProbabilityFlow, got {solver!r}")
+    if not isinstance(solver, (Solver, FlowSolver)):
+        raise DTypeError(f"solver must be a name, a Solver or a solver of the probability flow, got {solver!r}")
     return (model if sde is None or sde is model.sde else model.with_sde(sde)), solver
 
 
@@ -179,7 +180,7 @@ def _table(sde: GaussianSDE, solver: Solver, steps: int | None, times: Tensor | 
     if table.stochastic:
         raise ConfigError(
             f"a latent and its data belong together only without noise, and {table.name!r} draws some; use a "
-            "deterministic solver, e.g. 'ddim' or 'heun', or eta=0"
+            "deterministic solver, e.g. 'heun', or eta=0"
         )
     return ends, table
 
@@ -197,7 +198,7 @@ def _noisy(ends: Tensor) -> Tensor:
 def _sampled(
     model: ScoreModel,
     x: Tensor,
-    solver: Tableau | ProbabilityFlow,
+    solver: Tableau | FlowSolver,
     times: Tensor | None,
     cond: Condition,
     chunk_size: int | None,
@@ -219,7 +220,7 @@ def _sampled(
 
 
 def _upwards(
-    solver: ProbabilityFlow, model: ScoreModel, y: Tensor, span: Tensor, cond: Condition, chunk_size: int | None
+    solver: FlowSolver, model: ScoreModel, y: Tensor, span: Tensor, cond: Condition, chunk_size: int | None
 ) -> SampleResult:
     """Follow the flow from the last time to the first, chunk by chunk."""
     size = max(1, y.shape[0] if chunk_size is None else check_integer(chunk_size, "chunk_size", 1))

@@ -32,6 +32,7 @@ from scoresde import (
     ShapeError,
     Solver,
     SubVPSDE,
+    bridge,
     decode,
     encode,
     grids,
@@ -39,6 +40,7 @@ from scoresde import (
     solvers,
 )
 from scoresde.noise import normal, stream
+from scoresde.ode import FlowSolver
 from scoresde.tableau import Tableau
 
 F64 = torch.float64
@@ -121,6 +123,14 @@ def test_a_fixed_solver_runs_backwards_at_its_order(solver: Solver, sde: Gaussia
     assert slope(away, steps) == pytest.approx(2.0, abs=0.2)
     assert away[-1] < 2e-3
     assert slope(back, steps) > 1.8
+
+
+@pytest.mark.parametrize("solver", [bridge.ScipyODE(rtol=1e-8, atol=1e-8), bridge.TorchDiffEq(rtol=1e-8, atol=1e-8)])
+def test_other_solvers_of_the_flow_serve_too(solver: FlowSolver) -> None:
+    model = gaussian(VPSDE())
+    z = encode(model, X[:2], solver=solver)
+    torch.testing.assert_close(z, model.flow(X[:2], 1e-5, 1.0), rtol=0, atol=1e-6)
+    torch.testing.assert_close(decode(model, z, solver=solver), X[:2], rtol=0, atol=1e-5)
 
 
 def test_encoding_with_a_table_is_the_table_on_the_reversed_times() -> None:
@@ -259,7 +269,8 @@ def one_way(sde: GaussianSDE, times: Tensor) -> Tableau:
         ({"solver": "ancestral"}, ConfigError, "needs|belong together only without noise, and 'ancestral"),
         ({"solver": solvers.ddim(0.5)}, ConfigError, "use a deterministic solver"),
         ({"solver": solvers.heun()(VPSDE(), grids.uniform(4))}, ConfigError, "a built Tableau runs one way only"),
-        ({"solver": solvers.heun}, DTypeError, "solver must be a name, a Solver or a ProbabilityFlow"),
+        ({"solver": solvers.heun}, DTypeError, "solver must be a name, a Solver or a solver of the probability flow"),
+        ({"solver": bridge.TorchSDE()}, DTypeError, "a Solver or a solver of the probability flow"),
         ({"solver": "heum"}, ConfigError, "did you mean 'heun'"),
         ({"steps": 5}, ConfigError, "chooses its own steps; leave out steps= and grids"),
         ({"times": grids.uniform(4)}, ConfigError, "chooses its own steps; leave out steps= and grids"),
