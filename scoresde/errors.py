@@ -9,6 +9,8 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Iterable
+from os import PathLike
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -26,6 +28,7 @@ __all__ = [
     "check_floating",
     "check_integer",
     "check_number",
+    "check_path",
     "check_samples",
     "unknown",
 ]
@@ -98,6 +101,15 @@ def check_device(device: torch.device, name: str, other: torch.device, other_nam
     """Raise ConfigError, naming both, unless ``name`` and ``other_name`` are on one device."""
     if device != other:
         raise ConfigError(f"{name} is on {device}, {other_name} on {other}; move one of them with .to()")
+
+
+def check_path(path: object, name: str = "path") -> Path:
+    """Return ``path`` as a Path if it is a path or a string that is not empty, else raise DTypeError or DomainError."""
+    if not isinstance(path, (str, PathLike)):
+        raise DTypeError(f"{name} must be a string or a pathlib.Path, got {path!r} of type {type(path).__name__}")
+    if not str(path):
+        raise DomainError(f"{name} is empty; '.' is the present folder")
+    return Path(path)
 
 
 def check_integer(value: object, name: str, minimum: int = 0, maximum: int | None = None) -> int:

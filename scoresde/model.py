@@ -189,6 +189,9 @@ class ScoreModel(nn.Module):
             raise DTypeError(f"sde must be a GaussianSDE, e.g. VPSDE(), got {sde!r}")
         if not (moments is None or isinstance(moments, Moments)):
             raise DTypeError(f"moments must be Moments, got {type(moments).__name__}; use Moments.of(data)")
+        given: object = transform
+        if isinstance(given, type) or not (given is None or isinstance(given, Transform)):
+            raise DTypeError(f"transform must be one of scoresde.transforms, e.g. Affine(), got {transform!r}")
         if not isinstance(predicts, Parameterization):
             if predicts not in PARAMETERIZATIONS:
                 raise unknown("parameterisation", predicts, PARAMETERIZATIONS)

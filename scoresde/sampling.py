@@ -210,6 +210,8 @@ def sample(
     if on_nonfinite not in ("raise", "freeze"):
         raise unknown("on_nonfinite", on_nonfinite, ("raise", "freeze"))
     shape, dtype, device = _layout(model, shape, x_init, dtype, device)
+    if model.transform is not None:  # asked of no samples, so that a misfit shows before any call
+        model.transform.inverse(torch.empty((0, *shape[1:]), dtype=dtype))
     cond = check_condition(cond, shape[0])
     used_seed = _check_sources(seed, seeds, generator, noise, shape[0], device)
     _check_parts(kernels, on_step, prior, shape)

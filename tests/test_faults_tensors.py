@@ -158,9 +158,7 @@ def test_no_samples_give_no_results_or_a_reason_and_call_no_network(entry: str) 
     name, call, finite = ENTRIES[entry]
     NET.calls.clear()
     if finite and entry not in ("sample", "sample, adaptive", "ProbabilityFlow.solve"):
-        with pytest.raises(
-            ShapeError, match=rf"{name} (is empty: .* one|must hold at)|at least two samples"
-        ):
+        with pytest.raises(ShapeError, match=rf"{name} (is empty: .* one|must hold at)|at least two samples"):
             call(X[:0])
     else:
         got = call(X[:0])

@@ -14,7 +14,7 @@ from numpy.lib.npyio import NpzFile
 from numpy.typing import NDArray
 from torch import Tensor
 
-from scoresde.errors import ConfigError, DataError, ScoreSDEError, check_samples, unknown
+from scoresde.errors import ConfigError, DataError, ScoreSDEError, check_path, check_samples, unknown
 
 __all__ = ["arrays_from_file"]
 
@@ -40,9 +40,9 @@ def arrays_from_file(path: str | os.PathLike[str], key: str | None = None) -> Te
         DataError: a file that is missing, unreadable, cut or no NumPy file; Python objects, strings, dates, complex
             numbers, or numbers that torch has no type for; no samples.
         ConfigError: an unknown key (with the nearest), no key for a file of several arrays, a key for an .npy file.
-        DomainError: non-finite values, with their count and the first place.
+        DTypeError: no path. DomainError: an empty path; non-finite values, with their count and the first place.
     """
-    file = Path(path)
+    file = check_path(path)
     with _reading(file), file.open("rb") as opened:
         loaded = np.load(opened, allow_pickle=False)
         if isinstance(loaded, np.ndarray):

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from scoresde.data.images import from_bytes, missing
-from scoresde.errors import DataError, DTypeError, check_integer, unknown
+from scoresde.errors import DataError, DTypeError, check_integer, check_path, unknown
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -84,9 +84,9 @@ def images_from_folder(
         DataError: no such folder, no images in it, images of different sizes (with their counts) and no ``size``; a
             bad image, with its place, path and reason; only bad images.
         ConfigError: an unknown ``resize`` or ``on_bad_image``, or Pillow is missing.
-        DTypeError, DomainError: bad numbers.
+        DTypeError, DomainError: no path, or bad numbers.
     """
-    wanted = _check_size(size)
+    folder, wanted = check_path(path), _check_size(size)
     if resize not in ("crop", "stretch", "refuse"):
         raise unknown("resize", resize, ("crop", "stretch", "refuse"))
     if on_bad_image not in ("raise", "skip"):
@@ -97,7 +97,6 @@ def images_from_folder(
         import PIL.Image  # noqa: F401 only looked for: the helpers below import what they use
     except ImportError as error:
         raise missing("image folders", "Pillow") from error
-    folder = Path(path)
     files = _list(folder)
     pixels: list[Tensor] = []
     kept: list[Path] = []
