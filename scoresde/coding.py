@@ -21,7 +21,7 @@ from dataclasses import replace
 import torch
 from torch import Generator, Tensor
 
-from scoresde.errors import ConfigError, DTypeError, ShapeError, check_integer, check_samples
+from scoresde.errors import ConfigError, DomainError, DTypeError, ShapeError, check_integer, check_samples
 from scoresde.grids import Grid, check_times
 from scoresde.model import Condition, ScoreModel, check_condition, in_mode
 from scoresde.ode import FlowResult, FlowSolver
@@ -82,7 +82,12 @@ def encode(
         result = _upwards(solver, bare, y, _span(model.sde, steps, times), cond, chunk_size)
     else:
         ends, _ = _table(model.sde, solver, steps, times)
-        table = solver.build(model.sde, ends.flip(0))
+        try:
+            table = solver.build(model.sde, ends.flip(0))
+        except DomainError as error:
+            raise DomainError(
+                f"{solver.name!r} cannot run upwards on these times, use the adaptive flow or solver='heun': {error}"
+            ) from error
         result = _sampled(bare, y, table, None, cond, chunk_size)
     return result if full_output else result.x
 
