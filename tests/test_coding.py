@@ -319,8 +319,6 @@ def test_other_refusals() -> None:
     solver = Solver("one way", one_way)
     assert bool(torch.isfinite(decode(ScoreModel(net, VPSDE()), X, solver=solver, steps=3)).all())
     net.calls.clear()
-    with pytest.raises(
-        DomainError, match="'one way' cannot run upwards on these times, use the adaptive flow"
-    ):
+    with pytest.raises(DomainError, match="'one way' cannot run upwards on these times, use the adaptive flow"):
         encode(ScoreModel(net, VPSDE()), X, solver=solver, steps=3)
     assert net.calls == []
