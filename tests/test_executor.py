@@ -17,7 +17,7 @@ from scoresde.solvers import SOLVERS
 
 FIXED = sorted(set(SOLVERS) - {"probability_flow"})
 X = torch.linspace(-1.5, 1.5, 12).reshape(4, 3)
-TAPE = [torch.cos(3.0 * k + 2 * X) for k in range(60)]
+TAPE = [torch.cos(3.0 * k + 2 * X) for k in range(110)]
 
 
 def table_of(name: str, sde: str = "vp", steps: int = 6) -> Tableau:
@@ -75,7 +75,7 @@ def test_the_loop_never_waits_for_the_states_device(name: str, kernel: str) -> N
         table,
         prepared,
         x,
-        TapeNoise([x] * 60, 1),
+        TapeNoise([x] * 260, 1),
         kernels=KERNELS[kernel],
         observers=[lambda step: seen.append(float(step.prediction.readout.point.t))],
     )
@@ -146,7 +146,7 @@ def test_the_callers_tensors_are_read_only_and_their_strides_do_not_matter(name:
     base = torch.linspace(-1, 1, 2 * 3 * 4 * 4).reshape(2, 3, 4, 4)
     options = {"solver": solver, "final": "sample", "cond": {"label": torch.tensor([1, 2])}}
     if name != "probability_flow":
-        options["noise"] = [torch.cos(k + base) for k in range(20)]
+        options["noise"] = [torch.cos(k + base) for k in range(40)]
 
     def result(x: Tensor) -> Tensor:
         before, version, flag = x.clone(), x._version, x.requires_grad
@@ -257,11 +257,13 @@ def test_memory_does_not_grow_with_the_steps(name: str) -> None:
         state = x.clone()
         prepared = ScoreModel(net, VPSDE()).prepare(table.points, state)
         with torch.no_grad(), Storages(len(x)) as mode:
-            execute(table, prepared, state, TapeNoise([x] * 50, 1))
+            execute(table, prepared, state, TapeNoise([x] * 260, 1))
         counts.append(mode.fresh)
         places.append(len(pointers))
-    assert counts[0] == counts[1] <= table.memory + 4
-    assert places[0] == places[1] <= 4
+    held = max((len(w) for row in table.rows for w in (row.noise, row.anchor_noise)), default=0)
+    assert counts[0] == counts[1] <= table.memory + max(held, 1) + 4
+    # The state takes turns among them, in an order that 12 steps need not go through.
+    assert max(places) <= counts[0] + 1
 
 
 # --- gradients

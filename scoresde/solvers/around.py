@@ -286,7 +286,8 @@ def dpmpp_2s_ancestral(*, eta: float = 1.0) -> Solver:
             return replace(base.build(sde, times), name=name)
         late, early = points[:-1], points[1:]
         # nu_down may lie below the SDE's smallest level, but no call is made there: only its level counts.
-        level = early.log_snr - torch.log1p(eta**2 * torch.expm1(late.log_snr - early.log_snr))
+        gap, share = late.log_snr - early.log_snr, torch.tensor(eta, dtype=torch.float64).square()
+        level = early.log_snr - torch.logaddexp(torch.log1p(-share), share.log() + gap)
         below = Point(early.t, early.alpha, early.alpha * (-0.5 * level).exp(), level)
         return _path(name, base.build, sde, late, below, points, order)
 
