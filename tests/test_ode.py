@@ -10,6 +10,7 @@ from helpers import MEAN, SDES, VARIANCE, Net, gaussian
 from torch import Tensor
 
 from scoresde import (
+    EDMSDE,
     VESDE,
     VPSDE,
     ConfigError,
@@ -25,6 +26,7 @@ from scoresde import (
     sample,
 )
 from scoresde.flows import Field
+from scoresde.noise import normal, stream
 from scoresde.ode import EMBEDDED, FlowResult
 
 X = torch.linspace(-2.0, 2.0, 12, dtype=torch.float64).reshape(6, 2)
@@ -176,6 +178,23 @@ def test_no_interval_is_no_step() -> None:
     empty = solve(ScoreModel(net, VPSDE()), X[:0], ProbabilityFlow())
     assert empty.x.shape == (0, 2)
     assert net.calls == []
+
+
+@pytest.mark.parametrize("sde", [VESDE(), EDMSDE(), VESDE(sigma_max=1000.0)], ids=["50", "80", "1000"])
+def test_a_loose_tolerance_from_a_large_sigma_is_kept(sde: GaussianSDE) -> None:
+    """Where a solver in sigma takes its relative tolerance of a state of sigma's size and stops early, wrong."""
+    angle = torch.arange(8, dtype=torch.float64) * math.pi / 4
+    ring = 2 * torch.stack([angle.cos(), angle.sin()], 1)
+    model = GaussianMixtureModel(sde=sde, weights=torch.arange(1.0, 9.0), means=ring, std=0.1)
+    x = float(sde.sigma(sde.t_max)) * normal((64, 2), stream(0, "ring"), dtype=torch.float64)
+    exact = solve(model, x, ProbabilityFlow(rtol=1e-10, atol=1e-10)).x
+    loose = solve(model, x, ProbabilityFlow(rtol=1e-3, atol=1e-3))
+    errors = (loose.x - exact).square().mean(1).sqrt()
+    assert float(errors.square().mean().sqrt()) < FACTOR * 1e-3
+    assert float(errors.median()) < 1e-3
+    assert int(loose.nfe.min()) > 25
+    # The exact flow ends on the ring, in modes of width 0.1.
+    assert float((torch.cdist(exact, ring).min(1).values > 0.5).double().mean()) < 0.01
 
 
 # --- refusals

@@ -1,0 +1,251 @@
+"""The per-sample adaptive flow: its clock by evaluations at equal error, its time against torchdiffeq's dopri5.
+
+Two exact mixtures under VP (ring of eight in two dimensions, ten Gaussians in 32), accuracy against the flow at 1e-11
+from the same noise. Errors are the root mean square per coordinate over all samples, and the median over samples of
+the same of one. Figures at a stated error are interpolated between tolerances, in logarithms.
+
+Ours and torchdiffeq alternate; torchdiffeq gets the same function in the same coordinates, told of its end, and one
+step for the whole batch, as it has; "in t" is the usual way to use it, dx/dt in the SDE's time. The time is the median
+over the rounds, and the ratio the median of the ratios within a round. On a busy machine ``--cpu-time`` measures the
+processor's time, which on one thread is the wall time of a quiet one.
+
+Run: python benchmarks/adaptive.py [--rounds 15] [--threads 1] [--cpu-time] [--part clocks|speed]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torchdiffeq
+from torch import Tensor
+
+from scoresde import VPSDE, GaussianMixtureModel, GaussianSDE, ProbabilityFlow
+from scoresde.flows import Field, flow_field
+from scoresde.noise import normal, stream
+from scoresde.ops import expand
+from scoresde.readout import Point
+
+TOLERANCES = tuple(10.0 ** (-k / 2) for k in range(4, 14))
+SDE = VPSDE()
+
+
+def ring() -> GaussianMixtureModel:
+    angle = torch.arange(8, dtype=torch.float64) * math.pi / 4
+    means = 2 * torch.stack([angle.cos(), angle.sin()], 1)
+    return GaussianMixtureModel(sde=SDE, weights=torch.arange(1.0, 9.0), means=means, std=0.1)
+
+
+def ten() -> GaussianMixtureModel:
+    means = normal((10, 32), stream(1, "means"), dtype=torch.float64)
+    means = (means - means.mean(0)) / means.std(0, correction=0) * math.sqrt(1 - 0.2**2)
+    return GaussianMixtureModel(sde=SDE, weights=torch.ones(10), means=means, std=0.2)
+
+
+@dataclass(frozen=True)
+class Clock:
+    """The flow in other coordinates: y = x/scale, dy/du as a sum of data and noise."""
+
+    u: Callable[[Point], Tensor]
+    log_snr: Callable[[Tensor], Tensor]
+    scale: Callable[[Point], Tensor]
+    weights: Callable[[GaussianSDE, Point], tuple[Tensor, Tensor]]
+
+
+def nu(p: Point) -> Tensor:
+    return p.sigma / p.alpha
+
+
+def v_weights(sde: GaussianSDE, p: Point) -> tuple[Tensor, Tensor]:
+    return -p.sigma / p.r, p.alpha / p.r
+
+
+CLOCKS = {
+    "t": Clock(
+        lambda p: p.t,
+        lambda u: SDE.log_snr(u),
+        lambda p: torch.ones_like(p.alpha),
+        lambda sde, p: (sde.alpha_rate(p.t), sde.sigma_rate(p.t)),
+    ),
+    # y = x/alpha: dy = noise dnu
+    "log_snr": Clock(lambda p: p.log_snr, lambda u: u, lambda p: p.alpha, lambda sde, p: (0 * nu(p), -0.5 * nu(p))),
+    "nu": Clock(nu, lambda u: -2 * u.log(), lambda p: p.alpha, lambda sde, p: (0 * nu(p), torch.ones_like(p.alpha))),
+    # y = x/sqrt(alpha^2 + sigma^2): dy = v dphi, phi the angle of (alpha, sigma)
+    "angle": Clock(lambda p: nu(p).atan(), lambda u: -2 * u.tan().log(), lambda p: p.r, v_weights),
+}
+
+
+def field_in(clock: Clock, model: GaussianMixtureModel) -> Field:
+    first, last = SDE.at(SDE.t_max), SDE.at(SDE.t_min)
+
+    def stages(u: Tensor, rows: Tensor) -> Callable[[int, Tensor], Tensor]:
+        point = SDE.at(SDE.time(clock.log_snr(u)))
+        scale, (on_data, on_noise) = clock.scale(point), clock.weights(SDE, point)
+
+        def stage(i: int, y: Tensor) -> Tensor:
+            at = Point(point.t[i], point.alpha[i], point.sigma[i], point.log_snr[i])
+            out = model.at(expand(scale[i], y) * y, at)
+            return expand(on_data[i], y) * out.data + expand(on_noise[i], y) * out.noise
+
+        return stage
+
+    scales = float(clock.scale(first)), float(clock.scale(last))
+    return Field(stages, float(clock.u(first)), float(clock.u(last)), scales, lambda u: u, "u")
+
+
+@dataclass(frozen=True)
+class Errors:
+    rms: float
+    median: float
+
+
+def errors(x: Tensor, exact: Tensor) -> Errors:
+    each = (x.double() - exact).square().mean(1)
+    return Errors(float(each.mean().sqrt()), float(each.sqrt().median()))
+
+
+def at_error(rows: list[tuple[float, float]], error: float) -> float:
+    """Interpolate cost over error, both as logarithms; NaN outside what was measured."""
+    rows = sorted(rows)
+    x, y = (np.log([row[k] for row in rows]) for k in (0, 1))
+    inside = x[0] <= math.log(error) <= x[-1]
+    return float(np.exp(np.interp(math.log(error), x, np.minimum.accumulate(y)))) if inside else math.nan
+
+
+def compare_clocks(model: GaussianMixtureModel, x: Tensor, exact: Tensor) -> list[dict[str, object]]:
+    """Return the mean evaluations of each clock and pair at errors of 1e-3, 1e-4 and 1e-5."""
+    first, last = SDE.t_max, SDE.t_min
+    fields = {name: field_in(clock, model) for name, clock in CLOCKS.items()}
+    fields["rectified"] = flow_field(model, x, first, last)
+    table = []
+    for method in ("dopri5", "bosh3"):
+        for name, field in fields.items():
+            rows = []
+            # The lower order needs too many steps at the lowest tolerances.
+            for tolerance in TOLERANCES[: None if method == "dopri5" else 6]:
+                result = ProbabilityFlow(rtol=tolerance, atol=tolerance, method=method).integrate(field, x)
+                rows.append((errors(result.x, exact), float(result.nfe.double().mean())))
+            row: dict[str, object] = {"method": method, "clock": name}
+            for error in (1e-3, 1e-4, 1e-5):
+                row[f"rms {error:g}"] = at_error([(e.rms, n) for e, n in rows], error)
+                row[f"median {error:g}"] = at_error([(e.median, n) for e, n in rows], error)
+            table.append(row)
+    return table
+
+
+def torchdiffeq_rectified(model: GaussianMixtureModel, x: Tensor, tolerance: float) -> Tensor:
+    field = flow_field(model, x, SDE.t_max, SDE.t_min)
+    times = torch.tensor([field.start, field.end], dtype=torch.float64)
+
+    def slope(u: Tensor, y: Tensor) -> Tensor:
+        return field.slope(y, u.double().clamp(field.end, field.start))
+
+    options = {"step_t": times[1:]}
+    y = torchdiffeq.odeint(
+        slope, x / field.scales[0], times, rtol=tolerance, atol=tolerance, method="dopri5", options=options
+    )
+    return y[-1] * field.scales[1]
+
+
+def torchdiffeq_in_t(model: GaussianMixtureModel, x: Tensor, tolerance: float) -> Tensor:
+    times = torch.tensor([SDE.t_max, SDE.t_min], dtype=torch.float64)
+
+    def slope(t: Tensor, y: Tensor) -> Tensor:
+        return model(y, t.double().clamp(SDE.t_min, SDE.t_max)).velocity
+
+    options = {"step_t": times[1:]}
+    return torchdiffeq.odeint(slope, x, times, rtol=tolerance, atol=tolerance, method="dopri5", options=options)[-1]
+
+
+def ours(model: GaussianMixtureModel, x: Tensor, tolerance: float) -> Tensor:
+    return ProbabilityFlow(rtol=tolerance, atol=tolerance).solve(model, x, SDE.t_max, SDE.t_min).x
+
+
+SOLVERS = {"ours": ours, "torchdiffeq": torchdiffeq_rectified, "torchdiffeq in t": torchdiffeq_in_t}
+
+
+def seconds(call: Callable[[], object], clock: Callable[[], float]) -> float:
+    start = clock()
+    call()
+    return clock() - start
+
+
+def compare_speed(
+    model: GaussianMixtureModel, x: Tensor, exact: Tensor, rounds: int, clock: Callable[[], float]
+) -> list[dict[str, object]]:
+    """Return the times of each solver at equal errors and the ratios of ours to the others."""
+    lowest = 1e-6 if x.dtype == torch.float32 else 3e-7
+    tolerances = [tolerance for tolerance in TOLERANCES if tolerance >= lowest]
+    found = {(name, tol): errors(solve(model, x, tol), exact) for name, solve in SOLVERS.items() for tol in tolerances}
+    took: dict[tuple[str, float], list[float]] = {key: [] for key in found}
+    for _ in range(rounds):
+        for name, tol in took:
+            took[name, tol].append(seconds(lambda name=name, tol=tol: SOLVERS[name](model, x, tol), clock))
+    table = []
+    for kind in ("rms", "median"):
+        for error in (1e-3, 1e-4, 1e-5):
+            each = {
+                name: [
+                    at_error([(getattr(found[name, tol], kind), took[name, tol][k]) for tol in tolerances], error)
+                    for k in range(rounds)
+                ]
+                for name in SOLVERS
+            }
+            row: dict[str, object] = {"dtype": str(x.dtype), "error": kind, "at": error}
+            for name, times in each.items():
+                row[f"{name}, ms"] = 1e3 * statistics.median(times)
+                row[f"ratio to {name}"] = statistics.median(a / b for a, b in zip(each["ours"], times, strict=True))
+            table.append(row)
+    return table
+
+
+def show(title: str, table: list[dict[str, object]]) -> None:
+    print(f"\n{title}")
+    names = list(table[0])
+    print("  ".join(f"{name:>12}" for name in names))
+    for row in table:
+        cells = (f"{row[n]:.4g}" if isinstance(row[n], float) else str(row[n]) for n in names)
+        print("  ".join(f"{cell:>{max(12, len(name))}}" for cell, name in zip(cells, names, strict=True)), flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--cpu-time", action="store_true")
+    parser.add_argument("--part", choices=("clocks", "speed"), help="only one part; the other's figures are kept")
+    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "adaptive.json")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    clock = time.process_time if options.cpu_time else time.perf_counter
+    result = json.loads(options.output.read_text()) if options.part and options.output.exists() else {}
+    with torch.no_grad():
+        for name, model, size in (("ring", ring(), 2), ("ten", ten(), 32)):
+            x = normal((256, size), stream(2, "start", size), dtype=torch.float64)
+            exact = ours(model, x, 1e-10)
+            if options.part != "speed":
+                result[f"clocks, {name}"] = compare_clocks(model, x[:128], exact[:128])
+                show(f"{name}: evaluations at equal error, by clock", result[f"clocks, {name}"])
+        if options.part != "clocks":
+            speed = []
+            for dtype in (torch.float32, torch.float64):
+                speed += compare_speed(model, x.to(dtype), exact, options.rounds, clock)
+            kind = "processor" if options.cpu_time else "wall"
+            show(f"{kind} time at equal error, ten Gaussians, (256, 32)", speed)
+            result["speed"] = {"time": kind, "threads": options.threads, "rounds": options.rounds, "rows": speed}
+    options.output.parent.mkdir(exist_ok=True)
+    # What was not reached is NaN, for which JSON has no number.
+    text = json.dumps(result, indent=1).replace("NaN", "null")
+    options.output.write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    main()
