@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 
@@ -9,6 +10,8 @@ import numpy as np
 import pytest
 import torch
 from helpers import MEAN, SDES, VARIANCE, gaussian
+from hypothesis import given
+from hypothesis import strategies as st
 
 from scoresde import (
     EDMSDE,
@@ -48,6 +51,10 @@ DIFFUSIONS: dict[str, GaussianSDE] = {
 MIXTURE = GaussianMixtureModel(
     sde=VPSDE(), weights=torch.tensor([0.3, 0.7]), means=torch.tensor([[-1.0, 0.2], [1.0, 0.5]]), std=0.4
 )
+
+
+def jumping(t: float) -> float:
+    return 0.0 if t < 0.3 else 1.7 * math.sqrt(t)
 
 
 def named(name: str) -> Solver:
@@ -167,6 +174,36 @@ def test_constant_weights_are_right_for_even_steps_in_nu() -> None:
     times = VPSDE().time(-2 * even.log())
     for order in (2, 3, 4):
         same(solvers.ipndm(order=order)(VPSDE(), times), solvers.lms(order=order)(VPSDE(), times), 1e-11)
+
+
+@given(data=st.data())
+def test_data_at_one_point_are_sampled_exactly(data: st.DataObject) -> None:
+    """Along every path of the reverse family the data prediction is then constant, and along the flow all are.
+
+    Whatever the grid, the order, the corrector and the rounding, the law at the end is the exact one.
+    """
+    sde = DIFFUSIONS[data.draw(st.sampled_from([name for name in DIFFUSIONS if name != "rectified"]))]
+    prediction = data.draw(st.sampled_from(["data", "noise", "flow"]))
+    # Where a step h in lambda is large, the noise form subtracts numbers e^h times their difference.
+    gaps = data.draw(st.lists(st.integers(1, 3 if prediction == "noise" else 8), min_size=1, max_size=7))
+    fractions = torch.tensor([0, *itertools.accumulate(gaps)], dtype=torch.float64) / 60
+    ends = sde.log_snr(torch.tensor([sde.t_max, sde.t_min], dtype=torch.float64))
+    times = sde.time(ends[0] + (ends[1] - ends[0]) * fractions)
+    coefficients = data.draw(st.sampled_from(["exact", "bh1", "bh2", "constant"]))
+    rounded = coefficients in ("bh1", "bh2")
+    solver = BUILT(
+        prediction=prediction,
+        variable="log_snr" if rounded else data.draw(st.sampled_from(["log_snr", "nu", "rectified", "t"])),
+        order=data.draw(st.integers(1, 4)),
+        corrector=0 if coefficients == "constant" else data.draw(st.integers(0, 5)),
+        eta=data.draw(st.sampled_from([0.0, 0.5, 1.3, jumping])) if prediction == "data" else 0.0,
+        coefficients=coefficients,
+        lower_order_final=data.draw(st.booleans()),
+    )
+    table = solver(sde, times.clamp(sde.t_min, sde.t_max))
+    mean, variance = table.law(MEAN, 0.0)
+    assert mean == pytest.approx(table.end.alpha * MEAN, abs=1e-8)
+    assert variance == pytest.approx(table.end.sigma**2, rel=1e-7)
 
 
 @pytest.mark.parametrize("prediction", ["data", "noise"])

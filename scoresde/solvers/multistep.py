@@ -72,7 +72,7 @@ def multistep(
         coefficients: "exact", or a publication's rounding: "midpoint" (DPM-Solver++(2M)), "dpmpp_3m", "dpmpp_3m_sde",
             "bh1" and "bh2" (UniPC), "constant" (iPNDM); ``solvers/rules.py`` has the formulas.
         lower_order_final: let a step with k steps to go, itself among them, use at most k predictions (and its
-            corrector k + 1), as some publications do. The error may then rise with the number of steps.
+            corrector k + 1), as some publications do.
         grid: native time grid; uniform in log_snr by default.
         name: name of the table.
         paper: where the setting was published.
@@ -192,8 +192,7 @@ class _Plan:
 
     def _counts(self, knots: Sequence[Knot], first: Tensor) -> tuple[list[int], list[int]]:
         """Return how many predictions each interval's predictor and corrector use; 0 where there is none of it."""
-        n, form = len(knots) - 1, self.form
-        infinite = form.closing is not None
+        n, infinite = len(knots) - 1, self.form.closing is not None
         # A first prediction where the variable is infinite serves its own step alone.
         skip = int(not bool(torch.isfinite(first).all()) or (infinite and knots[0].alpha == 0))
         predict, correct = [], []
