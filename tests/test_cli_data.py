@@ -328,8 +328,11 @@ def test_faults_of_image_folders(here: Path, capsys: pytest.CaptureFixture[str])
 
 
 @pytest.fixture
-def unprivileged() -> Iterator[Path]:
+def unprivileged(here: Path) -> Iterator[Path]:
     """A folder of one's own, without the rights of the administrator, to whom no permission is denied."""
+    # What is imported late is imported now: the interpreter's own files may be the administrator's.
+    np.save("warm.npy", numbers(20, 2))
+    assert main(["train", "--data", "warm.npy", *QUICK, "--out", "warm"]) == 0
     admin = os.geteuid() == 0
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

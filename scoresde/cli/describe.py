@@ -65,7 +65,7 @@ class Describe(Command):
             if name in SOLVERS or name in COMPOSED:
                 lines += self._sampler(name, diffusion)
             if not lines:
-                known = [*diffusions, *SOLVERS, *COMPOSED]
+                known = {*diffusions, *SOLVERS, *COMPOSED}
                 raise ConfigError(f"{unknown('thing to describe', self.what, known)}; or a folder, or a .json file")
         print("\n".join(lines))
         return 0
