@@ -403,10 +403,11 @@ def test_few_steps_and_both_ends(name: str, sde: str) -> None:
                 assert mean == pytest.approx(table.end.alpha * MEAN, rel=1e-6, abs=1e-9 * math.sqrt(variance) + 1e-9)
 
 
-@pytest.mark.parametrize("name", [*SINGLE, "sra1 in nu", "rk4 in t"])
+@pytest.mark.parametrize("name", [*SINGLE, "sra1 in nu", "rk4 in t", "ancestral, eta 0"])
 def test_a_step_out_of_alpha_zero_is_the_limit_of_the_first_order_one(name: str) -> None:
     """Where x says nothing about the data, the next state is the forward process at the data's mean, or its flow."""
     others = {"sra1 in nu": solvers.sra1(variable="nu"), "rk4 in t": solvers.rk4(variable="t")}
+    others["ancestral, eta 0"] = solvers.ancestral(eta=0.0)
     solver, sde = others[name] if name in others else solvers.by_name(name), RectifiedFlow()
     table = solver(sde, torch.tensor([1.0, 0.6], dtype=torch.float64))
     weights = table.affine_map(MEAN, 1e-12)
