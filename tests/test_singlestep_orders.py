@@ -70,11 +70,11 @@ def test_order_in_t(name: str) -> None:
 # --- stochastic methods, where neither end dominates the error
 
 NARROW: dict[str, GaussianSDE] = {
-    "vp": VPSDE(t_min=0.05, t_max=0.5),
-    "sub_vp": SubVPSDE(t_min=0.05, t_max=0.5),
-    "ve": VESDE(t_min=0.4, t_max=0.6),
-    "edm": EDMSDE(sigma_min=0.2, sigma_max=3.0),
-    "rectified": RectifiedFlow(t_min=0.1, t_max=0.8),
+    "vp": VPSDE(t_min=0.1, t_max=0.4),
+    "sub_vp": SubVPSDE(t_min=0.15, t_max=0.4),
+    "ve": VESDE(t_min=0.45, t_max=0.6),
+    "edm": EDMSDE(sigma_min=0.4, sigma_max=2.0),
+    "rectified": RectifiedFlow(t_min=0.2, t_max=0.7),
 }
 STOCHASTIC: dict[str, tuple[Solver, float]] = {
     "exponential_euler": (solvers.exponential_euler(), 1.0),
@@ -103,7 +103,7 @@ IN_LAW: dict[str, Solver] = {
 
 
 def weak_slope(solver: Solver, sde: GaussianSDE) -> float:
-    steps = (80, 160)
+    steps = (40, 80)
     return slope([weak_error(solver(sde, solver.grid(sde, n))) for n in steps], steps)
 
 
