@@ -8,7 +8,8 @@ is uniform in a variable of its own:
 | ``uniform()`` | t^(1/power) |
 | ``log_snr()`` | log(alpha^2/sigma^2) |
 | ``karras(rho=7)`` | nu^(1/rho), nu = sigma/alpha (Karras et al. 2022, "Elucidating the design space", eq. 5) |
-| ``rectified()`` | u = sigma/(alpha + sigma) |
+| ``rectified()`` | u^(1/power), u = sigma/(alpha + sigma) |
+| ``diffused()`` | b^(1/power), b = log(1 + nu^2): the integral of beta of the VP diffusion with the same nu |
 | ``knots(times)`` | a chain's index: every time, or a strided choice of them |
 
 A tensor of times is a grid already.
@@ -26,7 +27,7 @@ from torch import Tensor
 from scoresde.errors import ConfigError, DomainError, DTypeError, ShapeError, check_integer, check_number
 from scoresde.sde import SDE, GaussianSDE
 
-__all__ = ["Grid", "check_times", "karras", "knots", "log_snr", "rectified", "uniform"]
+__all__ = ["Grid", "check_times", "diffused", "karras", "knots", "log_snr", "rectified", "uniform"]
 
 
 FIRST_LOG_SNR = -10.0
@@ -84,9 +85,8 @@ def log_snr(steps: int | None = None) -> Grid:
     """Return the grid uniform in log_snr."""
 
     def rule(sde: GaussianSDE, fractions: Tensor) -> Tensor:
-        ends = sde.log_snr(torch.tensor([sde.t_max, sde.t_min], dtype=torch.float64))
         # Where alpha reaches 0 the grid is uniform from VPSDE's own end on, and starts at t_max all the same.
-        ends = torch.where(ends == -math.inf, FIRST_LOG_SNR, ends)
+        ends = _ends(sde)
         return _pinned(sde, sde.time(_between(ends[0], ends[1], fractions)))
 
     return Grid("log_snr", rule, steps)
@@ -97,22 +97,47 @@ def karras(steps: int | None = None, *, rho: float = 7.0) -> Grid:
     check_number(rho, "rho", 0.0, open_low=True)
 
     def rule(sde: GaussianSDE, fractions: Tensor) -> Tensor:
-        ends = sde.log_snr(torch.tensor([sde.t_max, sde.t_min], dtype=torch.float64))
-        ends = (-0.5 / rho * torch.where(ends == -math.inf, FIRST_LOG_SNR, ends)).exp()
+        ends = (-0.5 / rho * _ends(sde)).exp()
         return _pinned(sde, sde.time(-2 * rho * _between(ends[0], ends[1], fractions).log()))
 
     return Grid(f"karras (rho = {rho:g})", rule, steps)
 
 
-def rectified(steps: int | None = None) -> Grid:
-    """Return the grid uniform in u = sigma/(alpha + sigma), the rectified flow's own time."""
+def rectified(steps: int | None = None, *, power: float = 1.0) -> Grid:
+    """Return the grid uniform in u^(1/power), u = sigma/(alpha + sigma), the rectified flow's own time."""
+    check_number(power, "power", 0.0, open_low=True)
 
     def rule(sde: GaussianSDE, fractions: Tensor) -> Tensor:
         ends = torch.sigmoid(-0.5 * sde.log_snr(torch.tensor([sde.t_max, sde.t_min], dtype=torch.float64)))
-        u = _between(ends[0], ends[1], fractions)
+        ends = ends ** (1 / power)
+        u = _between(ends[0], ends[1], fractions) ** power
         return _pinned(sde, sde.time(2 * (torch.log1p(-u) - u.log())))
 
-    return Grid("rectified", rule, steps)
+    return Grid("rectified" if power == 1.0 else f"rectified (power = {power:g})", rule, steps)
+
+
+def diffused(steps: int | None = None, *, power: float = 4.0) -> Grid:
+    """Return the grid b = b_min + (b_max - b_min) w^power with w falling from 1 to 0, b = log(1 + sigma^2/alpha^2).
+
+    Under a variance-preserving SDE b = -2 log alpha, the integral of beta. Since VPSDE's beta grows linearly, its b is
+    close to b_max t^2, and power 4 close to a grid quadratic in its t; written in b it serves every SDE. From alpha = 0
+    it is made as if it began at log_snr = -10.
+    """
+    check_number(power, "power", 0.0, open_low=True)
+
+    def rule(sde: GaussianSDE, fractions: Tensor) -> Tensor:
+        ends = _ends(sde)
+        b = torch.nn.functional.softplus(-ends)
+        log_snr = -torch.expm1(b[1] + (b[0] - b[1]) * (1 - fractions) ** power).log()
+        return _pinned(sde, sde.time(log_snr.clamp(ends[0], ends[1])))
+
+    return Grid(f"diffused (power = {power:g})", rule, steps)
+
+
+def _ends(sde: GaussianSDE) -> Tensor:
+    """Return log_snr at t_max, or where a grid in log_snr begins if alpha is 0 there, and at t_min."""
+    ends = sde.log_snr(torch.tensor([sde.t_max, sde.t_min], dtype=torch.float64))
+    return torch.where(ends == -math.inf, FIRST_LOG_SNR, ends)
 
 
 def knots(times: Tensor, steps: int | None = None) -> Grid:

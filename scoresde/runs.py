@@ -64,7 +64,8 @@ class TableRun:
         rows = self.table.rows
         if self.kernels and any(row.anchor not in (None, (1.0,)) or row.anchor_noise for row in rows):
             raise ConfigError(
-                f"kernels need a solver whose steps end in a state; {self.table.name!r} corrects its anchor"
+                f"kernels need a solver whose steps end in a state; {self.table.name!r} corrects its anchor: "
+                "pass another one, e.g. solver='dpmpp_2m'"
             )
 
     @property

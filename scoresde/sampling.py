@@ -1,7 +1,8 @@
 r"""Sampling: from a model, a solver and a source of noise to samples.
 
 ``steps = n`` means n intervals. Under ``final="denoise"``, the default, the last of them is the jump from the grid's
-last time to clean data, x <- the data prediction, so that a method with one evaluation a step makes n calls.
+last time to clean data, x <- the data prediction, so that a method with one evaluation a step makes n calls. A solver
+that steps into sigma = 0 as well as elsewhere (``Solver.closes``) ends its last interval there instead.
 ``final="sample"`` ends at t_min, ``final="mean"`` there without the last noise. With ``times=`` the entries are the
 interval ends, and ``final="denoise"`` adds one call at the last entry unless its sigma is 0.
 """
@@ -42,6 +43,7 @@ from scoresde.runs import FINALS, FlowRun, PathRun, TableRun, run_without_table
 from scoresde.schedules import SCHEDULES
 from scoresde.sde import SDE, GaussianSDE
 from scoresde.solvers import SOLVERS, Solver, by_name
+from scoresde.solvers.named import DEFAULT
 from scoresde.tableau import Tableau
 
 __all__ = ["SampleResult", "build_table", "sample"]
@@ -120,7 +122,6 @@ def _table(sde: GaussianSDE, solver: Solver, steps: int | None, times: Tensor | 
     grid = solver.grid if times is None else times
     count = steps if steps is not None else grid.steps
     count = check_integer(20 if count is None else count, "steps", 1)
-    count = count - 1 if final == "denoise" else count
     # A built-in SDE cannot change behind the table's back; another one may (a learned schedule).
     constant = SCHEDULES.get(type(sde).__name__) is type(sde)
     return (_built if constant else _build)(sde, solver, grid, count, final)
@@ -136,7 +137,13 @@ def _carries(sde: GaussianSDE, name: str, steps: int | None, times: Tensor | Gri
 
 
 def _build(sde: GaussianSDE, solver: Solver, grid: Grid, count: int, final: str) -> Tableau:
-    return FINALS[final](solver.build(sde, grid(sde, count)))
+    if final != "denoise":
+        return FINALS[final](solver.build(sde, grid(sde, count)))
+    if solver.closes and float(sde.sigma(0.0)) == 0:
+        times = grid(sde, count)
+        times[-1] = 0.0
+        return solver.build(sde, times)
+    return solver.build(sde, grid(sde, count - 1)).denoised()
 
 
 _built = functools.lru_cache(maxsize=64)(_build)
@@ -147,7 +154,7 @@ def sample(
     shape: Sequence[int] | None = None,
     *,
     sde: SDE | None = None,
-    solver: str | Solver | Tableau | FlowSolver | TorchSDE = "dpmpp_2m",
+    solver: str | Solver | Tableau | FlowSolver | TorchSDE = DEFAULT,
     steps: int | None = None,
     times: Tensor | Grid | None = None,
     final: str = "denoise",
@@ -176,8 +183,8 @@ def sample(
         model: a ScoreModel, or a callable (x, t) -> score together with ``sde``.
         shape: (B, *) of the result; may be left out with ``x_init``.
         sde: the SDE to sample under; by default the model's. Another one carries the model over at equal log-SNR.
-        solver: a published name, a Solver, a built Tableau, a ProbabilityFlow, or one of ``scoresde.bridge``. An SDE
-            without alpha and sigma needs one of the last two kinds.
+        solver: a published name, a Solver, a built Tableau, a ProbabilityFlow, or one of ``scoresde.bridge``; by default
+            ``flow_abm``. An SDE without alpha and sigma needs one of the last two kinds.
         steps: number of intervals (20 by default, or the grid's own).
         times: interval ends as a decreasing tensor, or a Grid.
         final: "denoise", "sample" or "mean"; see the module's docstring.

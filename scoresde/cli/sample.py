@@ -24,6 +24,7 @@ from scoresde.runs import FINALS
 from scoresde.sampling import SampleResult, build_table, sample
 from scoresde.sde import GaussianSDE
 from scoresde.solvers import ProbabilityFlow
+from scoresde.solvers.named import DEFAULT
 from scoresde.tableau import Tableau
 
 __all__ = ["Sample", "final_of", "labels_of", "table_of"]
@@ -61,7 +62,7 @@ class Sample(Work):
     n: Int = 64
     solver: Annotated[
         str, tyro.conf.arg(metavar="NAME:STEPS|FILE", help=f"sampler, with its number of steps. {NAMES}")
-    ] = "dpmpp_2m"
+    ] = DEFAULT
     steps: Annotated[OptionalInt, default(_usual_steps())] = None
     final: Annotated[str | None, words(FINALS), default("denoise; a table from a file ends as it is")] = None
     seed: Int = 0

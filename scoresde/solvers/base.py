@@ -26,6 +26,8 @@ class Solver:
         calls: evaluations of the model in each step.
         order: declared orders.
         paper: authors, year, title.
+        closes: whether its step into sigma = 0 is as good as its others. Under ``final="denoise"`` its last interval
+            then ends at t = 0, in the place of a step to t_min and a jump from there.
     """
 
     name: str
@@ -34,6 +36,7 @@ class Solver:
     calls: int = 1
     order: Order = field(default_factory=Order)
     paper: str = ""
+    closes: bool = False
 
     def __call__(self, sde: GaussianSDE, times: Tensor | Grid) -> Tableau:
         """Return the table on ``times``: a decreasing tensor of interval ends, or a Grid that fixes its steps.

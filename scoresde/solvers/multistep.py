@@ -55,6 +55,7 @@ def multistep(
     eta: Eta = 0.0,
     coefficients: str = "exact",
     lower_order_final: bool = False,
+    first_alone: bool = False,
     grid: Grid | None = None,
     name: str | None = None,
     paper: str = "Lu et al. 2022",
@@ -73,6 +74,9 @@ def multistep(
             "bh1" and "bh2" (UniPC), "constant" (iPNDM); ``solvers/rules.py`` has the formulas.
         lower_order_final: let a step with k steps to go, itself among them, use at most k predictions (and its
             corrector k + 1), as some publications do.
+        first_alone: let the first prediction serve its own step alone. Where alpha is near 0 a network that predicts
+            the noise with error e predicts the data and the flow with error e sigma/alpha, which later steps would
+            extrapolate.
         grid: native time grid; uniform in log_snr by default.
         name: name of the table.
         paper: where the setting was published.
@@ -108,9 +112,12 @@ def multistep(
         corrector,
         eta,
         lower_order_final,
+        first_alone,
         _declared(rule, order, corrector, random),
     )
-    return Solver(name or "multistep", plan.build, grid or log_snr(), 1, plan.declared, paper)
+    # Only the flow's polynomial stays bounded into sigma = 0, in a variable that is finite there.
+    closes = prediction == "flow" and variable != "log_snr"
+    return Solver(name or "multistep", plan.build, grid or log_snr(), 1, plan.declared, paper, closes)
 
 
 def _title(prediction: str, variable: str, order: int, corrector: int, eta: Eta, coefficients: str) -> str:
@@ -141,6 +148,7 @@ class _Plan:
     corrector: int
     eta: Eta
     lower_order_final: bool
+    first_alone: bool
     declared: Order
 
     @property
@@ -194,7 +202,7 @@ class _Plan:
         """Return how many predictions each interval's predictor and corrector use; 0 where there is none of it."""
         n, infinite = len(knots) - 1, self.form.closing is not None
         # A first prediction where the variable is infinite serves its own step alone.
-        skip = int(not bool(torch.isfinite(first).all()) or (infinite and knots[0].alpha == 0))
+        skip = int(self.first_alone or not bool(torch.isfinite(first).all()) or (infinite and knots[0].alpha == 0))
         predict, correct = [], []
         for i in range(n):
             left = n - i if self.lower_order_final else n + self.order

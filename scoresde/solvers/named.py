@@ -15,6 +15,7 @@ from scoresde.solvers.adams import (
     dpmpp_3m_sde,
     exponential_ab,
     flow_ab,
+    flow_abm,
     ipndm,
     lms,
     sa_solver,
@@ -50,8 +51,11 @@ from scoresde.solvers.singlestep import (
     sra1,
 )
 
-__all__ = ["SOLVERS", "by_name"]
+__all__ = ["DEFAULT", "SOLVERS", "by_name"]
 
+
+DEFAULT = "flow_abm"
+"""The solver of ``sample`` where none is named."""
 
 SOLVERS: dict[str, Callable[[], Solver | ProbabilityFlow]] = {
     "ancestral": ancestral,
@@ -77,6 +81,7 @@ SOLVERS: dict[str, Callable[[], Solver | ProbabilityFlow]] = {
     "exponential_rk2": exponential_rk2,
     "exponential_rk3": exponential_rk3,
     "flow_ab": flow_ab,
+    "flow_abm": flow_abm,
     "heun": heun,
     "ipndm": ipndm,
     "lms": lms,

@@ -155,7 +155,8 @@ def runge_kutta(
 
     title = f"{name or method.name} ({variable}{f', eta = {eta:g}' if eta else ''})"
     build = OneStep(title, "flow", stages, limits, order, eta)
-    return Solver(name or method.name, build, grid or clock.grid, len(method.stages), order, paper)
+    closes = variable == "rectified" and 1.0 not in ends
+    return Solver(name or method.name, build, grid or clock.grid, len(method.stages), order, paper, closes)
 
 
 def _stages(method: Butcher, clock: Variable, eta: float, sde: GaussianSDE, late: Point, early: Point) -> list[Stage]:
