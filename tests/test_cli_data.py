@@ -158,7 +158,7 @@ def test_vectors_go_through_training_sampling_and_comparing(here: Path, capsys: 
     assert 0.1 < record["held_out_loss"] < 10
     assert main(["sample", "--checkpoint", "runs/x", "--n", "40", "--out", "y.npy"]) == 0
     drawn = torch.from_numpy(np.load("y.npy", allow_pickle=False))
-    assert main(["compare", "--checkpoint", "runs/x", "--n", "40", "--samplers", "dpmpp_2m:20"]) == 0
+    assert main(["compare", "--checkpoint", "runs/x", "--n", "40", "--samplers", "flow_abm:20"]) == 0
     assert "units of the model, to which the data were scaled" in capsys.readouterr().out
     (row,) = json.loads((run / "comparison" / "table.json").read_text())["rows"]
     data = open_data("x.npy")
