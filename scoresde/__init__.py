@@ -4,7 +4,7 @@ A diffusion is two curves (``VPSDE``, ``VESDE``, ...), a model is one affine rea
 sampler is a table of numbers (``solvers``, ``Tableau``). ``sample`` runs them.
 """
 
-from scoresde import grids, solvers
+from scoresde import bridge, grids, losses, solvers
 from scoresde.analytic import EmpiricalModel, GaussianMixtureModel, GaussianModel
 from scoresde.chains import DDPM, SMLD
 from scoresde.coding import decode, encode
@@ -22,7 +22,7 @@ from scoresde.errors import (
 from scoresde.executor import Step
 from scoresde.gaussian import Gaussian, Moments
 from scoresde.kernels import MALA, Langevin
-from scoresde.losses import denoising_score_matching
+from scoresde.losses import denoising_score_matching, held_out_loss
 from scoresde.model import Prediction, ScoreModel
 from scoresde.sampling import SampleResult, build_table, sample
 from scoresde.schedules import EDMSDE, VESDE, VPSDE, CosineVPSDE, RectifiedFlow, SubVPSDE
@@ -77,12 +77,15 @@ __all__ = [
     "Tableau",
     "TabulatedSDE",
     "TrainResult",
+    "bridge",
     "build_table",
     "decode",
     "denoising_score_matching",
     "encode",
     "fit",
     "grids",
+    "held_out_loss",
+    "losses",
     "sample",
     "solvers",
 ]

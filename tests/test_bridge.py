@@ -583,7 +583,7 @@ def test_wrong_options_are_refused(make: Callable[[], object], kind: type[Except
     ("package", "make", "words"),
     [
         ("torchsde", bridge.TorchSDE, r'pip install "scoresde\[torchsde\]"'),
-        ("torchdiffeq", bridge.TorchDiffEq, "pip install torchdiffeq"),
+        ("torchdiffeq", bridge.TorchDiffEq, r'pip install "scoresde\[torchdiffeq\]"'),
     ],
 )
 def test_a_missing_package_is_named(
