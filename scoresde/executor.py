@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from scoresde.kernels import Kernel
-from scoresde.model import Prediction, PreparedModel, Readout
 from scoresde.noise import NoiseSource
+from scoresde.prepared import Prediction, PreparedModel, Readout
 from scoresde.tableau import Row, Tableau
 
 __all__ = ["Observer", "Step", "execute"]

@@ -40,15 +40,25 @@ from scoresde.errors import (
     unknown,
 )
 from scoresde.gaussian import Moments
-from scoresde.ops import combine, expand
-from scoresde.readout import TARGETS, Pair, Point, target, view
+from scoresde.ops import expand
+from scoresde.prepared import Condition, Prediction, PreparedModel, Readout
+from scoresde.readout import TARGETS, Pair, Point
 from scoresde.sde import GaussianSDE
 from scoresde.transforms import Transform, transform_from_dict
 
-__all__ = ["PARAMETERIZATIONS", "Parameterization", "Prediction", "PreparedModel", "Readout", "ScoreModel"]
+__all__ = [
+    "PARAMETERIZATIONS",
+    "Condition",
+    "Parameterization",
+    "Prediction",
+    "PreparedModel",
+    "Readout",
+    "ScoreModel",
+    "check_condition",
+    "in_mode",
+]
 
 C_NOISE_LIMIT = 40.0
-Condition = Mapping[str, Tensor] | None
 
 
 @dataclass(frozen=True)
@@ -85,72 +95,6 @@ PARAMETERIZATIONS: dict[str, Parameterization] = {
     "velocity": Parameterization("velocity", lambda p, d: TARGETS["velocity"](p), scale_free=False),
     "edm": Parameterization("edm", _edm, sigma_data=0.5),
 }
-
-
-@dataclass(frozen=True, eq=False)
-class Readout:
-    """Everything that a call of the network needs, in float64 on the CPU, each of t's shape.
-
-    Args:
-        point: where.
-        pair: the target (p, q) of the network's output.
-        c_in: factor of the network's input.
-        c_noise: what the network is told of the time.
-    """
-
-    point: Point
-    pair: Pair
-    c_in: Tensor
-    c_noise: Tensor
-
-    def weights(self, kind: str) -> Pair:
-        """Return (a, b) such that the view ``kind`` is a x + b F; DomainError where it has no finite value."""
-        return view(self.pair, target(kind, self.point), self.point, f"the {kind} prediction")
-
-
-@dataclass(frozen=True, eq=False)
-class Prediction:
-    """What a model says at (x, t); each view has x's shape.
-
-    Args:
-        x: the state (B, *).
-        output: the network's output F, of x's shape.
-        readout: how to read it.
-    """
-
-    x: Tensor
-    output: Tensor
-    readout: Readout
-
-    def view(self, kind: str) -> Tensor:
-        """Return the view ``kind`` (a key of ``readout.TARGETS``); DomainError where it is not finite."""
-        a, b = self.readout.weights(kind)
-        return combine((a, self.x), (b, self.output))
-
-    @property
-    def data(self) -> Tensor:
-        """The posterior mean of x_0."""
-        return self.view("data")
-
-    @property
-    def noise(self) -> Tensor:
-        """The posterior mean of the noise z."""
-        return self.view("noise")
-
-    @property
-    def score(self) -> Tensor:
-        """The gradient of the log density of x_t, -noise/sigma."""
-        return self.view("score")
-
-    @property
-    def v(self) -> Tensor:
-        """(alpha noise - sigma data)/r."""
-        return self.view("v")
-
-    @property
-    def velocity(self) -> Tensor:
-        """The probability-flow velocity dx/dt = alpha' data + sigma' noise."""
-        return self.view("velocity")
 
 
 class ScoreModel(nn.Module):
@@ -418,44 +362,6 @@ class ScoreModel(nn.Module):
     def prepare(self, point: Point, x: Tensor, cond: Condition = None) -> PreparedModel:
         """Make everything ready for one call at each of n points, in a loop without schedule arithmetic."""
         return PreparedModel(self, point, x, cond)
-
-
-class PreparedModel:
-    """A model at n points that are known beforehand: scalars as Python floats, c_noise on the device.
-
-    Args:
-        model: the model.
-        point: n points, fields of shape (n,).
-        x: a state (B, *) of the loop; only its shape, type and device are used.
-        cond: conditions of the batch.
-    """
-
-    def __init__(self, model: ScoreModel, point: Point, x: Tensor, cond: Condition) -> None:
-        """Compute every readout at once."""
-        self.model, self.cond = model, cond
-        self.readout = model.readout(point)
-        # 1e-15 is rounding of alpha^2 + sigma^2 = 1; a factor that close to 1 costs a pass over x and changes nothing.
-        self.c_in = [None if abs(c - 1) < 1e-15 else c for c in self.readout.c_in.expand(point.t.shape).tolist()]
-        moved = model.c_noise_for(self.readout.c_noise, x)
-        self.c_noise = moved.reshape(-1, 1).expand(-1, x.shape[0]).unbind(0)
-        self._weights: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {}
-        self.cast = model.dtype if model.dtype not in (None, x.dtype) else None
-
-    def weights(self, kind: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Return the numbers a and b of the view ``kind`` at every point; computed once."""
-        if kind not in self._weights:
-            a, b = self.readout.weights(kind)
-            self._weights[kind] = tuple(a.tolist()), tuple(b.tolist())
-        return self._weights[kind]
-
-    def raw(self, i: int, x: Tensor) -> Tensor:
-        """Return the network's output at point i."""
-        c_in = self.c_in[i]
-        if c_in is not None:
-            x = x * c_in
-        if self.cast is not None:
-            x = x.to(self.cast)
-        return self.model.raw(x, self.c_noise[i], self.cond)
 
 
 @contextmanager

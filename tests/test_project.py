@@ -222,7 +222,7 @@ def test_only_the_noise_file_may_draw() -> None:
 LAYERS = (
     ("errors", "ops", "noise", "gaussian", "readout", "tableau"),
     ("sde", "schedules", "tabulated"),
-    ("checkpoint", "transforms", "model", "analytic", "energy", "guidance"),
+    ("checkpoint", "transforms", "prepared", "model", "analytic", "energy", "guidance"),
     ("grids", "flows", "ode", "solvers"),
     ("chains",),
     ("losses", "training"),
