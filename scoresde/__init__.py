@@ -22,7 +22,7 @@ from scoresde.errors import (
 from scoresde.executor import Step
 from scoresde.gaussian import Gaussian, Moments
 from scoresde.kernels import MALA, Langevin
-from scoresde.losses import denoising_score_matching, held_out_loss
+from scoresde.losses import denoising_score_matching, held_out_loss, implicit_score_matching, sliced_score_matching
 from scoresde.model import Prediction, ScoreModel
 from scoresde.sampling import SampleResult, build_table, sample
 from scoresde.schedules import EDMSDE, VESDE, VPSDE, CosineVPSDE, RectifiedFlow, SubVPSDE
@@ -85,7 +85,9 @@ __all__ = [
     "fit",
     "grids",
     "held_out_loss",
+    "implicit_score_matching",
     "losses",
     "sample",
+    "sliced_score_matching",
     "solvers",
 ]

@@ -6,14 +6,15 @@ dimensions are added so that c multiplies x.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
 
 from scoresde.errors import ShapeError
 
-__all__ = ["combine", "expand", "time_derivative", "working_dtype"]
+__all__ = ["combine", "divergence", "expand", "jacobian_products", "time_derivative", "working_dtype"]
 
 
 def expand(c: Tensor, x: Tensor) -> Tensor:
@@ -57,3 +58,44 @@ def time_derivative(function: Callable[[Tensor], Tensor], t: Tensor) -> Tensor:
     # Backwards, since torch's forward mode compiles decompositions at its first use, with a deprecation warning.
     derivative: Tensor = torch.func.grad(lambda s: function(s).sum())(t)
     return derivative
+
+
+def jacobian_products(
+    function: Callable[[Tensor], Tensor], x: Tensor, probes: Iterable[Tensor]
+) -> tuple[Tensor, list[Tensor]]:
+    """Return function(x), of x's shape, and v^T J v, (B,), for each probe v, J being the Jacobian of each sample.
+
+    The function acts sample by sample. One evaluation of it, and one gradient for each probe. In grad mode both results
+    carry the graph to whatever parameters the function holds, and to x where x requires a gradient.
+
+    Args:
+        function: x (B, *) -> a tensor of x's shape.
+        x: states (B, *).
+        probes: tensors of x's shape, or of its event's.
+    """
+    recording = torch.is_grad_enabled()
+    with torch.enable_grad():
+        point = x if x.requires_grad else x.detach().requires_grad_(True)
+        value = function(point)
+        products = []
+        for v in probes:
+            if not value.requires_grad:  # constant in x: the Jacobian is 0
+                products.append(x.new_zeros(len(x)))
+                continue
+            (product,) = torch.autograd.grad(
+                value, point, v.expand_as(value), create_graph=recording, retain_graph=True, materialize_grads=True
+            )
+            products.append((product * v).reshape(len(x), math.prod(x.shape[1:])).sum(1))
+    return (value, products) if recording else (value.detach(), products)
+
+
+def divergence(function: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return function(x), of x's shape (B, *), and its exact divergence, (B,): the trace of each sample's Jacobian.
+
+    It costs a gradient for each coordinate of an event; see ``jacobian_products``, which estimates it with fewer.
+    """
+    size = math.prod(x.shape[1:])
+    places = torch.arange(size, device=x.device)
+    probes = ((places == i).to(x.dtype).reshape(x.shape[1:]) for i in range(size))
+    value, products = jacobian_products(function, x, probes)
+    return value, sum(products, x.new_zeros(len(x)))

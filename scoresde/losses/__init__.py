@@ -1,7 +1,8 @@
-"""Losses: denoising score matching, its weights, its laws of the time, and the loss of held-out data."""
+"""Losses: denoising, implicit and sliced score matching, weights, laws of the time, and the loss of held-out data."""
 
 from scoresde.losses.denoising import denoising_score_matching
 from scoresde.losses.held_out import HeldOutLoss, held_out_loss
+from scoresde.losses.implicit import implicit_score_matching, sliced_score_matching
 from scoresde.losses.times import TIMES, TimeLaw, TimeSampler, log_normal
 from scoresde.losses.weights import WEIGHTS, Weight, edm, min_snr, p2, sigmoid
 
@@ -15,8 +16,10 @@ __all__ = [
     "denoising_score_matching",
     "edm",
     "held_out_loss",
+    "implicit_score_matching",
     "log_normal",
     "min_snr",
     "p2",
     "sigmoid",
+    "sliced_score_matching",
 ]
