@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from scoresde.chains import DDPM
+from scoresde.chains import DDPM, SMLD
 from scoresde.errors import ConfigError, check_integer, unknown
 from scoresde.kernels import Kernel, Langevin
 from scoresde.metrics import Comparison, Floor
@@ -50,15 +50,21 @@ class Sampler:
     samples: int | None = None
 
 
-def _ddpm(sde: GaussianSDE, steps: int) -> Sampler:
-    try:
-        chain = DDPM.from_sde(sde, steps)
-    except ConfigError as error:
-        raise ConfigError(
-            f"sampler 'ddpm' is a discrete chain that preserves variance, and {type(sde).__name__} does not; "
-            f"use ancestral:{steps}, the same step in continuous time, or a model of VPSDE"
-        ) from error
-    return Sampler("ddpm", chain.ancestral())
+def _chain(kind: type[DDPM] | type[SMLD], which: str, home: str) -> Callable[[GaussianSDE, int], Sampler]:
+    """Return how a kind of chain samples: by its ancestral table, at the SDE's own knots."""
+    name = kind.__name__.lower()
+
+    def build(sde: GaussianSDE, steps: int) -> Sampler:
+        try:
+            chain = kind.from_sde(sde, steps)
+        except ConfigError as error:
+            raise ConfigError(
+                f"sampler {name!r} is a discrete chain {which}, and {type(sde).__name__} does not; "
+                f"use ancestral:{steps}, the same step in continuous time, or a model of {home}"
+            ) from error
+        return Sampler(name, chain.ancestral())
+
+    return build
 
 
 def _pc(sde: GaussianSDE, steps: int) -> Sampler:
@@ -66,14 +72,19 @@ def _pc(sde: GaussianSDE, steps: int) -> Sampler:
 
 
 # Samplers that are more than a solver, with their usual number of steps.
-COMPOSED: dict[str, tuple[Callable[[GaussianSDE, int], Sampler], int]] = {"ddpm": (_ddpm, 1000), "pc": (_pc, 100)}
+COMPOSED: dict[str, tuple[Callable[[GaussianSDE, int], Sampler], int]] = {
+    "ddpm": (_chain(DDPM, "that preserves variance", "VPSDE"), 1000),
+    "smld": (_chain(SMLD, "that keeps the data's scale", "VESDE"), 1000),
+    "pc": (_pc, 100),
+}
 
 
 def parse_sampler(text: str, sde: GaussianSDE, *, samples: int | None = None) -> Sampler:
     """Read "name", "name:steps" or either with "@samples" behind it, e.g. "ddpm:1000@100".
 
-    The name is one of ``solvers.SOLVERS``, "ddpm" (a chain of ``steps`` indices, for SDEs that preserve variance) or
-    "pc" (reverse diffusion with one Langevin step before each: two evaluations a step).
+    The name is one of ``solvers.SOLVERS``; "ddpm" or "smld", chains of ``steps`` indices, for SDEs that preserve
+    variance and for those with alpha = 1; or "pc", reverse diffusion with one Langevin step before each: two
+    evaluations a step.
 
     Args:
         text: what to read.

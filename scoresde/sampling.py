@@ -139,7 +139,7 @@ def _carries(sde: GaussianSDE, name: str, steps: int | None, times: Tensor | Gri
 def _build(sde: GaussianSDE, solver: Solver, grid: Grid, count: int, final: str) -> Tableau:
     if final != "denoise":
         return FINALS[final](solver.build(sde, grid(sde, count)))
-    if solver.closes and float(sde.sigma(0.0)) == 0:
+    if solver.closes and float(sde.sigma(torch.zeros((), dtype=torch.float64))) == 0:
         times = grid(sde, count)
         times[-1] = 0.0
         return solver.build(sde, times)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from scoresde import (
     DDPM,
+    SMLD,
     VESDE,
     VPSDE,
     ConfigError,
@@ -255,3 +256,10 @@ def test_table_shows_every_number_and_one_floor_for_each_size() -> None:
 def test_table_without_floors_or_rows() -> None:
     assert "floor" not in format_table([row("ddim", 100, 0.1, None)])
     assert format_table([]).split() == ["sampler", "NFE", "samples", "seconds"]
+
+
+def test_chains_are_samplers_of_the_sdes_that_have_them() -> None:
+    for text, sde, chain in (("ddpm:7", SDE, DDPM), ("smld:7", VESDE(), SMLD)):
+        assert parse_sampler(text, sde).solver == chain.from_sde(sde, 7).ancestral()
+    with pytest.raises(ConfigError, match="'smld' is a discrete chain that keeps the data's scale, and VPSDE does not"):
+        parse_sampler("smld:7", SDE)

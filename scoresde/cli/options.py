@@ -41,7 +41,7 @@ __all__ = [
 T = TypeVar("T")
 
 NAMES = (
-    f"Names: {', '.join(SOLVERS)}; ddpm, the discrete chain, under vp; pc, predictor-corrector, two evaluations "
+    f"Names: {', '.join(SOLVERS)}; ddpm and smld, the discrete chains, under vp and ve; pc, predictor-corrector, two evaluations "
     "a step. probability_flow is adaptive and takes no steps. Or a .json file with a saved table."
 )
 

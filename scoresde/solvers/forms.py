@@ -67,7 +67,8 @@ def _data_linear(late: Point, early: Point, h: Tensor, eta: Tensor) -> tuple[Ten
 
 
 def _noise_linear(late: Point, early: Point, h: Tensor, eta: Tensor) -> tuple[Tensor, Tensor]:
-    on_noise = eta * early.sigma * torch.expm1(2 * h).sqrt()
+    # Upwards in noise, where h < 0, only the flow of eta = 0 has a step.
+    on_noise = torch.where(eta == 0, 0.0, eta * early.sigma * torch.expm1(2 * h).sqrt())
     return early.alpha / late.alpha, on_noise.masked_fill(early.sigma == 0, 0.0)
 
 
