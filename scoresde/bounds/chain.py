@@ -1,0 +1,128 @@
+r"""The variational bound of a chain: a diffusion read as a hierarchical variational autoencoder.
+
+With indices 0 ... n - 1 after clean data x (``chains.base``), the encoder q fixed and the decoder p given by the model,
+
+    -log p(x) <= KL(q(x_{n-1} | x) || prior)                                             prior
+               + sum_{i=1}^{n-1} E KL(q(x_{i-1} | x_i, x) || p(x_{i-1} | x_i))           terms[i]
+               + E[-log p(x | x_0)],                                                     terms[0], by a decoder
+
+all expectations over q(x_i | x) alone. Both laws of a layer are Gaussian. Their means differ by c (x - x_hat), with the
+data prediction x_hat, c = alpha_{i-1} (1 - e^D) and D = log_snr_i - log_snr_{i-1}; their variances are
+s^2 = sigma_{i-1}^2 (1 - e^D) and S^2, which is s^2 itself ("small") or b_i^2 ("large"):
+
+    KL = c^2 |x - x_hat|^2/(2 S^2) + dim/2 (s^2/S^2 - 1 - log(s^2/S^2)).
+
+With the small variance this is (SNR_{i-1} - SNR_i)/2 |x - x_hat|^2.
+
+Source: Sohl-Dickstein et al. 2015, "Deep unsupervised learning using nonequilibrium thermodynamics"; Ho et al. 2020,
+"Denoising diffusion probabilistic models", eq. 5.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from scoresde.bounds.common import Bound, Task, finish, prior_law, prior_nats
+from scoresde.bounds.decoders import Decoder, event_sum
+from scoresde.chains import Chain
+from scoresde.errors import DTypeError, check_integer, unknown
+from scoresde.gaussian import Gaussian
+from scoresde.model import Condition, ScoreModel, in_mode
+from scoresde.ops import combine
+from scoresde.sde import posterior_weights, transition_weights
+
+__all__ = ["variational_bound"]
+
+VARIANCES = ("small", "large")
+
+
+def variational_bound(
+    model: ScoreModel,
+    chain: Chain,
+    x0: Tensor,
+    *,
+    variance: str = "small",
+    decoder: Decoder | None = None,
+    prior: Gaussian | None = None,
+    indices: int | None = None,
+    cond: Condition = None,
+    seed: int = 0,
+    generator: torch.Generator | None = None,
+    noise: Sequence[Tensor] | None = None,
+    chunk_size: int = 512,
+) -> Bound:
+    """Return the variational bound on -log p(x_0) of a chain's ancestral sampler, in nats; nothing is differentiated.
+
+    Args:
+        model: the model, trained on the chain or under any SDE: it is asked at the knots' log-SNR. The network is put
+            into evaluation mode.
+        chain: a ``DDPM`` or an ``SMLD``.
+        x0: data (B, *), in the data's units: the model's transform is applied.
+        variance: of p(x_{i-1} | x_i), "small" (the posterior's) or "large" (the transition's).
+        decoder: p(x | x_0); by default ``GaussianDecoder()``, or ``LevelsDecoder`` for data on levels.
+        prior: law of the noisiest state, in the model's coordinates; by default the one that sampling starts from.
+        indices: how many of the n - 1 layers to draw for each sample, evenly spread, at most n - 1; all by default.
+        cond: conditions, each (B, *).
+        seed: names the noise and the indices: the same seed gives the same, whatever ``chunk_size``.
+        generator: on the data's device, instead of the seed.
+        noise: standard normal tensors of x0's shape instead of drawn ones: the reconstruction's first, then one for
+            each layer (or draw) from index 1 up.
+        chunk_size: largest batch given to the network at once.
+
+    Raises:
+        DTypeError, ShapeError, DomainError, ConfigError: a model, chain, data, decoder, prior or option of the wrong
+            type, shape or range; data off the decoder's levels. All before any call of the network.
+    """
+    if not isinstance(chain, Chain):
+        raise DTypeError(
+            f"chain must be a DDPM or an SMLD, got {type(chain).__name__}; DDPM.from_sde(sde, n) makes one, and "
+            "continuous_elbo takes an SDE"
+        )
+    if variance not in VARIANCES:
+        raise unknown("variance", variance, VARIANCES)
+    layers = len(chain) - 1
+    draws = layers if indices is None else check_integer(indices, "indices", min(1, layers), layers)
+    task = Task(
+        model,
+        x0,
+        decoder=decoder,
+        cond=cond,
+        repeats=draws,
+        seed=seed,
+        generator=generator,
+        noise=noise,
+        chunk_size=chunk_size,
+    )
+    points = chain.points
+    top = prior_nats(prior_law(model, points[-1], chain.prior_std, prior), task.y, points[-1])
+    if len(top) == 0:
+        return finish(task, top, top, torch.full((len(chain),), torch.nan, dtype=torch.float64))
+    with in_mode(model, training=False), torch.no_grad():
+        reconstruction = task.reconstruction(points[1])
+        index = (1 + (task.places() * layers).long()).clamp_max(layers)
+        values = _layers(task, chain, index, variance)
+    count = torch.bincount(index.reshape(-1), minlength=len(chain)).double()
+    terms = torch.zeros_like(count).index_add(0, index.reshape(-1), values.reshape(-1)) / count
+    terms[0] = reconstruction.mean()
+    return finish(task, top, reconstruction + values.sum(0) * (layers / max(1, draws)), terms)
+
+
+def _layers(task: Task, chain: Chain, index: Tensor, variance: str) -> Tensor:
+    """Return the KL divergences of the layers ``index`` (draws, B), of its shape, float64 on the CPU."""
+    points = chain.points
+    _, on_data, small = posterior_weights(points[:-1], points[1:])
+    wide = small if variance == "small" else transition_weights(points[:-1], points[1:])[1]
+    # NaN at index 0, where the small variance is 0; no layer stands there.
+    share = (small / wide).square()
+    factor, rest = 0.5 * (on_data / wide).square(), 0.5 * task.size * (share - 1 - share.log())
+    values = torch.zeros(index.shape, dtype=torch.float64)
+    for draws, part, y, z, cond in task.drawn(len(index)):
+        i = index[draws, part].reshape(-1)
+        point = points[i + 1]
+        x = combine((point.alpha, y), (point.sigma, z))
+        error = event_sum((task.model.at(x, point, cond).data - y).square()).to("cpu", torch.float64)
+        values[draws, part] = (factor[i] * error + rest[i]).reshape(values[draws, part].shape)
+    return values

@@ -1,0 +1,241 @@
+r"""What the bounds share: the result, the prior's term, the noise, and the loop over draws.
+
+A bound is a mean over draws of noise. Each sample gets r draws; draw k of sample b sits at the place
+
+    u_{k,b} = (k + v_b)/r  in [0, 1),      v_b = (v + b/B) mod 1 in a random order, v uniform,
+
+so that every sample meets each of r equal strata once, and the r B places together are evenly spaced (low
+discrepancy; Kingma et al. 2021, "Variational diffusion models"). Each u_{k,b} is uniform on its stratum: no bias.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from scoresde.bounds.decoders import Decoder, GaussianDecoder
+from scoresde.errors import ConfigError, DTypeError, ShapeError, check_device, check_integer, check_samples
+from scoresde.gaussian import Gaussian
+from scoresde.model import Condition, ScoreModel, check_condition
+from scoresde.noise import GeneratorNoise, NoiseSource, SampleNoise, TapeNoise, check_seed, permutation, stream, uniform
+from scoresde.readout import Point
+
+__all__ = ["Bound", "Task", "finish", "prior_law", "prior_nats"]
+
+
+@dataclass(frozen=True, eq=False)
+class Bound:
+    """An upper bound on -log p(x_0), in nats: minus the evidence lower bound.
+
+    Without a transform, -log p is that of the data's density, in the data's unit; with one, its log |det| is taken off,
+    so that it still is. After ``Dequantise`` it is the density of the dequantised data: that of the levels' probability
+    is larger by -log(width) for each coordinate. With a ``LevelsDecoder`` it is minus the log of the levels'
+    probability.
+
+    Args:
+        per_sample: one unbiased estimate for each sample, (B,), float64.
+        prior: mean of the KL divergence of the noisiest state's law from the prior.
+        terms: means by layer, terms[0] the reconstruction. For a chain (n,), the KL of index i at i, NaN where an index
+            was not drawn; in continuous time (samples + 1,), the integral's equal parts, from the data's end on.
+        log_abs_det: mean of the transform's log |det|; 0 without one, or where the data are levels.
+        size: number of coordinates of an event.
+        discrete: whether it bounds minus the log of a probability, not of a density.
+    """
+
+    per_sample: Tensor
+    prior: float
+    terms: Tensor
+    log_abs_det: float
+    size: int
+    discrete: bool
+
+    @property
+    def total(self) -> float:
+        """The mean over the samples: prior + terms.sum() - log_abs_det, where every index was drawn."""
+        return float(self.per_sample.mean())
+
+    @property
+    def reconstruction(self) -> float:
+        """Mean of minus the log of the decoder's probability (density): L_0."""
+        return float(self.terms[0])
+
+    @property
+    def bits_per_dim(self) -> float:
+        """total/(D log 2)."""
+        return self.total / (self.size * math.log(2))
+
+    @property
+    def standard_error(self) -> float:
+        """Of ``total`` as the mean over all data: from the spread over the samples; NaN for a single one."""
+        count = len(self.per_sample)
+        return float(self.per_sample.std()) / math.sqrt(count) if count > 1 else math.nan
+
+
+class Task:
+    """Data in the model's coordinates with everything that was checked, and the loop over draws.
+
+    Raises (at construction, before any call of the network):
+        DTypeError, ShapeError, DomainError, ConfigError: a model that is no ScoreModel, data of another event, other
+            type or not finite, on another device, bad conditions, seeds, generators or recorded noise.
+    """
+
+    def __init__(
+        self,
+        model: ScoreModel,
+        x0: Tensor,
+        *,
+        decoder: Decoder | None,
+        cond: Condition,
+        repeats: int,
+        seed: int,
+        generator: torch.Generator | None,
+        noise: Sequence[Tensor] | None,
+        chunk_size: int,
+    ) -> None:
+        """Check, transform the data and choose the source of noise."""
+        x = check_model_and_data(model, x0, "x0")
+        self.model, self.repeats = model, repeats
+        self.decoder: Decoder = GaussianDecoder() if decoder is None else decoder
+        self.chunk_size = check_integer(chunk_size, "chunk_size", 1)
+        self.cond = check_condition(cond, len(x), x.device)
+        self._generator = _generator(generator, x.device)
+        self._seed = check_seed(seed)
+        x = x.to(torch.promote_types(x.dtype, torch.float32))
+        self.y, self.log_abs_det = x, torch.zeros(len(x), dtype=torch.float64)
+        if model.transform is not None:
+            draw = self._stream("transform")
+            state = draw.get_state()
+            self.y = model.transform.forward(x, draw)
+            if not self.decoder.discrete:
+                draw.set_state(state)
+                self.log_abs_det = model.transform.log_abs_det(x, draw).to("cpu", torch.float64)
+        self.decoder.check(self.y, model.transform)
+        self.size = math.prod(x.shape[1:])
+        self.source = self._noise(noise)
+
+    def _stream(self, name: str) -> torch.Generator:
+        """Return the caller's generator, or that of the seed."""
+        return self._generator or stream(self._seed, "bound", name, device=self.y.device)
+
+    def _noise(self, noise: Sequence[Tensor] | None) -> NoiseSource:
+        if noise is not None:
+            check_tape(noise, self.repeats + 1, self.y.shape)
+            return TapeNoise(noise)
+        if self._generator is not None:
+            return GeneratorNoise(self._generator)
+        # A stream of its own: data sampled with the same seed must not meet the noise they were made of.
+        return SampleNoise(stream(self._seed, "bound", "noise").initial_seed())
+
+    def places(self) -> Tensor:
+        """Return u of shape (repeats, B) in [0, 1), float64 on the CPU; see the module's docstring."""
+        batch, draw = len(self.y), self._stream("places")
+        v = torch.arange(batch, dtype=torch.float64) / batch + uniform((1,), draw, dtype=torch.float64).cpu()
+        v = v.remainder(1.0)[permutation(batch, draw).cpu()]
+        return (torch.arange(self.repeats, dtype=torch.float64)[:, None] + v) / self.repeats
+
+    def drawn(self, repeats: int) -> Iterator[tuple[slice, slice, Tensor, Tensor, Condition]]:
+        """Yield (draws, samples, y, z, cond) in batches of at most ``chunk_size``: draws x samples, flattened."""
+        batch, event = len(self.y), self.y.shape[1:]
+        together = max(1, self.chunk_size // batch)
+        for low in range(0, repeats, together):
+            count = min(together, repeats - low)
+            z = torch.empty((count, *self.y.shape), dtype=self.y.dtype, device=self.y.device)
+            for row in z:
+                self.source.fill(row)
+            for first in range(0, batch, self.chunk_size):
+                part = slice(first, first + self.chunk_size)
+                y, noise = self.y[part].expand(z[:, part].shape).reshape(-1, *event), z[:, part].reshape(-1, *event)
+                cond = None
+                if self.cond is not None:
+                    cond = {k: v[part].repeat(count, *(1,) * (v.ndim - 1)) for k, v in self.cond.items()}
+                yield slice(low, low + count), part, y, noise, cond
+
+    def reconstruction(self, point: Point) -> Tensor:
+        """Return minus the decoder's log probability of the data, (B,), with one draw of the state at ``point``."""
+        values, std = torch.zeros(len(self.y), dtype=torch.float64), decoder_std(self.decoder, point)
+        for _, part, y, z, cond in self.drawn(1):
+            x = float(point.alpha) * y + float(point.sigma) * z
+            mean = self.model.at(x, point, cond).data
+            values[part] = self.decoder.nats(y, mean, std, self.model.transform).to("cpu", torch.float64)
+        return values
+
+
+def finish(task: Task, prior: Tensor, layers: Tensor, terms: Tensor) -> Bound:
+    """Put a result together from the prior's term (B,), the sum of the layers (B,), and the layers' means."""
+    return Bound(
+        per_sample=prior + layers - task.log_abs_det,
+        prior=float(prior.mean()),
+        terms=terms,
+        log_abs_det=float(task.log_abs_det.mean()),
+        size=task.size,
+        discrete=task.decoder.discrete,
+    )
+
+
+def decoder_std(decoder: Decoder, point: Point) -> float:
+    """Return the decoder's standard deviation, sigma/alpha at ``point`` where none is stated."""
+    return float(point.sigma / point.alpha) if decoder.std is None else decoder.std
+
+
+def prior_law(model: ScoreModel, point: Point, std: float, prior: Gaussian | None) -> Gaussian:
+    """Return the law that sampling starts from: the caller's, that of the data's moments, or N(0, std^2)."""
+    if prior is not None:
+        if not isinstance(prior, Gaussian):
+            raise DTypeError(f"prior must be a Gaussian, got {type(prior).__name__}; e.g. Gaussian(mean, variance)")
+        return prior
+    if model.moments is not None:
+        return model.moments.at(float(point.alpha), float(point.sigma))
+    return Gaussian(torch.zeros((), dtype=torch.float64), torch.tensor(std**2, dtype=torch.float64))
+
+
+def prior_nats(prior: Gaussian, y: Tensor, point: Point) -> Tensor:
+    """Return KL(N(alpha y, sigma^2) || prior) for data y (B, *) at one point, (B,), float64 on the CPU.
+
+    It is the cross entropy -log prior(alpha y) + sigma^2/2 tr(C^{-1}) less the entropy D/2 log(2 pi e sigma^2).
+    """
+    mean = y.to("cpu", torch.float64) * point.alpha
+    size, variance = math.prod(y.shape[1:]), float(point.sigma) ** 2
+    spread = prior.variance.to(mean)
+    inverse = float(spread.reciprocal().sum()) * (size if spread.ndim == 0 else 1)
+    entropy = 0.5 * size * (1 + math.log(2 * math.pi * variance))
+    return -prior.log_prob(mean) + 0.5 * variance * inverse - entropy
+
+
+def check_model_and_data(model: object, x: object, name: str) -> Tensor:
+    """Return the data if they are finite events of the model on its device; DTypeError where it is no ScoreModel."""
+    if not isinstance(model, ScoreModel):
+        raise DTypeError(
+            f"model must be a ScoreModel, got {type(model).__name__}; wrap a function with ScoreModel.from_callable"
+        )
+    tensor = check_samples(x, name).detach()
+    model.check_device(tensor.device, name)
+    if model.moments is not None and model.moments.mean.shape not in ((), tensor.shape[1:]):
+        raise ShapeError(
+            f"{name} must be (B, *) with the event {tuple(model.moments.mean.shape)} of the model's data, "
+            f"got {tuple(tensor.shape)}"
+        )
+    return tensor
+
+
+def check_tape(noise: object, needed: int, shape: Sequence[int]) -> None:
+    """Raise DTypeError or ShapeError unless ``noise`` is ``needed`` finite tensors of this shape, or more."""
+    if not isinstance(noise, (Sequence, Tensor)):
+        raise DTypeError(f"noise must be a list of tensors, one for each draw, got {type(noise).__name__}")
+    if len(noise) < needed:
+        raise ShapeError(f"noise holds {len(noise)} tensors, {needed} are needed; record one for each draw")
+    for k, z in enumerate(noise[:needed]):
+        if check_samples(z, f"noise[{k}]").shape != tuple(shape):
+            raise ShapeError(f"noise[{k}] has shape {tuple(z.shape)}, needed is {tuple(shape)}")
+
+
+def _generator(generator: object, device: torch.device) -> torch.Generator | None:
+    if generator is None:
+        return None
+    if not isinstance(generator, torch.Generator):
+        raise ConfigError(f"generator must be a torch.Generator, got {generator!r}; a number is seed=")
+    check_device(generator.device, "generator", device, "the data")
+    return generator

@@ -1,0 +1,175 @@
+r"""The last step of a bound: the law of the data given the state with the least noise.
+
+Let m be the model's data prediction at that state, x = alpha x_0 + sigma z, and nu = sigma/alpha. If the data's density
+is flat on the scale nu, x_0 given x is N(x/alpha, nu^2), whence the standard deviation nu where none is stated.
+
+* Continuous data: -log N(x_0; m, s^2), summed over the D coordinates. The small posterior variance is 0 at the last
+  step and gives no density.
+* Data on levels of width w: -log of the probability of the datum's bin under N(m, s^2),
+
+      log [Phi((x_0 + w/2 - m)/s) - Phi((x_0 - w/2 - m)/s)],
+
+  where the first and the last bin are open (Ho et al. 2020, eq. 13). With a <= b and a + b <= 0, which a reflection
+  makes true, it is log Phi(b) + log(1 - e^{log Phi(a) - log Phi(b)}), which holds far out in both tails.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from scoresde.errors import ConfigError, DomainError, check_integer, check_number
+from scoresde.ops import working_dtype
+from scoresde.transforms import Transform
+from scoresde.transforms.base import check_inside, check_interval
+
+__all__ = ["Decoder", "GaussianDecoder", "LevelsDecoder", "event_sum"]
+
+
+class Decoder(Protocol):
+    """The law of the data given the model's data prediction at the state with the least noise."""
+
+    @property
+    def discrete(self) -> bool:
+        """Whether the data are levels, so that the bound is one on minus the log of a probability."""
+        ...
+
+    @property
+    def std(self) -> float | None:
+        """Standard deviation in the model's coordinates; None for sigma/alpha of the state."""
+        ...
+
+    def check(self, y: Tensor, transform: Transform | None) -> None:
+        """Raise where data y (B, *), in the model's coordinates, are none of this decoder's."""
+        ...
+
+    def nats(self, y: Tensor, mean: Tensor, std: float, transform: Transform | None) -> Tensor:
+        """Return minus the log probability (density) of y given ``mean``, (B,), in float64."""
+        ...
+
+
+def event_sum(values: Tensor) -> Tensor:
+    """Return the sum of values (B, *) over the coordinates of each event, (B,), in float64 where the device has it."""
+    wide = values.to(working_dtype(values.device))
+    return wide.reshape(len(values), math.prod(values.shape[1:])).sum(1)
+
+
+@dataclass(frozen=True)
+class GaussianDecoder:
+    """N(data prediction, std^2), for continuous data.
+
+    Args:
+        std: in the model's coordinates, positive; None for sigma/alpha at the state with the least noise.
+
+    Raises:
+        DTypeError, DomainError: a std that is no positive number.
+    """
+
+    std: float | None = None
+
+    def __post_init__(self) -> None:
+        """Check the standard deviation."""
+        if self.std is not None:
+            check_number(self.std, "std", 0.0, open_low=True)
+
+    @property
+    def discrete(self) -> bool:
+        """False: a density."""
+        return False
+
+    def check(self, y: Tensor, transform: Transform | None) -> None:
+        """Accept all data."""
+
+    def nats(self, y: Tensor, mean: Tensor, std: float, transform: Transform | None) -> Tensor:
+        """Return |y - mean|^2/(2 std^2) + D log(2 pi std^2)/2, (B,)."""
+        quadratic = event_sum((y - mean).square()) / (2 * std**2)
+        return quadratic + 0.5 * math.prod(y.shape[1:]) * math.log(2 * math.pi * std**2)
+
+
+@dataclass(frozen=True)
+class LevelsDecoder:
+    """The probability of the datum's bin under N(data prediction, std^2), for data on levels.
+
+    The levels are low + k width, k = 0 ... levels - 1, width = (high - low)/(levels - 1), in the *data's* units. A
+    model's transform carries the bins' ends to its coordinates, so that it must act on each coordinate by itself and
+    increase there, and draw no noise (not ``Dequantise``).
+
+    Args:
+        levels: number of levels, at least 2.
+        low: the lowest level.
+        high: the highest level.
+        std: in the model's coordinates, positive; None for sigma/alpha at the state with the least noise.
+
+    Raises:
+        DTypeError, DomainError: fewer than two levels, not finite numbers with low < high, a std that is not positive.
+
+    Source: Ho et al. 2020, "Denoising diffusion probabilistic models", eq. 13.
+    """
+
+    levels: int
+    low: float = -1.0
+    high: float = 1.0
+    std: float | None = None
+
+    def __post_init__(self) -> None:
+        """Check the levels."""
+        check_integer(self.levels, "levels", 2)
+        check_interval(self.low, self.high)
+        if self.std is not None:
+            check_number(self.std, "std", 0.0, open_low=True)
+
+    @property
+    def discrete(self) -> bool:
+        """True: a probability."""
+        return True
+
+    @property
+    def width(self) -> float:
+        """The width of a bin, in the data's unit."""
+        return (self.high - self.low) / (self.levels - 1)
+
+    def check(self, y: Tensor, transform: Transform | None) -> None:
+        """Raise ConfigError for a transform that draws, DomainError for data off the levels."""
+        if transform is not None and transform.random:
+            raise ConfigError(
+                f"{transform!r} spreads the levels over their bins, and LevelsDecoder does the same: take the levels "
+                "themselves without Dequantise, or GaussianDecoder with it"
+            )
+        self._edges(y, transform)
+
+    def _edges(self, y: Tensor, transform: Transform | None) -> tuple[Tensor, Tensor]:
+        """Return the lower and upper ends of the bins of y, in the model's coordinates; infinite at the outer ones."""
+        work = y.to(working_dtype(y.device))
+        x = work if transform is None else transform.inverse(work)
+        place = (x - self.low) / self.width
+        rounding = torch.finfo(y.dtype).eps * max(abs(self.low), abs(self.high)) / self.width
+        level = place.round()
+        good = ((place - level).abs() <= max(0.01, 4 * rounding)) & (level >= 0) & (level < self.levels)
+        check_inside(good, x, f"on the {self.levels} levels of {self}")
+        first, last = level == 0, level == self.levels - 1
+        # The outer ends are open: there the level itself stands in until the transform has been applied.
+        ends = [
+            self.low + self.width * torch.where(open_end, level, level + half)
+            for open_end, half in ((first, -0.5), (last, 0.5))
+        ]
+        if transform is not None:
+            ends = [transform.forward(end) for end in ends]
+        lower, upper = ends
+        if not bool((lower < upper).all()):
+            raise DomainError(
+                f"{transform!r} does not increase from one end of a bin to the other; LevelsDecoder needs a transform "
+                "that acts on each coordinate by itself and increases"
+            )
+        return lower.masked_fill(first, -math.inf), upper.masked_fill(last, math.inf)
+
+    def nats(self, y: Tensor, mean: Tensor, std: float, transform: Transform | None) -> Tensor:
+        """Return minus the log probability of the bins of y, summed over the event, (B,)."""
+        lower, upper = ((end - mean.to(end)) / std for end in self._edges(y, transform))
+        reflect = lower + upper > 0
+        a, b = torch.where(reflect, -upper, lower), torch.where(reflect, -lower, upper)
+        below, above = torch.special.log_ndtr(a), torch.special.log_ndtr(b)
+        return -event_sum(above + (-torch.expm1(below - above)).log())
