@@ -1,0 +1,184 @@
+"""Diffusions whose time is a noise level, or that keep the data's scale: VESDE, EDMSDE, RectifiedFlow."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from scoresde.errors import check_number
+from scoresde.sde import GaussianSDE, schedule
+
+__all__ = ["EDMSDE", "VESDE", "RectifiedFlow"]
+
+
+@dataclass(frozen=True)
+class _UnitAlpha(GaussianSDE):
+    """What the diffusions that only add noise share."""
+
+    @schedule
+    def alpha(self, t: Tensor) -> Tensor:
+        """Return 1."""
+        return torch.ones_like(t)
+
+    @schedule
+    def alpha_rate(self, t: Tensor) -> Tensor:
+        """Return 0."""
+        return torch.zeros_like(t)
+
+
+@dataclass(frozen=True)
+class VESDE(_UnitAlpha):
+    """Variance exploding: dx = g dw with alpha = 1 and sigma = sigma_min (sigma_max/sigma_min)^t, also at t = 0.
+
+    Source: Song et al. 2021, eq. 9; NCSN's geometric noise levels.
+
+    Args:
+        sigma_min: sigma(0), in the unit of the data.
+        sigma_max: sigma(1); about the largest distance between data points.
+        t_min: smallest time of use.
+        t_max: time at which sampling starts.
+
+    Raises:
+        DomainError: unless 0 < sigma_min < sigma_max and 0 < t_min < t_max.
+    """
+
+    sigma_min: float = 0.01
+    sigma_max: float = 50.0
+
+    def __post_init__(self) -> None:
+        """Check 0 < sigma_min < sigma_max."""
+        super().__post_init__()
+        check_number(self.sigma_min, "sigma_min", 0.0, open_low=True)
+        check_number(self.sigma_max, "sigma_max", self.sigma_min, open_low=True)
+
+    @property
+    def log_ratio(self) -> float:
+        """log(sigma_max/sigma_min), the rate of log sigma."""
+        return math.log(self.sigma_max / self.sigma_min)
+
+    @schedule
+    def sigma(self, t: Tensor) -> Tensor:
+        """Return sigma_min (sigma_max/sigma_min)^t; the end points are exact."""
+        return torch.pow(self.sigma_min, 1 - t) * torch.pow(self.sigma_max, t)
+
+    @schedule
+    def sigma_rate(self, t: Tensor) -> Tensor:
+        """Return sigma log(sigma_max/sigma_min)."""
+        return self.sigma(t) * self.log_ratio
+
+    @schedule
+    def diffusion(self, t: Tensor) -> Tensor:
+        """Return sigma sqrt(2 log(sigma_max/sigma_min))."""
+        return self.sigma(t) * math.sqrt(2 * self.log_ratio)
+
+    @schedule
+    def log_snr(self, t: Tensor) -> Tensor:
+        """Return -2 log sigma."""
+        return -2 * (math.log(self.sigma_min) + t * self.log_ratio)
+
+    @schedule
+    def time(self, log_snr: Tensor) -> Tensor:
+        """Return log(sigma/sigma_min) / log(sigma_max/sigma_min)."""
+        return (-0.5 * log_snr - math.log(self.sigma_min)) / self.log_ratio
+
+
+class _SigmaIsTime:
+    """What the diffusions share whose time is the noise level itself."""
+
+    @schedule
+    def sigma(self, t: Tensor) -> Tensor:
+        """Return t."""
+        return t.clone()
+
+    @schedule
+    def sigma_rate(self, t: Tensor) -> Tensor:
+        """Return 1."""
+        return torch.ones_like(t)
+
+
+@dataclass(frozen=True)
+class EDMSDE(_SigmaIsTime, _UnitAlpha):
+    """EDM's diffusion: alpha = 1 and sigma = t, for t in [sigma_min, sigma_max].
+
+    Source: Karras et al. 2022, "Elucidating the design space of diffusion-based generative models".
+
+    Args:
+        sigma_min: the smallest noise level, which is t_min.
+        sigma_max: the largest noise level, which is t_max.
+
+    Raises:
+        DomainError: unless 0 < sigma_min < sigma_max.
+    """
+
+    t_min: float = field(init=False, repr=False, default=0.002)
+    t_max: float = field(init=False, repr=False, default=80.0)
+    sigma_min: float = 0.002
+    sigma_max: float = 80.0
+
+    def __post_init__(self) -> None:
+        """Check 0 < sigma_min < sigma_max; they are the ends of time."""
+        check_number(self.sigma_min, "sigma_min", 0.0, open_low=True)
+        check_number(self.sigma_max, "sigma_max", self.sigma_min, open_low=True)
+        object.__setattr__(self, "t_min", float(self.sigma_min))
+        object.__setattr__(self, "t_max", float(self.sigma_max))
+
+    @schedule
+    def diffusion(self, t: Tensor) -> Tensor:
+        """Return sqrt(2 t)."""
+        return (2 * t).sqrt()
+
+    @schedule
+    def log_snr(self, t: Tensor) -> Tensor:
+        """Return -2 log t."""
+        return -2 * t.log()
+
+    @schedule
+    def time(self, log_snr: Tensor) -> Tensor:
+        """Return e^{-log_snr/2}."""
+        return (-0.5 * log_snr).exp()
+
+
+@dataclass(frozen=True)
+class RectifiedFlow(_SigmaIsTime, GaussianSDE):
+    """The straight path: alpha = 1 - t and sigma = t, whose velocity is noise - data.
+
+    At t_max = 1 alpha is 0: the data and v and velocity predictions are finite there, the noise and the score are not.
+    Source: Liu et al. 2023, "Flow straight and fast"; Lipman et al. 2023, "Flow matching for generative modeling".
+
+    Args:
+        t_min: smallest time of use.
+        t_max: time at which sampling starts, at most 1.
+    """
+
+    def __post_init__(self) -> None:
+        """Check t_max <= 1."""
+        super().__post_init__()
+        check_number(self.t_max, "t_max", 0.0, 1.0)
+
+    @schedule
+    def alpha(self, t: Tensor) -> Tensor:
+        """Return 1 - t."""
+        return 1 - t
+
+    @schedule
+    def alpha_rate(self, t: Tensor) -> Tensor:
+        """Return -1."""
+        return -torch.ones_like(t)
+
+    @schedule
+    def diffusion(self, t: Tensor) -> Tensor:
+        """Return sqrt(2 t/(1 - t))."""
+        return (2 * t / (1 - t)).sqrt()
+
+    @schedule
+    def log_snr(self, t: Tensor) -> Tensor:
+        """Return 2 log((1 - t)/t)."""
+        return 2 * (torch.log1p(-t) - t.log())
+
+    @schedule
+    def time(self, log_snr: Tensor) -> Tensor:
+        """Return sigmoid(-log_snr/2)."""
+        return torch.sigmoid(-0.5 * log_snr)
