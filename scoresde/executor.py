@@ -4,11 +4,17 @@ A table is compiled into straight-line sums over numbered buffers before the loo
 floats, so that the loop does no schedule arithmetic, waits for no device and allocates nothing. Where a prediction is
 not needed again, the readout P = a x + b F is folded into its row: x <- state[0] y + state[1] a x + state[1] b F + ...
 A sum is never written over a buffer that it reads, so that a network may return its own input or a view of it.
+
+A learned variance is the one coefficient that the network chooses: the draw z of such a row, whose weight is
+small^(1 - v) large^v, is split into z (large/small)^v where v < 1/2 and z (small/large)^(1 - v) elsewhere, each 0 where
+the other is not. The row adds the first with the weight small and the second with the weight large, so that v = 0 and
+v = 1 are these variances to the last bit.
 """
 
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -16,6 +22,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from scoresde.errors import ConfigError
 from scoresde.kernels import Kernel
 from scoresde.noise import NoiseSource
 from scoresde.prepared import Prediction, PreparedModel, Readout
@@ -59,13 +66,17 @@ class _Sum(NamedTuple):
 
 
 class _Stage(NamedTuple):
-    """One row as buffer numbers: call at x, draw into ``draw`` (0: none), then the sums."""
+    """One row as buffer numbers: call at x, draw into ``draw`` (0: none), then the sums.
+
+    ``spread`` is (buffer of the draw's large part, log large - log small) for a learned variance.
+    """
 
     x: int
     y: int
     draw: int
     sums: tuple[_Sum, ...]
     new: int
+    spread: tuple[int, float] | None = None
 
 
 class _Program:
@@ -103,13 +114,21 @@ class _Program:
                 newest = [(1.0, kept)]
             noises = draws if row.draws else [OUTPUT, *draws]
             new = new_y = self._take()
-            sums.append(_sum(new, _terms(row.state, y, newest, past, row.noise, noises)))
+            terms = _terms(row.state, y, newest, past, row.noise, noises)
+            spread = None
+            if row.spread is not None:
+                small, large = row.spread
+                spread = self._take(), math.log(large / small)
+                terms.append((large, spread[0]))
+            sums.append(_sum(new, terms))
             if not follows:
                 new_y = y
                 if not still:
                     new_y = self._take()
                     sums.append(_sum(new_y, _terms(row.anchor or (), y, newest, past, row.anchor_noise, noises)))
-            stages.append(_Stage(x, y, draws[0] if row.draws else 0, tuple(sums), new))
+            stages.append(_Stage(x, y, draws[0] if row.draws else 0, tuple(sums), new, spread))
+            if spread is not None:
+                self._free.append(spread[0])
             if needed:
                 past.insert(0, kept)
                 if len(past) > memory:
@@ -188,7 +207,15 @@ def execute(
         observers: called after each row.
         guard: (row, anchor, new state) -> new state, where every step is to be checked.
         differentiable: keep the graph; every sum is then a new tensor.
+
+    Raises:
+        ConfigError: a table with a learned variance and a model without one, before any call.
     """
+    if table.spread and model.model.variance != "learned":
+        raise ConfigError(
+            f"{table.name!r} takes its variance from the network, and this model learns none; pass "
+            'ScoreModel(..., variance="learned"), or use the table with variance="small" or "large"'
+        )
     program = _compiled(table, *model.weights(table.prediction))
     # ``held`` is where a sum is written: the buffers themselves, or None for a new tensor.
     buffers = [x, x, *(torch.empty_like(x) for _ in range(program.size - 2))]
@@ -197,22 +224,25 @@ def execute(
         if stage.draw:
             noise.fill(buffers[stage.draw])
         _add_up(buffers, held, stage.sums)
-    raw = model.raw
+    outputs = model.outputs
     for i, stage in enumerate(program.stages):
         if kernels and stage.x == stage.y:
             for kernel in kernels:
                 buffers[stage.x] = kernel(buffers[stage.x], i, model, noise)
-        buffers[OUTPUT] = raw(i, buffers[stage.x])
+        buffers[OUTPUT], fraction = outputs(i, buffers[stage.x])
         if stage.draw:
             if differentiable:
                 buffers[stage.draw] = torch.empty_like(x)
             noise.fill(buffers[stage.draw])
+        if stage.spread is not None:
+            assert fraction is not None
+            _split(buffers, held, stage.draw, stage.spread, fraction)
         _add_up(buffers, held, stage.sums)
         if guard is not None:
             buffers[stage.new] = guard(i, buffers[stage.y], buffers[stage.new])
         if observers:
             s = table.rows[i + 1].at.t if i + 1 < len(table.rows) else table.end.t
-            prediction = Prediction(buffers[stage.x], buffers[OUTPUT], _at(model.readout, i))
+            prediction = Prediction(buffers[stage.x], buffers[OUTPUT], _at(model.readout, i), fraction)
             for observer in observers:
                 observer(Step(i, table.rows[i].at.t, s, buffers[stage.new], prediction))
     return buffers[program.result]
@@ -224,6 +254,19 @@ def _add_up(buffers: list[Tensor], held: Sequence[Tensor | None], sums: Sequence
         for w, k in rest:
             total.add_(buffers[k], alpha=w)
         buffers[out] = total
+
+
+def _split(
+    buffers: list[Tensor], held: Sequence[Tensor | None], draw: int, spread: tuple[int, float], v: Tensor
+) -> None:
+    """Split a draw into its parts for the small and for the large variance; a v that is no number stays one."""
+    other, ratio = spread
+    v = v.to(buffers[draw].dtype)
+    below = v < 0.5
+    scaled = buffers[draw] * (ratio * torch.where(below, v, v - 1)).exp()
+    nothing = torch.zeros((), dtype=scaled.dtype, device=scaled.device)
+    for part, values in ((draw, (scaled, nothing)), (other, (nothing, scaled))):
+        buffers[part] = torch.where(below, *values, out=held[part])
 
 
 def _at(readout: Readout, i: int) -> Readout:

@@ -16,6 +16,10 @@ x and F every view of the prediction is P = a x + b F (``readout.view``):
 c_in = 1/sqrt(alpha^2 d^2 + sigma^2), with d = 1 unless set (0.5 for "edm"); c_noise is log_snr clamped to [-40, 40].
 The noise, data, score and v views are Ho et al. 2020 and Salimans and Ho 2022; "edm" is Karras et al. 2022, table 1;
 "velocity" is Lipman et al. 2023.
+
+*Learned variance.* The network gives twice the channels, F and u, and v = (u + 1)/2 places the variance of a reverse
+step between its small (v = 0) and its large value (v = 1), for each coordinate on a logarithmic scale (Nichol and
+Dhariwal 2021, eq. 15). All views are those of F.
 """
 
 from __future__ import annotations
@@ -59,6 +63,7 @@ __all__ = [
 ]
 
 C_NOISE_LIMIT = 40.0
+VARIANCES = ("fixed", "learned")
 
 
 @dataclass(frozen=True)
@@ -108,10 +113,12 @@ class ScoreModel(nn.Module):
         sigma_data: replaces the parameterisation's own.
         moments: the data's moments, for priors.
         transform: from data to the model's coordinates.
+        variance: "fixed", or "learned": the network returns (B, 2C, *) for x of (B, C, *), and a sampler with the
+            learned variance, e.g. ``solvers.ancestral(variance="learned")``, reads the second half.
 
     Raises:
-        DTypeError: a net, an SDE or moments that are none. ConfigError: an unknown parameterisation or conditioning.
-            DomainError: a prediction that says nothing of the data at t_max, where alpha is 0.
+        DTypeError: a net, an SDE or moments that are none. ConfigError: an unknown parameterisation, conditioning or
+            variance. DomainError: a prediction that says nothing of the data at t_max, where alpha is 0.
     """
 
     def __init__(
@@ -124,6 +131,7 @@ class ScoreModel(nn.Module):
         sigma_data: float | None = None,
         moments: Moments | None = None,
         transform: Transform | None = None,
+        variance: str = "fixed",
     ) -> None:
         """Check the choices; the network is not called."""
         super().__init__()
@@ -142,6 +150,8 @@ class ScoreModel(nn.Module):
             predicts = PARAMETERIZATIONS[predicts]
         if not callable(condition_on) and condition_on not in ("log_snr", "time"):
             raise unknown("conditioning", condition_on, ("log_snr", "time"))
+        if variance not in VARIANCES:
+            raise unknown("variance of a model", variance, VARIANCES)
         if sigma_data is not None:
             predicts = replace(predicts, sigma_data=check_number(sigma_data, "sigma_data", 0.0, open_low=True))
         self.net = net
@@ -151,6 +161,7 @@ class ScoreModel(nn.Module):
         self.condition_on = condition_on
         self.moments = moments
         self.transform = transform
+        self.variance = variance
         # Where alpha is 0 at t_max a noise or score prediction says nothing of the data: better said now than later.
         if float(sde.alpha(torch.tensor(sde.t_max, dtype=torch.float64))) == 0:
             self.readout(sde.at(sde.t_max)).weights("data")
@@ -186,6 +197,7 @@ class ScoreModel(nn.Module):
             condition_on=self.condition_on,
             moments=self.moments,
             transform=self.transform,
+            variance=self.variance,
         )
         other.trained_sde = self.trained_sde
         # Of this wrapper only: the shared network keeps its modules' own modes.
@@ -224,6 +236,7 @@ class ScoreModel(nn.Module):
             "sigma_data": how.sigma_data,
             "condition_on": self.condition_on,
             "transform": None if self.transform is None else self.transform.to_dict(),
+            "variance": self.variance,
         }
         tensors = {"weights": self.net.state_dict() if isinstance(self.net, nn.Module) else {}}
         if ema is not None:
@@ -265,6 +278,8 @@ class ScoreModel(nn.Module):
             predicts=replace(PARAMETERIZATIONS[config["predicts"]], sigma_data=config["sigma_data"]),
             condition_on=config["condition_on"],
             transform=None if config["transform"] is None else transform_from_dict(config["transform"]),
+            # Checkpoints of the first versions do not name it.
+            variance=config.get("variance", "fixed"),
         )
         if "moments" in contents.parts:
             model.moments = checkpoint.moments_from_tensors(contents.tensors("moments"))
@@ -303,7 +318,14 @@ class ScoreModel(nn.Module):
         return Readout(point, pair, c_in, c_noise)
 
     def raw(self, x: Tensor, c_noise: Tensor, cond: Condition) -> Tensor:
-        """Call the network on its scaled input and check what comes back."""
+        """Call the network on its scaled input, check what comes back and return F."""
+        return self.outputs(x, c_noise, cond)[0]
+
+    def outputs(self, x: Tensor, c_noise: Tensor, cond: Condition) -> tuple[Tensor, Tensor | None]:
+        """Return F as ``raw`` does, and v in at least float32, both of x's shape; v is None where it is not learned."""
+        learned = self.variance == "learned"
+        if learned and x.ndim < 2:
+            raise ShapeError(f"x must be (B, C, *) where the variance is learned, got {tuple(x.shape)}; use x[:, None]")
         if x.is_inference():
             # Inference tensors have no version to compare: the network works on a copy of its own.
             x = x.clone()
@@ -318,28 +340,36 @@ class ScoreModel(nn.Module):
                 f"the network must return a real floating tensor on {x.device}, as its input, "
                 f"got {out.dtype} on {out.device}"
             )
-        if out.shape != x.shape:
-            raise ShapeError(
-                f"the network must return x's shape {tuple(x.shape)}, got {tuple(out.shape)}; "
-                "a network with learned variance returns more channels and is not supported here"
-            )
+        if out.shape != ((len(x), 2 * x.shape[1], *x.shape[2:]) if learned else x.shape):
+            raise self._misshapen(x, out)
         if version is not None and x._version != version:
             raise SolverError("the network changed its input in place; clone x inside the network first")
-        return out
+        if not learned:
+            return out, None
+        out, u = out.chunk(2, dim=1)
+        return out, 0.5 * (u.to(torch.promote_types(u.dtype, torch.float32)) + 1)
+
+    def _misshapen(self, x: Tensor, out: Tensor) -> ShapeError:
+        twice = (len(x), 2 * x.shape[1], *x.shape[2:]) if x.ndim > 1 else None
+        if self.variance == "learned":
+            cure = 'twice x\'s channels for variance="learned"; nn.UNet and nn.MLP take out_channels='
+            return ShapeError(f"the network must return shape {twice}, {cure}; got {tuple(out.shape)}")
+        cure = '; pass variance="learned" if half of the channels are for it' if out.shape == twice else ""
+        return ShapeError(f"the network must return x's shape {tuple(x.shape)}, got {tuple(out.shape)}{cure}")
 
     def c_noise_for(self, c_noise: Tensor, x: Tensor) -> Tensor:
         """Move c_noise to x's device, in the network's type but at least float32."""
         dtype = torch.promote_types(torch.float32, self.dtype or x.dtype)
         return c_noise.to(device=x.device, dtype=dtype)
 
-    def call(self, x: Tensor, readout: Readout, cond: Condition = None) -> Tensor:
-        """Return the network's output at x (B, *) for a readout of shape () or (B,); no samples need no call."""
+    def call(self, x: Tensor, readout: Readout, cond: Condition = None) -> tuple[Tensor, Tensor | None]:
+        """Return ``outputs`` at x (B, *) for a readout of shape () or (B,); no samples need no call."""
         if x.shape[0] == 0:
-            return x
+            return x, x if self.variance == "learned" else None
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
         scaled = (expand(readout.c_in, wide) * wide).to(self.dtype or wide.dtype)
         c_noise = self.c_noise_for(readout.c_noise, x).expand(x.shape[0])
-        return self.raw(scaled, c_noise, cond)
+        return self.outputs(scaled, c_noise, cond)
 
     def forward(self, x: Tensor, t: Tensor | float, cond: Condition = None) -> Prediction:
         """Return the prediction at x of shape (B, *) and t of shape () or (B,).
@@ -357,7 +387,8 @@ class ScoreModel(nn.Module):
     def at(self, x: Tensor, point: Point, cond: Condition = None) -> Prediction:
         """Return the prediction at a point of any SDE; x is that SDE's state."""
         readout = self.readout(point)
-        return Prediction(x, self.call(x, readout, cond), readout)
+        output, fraction = self.call(x, readout, cond)
+        return Prediction(x, output, readout, fraction)
 
     def prepare(self, point: Point, x: Tensor, cond: Condition = None) -> PreparedModel:
         """Make everything ready for one call at each of n points, in a loop without schedule arithmetic."""

@@ -50,11 +50,14 @@ class Prediction:
         x: the state (B, *).
         output: the network's output F, of x's shape.
         readout: how to read it.
+        variance_fraction: v of a learned variance, of x's shape, 0 for the small one and 1 for the large one; it may
+            lie outside. None where the model learns none.
     """
 
     x: Tensor
     output: Tensor
     readout: Readout
+    variance_fraction: Tensor | None = None
 
     def view(self, kind: str) -> Tensor:
         """Return the view ``kind`` (a key of ``readout.TARGETS``); DomainError where it is not finite."""
@@ -91,6 +94,7 @@ class Network(Protocol):
     """What a prepared model needs of a ``ScoreModel``."""
 
     net: Callable[..., Tensor]
+    variance: str
 
     @property
     def dtype(self) -> torch.dtype | None:
@@ -102,7 +106,7 @@ class Network(Protocol):
     def c_noise_for(self, c_noise: Tensor, x: Tensor) -> Tensor:
         """Move c_noise to x's device."""
 
-    def raw(self, x: Tensor, c_noise: Tensor, cond: Condition) -> Tensor:
+    def outputs(self, x: Tensor, c_noise: Tensor, cond: Condition) -> tuple[Tensor, Tensor | None]:
         """Call the network on its scaled input."""
 
 
@@ -135,10 +139,14 @@ class PreparedModel:
         return self._weights[kind]
 
     def raw(self, i: int, x: Tensor) -> Tensor:
-        """Return the network's output at point i."""
+        """Return the network's output F at point i."""
+        return self.outputs(i, x)[0]
+
+    def outputs(self, i: int, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return F at point i, and v where the variance is learned."""
         c_in = self.c_in[i]
         if c_in is not None:
             x = x * c_in
         if self.cast is not None:
             x = x.to(self.cast)
-        return self.model.raw(x, self.c_noise[i], self.cond)
+        return self.model.outputs(x, self.c_noise[i], self.cond)

@@ -12,6 +12,13 @@ P_1, P_2, ... (newest first); a draw z_0 joins the earlier draws where the row g
 y is the *anchor*: the state that a step starts from. A one-stage method has y = x throughout; stages keep y still while
 x moves; a corrector moves y by itself.
 
+*Learned variance.* Where a row has a ``spread`` (small, large), the network says for each coordinate by its v where
+between the two the weight of the fresh draw lies,
+
+    noise[0] z_0   is replaced by   small^(1 - v) large^v z_0,     noise[0] = small,
+
+the one coefficient that depends on the data. At a constant v the row is an ordinary one: ``at_fraction``.
+
 With Gaussian data N(m, c) the prediction is affine in x, so the law of the output is a recursion on the rows and is
 exact: ``affine_map`` and ``law``.
 """
@@ -26,7 +33,7 @@ from dataclasses import asdict, dataclass, field, replace
 import numpy as np
 import torch
 
-from scoresde.errors import ConfigError, DomainError, ScoreSDEError, unknown
+from scoresde.errors import ConfigError, DomainError, ScoreSDEError, check_number, unknown
 from scoresde.readout import TARGETS, Point, target, view
 
 __all__ = ["CLEAN", "Increment", "Knot", "Order", "Row", "Tableau"]
@@ -107,6 +114,8 @@ class Row:
         anchor_noise: the same for the next anchor.
         increment: what the fresh draw is on the driving path.
         restart: forget the earlier predictions before this call, as after a jump upwards.
+        spread: (small, large), both positive: the fresh draw's weight in the next state is small^(1 - v) large^v with
+            the model's v, and noise[0] is small; None for noise[0] itself.
     """
 
     at: Knot
@@ -116,6 +125,7 @@ class Row:
     anchor_noise: Weights = ()
     increment: Increment | None = None
     restart: bool = False
+    spread: tuple[float, float] | None = None
 
     @property
     def draws(self) -> bool:
@@ -178,6 +188,23 @@ class Tableau:
                     raise ConfigError(f"row {i} of {self.name!r} weighs {len(weights)} {name} terms, but {limit} exist")
             if row.anchor_noise and row.anchor is None:
                 raise ConfigError(f"row {i} of {self.name!r} gives noise to an anchor that follows the state")
+            self._check_spread(i, row)
+
+    def _check_spread(self, i: int, row: Row) -> None:
+        """Check a row's spread, and that no row names a draw again whose weight is the model's to choose."""
+        low_high = row.spread or (1.0, 1.0)
+        sound = all(math.isfinite(w) and w > 0 for w in low_high) and row.noise[:1] == low_high[:1]
+        if row.spread is not None and (not sound or row.anchor is not None):
+            raise ConfigError(
+                f"row {i} of {self.name!r} has the spread {row.spread}, the noise weights {row.noise} and the anchor "
+                f"{row.anchor}; a spread is (small, large), both positive and finite, noise[0] is small, and the new "
+                "state is the anchor"
+            )
+        for again in (row.noise[1:], row.anchor_noise[1:]):
+            if any(again):
+                earlier = [before for before in self.rows[:i] if before.draws][::-1]
+                if any(w and before.spread is not None for w, before in zip(again, earlier, strict=False)):
+                    raise ConfigError(f"row {i} of {self.name!r} uses a draw again that an earlier row has spread")
 
     @property
     def nfe(self) -> int:
@@ -193,6 +220,11 @@ class Tableau:
     def stochastic(self) -> bool:
         """Whether any noise enters after the start state."""
         return self.lift[1] != 0.0 or any(row.draws for row in self.rows)
+
+    @property
+    def spread(self) -> bool:
+        """Whether any row's noise is the model's to choose, by a learned variance."""
+        return any(row.spread is not None for row in self.rows)
 
     @property
     def times(self) -> tuple[float, ...]:
@@ -227,13 +259,29 @@ class Tableau:
         """Drop the noise of the last row: the mean of the last step."""
         if not self.rows:
             return self
-        return replace(self, rows=(*self.rows[:-1], replace(self.rows[-1], noise=(), increment=None)))
+        return replace(self, rows=(*self.rows[:-1], replace(self.rows[-1], noise=(), increment=None, spread=None)))
+
+    def at_fraction(self, fraction: float) -> Tableau:
+        """Return the table whose learned variances stand at v = ``fraction`` everywhere: 0 is small, 1 is large.
+
+        Raises DTypeError, DomainError where the fraction is no finite number.
+        """
+        v = check_number(fraction, "fraction")
+        return replace(self, rows=tuple(_at_fraction(row, v) for row in self.rows))
 
     def affine_map(self, mean: float = 0.0, variance: float = 1.0) -> np.ndarray:
         """Return the output's weights on [1, start state, draw 1, draw 2, ...] for exact predictions of Gaussian data.
 
         Shape (2 + draws,) for data N(mean, variance). The first draw is the lift's, where it has a weight.
+
+        Raises ConfigError where a row has a spread: its noise depends on the network; ``at_fraction`` gives tables
+        that have a law.
         """
+        if self.spread:
+            raise ConfigError(
+                f"the noise of {self.name!r} depends on the network; take its table.at_fraction(v), e.g. v = 0 for "
+                "the small and 1 for the large variance"
+            )
         draws = sum(row.draws for row in self.rows) + (self.lift[1] != 0.0)
         unit = np.eye(2 + draws)
         x = self.lift[0] * unit[1]
@@ -330,7 +378,9 @@ class Tableau:
                     lines.append(f"{'...':>12}  {len(self.rows) - 2 * SHOWN} more rows")
                 continue
             parts = [f"x <- [{_join(row.state)}]"]
-            if any(row.noise):
+            if row.spread is not None:
+                parts.append(f"+ [{row.spread[0]:.6g} to {row.spread[1]:.6g}] z")
+            elif any(row.noise):
                 parts.append(f"+ [{_join(row.noise)}] z")
             if row.anchor is not None:
                 parts.append(f"; y <- [{_join(row.anchor)}]")
@@ -338,6 +388,14 @@ class Tableau:
                 parts.append(f"+ [{_join(row.anchor_noise)}] z")
             lines.append(f"{row.at.t:>12.6g} {row.at.log_snr:>10.4g}  {' '.join(parts)}")
         return "\n".join(lines)
+
+
+def _at_fraction(row: Row, v: float) -> Row:
+    """Return a row whose learned variance stands at v; exactly small at 0 and large at 1."""
+    if row.spread is None:
+        return row
+    small, large = row.spread
+    return replace(row, noise=(small ** (1 - v) * large**v, *row.noise[1:]), spread=None)
 
 
 def _join(weights: Weights) -> str:

@@ -399,7 +399,7 @@ def test_bad_tables() -> None:
         chain.ancestral(steps=11)
     with pytest.raises(DomainError, match=r"steps must be in \[1, 10\], got 0"):
         chain.ddim(steps=0)
-    with pytest.raises(ConfigError, match=r"unknown variance 'smal'; did you mean 'small'\? choices: large, small"):
+    with pytest.raises(ConfigError, match=r"unknown variance 'smal'; did you mean 'small'\? choices: large, learned"):
         chain.ancestral(variance="smal")
     with pytest.raises(DomainError, match=r"eta must lie in \[0, inf\), got -1"):
         chain.ddim(-1)

@@ -350,7 +350,7 @@ def test_a_step_into_clean_data_is_the_data_prediction(name: str) -> None:
         (lambda: solvers.multistep(order=5), DomainError, r"\[1, 4\], got 5"),
         (lambda: solvers.multistep(eta=-1.0), DomainError, "eta must lie in"),
         (lambda: solvers.heun(variable="x"), ConfigError, "choices: log_snr, nu, rectified, t"),
-        (lambda: solvers.ancestral(variance="big"), ConfigError, "large, small"),
+        (lambda: solvers.ancestral(variance="big"), ConfigError, "large, learned, small"),
         (lambda: solvers.ancestral(variance="large", eta=0.5), DomainError, "belongs to eta = 1"),
         (lambda: solvers.ddim(math.nan), DomainError, "eta must lie in"),
         (lambda: solvers.ddim(3.0)(VPSDE(), torch.tensor([1.0, 0.1])), DomainError, "use eta <= 1"),

@@ -30,22 +30,22 @@ from scoresde.errors import (
     DomainError,
     DTypeError,
     ShapeError,
+    check_device,
     check_floating,
     check_integer,
     check_number,
     unknown,
 )
-from scoresde.ops import expand
+from scoresde.ops import combine, expand
 from scoresde.readout import Pair, Point
 from scoresde.sde import GaussianSDE, posterior_weights, transition_weights
-from scoresde.solvers.ancestral import ancestral_table, ddim_table
+from scoresde.solvers.ancestral import VARIANCES, ancestral_table, ddim_table
 from scoresde.solvers.langevin import annealed_langevin_table
 from scoresde.tableau import Tableau
 from scoresde.tabulated import TabulatedSDE
 
 __all__ = ["Chain", "rule_times"]
 
-VARIANCES = ("small", "large")
 RULES = ("exact", "song")
 
 
@@ -124,6 +124,16 @@ class Chain(ABC):
         points = self.points
         return posterior_weights(points[:-1], points[1:])[2].square()
 
+    @property
+    def learned_range(self) -> Pair:
+        """Small and large standard deviation of p(x_{i-1} | x_i), (n,) each, with index 1's small one at index 0 too.
+
+        The posterior's is 0 there. A chain of one index has its large one in both.
+        """
+        small, large = self.posterior_variance.sqrt(), self.transition_weights[1]
+        small[0] = small[1] if len(self) > 1 else large[0]
+        return small, large
+
     def sde(self) -> TabulatedSDE:
         """Return the SDE through the knots.
 
@@ -164,14 +174,16 @@ class Chain(ABC):
         """Return mean, of shape (B, *), and standard deviation, of the index's shape, of q(x_i | x_0)."""
         i = self.check_index(index, check_floating(x0, "x0"))
         alpha, sigma, _ = self.curves
-        return expand(alpha[i], x0) * x0, sigma[i].to(x0)
+        return combine((alpha[i], x0)), sigma[i].to(x0)
 
     def perturb(self, x0: Tensor, index: Tensor | int, noise: Tensor) -> Tensor:
-        """Return x_i = alpha_i x_0 + sigma_i noise, of x0's shape (B, *)."""
-        if noise.shape != check_floating(x0, "x0").shape:
+        """Return x_i = alpha_i x_0 + sigma_i noise, of x0's type; ``noise`` has x0's shape (B, *) and device."""
+        if check_floating(x0, "x0").shape != check_floating(noise, "noise").shape:
             raise ShapeError(f"noise must have the shape {tuple(x0.shape)} of x0, got {tuple(noise.shape)}")
-        mean, std = self.marginal(x0, index)
-        return mean + expand(std, x0) * noise
+        check_device(noise.device, "noise", x0.device, "x0")
+        i = self.check_index(index, x0)
+        alpha, sigma, _ = self.curves
+        return combine((alpha[i], x0), (sigma[i], noise))
 
     def transition(self, x_before: Tensor, index: Tensor | int) -> tuple[Tensor, Tensor]:
         """Return mean, of shape (B, *), and standard deviation, of the index's shape, of q(x_i | x_{i-1}).
@@ -180,15 +192,16 @@ class Chain(ABC):
         """
         i = self.check_index(index, check_floating(x_before, "x_before"))
         a, b = self.transition_weights
-        return expand(a[i], x_before) * x_before, b[i].to(x_before)
+        return combine((a[i], x_before)), b[i].to(x_before)
 
     def posterior(self, x0: Tensor, x_i: Tensor, index: Tensor | int) -> tuple[Tensor, Tensor]:
         """Return mean, of shape (B, *), and standard deviation, of the index's shape, of q(x_{i-1} | x_i, x_0)."""
         if check_floating(x0, "x0").shape != check_floating(x_i, "x_i").shape:
             raise ShapeError(f"x0 and x_i must agree, got shapes {tuple(x0.shape)} and {tuple(x_i.shape)}")
+        check_device(x0.device, "x0", x_i.device, "x_i")
         i, points = self.check_index(index, x0), self.points
         on_x, on_data, std = (w[i] for w in posterior_weights(points[:-1], points[1:]))
-        return expand(on_x, x_i) * x_i + expand(on_data, x0) * x0, std.to(x0)
+        return combine((on_x, x_i), (on_data, x0)), std.to(x0)
 
     def reverse(
         self,
@@ -216,20 +229,19 @@ class Chain(ABC):
             ConfigError: another variance, or a fraction without (or not with) the learned one. ShapeError, DTypeError,
                 DomainError: as ``posterior``, and a fraction of another shape.
         """
-        if variance not in (*VARIANCES, "learned"):
-            raise unknown("variance", variance, (*VARIANCES, "learned"))
+        if variance not in VARIANCES:
+            raise unknown("variance", variance, VARIANCES)
         if (fraction is None) == (variance == "learned"):
             raise ConfigError(f"fraction= belongs to variance='learned', and it needs one; got variance={variance!r}")
         mean, std = self.posterior(data, x_i, index)
         if variance == "small":
             return mean, std
-        i, large = self.check_index(index, x_i), self.transition_weights[1]
+        i, (small, large) = self.check_index(index, x_i), self.learned_range
         if fraction is None:
             return mean, large[i].to(x_i)
         if check_floating(fraction, "fraction").shape != x_i.shape:
             raise ShapeError(f"fraction must have the shape {tuple(x_i.shape)} of x_i, got {tuple(fraction.shape)}")
-        small = self.posterior_variance.sqrt()
-        small[0] = small[1] if len(self) > 1 else large[0]
+        check_device(fraction.device, "fraction", x_i.device, "x_i")
         low, high = (expand(s[i].log(), x_i) for s in (small, large))
         return mean, (fraction * high + (1 - fraction) * low).exp()
 
@@ -237,7 +249,8 @@ class Chain(ABC):
         """Return ancestral sampling as a table: x_{i-1} from the posterior with the data prediction for x_0.
 
         Args:
-            variance: "small" (the posterior's) or "large" (b_i^2); no noise enters the last step.
+            variance: "small" (the posterior's), "large" (b_i^2) or "learned" (between them, by a model with
+                ``variance="learned"``); no noise enters the last step.
             steps: evaluations on evenly strided indices; all n by default.
 
         Source: Ho et al. 2020, eq. 6 and 7; Song et al. 2021, appendix F, for a chain that only adds noise.

@@ -132,6 +132,14 @@ def initialise(network: nn.Module, seed: int, zero: tuple[nn.Module, ...] = ()) 
                 parameter.zero_()
 
 
+def add_linear(out: Tensor, weight: Tensor, x: Tensor) -> Tensor:
+    """Return ``out`` with weight x added to its first channels, as many as x has."""
+    channels = x.shape[1]
+    if out.shape[1] == channels:
+        return torch.addcmul(out, weight, x)
+    return torch.cat([torch.addcmul(out[:, :channels], weight, x), out[:, channels:]], 1)
+
+
 def check_call(x: Tensor, c_noise: Tensor, label: Tensor | None) -> None:
     """Raise ShapeError unless ``c_noise`` and ``label`` have shape (B,) for x of shape (B, *)."""
     batch = (x.shape[0],)

@@ -23,25 +23,27 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from scoresde.errors import ShapeError, check_integer
-from scoresde.nn.embeddings import Conditioning, check_call, check_classes, initialise
+from scoresde.errors import ConfigError, ShapeError, check_integer
+from scoresde.nn.embeddings import Conditioning, add_linear, check_call, check_classes, initialise
 from scoresde.noise import check_seed
 
 __all__ = ["MLP"]
 
 
 class MLP(nn.Module):
-    """A residual multilayer perceptron: net(x, c_noise, label=None) -> a tensor of x's shape and dtype.
+    """A residual multilayer perceptron: net(x, c_noise, label=None) -> a tensor of x's dtype and shape.
 
     Args:
         event_shape: shape of one sample, or D for (D,); any shape is flattened.
         width: length of the hidden vectors.
         depth: number of residual blocks.
         classes: number of class labels; None for a network without.
+        out_channels: first size of the output's event, at least that of ``event_shape``, which it is by default; twice
+            as large for a learned variance. The part c(e) x belongs to its first entries.
         seed: of the first values of the weights; the global generator is not used.
 
     Raises:
-        DTypeError, DomainError: a size that is not a positive integer.
+        DTypeError, DomainError: a size that is not a positive integer. ConfigError: out_channels of an event ().
     """
 
     def __init__(
@@ -51,6 +53,7 @@ class MLP(nn.Module):
         width: int = 128,
         depth: int = 3,
         classes: int | None = None,
+        out_channels: int | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -59,15 +62,19 @@ class MLP(nn.Module):
         self.width = check_integer(width, "width", 1)
         self.depth = check_integer(depth, "depth", 0)
         self.classes = check_classes(classes)
+        if out_channels is not None and not sizes:
+            raise ConfigError("out_channels needs an event_shape with a first size, got ()")
+        self.out_channels = None if out_channels is None else check_integer(out_channels, "out_channels", sizes[0])
         self.seed = check_seed(seed)
         self.size = math.prod(self.event_shape)
+        self.out_shape = self.event_shape if self.out_channels is None else (self.out_channels, *self.event_shape[1:])
         with torch.device("meta"):
             self.conditioning = Conditioning(width, self.classes)
             self.modulation = nn.Linear(width, 2 * width * (depth + 1))
             self.input = nn.Linear(self.size, width)
             self.first = nn.ModuleList([nn.Linear(width, width) for _ in range(depth)])
             self.second = nn.ModuleList([nn.Linear(width, width) for _ in range(depth)])
-            self.output = nn.Linear(width, self.size)
+            self.output = nn.Linear(width, math.prod(self.out_shape))
             self.skip = nn.Linear(width, 1)
         initialise(self, self.seed, zero=(*self.second, self.output, self.skip))
 
@@ -79,11 +86,12 @@ class MLP(nn.Module):
             "width": self.width,
             "depth": self.depth,
             "classes": self.classes,
+            "out_channels": self.out_channels,
             "seed": self.seed,
         }
 
     def forward(self, x: Tensor, c_noise: Tensor, label: Tensor | None = None) -> Tensor:
-        """Return the network's output.
+        """Return the network's output, of x's shape but for ``out_channels``.
 
         Args:
             x: (B, *event_shape); computed in the type of the weights.
@@ -107,8 +115,8 @@ class MLP(nn.Module):
         h: Tensor = self.input(flat)  # (B, width)
         for i, (first, second) in enumerate(zip(self.first, self.second, strict=True)):
             h = h + second(functional.silu(first(self._norm(h, terms[2 * i], terms[2 * i + 1]))))
-        out = torch.addcmul(self.output(functional.silu(self._norm(h, terms[-2], terms[-1]))), self.skip(vector), flat)
-        return out.reshape(x.shape).to(x.dtype)
+        out = add_linear(self.output(functional.silu(self._norm(h, terms[-2], terms[-1]))), self.skip(vector), flat)
+        return out.reshape(-1, *self.out_shape).to(x.dtype)
 
     def _norm(self, h: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
         return torch.addcmul(shift, functional.layer_norm(h, (self.width,)), 1 + scale)

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from scoresde.errors import ConfigError, ShapeError, check_integer
-from scoresde.nn.embeddings import Conditioning, check_call, check_classes, initialise
+from scoresde.nn.embeddings import Conditioning, add_linear, check_call, check_classes, initialise
 from scoresde.noise import check_seed
 
 __all__ = ["UNet"]
@@ -155,7 +155,7 @@ class _Level(nn.Module):
 
 
 class UNet(nn.Module):
-    """A U-Net: net(x, c_noise, label=None) -> a tensor of x's shape and dtype.
+    """A U-Net: net(x, c_noise, label=None) -> a tensor of x's dtype and shape.
 
     Args:
         channels: C of x, which has shape (B, C, L), (B, C, H, W) or (B, C, D, H, W).
@@ -167,6 +167,8 @@ class UNet(nn.Module):
             of the number of positions; the middle of the coarsest level always has one.
         heads: attention heads; must divide the channels of the levels with attention and of the coarsest one.
         classes: number of class labels; None for a network without.
+        out_channels: channels of the output, at least ``channels``, which they are by default; twice as many for a
+            learned variance. The part c(e) x belongs to the first ``channels`` of them.
         seed: of the first values of the weights; the global generator is not used.
 
     Raises:
@@ -185,6 +187,7 @@ class UNet(nn.Module):
         attention: Sequence[int] = (),
         heads: int = 4,
         classes: int | None = None,
+        out_channels: int | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -206,6 +209,9 @@ class UNet(nn.Module):
                     f"choose heads={math.gcd(self.heads, widths[level])} or another width"
                 )
         self.classes = check_classes(classes)
+        self.out_channels = (
+            self.channels if out_channels is None else check_integer(out_channels, "out_channels", self.channels)
+        )
         self.seed = check_seed(seed)
 
         vector = 4 * self.width
@@ -216,7 +222,7 @@ class UNet(nn.Module):
             attend = [level in self.attention for level in range(last + 1)]
             self.level = _Level(self.dims, widths[0], widths, self.blocks, attend, self.heads)
             self.norm = _group_norm(widths[0])
-            self.output = conv(widths[0], self.channels, 3, padding=1)
+            self.output = conv(widths[0], self.out_channels, 3, padding=1)
             blocks_in_order = [module for module in self.level.modules() if isinstance(module, _Block)]
             # One product for the scales and shifts of all blocks costs less than one for each.
             self.splits = [2 * block.second.out_channels for block in blocks_in_order]
@@ -238,11 +244,12 @@ class UNet(nn.Module):
             "attention": list(self.attention),
             "heads": self.heads,
             "classes": self.classes,
+            "out_channels": self.out_channels,
             "seed": self.seed,
         }
 
     def forward(self, x: Tensor, c_noise: Tensor, label: Tensor | None = None) -> Tensor:
-        """Return the network's output.
+        """Return the network's output, of x's shape but for ``out_channels``.
 
         Args:
             x: (B, channels, *sizes) with ``dims`` sizes, each at least 1; computed in the type of the weights.
@@ -263,5 +270,4 @@ class UNet(nn.Module):
         state = x.to(vector.dtype)
         h = self.level(self.input(state), terms)
         skip = self.skip(vector).reshape(-1, *(1,) * (self.dims + 1))
-        out = torch.addcmul(self.output(functional.silu(self.norm(h))), skip, state)
-        return out.to(x.dtype)
+        return add_linear(self.output(functional.silu(self.norm(h))), skip, state).to(x.dtype)

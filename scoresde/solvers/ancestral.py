@@ -9,8 +9,10 @@ d(x/sigma) = [-eta^2 x/sigma + (1 + eta^2) e^lambda x_0] d lambda + sqrt(2) eta 
     x_s = sigma_s/sigma_t e^{-eta^2 h} x_t + alpha_s (1 - e^{-(1 + eta^2) h}) x_0 + sigma_s sqrt(1 - e^{-2 eta^2 h}) z.
 
 At eta = 1 this is Bayes' posterior of x_s given x_t and x_0, DDPM's ancestral step with the small variance; the large
-variance replaces the weight of z by b. At eta = 0 it is DDIM. Between, DDIM's own eta scales the posterior's standard
-deviation instead: w = eta sigma_s sqrt(1 - e^D) and x_s = alpha_s x_0 + sqrt(sigma_s^2 - w^2) noise + w z.
+variance replaces the weight of z by b, and the learned one lets the network choose between the two for each coordinate,
+on a logarithmic scale (Nichol and Dhariwal 2021, eq. 15). At eta = 0 it is DDIM. Between, DDIM's own eta scales the
+posterior's standard deviation instead: w = eta sigma_s sqrt(1 - e^D) and
+x_s = alpha_s x_0 + sqrt(sigma_s^2 - w^2) noise + w z.
 
 *Reverse diffusion* uses the forward transition in the place of drift and noise,
 
@@ -36,6 +38,8 @@ from scoresde.tableau import Order, Tableau
 
 __all__ = ["ancestral", "ancestral_table", "ddim", "ddim_table", "euler_ancestral", "reverse_diffusion"]
 
+VARIANCES = ("small", "large", "learned")
+
 
 def _prior(sde: GaussianSDE, times: Tensor) -> float:
     return float(sde.prior_std(times[0]))
@@ -53,36 +57,42 @@ def ancestral_table(points: Point, *, prior_std: float, eta: float = 1.0, varian
     on_x = early.sigma / late.sigma * (torch.zeros_like(h) if eta == 0 else -(eta**2) * h).exp()
     on_data = early.alpha * -torch.expm1(-(1 + eta**2) * h)
     on_noise = early.sigma * (-torch.expm1(-2 * eta**2 * h)).nan_to_num(0.0).sqrt()
-    if variance == "large":
-        on_noise = torch.where(early.sigma > 0, transition_weights(early, late)[1], on_noise)
-    return one_stage_table(
+    large = torch.where(early.sigma > 0, transition_weights(early, late)[1], on_noise)
+    table = one_stage_table(
         f"ancestral (eta = {eta:g}, {variance} variance)",
         "data",
         points,
-        (on_x, on_data, on_noise),
+        (on_x, on_data, large if variance == "large" else on_noise),
         prior_std=prior_std,
         power=-2.0 * eta**2,
         order=_orders(eta) if variance == "small" else Order(weak=1.0),
     )
+    if variance != "learned":
+        return table
+    pairs = zip(table.rows, on_noise.tolist(), large.tolist(), strict=True)
+    return replace(table, rows=tuple(replace(row, spread=(low, high)) if low else row for row, low, high in pairs))
 
 
 def ancestral(*, eta: float = 1.0, variance: str = "small") -> Solver:
     """Return ancestral sampling: Bayes' posterior with the data prediction in the place of x_0.
 
-    Source: Ho et al. 2020, "Denoising diffusion probabilistic models", eq. 6 and 7 (eta = 1).
+    Source: Ho et al. 2020, "Denoising diffusion probabilistic models", eq. 6 and 7 (eta = 1); Nichol and Dhariwal
+    2021, "Improved denoising diffusion probabilistic models", eq. 15 (the learned variance).
 
     Args:
         eta: the reverse family's index, >= 0; 1 is DDPM, 0 is DDIM.
-        variance: "small" (the posterior's) or "large" (the transition's b^2; eta = 1 only).
+        variance: "small" (the posterior's), "large" (the transition's b^2) or "learned" (between them, by a model with
+            ``variance="learned"``); the last two for eta = 1 only.
 
     Raises:
-        ConfigError: another variance. DomainError: eta < 0, or the large variance with eta other than 1.
+        ConfigError: another variance. DomainError: eta < 0, or another variance than the small one with eta other
+            than 1.
     """
     check_number(eta, "eta", 0.0)
-    if variance not in ("small", "large"):
-        raise unknown("variance", variance, ("small", "large"))
-    if variance == "large" and eta != 1.0:
-        raise DomainError(f"the large variance belongs to eta = 1, got eta = {eta:g}")
+    if variance not in VARIANCES:
+        raise unknown("variance", variance, VARIANCES)
+    if variance != "small" and eta != 1.0:
+        raise DomainError(f"the {variance} variance belongs to eta = 1, got eta = {eta:g}")
 
     def build(sde: GaussianSDE, times: Tensor) -> Tableau:
         return ancestral_table(sde.at(times), prior_std=_prior(sde, times), eta=eta, variance=variance)
