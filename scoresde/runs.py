@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Never
 
@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from scoresde.bridge import TorchSDE
 from scoresde.bridge.paths import DRAWS, walk
+from scoresde.building import FINALS
 from scoresde.errors import ConfigError, SolverError, check_integer, unknown
 from scoresde.executor import Observer, execute
 from scoresde.flows import ScoredSDE
@@ -24,15 +25,9 @@ from scoresde.ops import expand
 from scoresde.sde import SDE, GaussianSDE
 from scoresde.tableau import Knot, Tableau
 
-__all__ = ["FINALS", "FlowRun", "Part", "PathRun", "TableRun", "run_without_table"]
+__all__ = ["FlowRun", "Part", "PathRun", "TableRun", "run_without_table"]
 
 Model = ScoreModel | ScoredSDE
-
-FINALS: dict[str, Callable[[Tableau], Tableau]] = {
-    "denoise": Tableau.denoised,
-    "sample": lambda table: table,
-    "mean": Tableau.without_last_noise,
-}
 
 
 @dataclass(frozen=True, eq=False)

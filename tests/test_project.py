@@ -226,7 +226,7 @@ LAYERS = (
     ("grids", "flows", "ode", "solvers"),
     ("chains",),
     ("losses", "training"),
-    ("kernels", "executor", "bridge", "runs", "sampling", "coding"),
+    ("kernels", "executor", "bridge", "building", "runs", "sampling", "coding", "dynamics"),
     ("likelihood", "bounds", "fokker_planck", "metrics"),
     # Batteries: nothing above loads them, and they may import each other.
     ("comparison", "nn", "data", "judge", "plots", "tune", "cli", "__main__"),

@@ -13,13 +13,13 @@ from typing import Annotated, Any
 import tyro
 
 from scoresde import checkpoint
+from scoresde.building import FINALS
 from scoresde.cli.names import SDES, Diffusion
 from scoresde.cli.options import Command, OptionalInt, chosen, default, read_sampler, read_table, words
 from scoresde.cli.runs import about_of, checkpoint_of
 from scoresde.cli.sample import table_of
 from scoresde.comparison import COMPOSED
 from scoresde.errors import ConfigError, check_integer, unknown
-from scoresde.runs import FINALS
 from scoresde.solvers import SOLVERS, ProbabilityFlow, Solver, by_name
 from scoresde.tableau import Tableau
 from scoresde.tabulated import sde_from_dict

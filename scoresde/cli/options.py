@@ -41,8 +41,8 @@ __all__ = [
 T = TypeVar("T")
 
 NAMES = (
-    f"Names: {', '.join(SOLVERS)}; ddpm and smld, the discrete chains, under vp and ve; pc, predictor-corrector, two evaluations "
-    "a step. probability_flow is adaptive and takes no steps. Or a .json file with a saved table."
+    f"Names: {', '.join(SOLVERS)}; ddpm and smld, the discrete chains, under vp and ve; pc, predictor-corrector, "
+    "two evaluations a step. probability_flow is adaptive and takes no steps. Or a .json file with a saved table."
 )
 
 

@@ -12,6 +12,7 @@ import torch
 import tyro
 from torch import Tensor
 
+from scoresde.building import FINALS, build_table
 from scoresde.cli.options import NAMES, Int, OptionalInt, Work, default, device, interactive, read_sampler, words
 from scoresde.cli.pictures import ANIMATIONS, ARRAYS, ENDINGS, check_drawable, whole, write_samples
 from scoresde.cli.runs import Run, check_file, open_run
@@ -20,8 +21,7 @@ from scoresde.errors import ConfigError, DomainError, check_integer, unknown
 from scoresde.model import Condition
 from scoresde.noise import check_seed
 from scoresde.plots.style import styled
-from scoresde.runs import FINALS
-from scoresde.sampling import SampleResult, build_table, sample
+from scoresde.sampling import SampleResult, sample
 from scoresde.sde import GaussianSDE
 from scoresde.solvers import ProbabilityFlow
 from scoresde.solvers.named import DEFAULT

@@ -133,7 +133,7 @@ def _draw(axes: Axes, panel: _Panel, sdes: Mapping[str, GaussianSDE], *, scaled:
 
 
 def _scale(axes: Axes, low: float, high: float, *, wide: bool) -> None:
-    """Set the limits with a margin of a twentieth as seen on the axis, and ticks that fit an asinh axis on a wide one."""
+    """Set the limits with a margin of a twentieth as seen on the axis, and ticks that fit an asinh axis if wide."""
     there: Callable[[float], float] = float
     back: Callable[[float], float] = float
     if wide and max(high, -low) > 1.0:

@@ -36,7 +36,11 @@ MORE = [
     ("RectifiedFlow", {}),
 ]
 PAIRS = [(0.0, 1e-5), (0.0, 0.5), (1e-5, 1e-4), (1e-5, 1.0), (0.001, 0.002), (0.1, 0.7), (0.3, 0.3001), (0.9, 1.0)]
-CHAINS = [("linear", 1000), ("linear", 25), ("cosine", 1000), ("cosine", 50), ("cosine", 4), ("sigmoid", 1000), ("sigmoid", 50)]
+CHAINS = [
+    *(("linear", n) for n in (1000, 25)),
+    *(("cosine", n) for n in (1000, 50, 4)),
+    *(("sigmoid", n) for n in (1000, 50)),
+]
 
 
 def curves(kind: str, options: dict[str, float]) -> tuple[Curve, Curve, Curve]:

@@ -1,0 +1,99 @@
+"""From a solver, a number of steps and an end to the table that is run; ``sampling`` says what steps and ends mean."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from scoresde.errors import ConfigError, DomainError, DTypeError, ScoreSDEError, check_integer, unknown
+from scoresde.grids import Grid
+from scoresde.schedules import SCHEDULES
+from scoresde.sde import SDE, GaussianSDE
+from scoresde.solvers import SOLVERS, Solver, by_name
+from scoresde.tableau import Tableau
+
+__all__ = ["FINALS", "build_table"]
+
+FINALS: dict[str, Callable[[Tableau], Tableau]] = {
+    "denoise": Tableau.denoised,
+    "sample": lambda table: table,
+    "mean": Tableau.without_last_noise,
+}
+
+
+def build_table(
+    sde: SDE,
+    solver: Solver | Tableau,
+    *,
+    steps: int | None = None,
+    times: Tensor | Grid | None = None,
+    final: str = "denoise",
+) -> Tableau:
+    """Return the table that ``sample`` runs with these options.
+
+    Raises:
+        ConfigError: options that do not go together, an unknown ``final``. DomainError, DTypeError: bad steps or times,
+            or a solver that the SDE cannot carry on them, with the names of those that it can.
+    """
+    if final not in FINALS:
+        raise unknown("final", final, FINALS)
+    if not isinstance(solver, (Solver, Tableau)):
+        raise DTypeError(
+            f"solver must be a name, a Solver, a Tableau or a ProbabilityFlow, got {solver!r}; "
+            "a builder is called first: solver=solvers.ddim()"
+        )
+    if not isinstance(sde, GaussianSDE):
+        raise DTypeError(
+            f"sde must be a GaussianSDE, e.g. VPSDE(), got {sde!r}; any other SDE needs a solver of scoresde.bridge"
+        )
+    if not (times is None or isinstance(times, (Tensor, Grid))):
+        raise DTypeError(f"times must be a floating tensor or a Grid, got {type(times).__name__}; use torch.tensor")
+    if isinstance(solver, Tableau):
+        if steps is not None or times is not None:
+            raise ConfigError("a built Tableau has its own times; leave out steps= and times=, or pass its solver")
+        return FINALS[final](solver)
+    if isinstance(times, Tensor) and steps is not None:
+        raise ConfigError("give steps= or a tensor of times=, not both")
+    try:
+        return _table(sde, solver, steps, times, final)
+    except DomainError as error:
+        able = [name for name in SOLVERS if _carries(sde, name, steps, times, final)]
+        if not able:
+            raise
+        raise DomainError(f"{error}; on these times {sde} carries {', '.join(able)}") from error
+
+
+def _table(sde: GaussianSDE, solver: Solver, steps: int | None, times: Tensor | Grid | None, final: str) -> Tableau:
+    if isinstance(times, Tensor):
+        return FINALS[final](solver(sde, times))
+    grid = solver.grid if times is None else times
+    count = steps if steps is not None else grid.steps
+    count = check_integer(20 if count is None else count, "steps", 1)
+    # A built-in SDE cannot change behind the table's back; another one may (a learned schedule).
+    constant = SCHEDULES.get(type(sde).__name__) is type(sde)
+    return (_built if constant else _build)(sde, solver, grid, count, final)
+
+
+def _carries(sde: GaussianSDE, name: str, steps: int | None, times: Tensor | Grid | None, final: str) -> bool:
+    """Say whether the solver of this name has a table here."""
+    solver = by_name(name)
+    try:
+        return isinstance(solver, Solver) and bool(_table(sde, solver, steps, times, final).rows)
+    except ScoreSDEError:
+        return False
+
+
+def _build(sde: GaussianSDE, solver: Solver, grid: Grid, count: int, final: str) -> Tableau:
+    if final != "denoise":
+        return FINALS[final](solver.build(sde, grid(sde, count)))
+    if solver.closes and float(sde.sigma(torch.zeros((), dtype=torch.float64))) == 0:
+        times = grid(sde, count)
+        times[-1] = 0.0
+        return solver.build(sde, times)
+    return solver.build(sde, grid(sde, count - 1)).denoised()
+
+
+_built = functools.lru_cache(maxsize=64)(_build)
