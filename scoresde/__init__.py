@@ -6,8 +6,19 @@ sampler is a table of numbers (``solvers``, ``Tableau``). ``sample`` runs them.
 
 from scoresde import bridge, grids, losses, solvers
 from scoresde.analytic import EmpiricalModel, GaussianMixtureModel, GaussianModel
+from scoresde.bounds import (
+    Bound,
+    GaussianDecoder,
+    LevelsDecoder,
+    continuous_elbo,
+    forward_path,
+    path_log_weight,
+    variational_bound,
+)
+from scoresde.building import build_table
 from scoresde.chains import DDPM, SMLD
 from scoresde.coding import decode, encode
+from scoresde.dynamics import langevin
 from scoresde.energy import EnergyModel
 from scoresde.errors import (
     CheckpointError,
@@ -24,7 +35,7 @@ from scoresde.gaussian import Gaussian, Moments
 from scoresde.kernels import MALA, Langevin
 from scoresde.losses import denoising_score_matching, held_out_loss, implicit_score_matching, sliced_score_matching
 from scoresde.model import Prediction, ScoreModel
-from scoresde.sampling import SampleResult, build_table, sample
+from scoresde.sampling import SampleResult, sample
 from scoresde.schedules import EDMSDE, VESDE, VPSDE, CosineVPSDE, RectifiedFlow, SubVPSDE
 from scoresde.sde import SDE, GaussianSDE, ReverseSDE
 from scoresde.solvers import ProbabilityFlow, Solver
@@ -45,6 +56,7 @@ __all__ = [
     "VESDE",
     "VPSDE",
     "Affine",
+    "Bound",
     "CheckpointError",
     "Compose",
     "ConfigError",
@@ -56,10 +68,12 @@ __all__ = [
     "EmpiricalModel",
     "EnergyModel",
     "Gaussian",
+    "GaussianDecoder",
     "GaussianMixtureModel",
     "GaussianModel",
     "GaussianSDE",
     "Langevin",
+    "LevelsDecoder",
     "Logit",
     "Moments",
     "Prediction",
@@ -79,15 +93,20 @@ __all__ = [
     "TrainResult",
     "bridge",
     "build_table",
+    "continuous_elbo",
     "decode",
     "denoising_score_matching",
     "encode",
     "fit",
+    "forward_path",
     "grids",
     "held_out_loss",
     "implicit_score_matching",
+    "langevin",
     "losses",
+    "path_log_weight",
     "sample",
     "sliced_score_matching",
     "solvers",
+    "variational_bound",
 ]

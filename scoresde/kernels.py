@@ -13,6 +13,7 @@ so that p_t is kept whatever e is (MALA, the Metropolis-adjusted Langevin algori
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
@@ -25,7 +26,7 @@ from scoresde.model import Condition, PreparedModel
 from scoresde.noise import NoiseSource
 from scoresde.ops import expand
 
-__all__ = ["MALA", "Energetic", "Kernel", "Langevin"]
+__all__ = ["MALA", "Energetic", "Kernel", "Langevin", "adjusted"]
 
 
 class Kernel(Protocol):
@@ -120,7 +121,7 @@ class Langevin:
             z_norm, score_norm = (v.reshape(len(v), -1).norm(dim=1) for v in (z, score))
             ratio = NORMS[self.norms](z_norm, score_norm, sigma)
             step = torch.where(torch.isfinite(ratio), 2 * (self.snr * ratio).square(), 0.0)
-            x = x + expand(step, x) * score + expand((2 * step).sqrt(), x) * z
+            x = moved(x, score, step, z)
         return x
 
 
@@ -170,23 +171,55 @@ class MALA:
         if x.requires_grad:
             raise ConfigError("MALA accepts or rejects, which has no gradient; use Langevin() with differentiable=True")
         step = 2 * (self.snr * float(model.readout.point.sigma[index])) ** 2
-        energy, score = _energy_and_score(net, x, index, model)
-        for _ in range(self.steps):
-            z, test = torch.empty_like(x), torch.empty_like(x)
-            noise.fill(z)
-            noise.fill(test)
-            proposal = x + step * score + (2 * step) ** 0.5 * z
-            new_energy, new_score = _energy_and_score(net, proposal, index, model)
-            back = (x - proposal - step * new_score) / (2 * step) ** 0.5
-            forth_norm, back_norm, decision = (v.reshape(len(x), -1) for v in (z, back, test))
-            gain = energy - new_energy + 0.5 * (forth_norm.square().sum(1) - back_norm.square().sum(1))
-            # log of a uniform number; a gain that is not a number rejects.
-            accepted = torch.special.log_ndtr(decision[:, 0]) < gain
-            x, score = (
-                torch.where(expand(accepted, x).bool(), new, old) for new, old in ((proposal, x), (new_score, score))
-            )
-            energy = torch.where(accepted, new_energy, energy)
-        return x
+        return adjusted(lambda y: _energy_and_score(net, y, index, model), x, step, self.steps, noise)[0]
+
+
+def moved(x: Tensor, score: Tensor, step: Tensor | float, z: Tensor) -> Tensor:
+    """Return the Langevin step x + step score + sqrt(2 step) z; ``step`` is a number or has shape (B,)."""
+    size = torch.as_tensor(step)
+    return x + expand(size, x) * score + expand((2 * size).sqrt(), x) * z
+
+
+def adjusted(
+    evaluate: Callable[[Tensor], tuple[Tensor, Tensor]],
+    x: Tensor,
+    step: float,
+    steps: int,
+    noise: NoiseSource,
+    on_step: Callable[[int, Tensor], None] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Return states (B, *) after ``steps`` Langevin proposals, each tested, and how many each sample accepted, (B,).
+
+    Args:
+        evaluate: x -> its energies (B,) and its scores (B, *).
+        x: states (B, *).
+        step: the step e.
+        steps: number of proposals.
+        noise: two draws a proposal; the first coordinate of the second decides.
+        on_step: called with the number of the proposal and the states after it.
+    """
+    size = torch.tensor(step, dtype=torch.float64)
+    energy, score = evaluate(x)
+    count = torch.zeros(len(x), dtype=torch.long, device=x.device)
+    for k in range(steps):
+        z, test = torch.empty_like(x), torch.empty_like(x)
+        noise.fill(z)
+        noise.fill(test)
+        proposal = moved(x, score, size, z)
+        new_energy, new_score = evaluate(proposal)
+        back = (x - proposal - step * new_score) / (2 * step) ** 0.5
+        forth_norm, back_norm, decision = (v.reshape(len(x), math.prod(x.shape[1:])) for v in (z, back, test))
+        gain = energy - new_energy + 0.5 * (forth_norm.square().sum(1) - back_norm.square().sum(1))
+        # log of a uniform number; a gain that is not a number rejects.
+        accepted = torch.special.log_ndtr(decision[:, 0]) < gain
+        x, score = (
+            torch.where(expand(accepted, x).bool(), new, old) for new, old in ((proposal, x), (new_score, score))
+        )
+        energy = torch.where(accepted, new_energy, energy)
+        count += accepted
+        if on_step is not None:
+            on_step(k, x)
+    return x, count
 
 
 def _energy_and_score(net: Energetic, x: Tensor, index: int, model: PreparedModel) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,177 @@
+r"""Langevin dynamics towards any density whose score is known.
+
+Overdamped Langevin dynamics dx = score dt + sqrt(2) dw has the density as its stationary law. One step of size e,
+
+    x <- x + e score(x) + sqrt(2 e) z,
+
+is its Euler-Maruyama step and is biased (the unadjusted Langevin algorithm): for a Gaussian of variance V the states
+keep to their mean, shrink by 1 - e/V a step, and their stationary variance is
+
+    V / (1 - e/(2 V)),          e < 2 V.
+
+With fixed e this is a table of n equal rows, run by ``sample``. Where the energy -log density + constant is known too,
+a Metropolis test after each step takes the bias away (``kernels.adjusted``). A model with times runs down its noise
+levels (``solvers.annealed_langevin``).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from scoresde.errors import ConfigError, DTypeError, ShapeError, SolverError, check_integer, check_number, check_samples
+from scoresde.kernels import adjusted
+from scoresde.model import Condition, ScoreModel
+from scoresde.noise import GeneratorNoise, NoiseSource, SampleNoise, TapeNoise, check_seed, fresh_seed
+from scoresde.sampling import SampleResult, sample
+from scoresde.schedules import VESDE
+from scoresde.solvers import Solver, annealed_langevin
+from scoresde.tableau import Knot, Row, Tableau
+
+__all__ = ["langevin"]
+
+Observer = Callable[[int, Tensor], None]
+
+
+def langevin(
+    score: ScoreModel | Callable[[Tensor], Tensor] | None,
+    x: Tensor,
+    step: float,
+    n: int,
+    *,
+    energy: Callable[[Tensor], Tensor] | None = None,
+    times: Tensor | None = None,
+    cond: Condition = None,
+    seed: int | None = None,
+    generator: torch.Generator | None = None,
+    noise: Sequence[Tensor] | None = None,
+    on_step: Observer | None = None,
+    full_output: bool = False,
+) -> Tensor | SampleResult:
+    """Return the states (B, *) after n Langevin steps from x.
+
+    Args:
+        score: x (B, *) -> the gradient of the log density, of x's shape. With ``energy`` it may be None, for minus the
+            energy's gradient. With ``times`` a ScoreModel.
+        x: where to start, (B, *); not written to.
+        step: the step e in units of x^2. With ``times`` in units of sigma^2, in (0, 2).
+        n: number of steps; with ``times``, of steps at each of them.
+        energy: x -> minus the log density up to a constant, (B,), in nats. Each step is then accepted or rejected for
+            each sample, and the density is kept whatever the step. ``EnergyModel.energy`` at a fixed time serves.
+        times: decreasing times of the model's SDE, the noise levels to go through; x is a state at the first of them.
+            For accepted and rejected steps there use ``sample`` with ``solvers.corrector_only`` and ``kernels.MALA``.
+        cond: conditions of the model; only with ``times``.
+        seed: sample k has a stream of its own keyed (seed, k); None draws a seed and reports it.
+        generator: an ordinary torch generator instead of a seed.
+        noise: recorded tensors of x's shape instead: one a step, two with ``energy``.
+        on_step: called with the number of the step and the states after it, which are read-only and may be reused.
+        full_output: return a SampleResult, whose ``accepted`` and ``rejected`` count steps with ``energy``.
+
+    Raises:
+        DTypeError, ShapeError, DomainError: x, step, n or noise of a wrong type, shape or range. ConfigError: options
+            that do not go together. SolverError: states that are not finite; too large a step diverges.
+
+    Source: Roberts and Tweedie 1996, "Exponential convergence of Langevin distributions and their discrete
+    approximations"; Song and Ermon 2019, "Generative modeling by estimating gradients of the data distribution".
+    """
+    start = check_samples(x)
+    check_number(step, "step", 0.0, open_low=True)
+    check_integer(n, "n", 1)
+    if isinstance(score, ScoreModel) != (times is not None):
+        raise ConfigError(
+            "a ScoreModel and times= go together: give the times of its noise levels, or the score of one density as a "
+            "function of x, e.g. lambda x: model(x, t).score"
+        )
+    if energy is not None:
+        if times is not None or cond is not None:
+            raise ConfigError("energy is that of one density; for levels use sample with kernels=[MALA()]")
+        if not callable(energy):
+            raise DTypeError(f"energy must be a function x -> (B,), got {energy!r}")
+        source, used = _source(start, 2 * n, seed, generator, noise)
+        result = _adjusted(score, energy, start, step, n, source, used, on_step)
+        return result if full_output else result.x
+    solver: Solver | Tableau
+    if isinstance(score, ScoreModel):
+        model, solver = score, annealed_langevin(repeats=n, step=step)
+    elif callable(score) and cond is None:
+        model, solver = ScoreModel.from_callable(lambda x, t: score(x), VESDE()), _table(step, n)
+    else:
+        raise DTypeError(f"score must be a function of x, and cond= goes with a ScoreModel; got {score!r}")
+    try:
+        return sample(
+            model,
+            x_init=start,
+            solver=solver,
+            times=times,
+            cond=cond,
+            seed=seed,
+            generator=generator,
+            noise=noise,
+            final="sample",
+            on_step=None if on_step is None else lambda seen: on_step(seen.index, seen.x),
+            full_output=full_output,
+        )
+    except SolverError as error:
+        raise SolverError(f"{error}; lower step, got {step:g}", partial=error.partial) from error
+
+
+def _table(step: float, n: int) -> Tableau:
+    """Return n equal Langevin steps at one point; a literal score does not see which."""
+    knot = Knot.of(VESDE().at(torch.tensor([0.5], dtype=torch.float64)))[0]
+    row = Row(knot, (1.0, step), noise=(math.sqrt(2 * step),))
+    return Tableau(f"langevin ({n} steps of {step:g})", "score", (row,) * n, knot, knot, 1.0)
+
+
+def _source(
+    x: Tensor, draws: int, seed: int | None, generator: torch.Generator | None, noise: Sequence[Tensor] | None
+) -> tuple[NoiseSource, int | None]:
+    """Return the noise that ``sample`` would use from a start state that is given, and the seed if there is one."""
+    if sum(source is not None for source in (seed, generator, noise)) > 1:
+        raise ConfigError("give one source of randomness: seed=, generator= or noise=")
+    if generator is not None:
+        if not isinstance(generator, torch.Generator):
+            raise DTypeError(f"generator must be a torch.Generator, got {generator!r}; a number is seed=")
+        return GeneratorNoise(generator), None
+    if noise is not None:
+        if len(noise) < draws:
+            raise ShapeError(f"noise holds {len(noise)} tensors, needed are {draws}: two for each step")
+        return TapeNoise(noise), None
+    used = fresh_seed() if seed is None else check_seed(seed)
+    source = SampleNoise(used)
+    source.rewind(1)
+    return source, used
+
+
+def _adjusted(
+    score: Callable[[Tensor], Tensor] | None,
+    energy: Callable[[Tensor], Tensor],
+    x: Tensor,
+    step: float,
+    n: int,
+    source: NoiseSource,
+    seed: int | None,
+    on_step: Observer | None,
+) -> SampleResult:
+    """Run accepted and rejected steps, in at least float32."""
+
+    def evaluate(y: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.enable_grad():
+            point = y.detach().requires_grad_(score is None)
+            value = energy(point)
+            if value.shape != (len(y),):
+                raise ShapeError(f"energy must return one number a sample, ({len(y)},), got {tuple(value.shape)}")
+            slope = -torch.autograd.grad(value.sum(), point)[0] if score is None else score(point).detach()
+        if slope.shape != y.shape:
+            raise ShapeError(f"the score must have the shape {tuple(y.shape)} of x, got {tuple(slope.shape)}")
+        return value.detach().to(y), slope.to(y)
+
+    wide = x.detach().to(torch.promote_types(x.dtype, torch.float32))
+    with torch.no_grad():
+        end, accepted = adjusted(evaluate, wide, step, n, source, on_step)
+    count = accepted.cpu()
+    return SampleResult(
+        end.to(x.dtype), torch.full_like(count, n + 1), (), None, torch.zeros_like(count), count, n - count, seed
+    )
