@@ -51,7 +51,7 @@ NAMED: dict[str, tuple[Solver, int, tuple[int, int]]] = {
     "deis 3 in nu": (solvers.deis(order=3, variable="nu"), 3, (400, 800)),
     "deis 2 in log_snr": (solvers.deis(order=2, variable="log_snr"), 2, (160, 320)),
     "exponential_ab 3": (solvers.exponential_ab(), 3, (200, 400)),
-    "ipndm 4": (solvers.ipndm(), 4, (160, 320)),
+    "ipndm 4": (solvers.ipndm(), 4, (640, 1280)),
     "lms 4": (solvers.lms(), 4, (400, 800)),
     "flow_ab 3": (solvers.flow_ab(), 3, (100, 200)),
     "unipc 1, bh1": (solvers.unipc(order=1, variant="bh1"), 2, (160, 320)),

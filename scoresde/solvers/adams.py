@@ -130,13 +130,19 @@ def ipndm(*, order: int = 4, grid: Grid | None = None) -> Solver:
 
     noise = (55 P_0 - 59 P_1 + 37 P_2 - 9 P_3)/24 and, while there are fewer, (23 P_0 - 16 P_1 + 5 P_2)/12,
     (3 P_0 - P_1)/2 and P_0. The weights are right where the steps are even in a variable in which the integral is too
-    (nu): elsewhere the method is of order 2, however many predictions it uses.
+    (nu): elsewhere the method is of order 2, however many predictions it uses. Its native grid is
+    ``grids.rectified(power=1.5)``: on one uniform in log_snr its error rises and falls below 20 evaluations.
 
     Source: Liu et al. 2022, "Pseudo numerical methods for diffusion models on manifolds"; Zhang and Chen 2023, who
     start with lower orders.
     """
     return multistep(
-        prediction="noise", order=order, coefficients="constant", grid=grid, name="ipndm", paper="Zhang and Chen 2023"
+        prediction="noise",
+        order=order,
+        coefficients="constant",
+        grid=grid or rectified(power=1.5),
+        name="ipndm",
+        paper="Zhang and Chen 2023",
     )
 
 

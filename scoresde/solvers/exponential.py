@@ -26,13 +26,12 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
-from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from scoresde.errors import ConfigError, check_integer, check_number, unknown
-from scoresde.grids import Grid
+from scoresde.grids import Grid, diffused, log_snr
 from scoresde.readout import Point
 from scoresde.sde import GaussianSDE
 from scoresde.solvers.base import Solver
@@ -82,7 +81,8 @@ def exponential(
             stages the last one must be 2/3, since the second stage is itself of first order and may have no weight as
             h goes to 0.
         coefficients: "exact" or "published"; the module's docstring has both.
-        grid: native time grid; uniform in log_snr by default.
+        grid: native time grid; by default ``grids.diffused()`` with stages and eta = 0, where it beats the papers' grid
+            uniform in log_snr on the exact mixtures, and log_snr otherwise.
         name: name of the solver.
         paper: authors, year.
 
@@ -112,8 +112,8 @@ def exponential(
         return _stages(prediction, places, eta, coefficients, sde, late, early, written, title)
 
     build = OneStep(title, prediction, stages, limits, declared, eta)
-    solver = Solver(name or "exponential", build, calls=order, order=declared, paper=paper)
-    return solver if grid is None else replace(solver, grid=grid)
+    native = diffused() if order > 1 and eta == 0 else log_snr()
+    return Solver(name or "exponential", build, grid or native, calls=order, order=declared, paper=paper)
 
 
 def _stages(
