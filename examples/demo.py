@@ -21,7 +21,7 @@ from scoresde.cli.names import DATA
 from scoresde.noise import normal, stream
 from scoresde.plots import animation
 
-CONTINUOUS = ["euler_maruyama:200", "pc:100", "probability_flow", "dpmpp_2m:10", "dpmpp_2m:20"]
+CONTINUOUS = ["euler_maruyama:200", "pc:100", "probability_flow", "dpmpp_2m:10", "dpmpp_2m:20", "flow_abm:10"]
 
 
 def run(*arguments: str) -> None:

@@ -28,7 +28,15 @@ __all__ = ["DEFAULT_SAMPLERS", "Sampler", "compare", "format_table", "parse_samp
 
 Metric = Callable[[Tensor], float]
 Floors = Mapping[str, Floor]
-DEFAULT_SAMPLERS = ("ddpm:1000", "euler_maruyama:200", "pc:100", "probability_flow", "dpmpp_2m:10", "dpmpp_2m:20")
+DEFAULT_SAMPLERS = (
+    "ddpm:1000",
+    "euler_maruyama:200",
+    "pc:100",
+    "probability_flow",
+    "dpmpp_2m:10",
+    "dpmpp_2m:20",
+    "flow_abm:10",
+)
 
 
 @dataclass(frozen=True)

@@ -49,6 +49,7 @@ from scoresde.prepared import Condition, Prediction, PreparedModel, Readout
 from scoresde.readout import TARGETS, Pair, Point
 from scoresde.sde import GaussianSDE
 from scoresde.transforms import Transform, transform_from_dict
+from scoresde.transforms.base import check_transform
 
 __all__ = [
     "PARAMETERIZATIONS",
@@ -141,9 +142,6 @@ class ScoreModel(nn.Module):
             raise DTypeError(f"sde must be a GaussianSDE, e.g. VPSDE(), got {sde!r}")
         if not (moments is None or isinstance(moments, Moments)):
             raise DTypeError(f"moments must be Moments, got {type(moments).__name__}; use Moments.of(data)")
-        given: object = transform
-        if isinstance(given, type) or not (given is None or isinstance(given, Transform)):
-            raise DTypeError(f"transform must be one of scoresde.transforms, e.g. Affine(), got {transform!r}")
         if not isinstance(predicts, Parameterization):
             if predicts not in PARAMETERIZATIONS:
                 raise unknown("parameterisation", predicts, PARAMETERIZATIONS)
@@ -160,7 +158,7 @@ class ScoreModel(nn.Module):
         self.parameterization = predicts
         self.condition_on = condition_on
         self.moments = moments
-        self.transform = transform
+        self.transform = check_transform(transform)
         self.variance = variance
         # Where alpha is 0 at t_max a noise or score prediction says nothing of the data: better said now than later.
         if float(sde.alpha(torch.tensor(sde.t_max, dtype=torch.float64))) == 0:

@@ -339,7 +339,8 @@ def test_train_leaves_a_model_a_log_and_its_options(runs: Folders, capsys: pytes
     assert about["samples"] == {"shape": [2], "training": 50_000, "held_out": 2_000, "sha256": digest}
     assert (about["data"], about["complete"]) == ("moons", True)
     assert about["versions"] == {"scoresde": scoresde.__version__, "torch": torch.__version__}
-    assert sorted(f.name for f in points.iterdir() if f.name != "comparison") == ["checkpoint", "log.jsonl", "run.json"]
+    left = sorted(f.name for f in points.iterdir() if f.name != "comparison")
+    assert left == ["checkpoint", "log.jsonl", "run.json", "training.png"]
     assert about["model"]["sde"] == repr(VPSDE())
     assert MLP(**about["model"]["network"]["config"]).config == ScoreModel.load(points / "checkpoint").net.config
     for folder, sde, predicts, net in ((points, VPSDE(), "noise", MLP), (ve, VESDE(), "edm", MLP)):
@@ -589,7 +590,7 @@ def test_default_samplers_leave_out_what_the_sde_cannot_carry(
     monkeypatch.setattr("scoresde.cli.compare.compare", counted)
     assert main(argv) == 0
     assert "left out ddpm:1000" in capsys.readouterr().err
-    assert asked == ["euler_maruyama", "pc", "probability_flow", "dpmpp_2m", "dpmpp_2m"]
+    assert asked == ["euler_maruyama", "pc", "probability_flow", "dpmpp_2m", "dpmpp_2m", "flow_abm"]
 
 
 @pytest.mark.parametrize("done", [0, 2])

@@ -467,6 +467,7 @@ def test_an_empty_batch_calls_no_network() -> None:
         ({"t": 1.5}, DomainError, r"t must lie in \[1e-05, 1\], got 1.5"),
         ({"t": torch.zeros(BATCH, 1)}, ShapeError, r"t must have shape \(\) or \(4,\), got \(4, 1\)"),
         ({"t": torch.ones(BATCH, dtype=torch.long)}, DTypeError, "t must be floating"),
+        ({"noise": Z.to("meta")}, ConfigError, "noise is on meta, x0 on cpu; move one of them"),
         ({"noise": Z[:2]}, ShapeError, r"noise must have the shape \(4, 3, 2\) of x0, got \(2, 3, 2\)"),
         ({"cond": {"label": torch.zeros(3)}}, ShapeError, r"cond\['label'\] must have a first dimension of 4"),
         ({"cond": [1]}, ConfigError, "cond must be a dict of tensors"),

@@ -551,6 +551,7 @@ def broken() -> Tensor:
         ({"learning_rate": 0.0}, DomainError, r"learning_rate must lie in \(0, inf\), got 0.0"),
         ({"learning_rate": math.nan}, DomainError, "learning_rate must lie in"),
         ({"warmup": 11}, DomainError, r"warmup must be in \[0, 10\], got 11"),
+        ({"transform": 3}, DTypeError, "transform must be one of scoresde.transforms, e.g. Affine.*got 3"),
         ({"decay": "cosinus"}, ConfigError, r"unknown decay 'cosinus'; did you mean 'cosine'\?"),
         ({"weight": "simpel"}, ConfigError, r"unknown weight 'simpel'; did you mean 'simple'\?"),
         ({"times": "low_discrepency"}, ConfigError, r"unknown time sampler .*did you mean 'low_discrepancy'\?"),

@@ -34,6 +34,7 @@ from scoresde.cli.runs import RUN, check_folder, digest, read_json, version, wri
 from scoresde.errors import CheckpointError, ConfigError, DomainError, check_integer, check_number
 from scoresde.model import PARAMETERIZATIONS, Condition, ScoreModel
 from scoresde.noise import check_seed
+from scoresde.plots import read_log, save, training
 from scoresde.sde import GaussianSDE
 from scoresde.training import TrainResult, fit
 from scoresde.training.run import CHECKPOINT, LOG
@@ -133,7 +134,7 @@ class Train(Work):
         if loss is not None:
             print(f"done         loss {loss:.4g} after {result.steps} steps, {result.seconds:.0f} seconds")
         print(f"checkpoint   {folder / CHECKPOINT}/")
-        print(f"log          {folder / LOG}")
+        print(f"log          {folder / LOG}{_pictured(folder)}")
         print(f"next         scoresde compare --checkpoint {folder}")
         return 0
 
@@ -208,6 +209,15 @@ def _stands(predicts: str, sde: GaussianSDE) -> bool:
     except DomainError:
         return False
     return True
+
+
+def _pictured(folder: Path) -> str:
+    """Draw the course of the training beside its log and return what to say of it; nothing without matplotlib."""
+    try:
+        save(training(read_log(folder)), folder / "training.png")
+    except ConfigError:
+        return ""
+    return f", {folder / 'training.png'}"
 
 
 def _saved(asked: Train) -> Train:

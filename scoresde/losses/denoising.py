@@ -25,7 +25,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from scoresde.errors import ConfigError, DomainError, DTypeError, ShapeError, check_floating, unknown
+from scoresde.errors import ConfigError, DomainError, DTypeError, ShapeError, check_device, check_floating, unknown
 from scoresde.losses.times import TIMES, TimeSampler, corrected
 from scoresde.losses.weights import WEIGHTS, Weight
 from scoresde.model import Condition, ScoreModel, check_condition
@@ -152,8 +152,10 @@ def denoising_score_matching(
     cond = check_condition(cond, batch)
     if noise is not None and check_floating(noise, "noise").shape != x0.shape:
         raise ShapeError(f"noise must have the shape {tuple(x0.shape)} of x0, got {tuple(noise.shape)}")
-    if model.device is not None and model.device != device:
-        raise ConfigError(f"x0 is on {device}, the model on {model.device}; move one of them with .to()")
+    if model.device is not None:
+        check_device(device, "x0", model.device, "the model")
+    if noise is not None:
+        check_device(noise.device, "noise", device, "x0")
     dtype = torch.promote_types(x0.dtype, torch.float32)
     if batch == 0:
         return x0.new_zeros((0,), dtype=dtype)

@@ -35,6 +35,7 @@ from scoresde.training.batches import Batches, check_labels
 from scoresde.training.run import CHECKPOINT, LOG, Judge, Record, Run
 from scoresde.training.step import Trainer
 from scoresde.transforms import Transform
+from scoresde.transforms.base import check_transform
 
 __all__ = ["DECAYS", "TrainResult", "fit"]
 
@@ -155,7 +156,7 @@ def fit(
         autocast=autocast,
         seed=seed,
     )
-    transform = model.transform if transform is None else transform
+    transform = model.transform if transform is None else check_transform(transform)
     x = check_samples(data, "data").detach()
     if x.shape[0] == 0:
         raise ShapeError("data is empty: training needs at least one sample")

@@ -10,7 +10,7 @@ from torch import Generator, Tensor
 
 from scoresde.errors import ConfigError, DomainError, DTypeError, check_number, unknown
 
-__all__ = ["Transform", "check_inside", "check_interval", "read_options"]
+__all__ = ["Transform", "check_inside", "check_interval", "check_transform", "read_options"]
 
 
 @runtime_checkable
@@ -41,6 +41,13 @@ class Transform(Protocol):
     def to_dict(self) -> dict[str, object]:
         """Return a JSON-able description, which ``transform_from_dict`` reads."""
         ...
+
+
+def check_transform(transform: object) -> Transform | None:
+    """Return ``transform`` if it is None or a transform; DTypeError otherwise."""
+    if transform is None or (isinstance(transform, Transform) and not isinstance(transform, type)):
+        return transform
+    raise DTypeError(f"transform must be one of scoresde.transforms, e.g. Affine(), got {transform!r}")
 
 
 def read_options(config: Mapping[str, object], kind: type[Any]) -> dict[str, Any]:
