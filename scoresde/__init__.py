@@ -31,6 +31,7 @@ from scoresde.errors import (
     SolverError,
 )
 from scoresde.executor import Step
+from scoresde.fokker_planck import Densities, evolve_density
 from scoresde.gaussian import Gaussian, Moments
 from scoresde.kernels import MALA, Langevin
 from scoresde.losses import denoising_score_matching, held_out_loss, implicit_score_matching, sliced_score_matching
@@ -63,6 +64,7 @@ __all__ = [
     "CosineVPSDE",
     "DTypeError",
     "DataError",
+    "Densities",
     "Dequantise",
     "DomainError",
     "EmpiricalModel",
@@ -97,6 +99,7 @@ __all__ = [
     "decode",
     "denoising_score_matching",
     "encode",
+    "evolve_density",
     "fit",
     "forward_path",
     "grids",
