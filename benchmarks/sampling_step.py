@@ -1,18 +1,22 @@
-"""Cost of a sampling step against a hand-written PyTorch loop of the same update, and of building a table.
+"""Cost of a sampling step against a hand-written PyTorch loop of the same update; of building a table; of long runs.
 
 The cost of a step is the slope between calls of 50 and of 250 steps, so that set-up does not count. Ours and the hand
 loop alternate; the figure is the median over the rounds of the ratio within a round. The network is one multiplication.
+Long runs are made in a process of their own; reported is by how much its resident memory rose at most.
 
-Run: python benchmarks/sampling_step.py [--rounds 15] [--threads 1]
+Run: python benchmarks/sampling_step.py [--rounds 15] [--threads 1] [--only NAME ...]
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import statistics
+import subprocess
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -22,6 +26,14 @@ from scoresde import VPSDE, ScoreModel, build_table, sample, solvers
 
 SHAPES = ((1, 3, 32, 32), (4096, 2), (64, 3, 32, 32))
 FEW, MANY = 50, 250
+# Every family with one evaluation a step; the noise comes from a generator, and for one also from a stream per sample.
+FAMILIES = (
+    *("ddim", "euler", "exponential_euler", "dpmpp_2m", "dpmpp_3m", "deis", "ipndm", "lms", "exponential_ab"),
+    *("unipc", "flow_ab", "flow_abm", "ancestral", "euler_maruyama", "reverse_diffusion", "euler_ancestral"),
+    *("seeds_1", "dpmpp_2m_sde", "sa_solver"),
+)
+# Shape, steps: a long run in the plane, images, and the same images with twenty times the steps.
+LONG = (((65536, 2), 1000), ((64, 3, 64, 64), 50), ((64, 3, 64, 64), 1000))
 
 
 def net(x: Tensor, c_noise: Tensor) -> Tensor:
@@ -29,40 +41,62 @@ def net(x: Tensor, c_noise: Tensor) -> Tensor:
 
 
 def by_hand(name: str, steps: int, x: Tensor, generator: torch.Generator) -> Callable[[], Tensor]:
-    """Return the plain loop of this method: data prediction from noise prediction, then the update."""
+    """Return the plain loop of this method: a prediction from the network's, then the update.
+
+    Where a prediction serves its own step alone, the loop is written with the readout multiplied out, x <- A x + B F
+    (+ C z); where it serves later steps too, or corrects the last one, with the predictions in a list.
+    """
     t = torch.linspace(1, 0, steps).reshape(-1, 1).expand(steps, x.shape[0]).unbind(0)
     table = build_table(VPSDE(), solvers.by_name(name), steps=steps)
-    rows = [(row.state, row.noise, 1 / row.at.alpha, -row.at.sigma / row.at.alpha) for row in table.rows]
-    # Written as one would by hand with the readout multiplied out: x <- A x + B F (+ C z), or with one data prediction
-    # kept for the multistep method.
-    folded = [(s[0] + s[1] * a, s[1] * b, n[0] if n else 0.0) for s, n, a, b in rows]
+    rows = [(row, *readout(table.prediction, row.at.alpha, row.at.sigma)) for row in table.rows]
+    memory, draws_of = table.memory, [row.draws for row in table.rows]
+    folded = [(r.state[0] + r.state[1] * a, r.state[1] * b, r.noise[0] if r.noise else 0.0) for r, a, b in rows]
 
-    def first_order() -> Tensor:
-        y = torch.randn(x.shape, generator=generator)
-        for i, (a, b, _) in enumerate(folded):
-            y = a * y + b * net(y, t[i])
-        return y
+    def draw() -> Tensor:
+        return torch.randn(x.shape, generator=generator)
 
-    def stochastic() -> Tensor:
-        y = torch.randn(x.shape, generator=generator)
+    def one_step() -> Tensor:
+        y = draw()
         for i, (a, b, c) in enumerate(folded):
             y = a * y + b * net(y, t[i])
             if c:
-                y = y + c * torch.randn(y.shape, generator=generator)
+                y = y + c * draw()
         return y
 
-    def multistep() -> Tensor:
-        y = torch.randn(x.shape, generator=generator)
-        before = None
-        for i, (s, _, a, b) in enumerate(rows):
-            data = a * y + b * net(y, t[i])
-            y = s[0] * y + s[1] * data
-            if len(s) > 2:
-                y = y + s[2] * before
-            before = data
+    def several() -> Tensor:
+        y = anchor = draw()
+        past: list[Tensor] = []
+        draws: list[Tensor] = []
+        for i, (row, a, b) in enumerate(rows):
+            past = [a * y + b * net(y, t[i]), *past[:memory]]
+            if draws_of[i]:
+                draws = [draw(), *draws[:1]]
+            y = added(row.state, [anchor, *past])
+            if row.noise:
+                y = y + added(row.noise, draws)
+            if row.anchor is None:
+                anchor = y
+            else:
+                anchor = added(row.anchor, [anchor, *past])
+                if row.anchor_noise:
+                    anchor = anchor + row.anchor_noise[1] * draws[1 if draws_of[i] else 0]
         return y
 
-    return {"ddim": first_order, "ancestral": stochastic, "dpmpp_2m": multistep}[name]
+    return several if memory or any(row.anchor for row in table.rows) else one_step
+
+
+def readout(prediction: str, alpha: float, sigma: float) -> tuple[float, float]:
+    """Return the weights of x and of the network's noise prediction in another prediction."""
+    return {"noise": (0.0, 1.0), "data": (1 / alpha, -sigma / alpha), "flow": (-1 / alpha, 1 + sigma / alpha)}[
+        prediction
+    ]
+
+
+def added(weights: Sequence[float], values: Sequence[Tensor]) -> Tensor:
+    total = weights[0] * values[0]
+    for weight, value in zip(weights[1:], values[1:], strict=False):
+        total = total + weight * value
+    return total
 
 
 def seconds(call: Callable[[], object]) -> float:
@@ -113,27 +147,67 @@ def build_cost(name: str, rounds: int) -> dict[str, object]:
     return {"solver": name, "build_ms": 1e3 * statistics.median(took)}
 
 
+def long_run(shape: tuple[int, ...], steps: int) -> None:
+    """Sample once and print the seconds and by how many MiB the resident memory rose at most."""
+    torch.set_num_threads(1)
+    model = ScoreModel(net, VPSDE())
+    sample(model, (1, 1), steps=2, seed=0)  # what the first call loads is not the run's
+    status, before = Path("/proc/self/status"), resident("VmRSS")
+    if status.exists():
+        Path("/proc/self/clear_refs").write_text("5")  # the largest so far is forgotten
+    print(seconds(lambda: sample(model, shape, steps=steps, seed=0)), resident("VmHWM") - before)
+
+
+def resident(key: str) -> float:
+    """Return a figure of the process's memory in MiB, on Linux; NaN elsewhere."""
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return math.nan
+    return next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith(key)) / 1024
+
+
+def long_runs() -> list[dict[str, object]]:
+    """Return seconds and memory of the long runs, each in a process of its own."""
+    found = []
+    for shape, steps in LONG:
+        command = [sys.executable, __file__, "--long", str(steps), *map(str, shape)]
+        said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        took, memory = map(float, said.split())
+        state = 4 * torch.Size(shape).numel() / 2**20
+        found.append({"shape": shape, "steps": steps, "seconds": took, "MiB": memory, "state_MiB": state})
+        print(f"{shape!s:>18} {steps:>5} steps: {took:.2f} s, {memory:.1f} MiB at most, a state has {state:.1f}")
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--only", nargs="+", choices=FAMILIES, default=list(FAMILIES))
+    parser.add_argument("--long", nargs="+", type=int, default=None, help=argparse.SUPPRESS)
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "sampling_step.json")
     options = parser.parse_args()
+    if options.long is not None:
+        long_run(tuple(options.long[1:]), options.long[0])
+        return
     torch.set_num_threads(options.threads)
     rows = []
-    print(f"{'solver':>10} {'shape':>16} {'noise':>10} {'ours us':>9} {'hand us':>9} {'ratio':>6}")
-    cases = [("ddim", "generator"), ("dpmpp_2m", "generator"), ("ancestral", "generator"), ("ancestral", "seed")]
+    print(f"{'solver':>18} {'shape':>16} {'noise':>10} {'ours us':>9} {'hand us':>9} {'ratio':>6}")
+    cases = [(name, "generator") for name in options.only]
+    cases += [("ancestral", "seed")] if "ancestral" in options.only else []
     for name, source in cases:
         for shape in SHAPES:
             row = step_cost(name, shape, options.rounds, source)
             rows.append(row)
             numbers = f"{row['ours_us']:>9.2f} {row['hand_us']:>9.2f} {row['ratio']:>6.2f}"
-            print(f"{name:>10} {shape!s:>16} {source:>10} {numbers}")
-    builds = [build_cost(name, options.rounds) for name in ("ddim", "dpmpp_2m", "ancestral", "euler_maruyama", "heun")]
-    for row in builds:
-        print(f"{row['solver']:>16}: a 50-step table in {row['build_ms']:.2f} ms")
+            print(f"{name:>18} {shape!s:>16} {source:>10} {numbers}", flush=True)
+    fixed = [name for name, make in solvers.SOLVERS.items() if isinstance(make(), solvers.Solver)]
+    builds = [build_cost(name, options.rounds) for name in fixed]
+    slowest = max(builds, key=lambda row: row["build_ms"])
+    print(f"a 50-step table: {slowest['build_ms']:.2f} ms at most ({slowest['solver']}), of {len(builds)} solvers")
+    found = {"threads": options.threads, "steps": rows, "build": builds, "long": long_runs()}
     options.output.parent.mkdir(exist_ok=True)
-    options.output.write_text(json.dumps({"threads": options.threads, "steps": rows, "build": builds}, indent=1) + "\n")
+    options.output.write_text(json.dumps(found, indent=1) + "\n")
 
 
 if __name__ == "__main__":
