@@ -31,8 +31,21 @@ from scoresde.losses.weights import WEIGHTS, Weight
 from scoresde.model import Condition, ScoreModel, check_condition
 from scoresde.noise import integers, normal, stream
 from scoresde.ops import expand
+from scoresde.readout import Point
 
-__all__ = ["check_scalars", "denoising_score_matching", "move", "named", "scalars", "squared_errors"]
+__all__ = [
+    "check_batch",
+    "check_scalars",
+    "denoising_score_matching",
+    "draw_noise",
+    "errors",
+    "move",
+    "named",
+    "on_cpu",
+    "scalars",
+    "scalars_at",
+    "squared_errors",
+]
 
 # Where alpha or sigma is 0 the limit of a product 0 * inf is taken this close to it; squares stay normal numbers.
 LIMIT = 1e-140
@@ -53,16 +66,20 @@ def scalars(model: ScoreModel, t: Tensor, weight: Weight) -> Tensor:
     Its rows are the weights of x_0 and z in the network's input, those in its target, the factor w c_out^2 of its
     squared error, c_noise, and log_snr.
     """
-    point = model.sde.at(t)
+    return scalars_at(model, model.sde.at(t), lambda point: weight(point, model.sde))
+
+
+def scalars_at(model: ScoreModel, point: Point, weight: Callable[[Point], Tensor]) -> Tensor:
+    """Return ``scalars`` at points (*) of any SDE or chain."""
     alpha, sigma = point.alpha.clamp_min(LIMIT), point.sigma.clamp_min(LIMIT)
     point = replace(point, alpha=alpha, sigma=sigma)
     how = model.readout(point)
     p, q = how.pair
     # p and q have opposite signs, or one is 0, in every parameterisation: nothing cancels here.
     c_out = sigma / (alpha * q - sigma * p)
-    factor = weight(point, model.sde) * c_out.square()
+    factor = weight(point) * c_out.square()
     rows = (how.c_in * alpha, how.c_in * sigma, p, q, factor, how.c_noise, point.log_snr)
-    return torch.stack([row.expand(t.shape) for row in rows])
+    return torch.stack([row.expand(point.t.shape) for row in rows])
 
 
 def check_scalars(values: Tensor, t: Tensor) -> None:
@@ -75,6 +92,37 @@ def check_scalars(values: Tensor, t: Tensor) -> None:
         )
 
 
+def errors(
+    model: ScoreModel,
+    x0: Tensor,
+    z: Tensor,
+    values: Tensor,
+    c_noise: Tensor,
+    cond: Condition = None,
+    autocast: torch.dtype | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    """Return F - F* (B, *), with the graph to the network's parameters, and v where the model learns a variance.
+
+    Args:
+        model: the model.
+        x0: data (B, *), in at least float32.
+        z: noise of x0's shape, type and device.
+        values: the first four rows of ``scalars`` at B times, in x0's type and on its device.
+        c_noise: the sixth, as the network takes it (``model.c_noise_for``).
+        cond: conditions of the batch.
+        autocast: the type in which the network computes under autocast; None for its own.
+    """
+    on_x0, on_z, p, q = values.unbind(0)
+    x = (expand(on_x0, x0) * x0).addcmul_(expand(on_z, z), z)
+    x = x.to(model.dtype or x.dtype)
+    if autocast is None:
+        out, fraction = model.outputs(x, c_noise, cond)
+    else:
+        with torch.autocast(x0.device.type, autocast):
+            out, fraction = model.outputs(x, c_noise, cond)
+    return out.to(x0.dtype) - (expand(p, x0) * x0).addcmul_(expand(q, z), z), fraction
+
+
 def squared_errors(
     model: ScoreModel,
     x0: Tensor,
@@ -84,27 +132,9 @@ def squared_errors(
     cond: Condition = None,
     autocast: torch.dtype | None = None,
 ) -> Tensor:
-    """Return the weighted squared errors (B,), with the graph to the network's parameters.
-
-    Args:
-        model: the model.
-        x0: data (B, *), in at least float32.
-        z: noise of x0's shape, type and device.
-        values: the first five rows of ``scalars`` at B times, in x0's type and on its device.
-        c_noise: the sixth, as the network takes it (``model.c_noise_for``).
-        cond: conditions of the batch.
-        autocast: the type in which the network computes under autocast; None for its own.
-    """
-    on_x0, on_z, p, q, factor = values.unbind(0)
-    x = (expand(on_x0, x0) * x0).addcmul_(expand(on_z, z), z)
-    x = x.to(model.dtype or x.dtype)
-    if autocast is None:
-        out = model.raw(x, c_noise, cond)
-    else:
-        with torch.autocast(x0.device.type, autocast):
-            out = model.raw(x, c_noise, cond)
-    error = out.to(x0.dtype) - (expand(p, x0) * x0).addcmul_(expand(q, z), z)
-    return error.square().reshape(len(x0), -1).mean(1) * factor
+    """Return the weighted squared errors (B,); arguments as ``errors``, ``values`` with the factor as a fifth row."""
+    error, _ = errors(model, x0, z, values[:4], c_noise, cond, autocast)
+    return error.square().reshape(len(x0), -1).mean(1) * values[4]
 
 
 def denoising_score_matching(
@@ -145,22 +175,14 @@ def denoising_score_matching(
 
     Source: Vincent 2011, "A connection between score matching and denoising autoencoders"; Ho et al. 2020.
     """
-    if not isinstance(model, ScoreModel):
-        raise DTypeError(f"model must be a ScoreModel, got {type(model).__name__}; wrap it as ScoreModel(net, sde)")
-    batch, device = check_floating(x0, "x0").shape[0], x0.device
     weigh, draw = named("weight", weight, WEIGHTS), named("time sampler", times, TIMES)
-    cond = check_condition(cond, batch)
-    if noise is not None and check_floating(noise, "noise").shape != x0.shape:
-        raise ShapeError(f"noise must have the shape {tuple(x0.shape)} of x0, got {tuple(noise.shape)}")
-    if model.device is not None:
-        check_device(device, "x0", model.device, "the model")
-    if noise is not None:
-        check_device(noise.device, "noise", device, "x0")
+    cond = check_batch(model, x0, noise, cond)
+    batch, device = x0.shape[0], x0.device
     dtype = torch.promote_types(x0.dtype, torch.float32)
     if batch == 0:
         return x0.new_zeros((0,), dtype=dtype)
     if t is None or noise is None:
-        generator = _on_cpu(generator)
+        generator = on_cpu(generator)
     if t is None:
         assert generator is not None
         time = draw(batch, model.sde, generator)
@@ -171,17 +193,38 @@ def denoising_score_matching(
         check_scalars(values, time)
     if noise is None:
         assert generator is not None
-        source = generator
-        if device.type != "cpu":
-            source = stream(int(integers(2**62, (), generator)), "noise", device=device)
-        noise = normal(x0.shape, source)
+        noise = draw_noise(x0, generator)
     coefficients = values[:5].to(dtype)
     c_noise = move(model.c_noise_for(values[5], coefficients), device)
     x0 = x0.to(dtype)
     return squared_errors(model, x0, noise.to(x0), move(coefficients, device), c_noise, cond)
 
 
-def _on_cpu(generator: object) -> torch.Generator:
+def check_batch(model: object, x0: object, noise: Tensor | None, cond: Condition) -> Condition:
+    """Check what the loss of a batch is made of, and return the condition."""
+    if not isinstance(model, ScoreModel):
+        raise DTypeError(f"model must be a ScoreModel, got {type(model).__name__}; wrap it as ScoreModel(net, sde)")
+    data = check_floating(x0, "x0")
+    cond = check_condition(cond, data.shape[0])
+    if noise is not None and check_floating(noise, "noise").shape != data.shape:
+        raise ShapeError(f"noise must have the shape {tuple(data.shape)} of x0, got {tuple(noise.shape)}")
+    if model.device is not None:
+        check_device(data.device, "x0", model.device, "the model")
+    if noise is not None:
+        check_device(noise.device, "noise", data.device, "x0")
+    return cond
+
+
+def draw_noise(x0: Tensor, generator: torch.Generator) -> Tensor:
+    """Draw noise of x0's shape on its device; on another than the CPU by a generator seeded from ``generator``."""
+    source = generator
+    if x0.device.type != "cpu":
+        source = stream(int(integers(2**62, (), generator)), "noise", device=x0.device)
+    return normal(x0.shape, source)
+
+
+def on_cpu(generator: object) -> torch.Generator:
+    """Return ``generator`` if it is one on the CPU, else raise ConfigError."""
     if not isinstance(generator, torch.Generator):
         raise ConfigError(
             f"generator must be a torch.Generator on the CPU, got {generator!r}; "
