@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import MEAN, VARIANCE, Net, gaussian, slope
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributions import MultivariateNormal, Normal, kl_divergence
 
 from scoresde import (
@@ -123,6 +123,43 @@ def test_terms_are_divergences_of_normal_laws(name: str, variance: str) -> None:
     assert got.prior == pytest.approx(float(prior.mean()), rel=1e-10, abs=1e-12)
     assert got.total == pytest.approx(got.prior + float(got.terms.sum()), rel=1e-12)
     assert got.reconstruction == float(got.terms[0])
+
+
+class Wide(nn.Module):
+    """A network with a second half that says v."""
+
+    def __init__(self, net: nn.Module, fraction: Tensor) -> None:
+        super().__init__()
+        self.net, self.fraction = net, fraction
+
+    def forward(self, x: Tensor, c_noise: Tensor) -> Tensor:
+        v = self.fraction.to(x).expand_as(x)
+        return torch.cat([self.net(x, c_noise), 2 * v - 1], 1)
+
+
+def learned(fraction: Tensor) -> ScoreModel:
+    """The exact model of two independent coordinates, whose variance lies at ``fraction``."""
+    exact = GaussianModel(sde=VPSDE(), mean=vector(0.2, 0.1), covariance=vector(0.5, 0.9))
+    return ScoreModel(Wide(exact.net, fraction), VPSDE(), predicts="v", moments=exact.moments, variance="learned")
+
+
+def test_learned_variance_by_its_definition() -> None:
+    chain, x = DDPM.linear(25), torch.linspace(-1, 2, 6, dtype=torch.float64).reshape(3, 2)
+    noise = list(torch.linspace(-2, 2, 150, dtype=torch.float64).reshape(25, 3, 2).flip(1))
+    for variance, v in (("small", 0.0), ("large", 1.0)):
+        fixed = variational_bound(learned(vector(v)), chain, x, variance=variance, noise=noise)
+        found = variational_bound(learned(vector(v)), chain, x, variance="learned", noise=noise)
+        torch.testing.assert_close(found.terms, fixed.terms, rtol=1e-10, atol=1e-12)
+    fraction = vector(0.3, -0.2)
+    model = learned(fraction)
+    terms = variational_bound(model, chain, x, variance="learned", noise=noise).terms
+    for i in (1, 12, 24):
+        state = chain.perturb(x, i, noise[i])
+        data = model.at(state, chain.points[i + 1]).data
+        p = Normal(*chain.reverse(data, state, i, variance="learned", fraction=fraction.expand(3, 2)))
+        q, small = chain.posterior(x, state, i)
+        wanted = kl_divergence(Normal(q, small), p).sum(1).mean()
+        assert float(terms[i]) == pytest.approx(float(wanted), rel=1e-10)
 
 
 @pytest.mark.parametrize("variance", ["small", "large"])
@@ -579,6 +616,11 @@ def test_bad_input_is_refused_before_any_call(case: str) -> None:
     kind, message, call = FAULTS[case]
     with pytest.raises(kind, match=message):
         call()
+
+
+def test_learned_variance_needs_a_model_that_learns_it() -> None:
+    with pytest.raises(ConfigError, match="learned"):
+        variational_bound(silent(), DDPM.linear(25), X, variance="learned")
 
 
 class Turned:

@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 import torch
 from helpers import MEAN, VARIANCE, Net, gaussian
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributions import Normal
 
 from scoresde import (
@@ -138,6 +138,30 @@ def test_mean_weight_of_a_chain_is_its_density_with_the_decoder() -> None:
             path = forward_path(chain, torch.full_like(z[0], x), noise=z)
             found = (weight * path_log_weight(model, path, chain, decoder=decoder).exp()).sum().log()
             assert float(found) == pytest.approx(log_normal(x, mean, variance + spread**2), abs=1e-10)
+
+
+def test_a_learned_variance_stands_between_the_small_and_the_large_one() -> None:
+    class Wide(nn.Module):
+        def __init__(self, v: float) -> None:
+            super().__init__()
+            self.v = v
+
+        def forward(self, x: Tensor, c_noise: Tensor) -> Tensor:
+            return torch.cat([torch.tanh(x), torch.full_like(x, 2 * self.v - 1)], 1)
+
+    chain, x = DDPM.linear(30), torch.linspace(-1, 2, 6, dtype=torch.float64).reshape(3, 2)
+    table = chain.ancestral(variance="learned")
+    path = forward_path(table, x)
+    for v in (0.0, 0.4, 1.0):
+        found = path_log_weight(ScoreModel(Wide(v), VPSDE(), variance="learned"), path, table)
+        rows = tuple(
+            r if r.spread is None else replace(r, noise=(r.spread[0] ** (1 - v) * r.spread[1] ** v,), spread=None)
+            for r in table.rows
+        )
+        fixed = path_log_weight(ScoreModel(lambda x, c: torch.tanh(x), VPSDE()), path, replace(table, rows=rows))
+        torch.testing.assert_close(found, fixed, rtol=1e-10, atol=1e-10)
+    with pytest.raises(ConfigError, match="learned"):
+        path_log_weight(silent(), path, table)
 
 
 def test_a_prior_of_ones_own() -> None:

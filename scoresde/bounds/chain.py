@@ -8,14 +8,15 @@ With indices 0 ... n - 1 after clean data x (``chains.base``), the encoder q fix
 
 all expectations over q(x_i | x) alone. Both laws of a layer are Gaussian. Their means differ by c (x - x_hat), with the
 data prediction x_hat, c = alpha_{i-1} (1 - e^D) and D = log_snr_i - log_snr_{i-1}; their variances are
-s^2 = sigma_{i-1}^2 (1 - e^D) and S^2, which is s^2 itself ("small") or b_i^2 ("large"):
+s^2 = sigma_{i-1}^2 (1 - e^D) and S^2 = s^2 e^{2 rho}, where rho is 0 ("small"), log(b_i/s) ("large"), or v log(b_i/s)
+with the network's v for each coordinate ("learned"):
 
-    KL = c^2 |x - x_hat|^2/(2 S^2) + dim/2 (s^2/S^2 - 1 - log(s^2/S^2)).
+    KL = sum over coordinates of rho + (e^{-2 rho} - 1)/2 + e^{-2 rho} (SNR_{i-1} - SNR_i)/2 (x - x_hat)^2,
 
-With the small variance this is (SNR_{i-1} - SNR_i)/2 |x - x_hat|^2.
+since (c/s)^2 = SNR_{i-1} - SNR_i. With the small variance only the last term is left.
 
 Source: Sohl-Dickstein et al. 2015, "Deep unsupervised learning using nonequilibrium thermodynamics"; Ho et al. 2020,
-"Denoising diffusion probabilistic models", eq. 5.
+"Denoising diffusion probabilistic models", eq. 5; Nichol and Dhariwal 2021, eq. 15.
 """
 
 from __future__ import annotations
@@ -28,15 +29,13 @@ from torch import Tensor
 from scoresde.bounds.common import Bound, Task, finish, prior_law, prior_nats
 from scoresde.bounds.decoders import Decoder, event_sum
 from scoresde.chains import Chain
-from scoresde.errors import DTypeError, check_integer, unknown
+from scoresde.errors import ConfigError, DTypeError, check_integer, unknown
 from scoresde.gaussian import Gaussian
 from scoresde.model import Condition, ScoreModel, in_mode
-from scoresde.ops import combine
-from scoresde.sde import posterior_weights, transition_weights
+from scoresde.ops import combine, expand, working_dtype
+from scoresde.solvers.ancestral import VARIANCES
 
 __all__ = ["variational_bound"]
-
-VARIANCES = ("small", "large")
 
 
 def variational_bound(
@@ -61,7 +60,8 @@ def variational_bound(
             into evaluation mode.
         chain: a ``DDPM`` or an ``SMLD``.
         x0: data (B, *), in the data's units: the model's transform is applied.
-        variance: of p(x_{i-1} | x_i), "small" (the posterior's) or "large" (the transition's).
+        variance: of p(x_{i-1} | x_i), "small" (the posterior's), "large" (the transition's), or "learned" by a model
+            with ``variance="learned"``. The decoder states its own.
         decoder: p(x | x_0); by default ``GaussianDecoder()``, or ``LevelsDecoder`` for data on levels.
         prior: law of the noisiest state, in the model's coordinates; by default the one that sampling starts from.
         indices: how many of the n - 1 layers to draw for each sample, evenly spread, at most n - 1; all by default.
@@ -96,6 +96,8 @@ def variational_bound(
         noise=noise,
         chunk_size=chunk_size,
     )
+    if variance == "learned" and model.variance != "learned":
+        raise ConfigError("variance='learned' needs a model with variance='learned'; this one has fixed variances")
     points = chain.points
     top = prior_nats(prior_law(model, points[-1], chain.prior_std, prior), task.y, points[-1])
     if len(top) == 0:
@@ -112,17 +114,21 @@ def variational_bound(
 
 def _layers(task: Task, chain: Chain, index: Tensor, variance: str) -> Tensor:
     """Return the KL divergences of the layers ``index`` (draws, B), of its shape, float64 on the CPU."""
-    points = chain.points
-    _, on_data, small = posterior_weights(points[:-1], points[1:])
-    wide = small if variance == "small" else transition_weights(points[:-1], points[1:])[1]
-    # NaN at index 0, where the small variance is 0; no layer stands there.
-    share = (small / wide).square()
-    factor, rest = 0.5 * (on_data / wide).square(), 0.5 * task.size * (share - 1 - share.log())
+    points, (small, large) = chain.points, chain.learned_range
+    snr = points.log_snr.exp()
+    # Index 0, of infinite SNR, is the decoder's.
+    gap, ratio = snr[:-1] - snr[1:], (large / small).log() * (variance != "small")
     values = torch.zeros(index.shape, dtype=torch.float64)
     for draws, part, y, z, cond in task.drawn(len(index)):
         i = index[draws, part].reshape(-1)
         point = points[i + 1]
-        x = combine((point.alpha, y), (point.sigma, z))
-        error = event_sum((task.model.at(x, point, cond).data - y).square()).to("cpu", torch.float64)
-        values[draws, part] = (factor[i] * error + rest[i]).reshape(values[draws, part].shape)
+        seen = task.model.at(combine((point.alpha, y), (point.sigma, z)), point, cond)
+        error = (seen.data - y).to(working_dtype(y.device))
+        rho = expand(ratio[i], error)
+        if variance == "learned":
+            assert seen.variance_fraction is not None
+            rho = rho * seen.variance_fraction
+        shrink = torch.expm1(-2 * rho)
+        nats = event_sum((rho + 0.5 * shrink).expand_as(error) + 0.5 * expand(gap[i], error) * (1 + shrink) * error**2)
+        values[draws, part] = nats.to("cpu", torch.float64).reshape(values[draws, part].shape)
     return values

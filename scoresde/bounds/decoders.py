@@ -27,7 +27,7 @@ from scoresde.ops import working_dtype
 from scoresde.transforms import Transform
 from scoresde.transforms.base import check_inside, check_interval
 
-__all__ = ["Decoder", "GaussianDecoder", "LevelsDecoder", "event_sum"]
+__all__ = ["Decoder", "GaussianDecoder", "LevelsDecoder", "event_sum", "gaussian_nats"]
 
 
 class Decoder(Protocol):
@@ -58,6 +58,13 @@ def event_sum(values: Tensor) -> Tensor:
     return wide.reshape(len(values), math.prod(values.shape[1:])).sum(1)
 
 
+def gaussian_nats(error: Tensor, log_std: Tensor | float) -> Tensor:
+    """Return minus the log density of N(0, std^2) at ``error`` (B, *), (B,); log_std is a number or (B, *)."""
+    wide = error.to(working_dtype(error.device))
+    log_std = torch.as_tensor(log_std, dtype=wide.dtype, device=wide.device)
+    return event_sum(0.5 * (wide * (-log_std).exp()).square() + log_std + 0.5 * math.log(2 * math.pi))
+
+
 @dataclass(frozen=True)
 class GaussianDecoder:
     """N(data prediction, std^2), for continuous data.
@@ -86,8 +93,7 @@ class GaussianDecoder:
 
     def nats(self, y: Tensor, mean: Tensor, std: float, transform: Transform | None) -> Tensor:
         """Return |y - mean|^2/(2 std^2) + D log(2 pi std^2)/2, (B,)."""
-        quadratic = event_sum((y - mean).square()) / (2 * std**2)
-        return quadratic + 0.5 * math.prod(y.shape[1:]) * math.log(2 * math.pi * std**2)
+        return gaussian_nats(y - mean, math.log(std))
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from scoresde.bounds.common import check_model_and_data, check_tape, decoder_std, prior_law
-from scoresde.bounds.decoders import Decoder, GaussianDecoder, event_sum
+from scoresde.bounds.decoders import Decoder, GaussianDecoder, event_sum, gaussian_nats
 from scoresde.chains import Chain
 from scoresde.errors import ConfigError, DTypeError, ShapeError, check_floating, check_integer, check_samples
 from scoresde.gaussian import Gaussian
@@ -35,7 +35,7 @@ from scoresde.noise import SampleNoise, TapeNoise, check_seed, stream
 from scoresde.ops import working_dtype
 from scoresde.readout import Point
 from scoresde.sde import transition_weights
-from scoresde.tableau import Tableau
+from scoresde.tableau import Row, Tableau
 
 __all__ = ["forward_path", "path_log_weight"]
 
@@ -122,6 +122,8 @@ def path_log_weight(
     closing = _closing(steps, decoder)
     if closing is not None:
         closing.check(path[0], model.transform)
+    if steps.spread and model.variance != "learned":
+        raise ConfigError(f"{steps.name!r} needs a model with variance='learned'; this one has fixed variances")
     law = prior_law(model, points[-1], steps.prior_std, prior)
     path = path.detach().to(torch.promote_types(path.dtype, torch.float32))
     weights = torch.zeros(path.shape[1], dtype=torch.float64)
@@ -147,16 +149,26 @@ def _chunk(
     for k, row in enumerate(table.rows):
         late, early = (path[j].to(work) for j in (last - k, last - k - 1))
         on_state, on_prediction = row.state[0], row.state[1] if len(row.state) > 1 else 0.0
-        output = prepared.raw(k, path[last - k]).to(work)
-        mean = (on_state + on_prediction * a[k]) * late + on_prediction * b[k] * output
-        forward, step = spread[last - k - 1], row.noise[0] if row.draws else None
+        output, fraction = prepared.outputs(k, path[last - k])
+        mean = (on_state + on_prediction * a[k]) * late + on_prediction * b[k] * output.to(work)
+        forward = spread[last - k - 1]
         total = total + event_sum((late - on_x[last - k - 1] * early).square()) / (2 * forward**2)
         total = total + size * (0.5 * math.log(2 * math.pi) + math.log(forward))
-        # A step's own density is that of a decoder, too.
-        law = GaussianDecoder(abs(step)) if step is not None else decoder
-        assert law is not None
-        total = total - law.nats(path[last - k - 1], mean, decoder_std(law, row.at.point()), model.transform)
+        if row.draws:
+            total = total - gaussian_nats(early - mean, _log_std(row, fraction, early))
+        else:
+            assert decoder is not None
+            total = total - decoder.nats(early, mean, decoder_std(decoder, row.at.point()), model.transform)
     return total
+
+
+def _log_std(row: Row, fraction: Tensor | None, x: Tensor) -> Tensor | float:
+    """Return the log standard deviation of a step's noise: a number, or of x's shape and type where it is learned."""
+    if row.spread is None:
+        return math.log(abs(row.noise[0]))
+    assert fraction is not None
+    small, large = (math.log(std) for std in row.spread)
+    return small + (large - small) * fraction.to(x)
 
 
 def _table(table: object) -> Tableau:
