@@ -188,7 +188,9 @@ class Tableau:
                     raise ConfigError(f"row {i} of {self.name!r} weighs {len(weights)} {name} terms, but {limit} exist")
             if row.anchor_noise and row.anchor is None:
                 raise ConfigError(f"row {i} of {self.name!r} gives noise to an anchor that follows the state")
-            self._check_spread(i, row)
+        if self.spread:
+            for i, row in enumerate(self.rows):
+                self._check_spread(i, row)
 
     def _check_spread(self, i: int, row: Row) -> None:
         """Check a row's spread, and that no row names a draw again whose weight is the model's to choose."""
@@ -256,10 +258,17 @@ class Tableau:
         return replace(self, rows=(*self.rows, last), end=CLEAN)
 
     def without_last_noise(self) -> Tableau:
-        """Drop the noise of the last row: the mean of the last step."""
+        """Drop what was drawn in the last step from the last row: the mean of the last step."""
         if not self.rows:
             return self
-        return replace(self, rows=(*self.rows[:-1], replace(self.rows[-1], noise=(), increment=None, spread=None)))
+        last, own = self.rows[-1], 1
+        for row in self.rows[-2::-1]:
+            if row.anchor != (1.0,):
+                break
+            own += row.draws  # a stage of the same step
+        noise = (*(0.0 for _ in last.noise[:own]), *last.noise[own:])
+        mean = replace(last, noise=noise if any(noise) else (), increment=None, spread=None)
+        return replace(self, rows=(*self.rows[:-1], mean))
 
     def at_fraction(self, fraction: float) -> Tableau:
         """Return the table whose learned variances stand at v = ``fraction`` everywhere: 0 is small, 1 is large.

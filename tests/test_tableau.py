@@ -12,7 +12,7 @@ import pytest
 import torch
 from helpers import MEAN, SDES, VARIANCE, coefficients, gaussian, slope
 
-from scoresde import VPSDE, ConfigError, DomainError, GaussianSDE, Tableau, grids, solvers
+from scoresde import VPSDE, ConfigError, DomainError, GaussianSDE, Tableau, build_table, grids, solvers
 from scoresde.solvers import SOLVERS
 from scoresde.tableau import CLEAN, Increment, Knot, Order, Row
 
@@ -379,3 +379,16 @@ def test_knots() -> None:
     assert Knot(0.5, 0.6, 0.3).log_snr == pytest.approx(2 * math.log(2))
     point = Knot.of(VPSDE().at(torch.tensor([0.2, 0.7])))[1].point()
     torch.testing.assert_close(point.log_snr, VPSDE().log_snr(torch.tensor(0.7)).double(), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("name", ["ancestral", "seeds_3", "sra1", "sa_solver", "dpmpp_2m_sde"])
+def test_the_mean_of_the_last_step_keeps_what_was_drawn_before_it(name: str) -> None:
+    # The law without the last step's draws: their weights on the output are dropped, all others stay. A corrector
+    # gives the draw of the step before a weight in the last row.
+    table = build_table(VPSDE(), solvers.by_name(name), steps=4, final="sample")
+    whole, mean = table.affine_map(0.3, 0.5), table.without_last_noise().affine_map(0.3, 0.5)
+    last = {"seeds_3": 3, "sra1": 2}.get(name, 1)
+    dropped = len(whole) - len(mean)
+    full = np.concatenate([mean, np.zeros(dropped)])
+    np.testing.assert_allclose(full[: len(whole) - last], whole[: len(whole) - last], rtol=1e-12)
+    assert abs(full[-1]) < abs(whole[-1])
