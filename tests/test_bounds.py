@@ -207,6 +207,21 @@ def test_events_of_several_coordinates_with_a_full_covariance() -> None:
     assert bound.bits_per_dim == pytest.approx(bound.total / (3 * math.log(2)))
 
 
+def test_independent_coordinates_add_up() -> None:
+    x = torch.linspace(-1, 2, 6, dtype=torch.float64).reshape(3, 2)
+    noise = list(torch.linspace(-2, 2, 150, dtype=torch.float64).reshape(25, 3, 2).flip(1))
+    both = GaussianModel(sde=VPSDE(), mean=vector(0.2, 0.1), covariance=vector(0.5, 0.9))
+    parts = [gaussian(mean=m, variance=c) for m, c in ((0.2, 0.5), (0.1, 0.9))]
+    for prior in (None, Gaussian(vector(0.1)[0], vector(1.3)[0])):
+        chain = variational_bound(both, DDPM.linear(25), x, prior=prior, noise=noise).per_sample
+        limit = continuous_elbo(both, VPSDE(), x, prior=prior, samples=24, noise=noise).per_sample
+        for d, part in enumerate(parts):
+            z = [c[:, d] for c in noise]
+            chain = chain - variational_bound(part, DDPM.linear(25), x[:, d], prior=prior, noise=z).per_sample
+            limit = limit - continuous_elbo(part, VPSDE(), x[:, d], prior=prior, samples=24, noise=z).per_sample
+        torch.testing.assert_close(torch.stack([chain, limit]), torch.zeros(2, 3).double(), rtol=0, atol=1e-10)
+
+
 def test_a_prior_of_ones_own_and_one_without_moments() -> None:
     chain, (x, z) = DDPM.linear(30), exact_nodes()
     bare = ScoreModel(gaussian().net, VPSDE(), predicts="v")
