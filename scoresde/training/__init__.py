@@ -3,6 +3,6 @@
 from scoresde.training.average import EMA
 from scoresde.training.loop import DECAYS, TrainResult, fit
 from scoresde.training.run import Record
-from scoresde.training.step import Trainer
+from scoresde.training.step import Objective, Trainer
 
-__all__ = ["DECAYS", "EMA", "Record", "TrainResult", "Trainer", "fit"]
+__all__ = ["DECAYS", "EMA", "Objective", "Record", "TrainResult", "Trainer", "fit"]

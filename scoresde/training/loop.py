@@ -33,7 +33,7 @@ from scoresde.model import Condition, ScoreModel, in_mode
 from scoresde.noise import check_seed, fresh_seed, stream
 from scoresde.training.batches import Batches, check_labels
 from scoresde.training.run import CHECKPOINT, LOG, Judge, Record, Run
-from scoresde.training.step import Trainer
+from scoresde.training.step import Objective, Trainer
 from scoresde.transforms import Transform
 from scoresde.transforms.base import check_transform
 
@@ -80,6 +80,7 @@ def fit(
     decay: str = "cosine",
     weight: str | Weight = "simple",
     times: str | TimeSampler = "low_discrepancy",
+    objective: Objective | None = None,
     weight_decay: float = 0.0,
     clip_norm: float | None = 1.0,
     ema_decay: float = 0.999,
@@ -113,6 +114,8 @@ def fit(
         decay: a key of ``DECAYS``, how the rate falls afterwards: "cosine" and "linear" to zero, or "constant".
         weight: a key of ``losses.WEIGHTS`` or a function.
         times: a key of ``losses.TIMES`` or a function.
+        objective: a function (model, x0, generator, cond) -> losses (B,) in the place of the denoising loss, e.g.
+            ``losses.ChainLoss.hybrid(chain)``; the log then has no losses by log-SNR, and ``held_out`` is not taken.
         weight_decay: decoupled, a share of the learning rate.
         clip_norm: largest norm of the gradient; None for no limit.
         ema_decay: in [0, 1).
@@ -145,11 +148,14 @@ def fit(
     save_every = max(1, steps // 10) if save_every is None else check_integer(save_every, "save_every", 1)
     seed = fresh_seed() if seed is None else check_seed(seed)
     rate = _schedule(steps, learning_rate, min(1000, steps // 20) if warmup is None else warmup, decay)
+    if objective is not None and held_out is not None:
+        raise ConfigError("held_out= is judged by the denoising loss; with objective=, use losses.held_out_loss after")
     trainer = Trainer(
         model,
         learning_rate=rate,
         weight=weight,
         times=times,
+        objective=objective,
         weight_decay=weight_decay,
         clip_norm=clip_norm,
         ema_decay=ema_decay,

@@ -162,11 +162,13 @@ class Run:
         x0, cond = self.batches(step)
         with torch.no_grad():
             bad = ~torch.isfinite(trainer.losses(x0, cond)).cpu()
-        t = trainer.draw_times(len(x0), step)[bad]
         trainer.step = done
         where = "the gradient is not"
-        if len(t):
-            where = f"{len(t)} of {len(bad)} samples, at t from {float(t.min()):.3g} to {float(t.max()):.3g}"
+        if bool(bad.any()):
+            where = f"{int(bad.sum())} of {len(bad)} samples"
+            if trainer.objective is None:
+                t = trainer.draw_times(len(x0), step)[bad]
+                where += f", at t from {float(t.min()):.3g} to {float(t.max()):.3g}"
         kept = "no checkpoint was written"
         if self.folder is not None and (self.folder / CHECKPOINT).is_dir():
             kept = f"the last good checkpoint is in {self.folder / CHECKPOINT}"

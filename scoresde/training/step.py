@@ -4,6 +4,9 @@ A step draws times and noise, takes the gradient of the mean loss, scales it to 
 one Adam step (Kingma, Ba 2015; decoupled weight decay of Loshchilov, Hutter 2019) and moves the average of the weights.
 A step whose loss or gradient is not finite changes nothing. Whatever is random in step k depends on (seed, k) alone, so
 that a run can stop anywhere and go on without the state of any generator. Nothing in a step waits for the device.
+
+The loss is the denoising loss, or an ``objective``: a function (model, x0, generator, cond) -> losses (B,), such as a
+chain's (``losses.ChainLoss``), whose generator of step k comes from (seed, k) as well.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from scoresde.errors import ConfigError, DTypeError, check_number
+from scoresde.errors import ConfigError, DTypeError, ShapeError, check_number
 from scoresde.losses import TIMES, WEIGHTS, TimeSampler, Weight
 from scoresde.losses.bins import LossBins
 from scoresde.losses.denoising import check_scalars, move, named, scalars, squared_errors
@@ -24,7 +27,9 @@ from scoresde.model import Condition, ScoreModel
 from scoresde.noise import check_seed, normal, stream
 from scoresde.training.average import EMA, stride
 
-__all__ = ["Trainer"]
+__all__ = ["Objective", "Trainer"]
+
+Objective = Callable[[ScoreModel, Tensor, torch.Generator, Condition], Tensor]
 
 # Times are turned into coefficients for many steps at once, where that saves more than it costs.
 BLOCK_STEPS, BLOCK_SIZE = 64, 32768
@@ -45,6 +50,7 @@ class Trainer:
         learning_rate: a number, or a function of the step k = 0, 1, ...
         weight: a key of ``losses.WEIGHTS`` or a function.
         times: a key of ``losses.TIMES``, a ``losses.TimeLaw`` or a function.
+        objective: the losses (B,) of a batch in the place of the denoising loss with this weight and these times.
         weight_decay: decoupled, a share of the learning rate.
         clip_norm: largest norm of the gradient of the mean loss; None for no limit.
         ema_decay: of the average of the weights.
@@ -63,6 +69,7 @@ class Trainer:
         learning_rate: float | Callable[[int], float] = 1e-3,
         weight: str | Weight = "simple",
         times: str | TimeSampler = "low_discrepancy",
+        objective: Objective | None = None,
         weight_decay: float = 0.0,
         clip_norm: float | None = 1.0,
         ema_decay: float = 0.999,
@@ -72,8 +79,10 @@ class Trainer:
         self.model, self.net = model, _network(model)
         self.times = named("time sampler", times, TIMES)
         self.weight = corrected(named("weight", weight, WEIGHTS), self.times)
-        ends = torch.linspace(model.sde.t_min, model.sde.t_max, 9, dtype=torch.float64)
-        check_scalars(scalars(model, ends, self.weight), ends)
+        self.objective = _objective(objective, weight, times)
+        if objective is None:
+            ends = torch.linspace(model.sde.t_min, model.sde.t_max, 9, dtype=torch.float64)
+            check_scalars(scalars(model, ends, self.weight), ends)
         self.rate = learning_rate if callable(learning_rate) else _constant(learning_rate)
         self.clip_norm = None if clip_norm is None else check_number(clip_norm, "clip_norm", 0.0, open_low=True)
         if autocast not in (None, torch.bfloat16):
@@ -125,8 +134,15 @@ class Trainer:
         """Return the losses (B,) that this step would minimise the mean of."""
         return self._losses(x0, cond)[0]
 
-    def _losses(self, x0: Tensor, cond: Condition) -> tuple[Tensor, Tensor]:
-        """Return the losses and their bins, (B,) each."""
+    def _losses(self, x0: Tensor, cond: Condition) -> tuple[Tensor, Tensor | None]:
+        """Return the losses and their bins, (B,) each; an objective has no bins."""
+        if self.objective is not None:
+            generator = stream(self.seed, "objective", self.step)
+            with torch.autocast(x0.device.type, self.autocast, enabled=self.autocast is not None):
+                losses = self.objective(self.model, x0, generator, cond)
+            if losses.shape != x0.shape[:1]:
+                raise ShapeError(f"objective must return losses of shape ({len(x0)},), got {tuple(losses.shape)}")
+            return losses, None
         values, c_noise, bins = self._coefficients(len(x0), x0.dtype)
         noise = self.draw_noise(x0, self.step)
         return squared_errors(self.model, x0, noise, values, c_noise, cond, self.autocast), bins
@@ -135,7 +151,8 @@ class Trainer:
         """Make one step with data x0 (B, *) of the network's type (at least float32) and device."""
         losses, bins = self._losses(x0, cond)
         loss = losses.mean()
-        self.bins.add(bins, losses.detach())
+        if bins is not None:
+            self.bins.add(bins, losses.detach())
         for p in self.parameters:
             p.grad = None
         loss.backward()  # type: ignore[no-untyped-call]
@@ -180,6 +197,17 @@ def _network(model: object) -> nn.Module:
     if not isinstance(model.net, nn.Module) or not any(p.requires_grad for p in model.net.parameters()):
         raise ConfigError("the model's network has no trainable parameters; training needs a torch.nn.Module with some")
     return model.net
+
+
+def _objective(objective: object, weight: object, times: object) -> Objective | None:
+    """Return the objective, which leaves no room for a weight and times."""
+    if objective is None:
+        return None
+    if not callable(objective):
+        raise DTypeError(f"objective must be a function (model, x0, generator, cond) -> losses (B,), got {objective!r}")
+    if weight != "simple" or times != "low_discrepancy":
+        raise ConfigError("weight= and times= belong to the denoising loss; an objective= has its own, leave them out")
+    return objective
 
 
 def _constant(value: float) -> Callable[[int], float]:
