@@ -26,6 +26,7 @@ from scoresde import (
     ShapeError,
     SolverError,
     evolve_density,
+    plots,
     sample,
 )
 from scoresde.noise import SampleNoise
@@ -436,3 +437,40 @@ def test_a_hopeless_tolerance_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("scoresde.fokker_planck.evolve.MOST_STEPS", 20)
     with pytest.raises(SolverError, match=r"20 time steps reached only t = .*raise tolerance"):
         call(Linear(g=1.2), tolerance=1e-9)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The picture
+
+
+def test_the_picture_has_the_density_and_the_paths_where_they_belong() -> None:
+    sde = VPSDE()
+    model = mixture(sde)
+    times = torch.tensor([1.0, 0.5, 0.1], dtype=F64)
+    got = evolve_density(sde.reverse(model), exact(model, 1.0), [(-5.0, 5.0, 100)], times)
+    ends, states = torch.tensor([1.0, 0.3, 0.1]), torch.tensor([[0.1, -1.0], [0.4, -2.0], [0.8, -1.1]])
+    figure = plots.density_over_time(got, {"one": (ends, states), "other": (ends[:2], states[:2, :1])})
+    first, second, bar = figure.axes
+    for panel, name, lines in ((first, "one", 2), (second, "other", 1)):
+        assert panel.get_title() == name
+        assert panel.get_xlim() == pytest.approx((1.0, 0.1))  # in the order of the computation
+        assert len(panel.lines) == lines
+        low, high = panel.get_ylim()
+        assert -4.5 < low < -3
+        assert 3 < high < 4.5
+    np.testing.assert_allclose(first.lines[1].get_xdata(), [1.0, 0.3, 0.1], rtol=1e-6)
+    np.testing.assert_allclose(first.lines[1].get_ydata(), [-1.0, -2.0, -1.1], rtol=1e-6)
+    mesh = first.collections[0]
+    np.testing.assert_allclose(np.asarray(mesh.get_array()).reshape(100, 3), got.values.numpy().T)
+    np.testing.assert_allclose(mesh.get_coordinates()[0, :, 0], times)
+    np.testing.assert_allclose(mesh.get_coordinates()[:, 0, 1], got.axes[0])
+    assert "density" in bar.get_ylabel()
+    alone = plots.density_over_time(got, title="alone")
+    assert [axes.get_title() for axes in alone.axes] == ["alone", ""]
+    with pytest.raises(DTypeError, match="densities must be what evolve_density returns, got Tensor"):
+        plots.density_over_time(got.values)
+    with pytest.raises(ShapeError, match=r"must be times .* and states .*, got \(3,\) and \(2, 2\)"):
+        plots.density_over_time(got, {"one": (ends, states[:2])})
+    plane = Densities((got.axes[0],) * 2, times, torch.ones(3, 100, 100), 1)
+    with pytest.raises(ShapeError, match="densities must have one dimension"):
+        plots.density_over_time(plane)

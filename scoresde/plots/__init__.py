@@ -7,6 +7,8 @@ GIF that loops. matplotlib is imported when a function is called: ``pip install 
 from __future__ import annotations
 
 from scoresde.plots.curves import comparison
+from scoresde.plots.errors import errors
+from scoresde.plots.fields import density_over_time
 from scoresde.plots.motion import animation
 from scoresde.plots.progress import read_log, training
 from scoresde.plots.samples import density, image_grid, scatter
@@ -18,6 +20,8 @@ __all__ = [
     "animation",
     "comparison",
     "density",
+    "density_over_time",
+    "errors",
     "image_grid",
     "read_log",
     "save",
