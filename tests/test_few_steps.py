@@ -74,6 +74,18 @@ def test_few_steps_are_the_tables_or_are_refused(name: str, kind: str) -> None:
             calls.clear()
 
 
+@pytest.mark.parametrize("kind", DIFFUSIONS)
+def test_the_closing_step_of_a_long_run_multiplies_no_error(kind: str) -> None:
+    """The step into sigma = 0 is far longer than those before it, and extrapolation over it would be by thousands."""
+    sde = DIFFUSIONS[kind]
+    for steps in (20, 300, 1000):
+        last = build_table(sde, by_name("flow_abm"), steps=steps).rows[-1]
+        assert sum(abs(weight) for weight in last.state[1:]) < 0.1
+    x = torch.linspace(-2, 2, 41, dtype=torch.float64)[:, None] * torch.tensor([1.0, 0.5])
+    exact, single = (sample(mixture(), x_init=start, steps=1000) for start in (x, x.float()))
+    assert float((exact - single).abs().median()) < 5e-6
+
+
 # --- a sample is the same in any company
 
 

@@ -44,6 +44,7 @@ from scoresde.tableau import Increment, Knot, Order, Row, Tableau
 __all__ = ["Eta", "multistep"]
 
 Eta = float | Callable[[float], float]
+LARGEST = 10.0
 
 
 def multistep(
@@ -169,6 +170,8 @@ class _Plan:
         eta = self._eta(times[:-1])
         on_x, on_noise = self.form.linear(late, early, lam[1:] - lam[:-1], eta)
         predict, correct = self._counts(knots, self.clock.of_lambda(sde, lam[:1]))
+        if len(predict) > 1 and knots[-1].sigma == 0:
+            predict[-1] = min(predict[-1], _reach(self.clock.of_lambda(sde, lam[-3:])))
         steps = (sde, early, lam, eta)
         predicted = self._weights(*steps, predict, 0)
         for i, weight in zip((0, -1), self._ends(late, early), strict=True):
@@ -231,6 +234,16 @@ class _Plan:
             for i, found in zip(chosen, self.rule.weights(step).tolist(), strict=True):
                 weights[i] = found
         return weights
+
+
+def _reach(last: Tensor) -> int:
+    """Return how many predictions a step into sigma = 0 may use, from the variable at the last three knots.
+
+    With k of them the weights grow as ratio^(k - 1), the ratio of the step's length to that of the one before. On a
+    grid of many steps the one into sigma = 0 is by far the longest, and would multiply a network's error by thousands.
+    """
+    before, length = last.diff().abs().tolist()
+    return next((k for k in (4, 3, 2) if (length / before) ** (k - 1) <= LARGEST), 1)
 
 
 def _rows(
