@@ -351,7 +351,7 @@ def test_a_step_takes_the_objective_and_its_own_generator() -> None:
     loss = ChainLoss.simple(chain)
     trainer = Trainer(model, objective=loss, seed=3)
     assert torch.equal(trainer.losses(x0), loss(model, x0, stream(3, "objective", 0)))
-    expected = float(loss(model, x0, stream(3, "objective", 0)).mean())
+    expected = loss(model, x0, stream(3, "objective", 0)).mean().item()
     assert float(trainer(x0)) == expected
     assert not torch.equal(loss(model, x0, stream(3, "objective", 0)), trainer.losses(x0))
 

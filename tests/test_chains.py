@@ -405,3 +405,27 @@ def test_bad_tables() -> None:
         chain.ddim(-1)
     with pytest.raises(DomainError, match="eta = 3 asks for more noise than a step of this grid can hold"):
         chain.ddim(3)
+
+
+def test_half_types_are_rounded_once() -> None:
+    chain, index = DDPM.cosine(12), torch.arange(12)
+    x0, z = (normal((12, 5), stream(k), dtype=torch.bfloat16) for k in (11, 12))
+    wide = x0.float(), z.float()
+    expected = chain.perturb(wide[0], index, wide[1]).bfloat16()
+    assert torch.equal(chain.perturb(x0, index, z), expected)
+    assert torch.equal(chain.perturb(x0, index, wide[1]), expected)
+    for law in (chain.marginal, chain.transition):
+        assert torch.equal(law(x0, index)[0], law(wide[0], index)[0].bfloat16())
+    assert torch.equal(chain.posterior(x0, z, index)[0], chain.posterior(*wide, index)[0].bfloat16())
+
+
+def test_what_meets_on_a_chain_is_on_one_device() -> None:
+    chain, x, away = DDPM.cosine(5), torch.zeros(3, 2), torch.zeros(3, 2, device="meta")
+    with pytest.raises(ConfigError, match="noise is on meta, x0 on cpu"):
+        chain.perturb(x, 1, away)
+    with pytest.raises(ConfigError, match="x0 is on cpu, x_i on meta"):
+        chain.posterior(x, away, 1)
+    with pytest.raises(ConfigError, match="fraction is on meta, x_i on cpu"):
+        chain.reverse(x, x, 1, variance="learned", fraction=away)
+    with pytest.raises(DTypeError, match="noise must have a real floating dtype"):
+        chain.perturb(x, 1, x.long())

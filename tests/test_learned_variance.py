@@ -32,7 +32,7 @@ from scoresde import (
     sample,
     solvers,
 )
-from scoresde.executor import Step, execute
+from scoresde.executor import Step, _compiled, execute
 from scoresde.nn import MLP, UNet
 from scoresde.noise import TapeNoise, normal, stream
 from scoresde.tableau import Knot, Row
@@ -204,6 +204,14 @@ def test_the_loop_waits_for_no_device() -> None:
     assert [v.shape for v in seen] == [X.shape] * 14
 
 
+def test_a_long_table_needs_no_more_memory() -> None:
+    sizes = []
+    for n in (5, 50):
+        table = DDPM.cosine(n).ancestral(variance="learned")
+        sizes.append(_compiled(table, (0.5,) * n, (0.5,) * n).size)
+    assert sizes[0] == sizes[1]
+
+
 def test_what_an_observer_sees() -> None:
     seen: list[tuple[Tensor, Tensor]] = []
 
@@ -223,14 +231,19 @@ def test_a_half_network_serves_a_wide_state() -> None:
     def net(x: Tensor, c_noise: Tensor) -> Tensor:
         return torch.cat([torch.zeros_like(x), torch.full_like(x, 0.3)], 1)
 
-    class Half(Net):
+    class Narrow(Net):
         def forward(self, x: Tensor, c_noise: Tensor) -> Tensor:
             return net(x, c_noise)
 
     table = CHAIN.ancestral(variance="learned")
-    half = run(ScoreModel(Half(dtype=torch.bfloat16), VPSDE(), variance="learned"), table)
+    half = run(ScoreModel(Narrow(dtype=torch.bfloat16), VPSDE(), variance="learned"), table)
     v = (float(torch.tensor(0.3, dtype=torch.bfloat16)) + 1) / 2
     torch.testing.assert_close(half, run(learned(constant(v), lambda x, c: 0 * x), table), rtol=1e-5, atol=1e-6)
+    # A float32 network under a float64 state costs its own rounding only, not the coefficient's.
+    single = run(ScoreModel(Narrow(), VPSDE(), variance="learned"), table, X.double())
+    v = float((torch.tensor(0.3) + 1) / 2)
+    expected = run(learned(constant(v), lambda x, c: 0 * x), table, X.double())
+    torch.testing.assert_close(single, expected, rtol=1e-12, atol=1e-13)
 
 
 def test_a_fraction_that_is_no_number_is_found() -> None:
