@@ -148,9 +148,8 @@ def main() -> None:
             ms, shape = row["milliseconds"][who], tuple(row["shape"])
             print(f"{name:>8} {row['parameters']:>11} {shape!s:>16} {who:>8} {ms:>10.3f} {ratio:>14.3f}")
     options.output.parent.mkdir(exist_ok=True)
-    options.output.write_text(
-        json.dumps({"threads": options.threads, "clock": options.clock, "steps": rows}, indent=1) + "\n"
-    )
+    found = {"threads": options.threads, "clock": options.clock, "rounds": options.rounds, "steps": rows}
+    options.output.write_text(json.dumps(found, indent=1) + "\n")
 
 
 if __name__ == "__main__":
