@@ -13,7 +13,8 @@ with the network's v for each coordinate ("learned"):
 
     KL = sum over coordinates of rho + (e^{-2 rho} - 1)/2 + e^{-2 rho} (SNR_{i-1} - SNR_i)/2 (x - x_hat)^2,
 
-since (c/s)^2 = SNR_{i-1} - SNR_i. With the small variance only the last term is left.
+since (c/s)^2 = SNR_{i-1} - SNR_i; it is D times the loss ``losses.ChainLoss.bound``. With the small variance only the
+last term is left.
 
 Source: Sohl-Dickstein et al. 2015, "Deep unsupervised learning using nonequilibrium thermodynamics"; Ho et al. 2020,
 "Denoising diffusion probabilistic models", eq. 5; Nichol and Dhariwal 2021, eq. 15.
@@ -27,12 +28,12 @@ import torch
 from torch import Tensor
 
 from scoresde.bounds.common import Bound, Task, finish, prior_law, prior_nats
-from scoresde.bounds.decoders import Decoder, event_sum
+from scoresde.bounds.decoders import Decoder
 from scoresde.chains import Chain
 from scoresde.errors import ConfigError, DTypeError, check_integer, unknown
 from scoresde.gaussian import Gaussian
+from scoresde.losses.chain import ChainLoss
 from scoresde.model import Condition, ScoreModel, in_mode
-from scoresde.ops import combine, expand, working_dtype
 from scoresde.solvers.ancestral import VARIANCES
 
 __all__ = ["variational_bound"]
@@ -114,21 +115,10 @@ def variational_bound(
 
 def _layers(task: Task, chain: Chain, index: Tensor, variance: str) -> Tensor:
     """Return the KL divergences of the layers ``index`` (draws, B), of its shape, float64 on the CPU."""
-    points, (small, large) = chain.points, chain.learned_range
-    snr = points.log_snr.exp()
-    # Index 0, of infinite SNR, is the decoder's.
-    gap, ratio = snr[:-1] - snr[1:], (large / small).log() * (variance != "small")
+    loss = ChainLoss.bound(chain, variance=variance)
     values = torch.zeros(index.shape, dtype=torch.float64)
     for draws, part, y, z, cond in task.drawn(len(index)):
-        i = index[draws, part].reshape(-1)
-        point = points[i + 1]
-        seen = task.model.at(combine((point.alpha, y), (point.sigma, z)), point, cond)
-        error = (seen.data - y).to(working_dtype(y.device))
-        rho = expand(ratio[i], error)
-        if variance == "learned":
-            assert seen.variance_fraction is not None
-            rho = rho * seen.variance_fraction
-        shrink = torch.expm1(-2 * rho)
-        nats = event_sum((rho + 0.5 * shrink).expand_as(error) + 0.5 * expand(gap[i], error) * (1 + shrink) * error**2)
-        values[draws, part] = nats.to("cpu", torch.float64).reshape(values[draws, part].shape)
+        i = index[draws, part]
+        nats = task.size * loss(task.model, y, cond=cond, index=i.reshape(-1), noise=z)
+        values[draws, part] = nats.to("cpu", torch.float64).reshape(i.shape)
     return values
