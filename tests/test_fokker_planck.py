@@ -138,7 +138,7 @@ def test_order_two_in_time(name: str, reverse: bool) -> None:
 def test_one_density_for_three_processes() -> None:
     """Forward SDE, reverse SDE and probability flow have the exact mixture's marginals at every time.
 
-    The flow has no diffusion of its own: its error is of order one in the cells, so it is measured on two grids.
+    The flow has no diffusion of its own; its error is of order two in the cells as the others' is.
     """
     sde = VPSDE()
     model = mixture(sde)
@@ -152,19 +152,14 @@ def test_one_density_for_three_processes() -> None:
             assert distance(got, place, exact(model, t)) < 1e-3, (t, place)
     for ends in (times, times.flip(0)):
         errors = []
-        for count in (300, 600, 1200):
+        for count in (150, 300):
             flow = evolve_density(
-                sde.reverse(model, eta=0.0),
-                exact(model, float(ends[0])),
-                [(-6.0, 6.0, count)],
-                ends,
-                tolerance=1e-3,
-                walls=True,
+                sde.reverse(model, eta=0.0), exact(model, float(ends[0])), [(-6.0, 6.0, count)], ends, tolerance=3e-4
             )
             errors.append([distance(flow, k, exact(model, float(ends[k]))) for k in range(1, 5)])
-        assert max(errors[-1]) < 0.02, errors
-        for row in np.array(errors).T:
-            assert slope(list(row), [300, 600, 1200]) > 0.75, errors
+        assert max(errors[-1]) < 6e-3, errors
+        for row in np.array(errors).T[np.array(errors[0]) > 1e-3]:  # below, the time steps' error shows
+            assert slope(list(row), [150, 300]) == pytest.approx(2.0, abs=0.4), errors
 
 
 def moments(sde: Linear, mean: np.ndarray, covariance: np.ndarray, t: float) -> tuple[np.ndarray, np.ndarray]:
@@ -225,6 +220,29 @@ def test_mass_and_positivity_at_any_step() -> None:
     got = evolve_density(DoubleWell(), plane, [(-3.0, 3.0, 40)] * 2, torch.tensor([1e-3, 0.6], dtype=F64), steps=2)
     torch.testing.assert_close(got.mass, torch.ones(2, dtype=F64), rtol=1e-12, atol=0)
     assert float(got.values.min()) >= 0
+
+
+@pytest.mark.parametrize("g", [0.0, 0.05])
+def test_little_noise_or_none(g: float) -> None:
+    """The drift alone carries a Gaussian, in both directions of x and through x = 0; a block stays positive."""
+    sde = Linear(matrix=((0.9,),), centre=(0.4,), g=g)
+    mean, covariance = np.array([0.1]), np.array([[0.09]])
+    start = normal(torch.from_numpy(mean), torch.from_numpy(covariance))
+    times, errors, counts = torch.tensor([0.1, 0.9], dtype=F64), [], [80, 160]
+    law = normal(*map(torch.from_numpy, moments(sde, mean, covariance, 0.8)))
+    for count in counts:
+        got = evolve_density(sde, start, [(-4.0, 4.0, count)], times, tolerance=1e-4)
+        errors.append(distance(got, 1, law))
+    # With a little noise |P| passes 5 between the two grids, and the additional diffusion is left in where it is below.
+    assert slope(errors, counts) == pytest.approx(2.0, abs=0.5), errors
+    assert errors[-1] < 6e-3
+    block = torch.zeros(160, dtype=F64)
+    block[70:90] = 1.0
+    for steps in (1, 5, 30):
+        got = evolve_density(sde, block, [(-4.0, 4.0, 160)], times, steps=steps)
+        assert float(got.values.min()) >= 0
+        torch.testing.assert_close(got.mass, torch.ones(2, dtype=F64), rtol=1e-12, atol=0)
+        torch.testing.assert_close(got.mean[1], 0.4 + math.exp(0.72) * (got.mean[0] - 0.4), rtol=0, atol=0.5 / steps)
 
 
 def test_walls_reflect() -> None:

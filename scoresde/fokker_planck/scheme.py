@@ -13,23 +13,26 @@ centres with constant f and D (Scharfetter and Gummel 1969; Chang and Cooper 197
 
     J = (D/h) [B(-P) p_left - B(P) p_right],     P = f h/D,     B(z) = z/(e^z - 1).
 
-A linear drift with constant D has its Gaussian stationary law exactly, at every h. No flux passes the box's border. The
-error is of order h^2 where |P| is well below 2; as D -> 0 the flux becomes the upwind one, which is of order h and
-smears the density as an additional diffusion |f| h/2 would: the probability flow needs many cells.
+A linear drift with constant D has its Gaussian stationary law exactly, whatever h. No flux passes the box's border.
+Next to the central flux, f (p_left + p_right)/2 - D (p_right - p_left)/h, this one has the additional diffusion
+E = D [(P/2) coth(P/2) - 1]: of order h^2 for small |P|, but |f| h/2, the upwind flux's, as D -> 0. Where |P| is above 5
+it is taken out again after each step, by the flux E (p_right - p_left)/h of the new densities. Backward Euler's factor
+1/(1 + q + i s) of a wave then is (1 + q)/(1 + q + i s), so that any step is stable.
 
 *Time.* Backward Euler keeps mass and positivity at any step but is of order one. A step tau and two of tau/2 give p_1
-and p_2, and p_2 + (p_2 - p_1) is of order two. Along a line of cells p_2 - p_1 has the sum 0, so it is the divergence
-of a flux; where that flux would take more out of a cell than is in it, it is cut down to what there is (Zalesak 1979).
-So mass is kept to rounding, no density is negative, and the order is two wherever nothing is cut, which is all but the
-far tails. In two dimensions a step is Strang's: half a step along x_1, one along x_2, half a step along x_1. The sum of
-|p_2 - p_1| is the error estimate that chooses the steps.
+and p_2, and p_2 + (p_2 - p_1) is of order two. What is added to the positive densities of backward Euler, this and what
+takes E out, has the sum 0 along a line of cells, so it is the divergence of a flux; where that flux would take more out
+of a cell than is in it, it is cut down to what there is (Zalesak 1979). So mass is kept to rounding, no density is
+negative, and the order is two wherever nothing is cut, which is all but the far tails. In two dimensions a step is
+Strang's: half a step along x_1, one along x_2, half a step along x_1. The sum of |p_2 - p_1| is the error estimate that
+chooses the steps.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -41,6 +44,23 @@ from scoresde.sde import SDE
 __all__ = ["Array", "Scheme", "points"]
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
+
+STEEP = 5.0  # |P| above which fluxes are made central: the Gaussian that is exact is below 1e-5 of its peak there
+
+
+class Fluxes(NamedTuple):
+    """The flux through each inner face, (lines, N - 1), is left p_left - right p_right.
+
+    Args:
+        left: weight of the density left of the face.
+        right: weight of the density right of it.
+        excess: weight of p_right - p_left that makes the flux central, 0 where |P| <= STEEP; None where it is 0
+            everywhere.
+    """
+
+    left: Array
+    right: Array
+    excess: Array | None
 
 
 class Scheme:
@@ -62,8 +82,8 @@ class Scheme:
             points([edges[k][1:-1] if k == axis else c for k, c in enumerate(centres)]) for axis in range(len(centres))
         ]
 
-    def fluxes(self, axis: int, t: float) -> tuple[Array, Array]:
-        """Return the weights (lines, N - 1) of the densities left and right in the flux through the axis's faces."""
+    def fluxes(self, axis: int, t: float) -> Fluxes:
+        """Return the weights of the fluxes through the axis's faces."""
         time = torch.tensor(t, dtype=torch.float64)
         g = float(self.sde.diffusion(time))
         drift = self.sde.drift(self.faces[axis], time)
@@ -79,17 +99,23 @@ class Scheme:
             peclet = v * h / d
             left, right = (d / h * _bernoulli(sign * peclet) for sign in (-1, 1))
         upwind = ~(np.abs(peclet) < 500)  # also where d is 0
-        return np.where(upwind, np.maximum(v, 0), left), np.where(upwind, np.maximum(-v, 0), right)
+        left, right = np.where(upwind, np.maximum(v, 0), left), np.where(upwind, np.maximum(-v, 0), right)
+        steep = upwind | (np.abs(peclet) > STEEP)
+        return Fluxes(left, right, np.where(steep, 0.5 * (left + right) - d / h, 0.0) if steep.any() else None)
 
     def sweep(self, p: Array, axis: int, t: float, tau: float) -> tuple[Array, float]:
         """Return the densities after a step tau along one axis, and the sum of |p_2 - p_1|."""
         lines = np.moveaxis(p, axis, -1)
         before, ratio = lines.reshape(-1, p.shape[axis]), tau / self.widths[axis]
         middle, end = (self.fluxes(axis, t + self.sign * share * tau) for share in (0.5, 1.0))
-        once = _implicit(before, *end, ratio)
-        twice = _implicit(_implicit(before, *middle, 0.5 * ratio), *end, 0.5 * ratio)
-        after, change = _extrapolate(twice, twice - once)
-        return np.moveaxis(after.reshape(lines.shape), -1, axis), change * self.volume
+        positive = _implicit(_implicit(before, middle, 0.5 * ratio), end, 0.5 * ratio)
+        once, twice = _central(_implicit(before, end, ratio), end, ratio), positive
+        if end.excess is not None:
+            half = _central(_implicit(before, middle, 0.5 * ratio), middle, 0.5 * ratio)
+            twice = _central(_implicit(half, end, 0.5 * ratio), end, 0.5 * ratio)
+        after = _limited(positive, 2 * twice - once - positive)
+        error = float(np.abs(twice - once).sum()) * self.volume
+        return np.moveaxis(after.reshape(lines.shape), -1, axis), error
 
     def step(self, p: Array, t: float, tau: float) -> tuple[Array, float]:
         """Return the densities after a step tau from t, and the error estimate."""
@@ -108,30 +134,39 @@ def _bernoulli(z: Array) -> Array:
     return result
 
 
-def _implicit(p: Array, left: Array, right: Array, ratio: float) -> Array:
+def _implicit(p: Array, fluxes: Fluxes, ratio: float) -> Array:
     """Return the densities (lines, N) after one step of backward Euler, ratio = tau/h, all lines in one system."""
     from scipy.linalg import solve_banded
 
     bands = np.zeros((3, *p.shape))
-    bands[0, :, 1:], bands[2, :, :-1] = -ratio * right, -ratio * left
+    bands[0, :, 1:], bands[2, :, :-1] = -ratio * fluxes.right, -ratio * fluxes.left
     bands[1] = 1 - bands[0] - bands[2]
     solved: Array = solve_banded((1, 1), bands.reshape(3, -1), p.reshape(-1), overwrite_ab=True, check_finite=False)
     return solved.reshape(p.shape)
 
 
-def _extrapolate(p: Array, change: Array) -> tuple[Array, float]:
-    """Return p + change with its fluxes cut so that nothing becomes negative, and the sum of |change|."""
+def _central(p: Array, fluxes: Fluxes, ratio: float) -> Array:
+    """Return the densities with the steep fluxes of the last step made central ones."""
+    return p if fluxes.excess is None else _carried(p, ratio * fluxes.excess * np.diff(p, axis=1))
+
+
+def _carried(p: Array, flux: Array) -> Array:
+    """Return the densities after ``flux`` (lines, N - 1) has passed from each cell to the next."""
+    after = p.copy()
+    after[:, :-1] -= flux
+    after[:, 1:] += flux
+    return after
+
+
+def _limited(p: Array, change: Array) -> Array:
+    """Return p + change, whose sum along a line is 0, with its fluxes cut so that nothing becomes negative."""
     # change = -(flux_right - flux_left), and no flux passes the ends of a line.
     flux = -np.cumsum(change, axis=1)[:, :-1]
     out = np.zeros_like(p)
     out[:, :-1] += np.maximum(flux, 0)
     out[:, 1:] += np.maximum(-flux, 0)
     share = np.minimum(1.0, (1 - 1e-9) * p / np.maximum(out, 1e-300))
-    flux *= np.where(flux > 0, share[:, :-1], share[:, 1:])
-    after = p.copy()
-    after[:, :-1] -= flux
-    after[:, 1:] += flux
-    return after, float(np.abs(change).sum())
+    return _carried(p, flux * np.where(flux > 0, share[:, :-1], share[:, 1:]))
 
 
 def points(axes: Sequence[Array]) -> Tensor:
