@@ -17,11 +17,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from scoresde.bounds.decoders import Decoder, GaussianDecoder
+from scoresde.bounds.decoders import Decoder, check_decoder
 from scoresde.errors import ConfigError, DTypeError, ShapeError, check_device, check_integer, check_samples
 from scoresde.gaussian import Gaussian
 from scoresde.model import Condition, ScoreModel, check_condition
 from scoresde.noise import GeneratorNoise, NoiseSource, SampleNoise, TapeNoise, check_seed, permutation, stream, uniform
+from scoresde.ops import working_dtype
 from scoresde.readout import Point
 
 __all__ = ["Bound", "Task", "finish", "prior_law", "prior_nats"]
@@ -99,7 +100,7 @@ class Task:
         """Check, transform the data and choose the source of noise."""
         x = check_model_and_data(model, x0, "x0")
         self.model, self.repeats = model, repeats
-        self.decoder: Decoder = GaussianDecoder() if decoder is None else decoder
+        self.decoder = check_decoder(decoder)
         self.chunk_size = check_integer(chunk_size, "chunk_size", 1)
         self.cond = check_condition(cond, len(x), x.device)
         self._generator = _generator(generator, x.device)
@@ -107,7 +108,7 @@ class Task:
         x = x.to(torch.promote_types(x.dtype, torch.float32))
         self.y, self.log_abs_det = x, torch.zeros(len(x), dtype=torch.float64)
         if model.transform is not None:
-            draw = self._stream("transform")
+            draw = self._stream("transform", x.device)
             state = draw.get_state()
             self.y = model.transform.forward(x, draw)
             if not self.decoder.discrete:
@@ -117,9 +118,9 @@ class Task:
         self.size = math.prod(x.shape[1:])
         self.source = self._noise(noise)
 
-    def _stream(self, name: str) -> torch.Generator:
-        """Return the caller's generator, or that of the seed."""
-        return self._generator or stream(self._seed, "bound", name, device=self.y.device)
+    def _stream(self, name: str, device: torch.device | str = "cpu") -> torch.Generator:
+        """Return the caller's generator, or the seed's on ``device``."""
+        return self._generator or stream(self._seed, "bound", name, device=device)
 
     def _noise(self, noise: Sequence[Tensor] | None) -> NoiseSource:
         if noise is not None:
@@ -133,8 +134,9 @@ class Task:
     def places(self) -> Tensor:
         """Return u of shape (repeats, B) in [0, 1), float64 on the CPU; see the module's docstring."""
         batch, draw = len(self.y), self._stream("places")
-        v = torch.arange(batch, dtype=torch.float64) / batch + uniform((1,), draw, dtype=torch.float64).cpu()
-        v = v.remainder(1.0)[permutation(batch, draw).cpu()]
+        first = uniform((1,), draw, dtype=working_dtype(draw.device)).cpu()
+        v = (torch.arange(batch, dtype=torch.float64) / batch + first).remainder(1.0)
+        v = v[permutation(batch, draw).cpu()]
         return (torch.arange(self.repeats, dtype=torch.float64)[:, None] + v) / self.repeats
 
     def drawn(self, repeats: int) -> Iterator[tuple[slice, slice, Tensor, Tensor, Condition]]:

@@ -17,19 +17,20 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from scoresde.errors import ConfigError, DomainError, check_integer, check_number
+from scoresde.errors import ConfigError, DomainError, DTypeError, check_integer, check_number
 from scoresde.ops import working_dtype
 from scoresde.transforms import Transform
 from scoresde.transforms.base import check_inside, check_interval
 
-__all__ = ["Decoder", "GaussianDecoder", "LevelsDecoder", "event_sum", "gaussian_nats"]
+__all__ = ["Decoder", "GaussianDecoder", "LevelsDecoder", "check_decoder", "event_sum", "gaussian_nats"]
 
 
+@runtime_checkable
 class Decoder(Protocol):
     """The law of the data given the model's data prediction at the state with the least noise."""
 
@@ -50,6 +51,17 @@ class Decoder(Protocol):
     def nats(self, y: Tensor, mean: Tensor, std: float, transform: Transform | None) -> Tensor:
         """Return minus the log probability (density) of y given ``mean``, (B,), in float64."""
         ...
+
+
+def check_decoder(decoder: object) -> Decoder:
+    """Return the decoder, ``GaussianDecoder()`` for None; DTypeError where it is none."""
+    if decoder is None:
+        return GaussianDecoder()
+    if not isinstance(decoder, Decoder):
+        raise DTypeError(
+            f"decoder must be GaussianDecoder(std) or LevelsDecoder(levels, low, high), got {type(decoder).__name__}"
+        )
+    return decoder
 
 
 def event_sum(values: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from scoresde.bounds.common import check_model_and_data, check_tape, decoder_std, prior_law
-from scoresde.bounds.decoders import Decoder, GaussianDecoder, event_sum, gaussian_nats
+from scoresde.bounds.decoders import Decoder, check_decoder, event_sum, gaussian_nats
 from scoresde.chains import Chain
 from scoresde.errors import ConfigError, DTypeError, ShapeError, check_floating, check_integer, check_samples
 from scoresde.gaussian import Gaussian
@@ -207,7 +207,7 @@ def _closing(table: Tableau, decoder: Decoder | None) -> Decoder | None:
             f"row {silent[0]} of {table.name!r} draws no noise, so that its step has no density; take eta > 0, and "
             "only a step into sigma = 0 may be without"
         )
-    return GaussianDecoder() if decoder is None else decoder
+    return check_decoder(decoder)
 
 
 def _points(table: Tableau) -> Point:
