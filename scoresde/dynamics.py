@@ -115,7 +115,10 @@ def langevin(
             full_output=full_output,
         )
     except SolverError as error:
-        raise SolverError(f"{error}; lower step, got {step:g}", partial=error.partial) from error
+        raise SolverError(
+            f"the states of some samples are not finite with step = {step:g}: lower it, or test each with energy=",
+            partial=error.partial,
+        ) from error
 
 
 def _table(step: float, n: int) -> Tableau:
