@@ -26,28 +26,16 @@ from pathlib import Path
 import numpy as np
 import torch
 import torchdiffeq
+from mixtures import SDE, ring, ten
 from torch import Tensor
 
-from scoresde import VPSDE, GaussianMixtureModel, GaussianSDE, ProbabilityFlow
+from scoresde import GaussianMixtureModel, GaussianSDE, ProbabilityFlow
 from scoresde.flows import Field, flow_field
 from scoresde.noise import normal, stream
 from scoresde.ops import expand
 from scoresde.readout import Point
 
 TOLERANCES = tuple(10.0 ** (-k / 2) for k in range(4, 14))
-SDE = VPSDE()
-
-
-def ring() -> GaussianMixtureModel:
-    angle = torch.arange(8, dtype=torch.float64) * math.pi / 4
-    means = 2 * torch.stack([angle.cos(), angle.sin()], 1)
-    return GaussianMixtureModel(sde=SDE, weights=torch.arange(1.0, 9.0), means=means, std=0.1)
-
-
-def ten() -> GaussianMixtureModel:
-    means = normal((10, 32), stream(1, "means"), dtype=torch.float64)
-    means = (means - means.mean(0)) / means.std(0, correction=0) * math.sqrt(1 - 0.2**2)
-    return GaussianMixtureModel(sde=SDE, weights=torch.ones(10), means=means, std=0.2)
 
 
 @dataclass(frozen=True)
