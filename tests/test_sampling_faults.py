@@ -196,7 +196,7 @@ def test_a_generator_of_another_device_is_refused() -> None:
 
 ANSWERS: dict[str, tuple[Callable[[Tensor], object], type[ScoreSDEError], str]] = {
     "another shape": (lambda x: x[:, :1], ShapeError, r"x's shape \(3, 2\), got \(3, 1\)"),
-    "twice the channels": (lambda x: torch.cat([x, x], 1), ShapeError, "learned variance"),
+    "twice the channels": (lambda x: torch.cat([x, x], 1), ShapeError, 'pass variance="learned"'),
     "a tuple": (lambda x: (x, x), DTypeError, "got tuple"),
     "None": (lambda x: None, DTypeError, "got NoneType"),
     "complex": (lambda x: x * 1j, DTypeError, "complex64"),
