@@ -157,6 +157,7 @@ def samples(count: int, steps: Sequence[int]) -> dict[str, object]:
 
 def trained(runs: Path, steps: Sequence[int], count: int) -> dict[str, object]:
     """Return the distances of what trained models draw, by data set and sampler, and the digits' bound."""
+    from scoresde.cli.files import open_data
     from scoresde.cli.runs import open_run
     from scoresde.cli.sample import labels_of
     from scoresde.cli.yardsticks import yardstick
@@ -164,7 +165,7 @@ def trained(runs: Path, steps: Sequence[int], count: int) -> dict[str, object]:
     found: dict[str, object] = {}
     for name, metric in (("digits", "frechet_distance"), ("swiss_roll", "sliced_wasserstein")):
         run = open_run(runs / name, torch.device("cpu"))
-        yard = yardstick(name, classes=run.classes)
+        yard = yardstick(name, open_data(name), classes=run.classes)
         asked = [f"{kind}:{n}" for n in steps for kind in ("ddpm", "reverse_diffusion", "euler_maruyama", "ddim")]
         size = count if name == "digits" else 2000
         rows, _ = compare(
