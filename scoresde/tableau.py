@@ -130,7 +130,7 @@ class Row:
     @property
     def draws(self) -> bool:
         """Whether the row takes a fresh draw."""
-        return any(w[0] != 0.0 for w in (self.noise, self.anchor_noise) if w)
+        return bool((self.noise and self.noise[0]) or (self.anchor_noise and self.anchor_noise[0]))
 
 
 @dataclass(frozen=True)
@@ -171,15 +171,16 @@ class Tableau:
             if not all(map(math.isfinite, (row.at.t, row.at.alpha, row.at.sigma))):
                 raise DomainError(f"row {i} of {self.name!r} is called at {row.at}, which is not finite")
             held = 1 if row.restart else held + 1
-            drawn += row.draws
-            past = drawn + (not row.draws)
+            draws = row.draws
+            drawn += draws
+            past = drawn + (not draws)
             for name, weights, limit in (
                 ("state", row.state, held + 1),
                 ("anchor", row.anchor or (), held + 1),
                 ("noise", row.noise, past),
                 ("anchor_noise", row.anchor_noise, past),
             ):
-                if not all(math.isfinite(w) for w in weights):
+                if not all(map(math.isfinite, weights)):
                     raise DomainError(
                         f"row {i} of {self.name!r} (t = {row.at.t:g}) has {name} weights {weights}, not all finite: "
                         "the method has no such step here; move the grid's ends or take another solver"
