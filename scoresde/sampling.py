@@ -15,6 +15,7 @@ from typing import cast
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from scoresde.bridge import TorchSDE
 from scoresde.building import build_table
@@ -126,7 +127,7 @@ def sample(
         on_nonfinite: "raise" checks once after the loop and replays to find the step; "freeze" checks every step.
         trajectory: keep the state after every row.
         differentiable: keep the graph from x_init, conditions and parameters to the result.
-        progress: show a bar.
+        progress: show a bar: of the rows of a table, or of the chunks where the solver is none.
         full_output: return a SampleResult instead of the tensor.
 
     Raises:
@@ -183,7 +184,10 @@ def sample(
     size = chunk_size or shape[0]
     parts = []
     shared = None if generator is None else GeneratorNoise(generator)
-    with in_mode(model, training=False), torch.set_grad_enabled(differentiable):
+    # A table shows its own bar, row by row; what chooses its own steps can only count the samples that are done.
+    rowless = progress and not isinstance(runner, TableRun)
+    bar = tqdm(total=shape[0], desc="sampling", unit="sample", disable=not rowless, leave=False)
+    with bar, in_mode(model, training=False), torch.set_grad_enabled(differentiable):
         for low in range(0, shape[0], size):
             high = min(low + size, shape[0])
             source: NoiseSource
@@ -198,6 +202,7 @@ def sample(
             here = None if cond is None else {k: v[low:high].to(device) for k, v in cond.items()}
             try:
                 parts.append(runner(model, x, source, here))
+                bar.update(high - low)
             except torch.OutOfMemoryError as error:
                 raise SolverError(f"out of memory with {high - low} samples; pass a smaller chunk_size=") from error
     x = torch.cat([p.x for p in parts])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 import pytest
@@ -258,3 +259,11 @@ def test_knots_of_a_table_need_not_lie_on_the_models_sde() -> None:
     got = sample(model, x_init=x, solver=table, final="sample")
     weights = table.affine_map(MEAN, VARIANCE)
     torch.testing.assert_close(got, weights[0] + weights[1] * x, rtol=1e-12, atol=1e-12)
+
+
+def test_progress_counts_samples_where_the_solver_chooses_its_own_steps(capsys: pytest.CaptureFixture[str]) -> None:
+    options = {"solver": "probability_flow", "seed": 0, "chunk_size": 2}
+    expected = sample(gaussian(), (6,), **options)
+    assert capsys.readouterr().err == ""
+    assert torch.equal(sample(gaussian(), (6,), progress=True, **options), expected)
+    assert re.search(r"sampling.* 0/6 .*sample", capsys.readouterr().err)
