@@ -220,7 +220,7 @@ def test_only_the_noise_file_may_draw() -> None:
 # Layers: a file imports from the groups above its own, and from the files that stand before it in its own
 
 LAYERS = (
-    ("errors", "ops", "noise", "gaussian", "readout", "tableau"),
+    ("errors", "ops", "noise", "gaussian", "readout", "rows", "tableau"),
     ("sde", "schedules", "tabulated"),
     ("checkpoint", "transforms", "prepared", "model", "analytic", "energy", "guidance"),
     ("grids", "flows", "ode", "solvers"),
