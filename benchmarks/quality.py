@@ -36,6 +36,7 @@ from scoresde.solvers import SOLVERS, Solver, by_name
 
 MIXTURES = {"ring": ring, "ten": ten}
 BUDGETS = (*range(3, 31), 40, 50, 70, 100)
+NOISY = (5, *range(8, 31), 50, 100)
 SHOWN = (5, 8, 10, 15, 20, 30, 50, 100)
 
 
@@ -122,6 +123,12 @@ def rises(figures: Sequence[Figure], *, least: int = 8, most: int = 30) -> dict[
     }
 
 
+def climbs(rows: Sequence[Mapping[str, float]], floor: float, *, least: int = 8, most: int = 30) -> list[int]:
+    """Return the evaluations at which a distance above twice the floor is more than a tenth above the one before."""
+    pairs = [(a, b) for a, b in itertools.pairwise(rows) if least <= a["nfe"] and b["nfe"] <= most]
+    return [int(b["nfe"]) for a, b in pairs if b["sw2"] > max(1.1 * a["sw2"], 2 * floor)]
+
+
 def best(curves: Mapping[str, Sequence[Figure]], nfe: int) -> tuple[tuple[float, str], tuple[float, str]]:
     """Return the smallest rms and the smallest median at this many evaluations, each with the solver's name."""
     at = [(figure, name) for name, figures in curves.items() for figure in figures if figure.nfe == nfe]
@@ -160,13 +167,15 @@ def noise_errors(name: str, samples: int) -> dict[str, list[dict[str, float]]]:
     for solver_name, solver in {"flow_abm": by_name("flow_abm"), **named(stochastic=True)}.items():
         assert isinstance(solver, Solver)
         rows = curves[solver_name] = []
-        for steps in steps_for(solver, SHOWN):
+        for steps in steps_for(solver, NOISY):
             table = build_table(model.sde, solver, steps=steps)
             x = sample(model, exact[0].shape, solver=table, final="sample", seed=0, dtype=torch.float64)
             assert isinstance(x, Tensor)
             rows.append({"nfe": table.nfe, "sw2": sliced_wasserstein(x.float(), exact[0])})
-        cells = {next((n for n in SHOWN if n >= row["nfe"]), 0): f"{row['sw2']:.3g}" for row in rows}
-        print(f"{solver_name:>26}" + "".join(f"{cells.get(nfe, '-'):>9}" for nfe in SHOWN), flush=True)
+        cells = (next((f"{r['sw2']:.3g}" for r in reversed(rows) if r["nfe"] <= nfe), "-") for nfe in SHOWN)
+        print(f"{solver_name:>26}" + "".join(f"{cell:>9}" for cell in cells), flush=True)
+        if found := climbs(rows, floor):
+            print(f"  {solver_name} rises by more than a tenth above twice the floor: {found}")
     return curves
 
 

@@ -6,7 +6,7 @@ is uniform in a variable of its own:
 | grid | uniform in |
 |---|---|
 | ``uniform()`` | t^(1/power) |
-| ``log_snr()`` | log(alpha^2/sigma^2) |
+| ``log_snr()`` | l = log(alpha^2/sigma^2), or with a width asinh((l - centre)/width) |
 | ``karras(rho=7)`` | nu^(1/rho), nu = sigma/alpha (Karras et al. 2022, "Elucidating the design space", eq. 5) |
 | ``rectified()`` | u^(1/power), u = sigma/(alpha + sigma) |
 | ``diffused()`` | b^(1/power), b = log(1 + nu^2): the integral of beta of the VP diffusion with the same nu |
@@ -81,15 +81,26 @@ def uniform(steps: int | None = None, *, power: float = 1.0) -> Grid:
     return Grid("uniform" if power == 1.0 else f"power {power:g}", rule, steps)
 
 
-def log_snr(steps: int | None = None) -> Grid:
-    """Return the grid uniform in log_snr."""
+def log_snr(steps: int | None = None, *, centre: float = 0.0, width: float | None = None) -> Grid:
+    """Return the grid uniform in l = log_snr, or with a finite width in asinh((l - centre)/width).
+
+    The number of steps in a unit of l is proportional to 1/sqrt(1 + ((l - centre)/width)^2): within about a width of
+    the centre the grid is uniform in l, beyond it the steps grow in proportion to the distance. No step is ever many
+    times the one before, so that a multistep method keeps its order on it.
+    """
+    check_number(centre, "centre")
+    if width is not None:
+        check_number(width, "width", 0.0, open_low=True)
 
     def rule(sde: GaussianSDE, fractions: Tensor) -> Tensor:
         # Where alpha reaches 0 the grid is uniform from VPSDE's own end on, and starts at t_max all the same.
         ends = _ends(sde)
-        return _pinned(sde, sde.time(_between(ends[0], ends[1], fractions)))
+        if width is None:
+            return _pinned(sde, sde.time(_between(ends[0], ends[1], fractions)))
+        ends = ((ends - centre) / width).asinh()
+        return _pinned(sde, sde.time(centre + width * _between(ends[0], ends[1], fractions).sinh()))
 
-    return Grid("log_snr", rule, steps)
+    return Grid("log_snr" if width is None else f"log_snr (centre = {centre:g}, width = {width:g})", rule, steps)
 
 
 def karras(steps: int | None = None, *, rho: float = 7.0) -> Grid:

@@ -125,7 +125,8 @@ STOCHASTIC: dict[str, tuple[Solver, float]] = {
 @pytest.mark.parametrize("name", [*STOCHASTIC, "ancestral, large variance"])
 def test_weak_order(name: str, sde: str) -> None:
     solver = STOCHASTIC[name][0] if name in STOCHASTIC else solvers.ancestral(variance="large")
-    steps = (160, 320)
+    # In nu, where alpha is small, the third-order terms are still felt at 160 steps.
+    steps = (320, 640) if "nu" in name else (160, 320)
     errors = [weak_error(solver(LATE[sde], solver.grid(LATE[sde], n))) for n in steps]
     assert slope(errors, steps) == pytest.approx(solver.order.weak, abs=0.15)
 

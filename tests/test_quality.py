@@ -23,7 +23,7 @@ sys.path[:0] = [str(ROOT / "benchmarks"), str(ROOT / "tools")]
 
 import solver_page  # noqa: E402
 from mixtures import fast, ring, ten  # noqa: E402
-from quality import CONFIGURATIONS, Figure, Problem, best, named, problem, rises, steps_for  # noqa: E402
+from quality import CONFIGURATIONS, Figure, Problem, best, climbs, named, problem, rises, steps_for  # noqa: E402
 
 from scoresde import VPSDE, ConfigError, DomainError, Solver, plots  # noqa: E402
 from scoresde.noise import normal, stream  # noqa: E402
@@ -55,8 +55,9 @@ PEERS: dict[str, dict[int, tuple[float, float]]] = {
     },
 }
 RESULTS = json.loads((ROOT / "benchmarks" / "results" / "quality.json").read_text())
-# Up to 11 evaluations these extrapolate three data predictions over long steps in log_snr.
-UNEVEN = {"dpmpp_3m", "exponential_ab", "unipc"}
+# A sample in two thousand more or less in another mode moves the root mean square of a few by a tenth; over 60 000
+# samples rk3's falls here, 0.036 at 22 and 0.031 at 25 evaluations.
+BY_CHANCE = {("ten", "rk3", 25)}
 
 
 @functools.cache
@@ -130,15 +131,23 @@ def test_the_recorded_figures_meet_the_best_peers(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", PEERS)
-def test_the_recorded_medians_fall(name: str) -> None:
-    """From 8 evaluations up no median rises by more than a tenth from one step to the next, but for three below 12."""
+def test_the_recorded_errors_never_rise_with_an_evaluation(name: str) -> None:
+    """From 8 evaluations up, by more than a tenth; for every named solver on its own grid."""
     for key, figures in measured(name).items():
-        if key in CONFIGURATIONS:
-            continue
-        found = rises(figures)["median"]
-        assert found == [] or (key in UNEVEN and max(found) <= 11), key
-        if key == DEFAULT:
-            assert rises(figures)["rms"] == []
+        if key not in CONFIGURATIONS:
+            found = rises(figures)
+            assert found["median"] == [], key
+            assert [nfe for nfe in found["rms"] if (name, key, nfe) not in BY_CHANCE] == [], key
+
+
+@pytest.mark.parametrize("name", PEERS)
+def test_the_recorded_distances_fall_to_what_exact_samples_measure(name: str) -> None:
+    """Nor do those of solvers with noise, above twice the floor. Langevin dynamics alone is no discretisation."""
+    record = dict(RESULTS[f"noise, {name}"])
+    floor = record.pop("exact samples")[0]["sw2"]
+    assert set(record) == {DEFAULT, *named(stochastic=True)}
+    assert {key for key, rows in record.items() if climbs(rows, floor)} <= {"annealed_langevin"}
+    assert all(rows[-1]["sw2"] < 2 * floor for key, rows in record.items() if key != "annealed_langevin")
 
 
 def test_the_record_is_of_these_solvers() -> None:

@@ -81,8 +81,8 @@ def exponential(
             stages the last one must be 2/3, since the second stage is itself of first order and may have no weight as
             h goes to 0.
         coefficients: "exact" or "published"; the module's docstring has both.
-        grid: native time grid; by default ``grids.diffused()`` with stages and eta = 0, where it beats the papers' grid
-            uniform in log_snr on the exact mixtures, and log_snr otherwise.
+        grid: native time grid. By default, what is best on the exact mixtures: ``grids.diffused()`` with stages and
+            eta = 0, ``grids.diffused(power=2)`` for the noise prediction with eta > 0, else the papers', log_snr.
         name: name of the solver.
         paper: authors, year.
 
@@ -112,8 +112,15 @@ def exponential(
         return _stages(prediction, places, eta, coefficients, sde, late, early, written, title)
 
     build = OneStep(title, prediction, stages, limits, declared, eta)
-    native = diffused() if order > 1 and eta == 0 else log_snr()
-    return Solver(name or "exponential", build, grid or native, calls=order, order=declared, paper=paper)
+    native = grid or _native(prediction, order, eta)
+    return Solver(name or "exponential", build, native, calls=order, order=declared, paper=paper)
+
+
+def _native(prediction: str, order: int, eta: float) -> Grid:
+    """Return the grid of the settings: with noise, a noise prediction diverges in long steps out of almost no signal."""
+    if prediction == "noise" and eta > 0:
+        return diffused(power=2.0)
+    return diffused() if order > 1 and eta == 0 else log_snr()
 
 
 def _stages(
