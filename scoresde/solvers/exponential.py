@@ -117,7 +117,7 @@ def exponential(
 
 
 def _native(prediction: str, order: int, eta: float) -> Grid:
-    """Return the grid of the settings: with noise, a noise prediction diverges in long steps out of almost no signal."""
+    """Return the grid of the settings; a noise prediction with noise diverges in long steps from almost no signal."""
     if prediction == "noise" and eta > 0:
         return diffused(power=2.0)
     return diffused() if order > 1 and eta == 0 else log_snr()
