@@ -77,30 +77,39 @@ class Tableau:
             raise DomainError(f"lift and prior_std must be finite, got {self.lift} and {self.prior_std}")
         held, drawn = 0, int(self.lift[1] != 0.0)
         for i, row in enumerate(self.rows):
-            if not all(map(math.isfinite, (row.at.t, row.at.alpha, row.at.sigma))):
-                raise DomainError(f"row {i} of {self.name!r} is called at {row.at}, which is not finite")
             held = 1 if row.restart else held + 1
             draws = row.draws
             drawn += draws
             past = drawn + (not draws)
-            for name, weights, limit in (
-                ("state", row.state, held + 1),
-                ("anchor", row.anchor or (), held + 1),
-                ("noise", row.noise, past),
-                ("anchor_noise", row.anchor_noise, past),
-            ):
-                if not all(map(math.isfinite, weights)):
-                    raise DomainError(
-                        f"row {i} of {self.name!r} (t = {row.at.t:g}) has {name} weights {weights}, not all finite: "
-                        "the method has no such step here; move the grid's ends or take another solver"
-                    )
-                if len(weights) > limit:
-                    raise ConfigError(f"row {i} of {self.name!r} weighs {len(weights)} {name} terms, but {limit} exist")
+            anchor = row.anchor or ()
+            # A sum is finite only where every term is: one look at a sound row, which nearly every row is.
+            total = sum((row.at.t, row.at.alpha, row.at.sigma, *row.state, *anchor, *row.noise, *row.anchor_noise))
+            longest = max(len(row.state), len(anchor)) - 1, max(len(row.noise), len(row.anchor_noise))
+            if not math.isfinite(total) or longest[0] > held or longest[1] > past:
+                self._check_row(i, row, held, past)
             if row.anchor_noise and row.anchor is None:
                 raise ConfigError(f"row {i} of {self.name!r} gives noise to an anchor that follows the state")
         if self.spread:
             for i, row in enumerate(self.rows):
                 self._check_spread(i, row)
+
+    def _check_row(self, i: int, row: Row, held: int, past: int) -> None:
+        """Check a row against the predictions and the draws that there are."""
+        if not all(map(math.isfinite, (row.at.t, row.at.alpha, row.at.sigma))):
+            raise DomainError(f"row {i} of {self.name!r} is called at {row.at}, which is not finite")
+        for name, weights, limit in (
+            ("state", row.state, held + 1),
+            ("anchor", row.anchor or (), held + 1),
+            ("noise", row.noise, past),
+            ("anchor_noise", row.anchor_noise, past),
+        ):
+            if not all(map(math.isfinite, weights)):
+                raise DomainError(
+                    f"row {i} of {self.name!r} (t = {row.at.t:g}) has {name} weights {weights}, not all finite: "
+                    "the method has no such step here; move the grid's ends or take another solver"
+                )
+            if len(weights) > limit:
+                raise ConfigError(f"row {i} of {self.name!r} weighs {len(weights)} {name} terms, but {limit} exist")
 
     def _check_spread(self, i: int, row: Row) -> None:
         """Check a row's spread, and that no row names a draw again whose weight is the model's to choose."""

@@ -30,6 +30,7 @@ from __future__ import annotations
 
 import itertools
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -54,14 +55,15 @@ def ncsnv2_step(gamma: Tensor, repeats: int) -> Tensor:
         gamma: ratio of sigma/alpha at the level before and at the level, above 1, any shape, float64.
         repeats: Langevin steps at the level, T.
     """
-    low, high = torch.zeros_like(gamma), torch.ones_like(gamma)
+    ratio = gamma.numpy()
+    low, high = np.zeros_like(ratio), np.ones_like(ratio)
     for _ in range(36):
         c = 0.5 * (low + high)
         w, left = 1 / (1 - 0.5 * c), (1 - c) ** (2 * repeats - 1)
         # f' is negative at 0 and positive at 1; w' = w^2/2.
-        rising = 0.5 * w.square() * (1 - left * (1 - c)) > 2 * repeats * left * (gamma.square() - w)
-        low, high = torch.where(rising, low, c), torch.where(rising, c, high)
-    return 0.5 * (low + high)
+        rising = 0.5 * w * w * (1 - left * (1 - c)) > 2 * repeats * left * (ratio * ratio - w)
+        low, high = np.where(rising, low, c), np.where(rising, c, high)
+    return torch.as_tensor(0.5 * (low + high))
 
 
 def annealed_langevin_table(points: Point, *, prior_std: float, repeats: int, step: float | None) -> Tableau:
