@@ -471,7 +471,34 @@ def test_doc_blocks_skip_with_a_reason_and_run_python_only(tmp_path: Path) -> No
     assert "page.md:3: skipped: needs a GPU" in done.stdout
 
 
-@pytest.mark.parametrize("page", ["```python\nx = 1\n", "<!-- skip: why -->\n\ntext\n"])
+def test_doc_blocks_check_what_the_code_prints(tmp_path: Path) -> None:
+    code = "```python\nprint('one', 1.5)\nprint('two')\n```\n"
+    assert run_page(tmp_path, code + "```text\none 1.5\n```\n").returncode == 0
+    done = run_page(tmp_path, code + "```text\none 1.4\n```\n")
+    assert done.returncode == 1
+    assert "line 6: the code above does not print this; it prints\none 1.5\ntwo\n" in done.stdout
+
+
+def test_doc_blocks_check_what_commands_print(tmp_path: Path) -> None:
+    wrong = "$ scoresde sample --checkpoint nowhere # a comment\nscoresde: error: checkpoint nowhere does ...\n"
+    assert run_page(tmp_path, f"```console\n{wrong}$ scoresde train --help\n...--steps...\n```\n").returncode == 0
+    done = run_page(tmp_path, "```console\n$ scoresde describe nothing\nfine\n```\n")
+    assert done.returncode == 1
+    assert "line 2: $ scoresde describe nothing\nprints\nscoresde: error: unknown thing" in done.stdout
+    assert "only scoresde runs" in run_page(tmp_path, "```console\n$ rm -r /nowhere\n```\n").stdout
+
+
+def test_doc_blocks_let_seconds_differ_and_nothing_else() -> None:
+    sys.path.insert(0, str(ROOT / "tools"))
+    from run_doc_blocks import shown
+
+    assert shown("20 samples, 0.4 seconds\n...\nloss 0.3...\n", "20 samples, 1 seconds\nseconds 9.1\nloss 0.31\n")
+    assert not shown("20 samples, 0.4 seconds\nloss 0.3...\n", "20 samples, 1 seconds\nloss 0.41\n")
+    assert not shown("20 samples, 0.4 seconds\n", "21 samples, 0.4 seconds\n")
+    assert not shown("a.b\n", "axb\n")
+
+
+@pytest.mark.parametrize("page", ["```python\nx = 1\n", "<!-- skip: why -->\n\ntext\n", "```console\nhello\n```\n"])
 def test_doc_blocks_refuse_a_broken_page(tmp_path: Path, page: str) -> None:
     done = run_page(tmp_path, page)
     assert done.returncode == 1
