@@ -139,6 +139,25 @@ def test_a_churned_step_is_the_forward_transition_and_the_solvers_own_leg(base: 
     np.testing.assert_allclose(got, expected, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("name", ["dpmpp_3m", "unipc", "flow_abm", "sa_solver"])
+def test_a_multistep_method_has_no_history_where_a_leg_starts(name: str) -> None:
+    """The rows of all legs at once are those of each leg alone, out of alpha = 0 and into sigma = 0 too."""
+    for sde in (VPSDE(), RectifiedFlow()):
+        build, cuts = solvers.by_name(name).build, [0, 1, 4, 5]
+        at = torch.tensor([1.0, 0.8, 1.0, 0.7, 0.4, 0.3, 0.6, 0.5, 0.9, 0.5, 0.2, 0.1, 0.0], dtype=torch.float64)
+        legs = [at[0:2], at[2:6], at[6:8], at[8:]]
+        late, early = (sde.at(torch.cat([leg[part] for leg in legs])) for part in (slice(-1), slice(1, None)))
+        together = build.legs(sde, late, early, cuts)
+        for rows, leg in zip(together, legs, strict=True):
+            alone = build(sde, leg)
+            assert len(rows) == len(alone.rows)
+            for got, expected in zip(rows, alone.rows, strict=True):
+                assert got.state == pytest.approx(expected.state, rel=1e-12)
+                assert (got.anchor or ()) == pytest.approx(expected.anchor or (), rel=1e-12)
+                assert got.noise == pytest.approx(expected.noise, rel=1e-12)
+                assert (got.at, got.increment) == (expected.at, expected.increment)
+
+
 def test_no_churn_and_no_restart_leave_the_table_as_it_is() -> None:
     sde = VPSDE()
     for base in (solvers.heun(), solvers.dpmpp_2m(), solvers.ancestral()):

@@ -412,3 +412,13 @@ def test_the_edge_of_a_measure_is_its_density_at_the_end_of_the_step(form: str) 
     eta = torch.tensor([0.0, 0.6, 1.4], dtype=torch.float64) * (form != "flow")
     _, measure = FORMS[form].measure(points, end - h, end, eta)
     torch.testing.assert_close(measure.sum(1) / h, FORMS[form].edge(points, eta), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("prediction", ["data", "noise", "flow"])
+def test_a_prediction_that_serves_its_own_step_alone_serves_it(prediction: str) -> None:
+    """``first_alone`` leaves the first step of first order and the second without what it predicted."""
+    options = {"prediction": prediction, "variable": "rectified", "grid": grids.rectified()}
+    alone = solvers.multistep(order=3, first_alone=True, **options)(VPSDE(), grids.rectified(5))
+    first = solvers.multistep(order=1, **options)(VPSDE(), grids.rectified(5))
+    assert alone.rows[0].state == pytest.approx(first.rows[0].state, rel=1e-12)
+    assert [len(row.state) - 1 for row in alone.rows] == [1, 1, 2, 3, 3]

@@ -29,6 +29,7 @@ from scoresde.readout import Point
 from scoresde.sde import GaussianSDE, transition_weights
 from scoresde.solvers.base import Solver
 from scoresde.solvers.exponential import dpmpp_2s
+from scoresde.solvers.multistep import Multistep
 from scoresde.solvers.onestep import OneStep
 from scoresde.solvers.singlestep import HEUN, runge_kutta
 from scoresde.tableau import Knot, Order, Row, Tableau
@@ -50,11 +51,9 @@ def _legs(
     build: Build, sde: GaussianSDE, late: Point, early: Point, cuts: list[int]
 ) -> tuple[str, list[list[Row]], list[Jump]]:
     """Return the prediction, the rows of the legs that start at the steps ``cuts``, and what lifts each leg's start."""
+    if isinstance(build, OneStep | Multistep):
+        return build.written_in(late), build.legs(sde, late, early, cuts), [(1.0, 0.0)] * len(cuts)
     bounds = list(itertools.pairwise([*cuts, len(late.t)]))
-    if isinstance(build, OneStep):
-        steps = build.steps(sde, late, early)
-        rows = [[row for step in steps[low:high] for row in step] for low, high in bounds]
-        return build.written_in(late), rows, [(1.0, 0.0)] * len(bounds)
     tables = [build(sde, torch.cat([late.t[low:high], early.t[high - 1 : high]])) for low, high in bounds]
     return tables[0].prediction, [list(table.rows) for table in tables], [table.lift for table in tables]
 

@@ -25,6 +25,7 @@ integrator"; Zhao et al. 2023, "UniPC"; Xue et al. 2023, "SA-Solver".
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -41,7 +42,7 @@ from scoresde.solvers.rules import COEFFICIENTS, Coefficients, Integral
 from scoresde.solvers.variables import VARIABLES, Variable
 from scoresde.tableau import Increment, Knot, Order, Row, Tableau
 
-__all__ = ["Eta", "multistep"]
+__all__ = ["Eta", "Multistep", "multistep"]
 
 Eta = float | Callable[[float], float]
 LARGEST = 10.0
@@ -108,7 +109,7 @@ def multistep(
     random = callable(eta) or check_number(eta, "eta", 0.0) > 0
     if prediction == "flow" and random:
         raise ConfigError("the flow prediction has no stochastic form; use prediction='data' with eta > 0")
-    plan = _Plan(
+    plan = Multistep(
         name or _title(prediction, variable, order, corrector, eta, coefficients),
         prediction,
         VARIABLES[variable],
@@ -122,7 +123,7 @@ def multistep(
     )
     # Only the flow's polynomial stays bounded into sigma = 0, in a variable that is finite there.
     closes = prediction == "flow" and variable != "log_snr"
-    return Solver(name or "multistep", plan.build, grid or GRID, 1, plan.declared, paper, closes)
+    return Solver(name or "multistep", plan, grid or GRID, 1, plan.declared, paper, closes)
 
 
 def _title(prediction: str, variable: str, order: int, corrector: int, eta: Eta, coefficients: str) -> str:
@@ -141,9 +142,9 @@ def _declared(rule: Coefficients, order: int, corrector: int, random: bool) -> O
     return Order(deterministic=min(float(reached), rule.limit))
 
 
-@dataclass(frozen=True)
-class _Plan:
-    """The settings of one method, checked; ``build`` makes its tables."""
+@dataclass(frozen=True, eq=False)
+class Multistep:
+    """The settings of one method, checked: the ``build`` of a Solver, which can also say the rows of legs of a path."""
 
     name: str
     prediction: str
@@ -161,34 +162,43 @@ class _Plan:
         """The exact solution that the prediction stands in."""
         return FORMS[self.prediction]
 
-    def build(self, sde: GaussianSDE, times: Tensor) -> Tableau:
+    def written_in(self, late: Point) -> str:
+        """Return the prediction of a table whose steps start from these points; DomainError where it has none."""
+        if self.prediction == "noise" and bool((late.alpha == 0).any()):
+            raise DomainError(
+                f"at t = {float(late.t[0]):g} alpha is 0 and the noise prediction of {self.name!r} says nothing of the "
+                "data there; start below it with times=, or take a data or flow prediction"
+            )
+        return self.prediction
+
+    def __call__(self, sde: GaussianSDE, times: Tensor) -> Tableau:
         """Return the table on decreasing times."""
         points = sde.at(times)
-        knots, lam = Knot.of(points), 0.5 * points.log_snr
         late, early = points[:-1], points[1:]
-        if self.prediction == "noise" and len(knots) > 1 and knots[0].alpha == 0:
-            raise DomainError(
-                f"at t = {knots[0].t:g} alpha is 0 and the noise prediction of {self.name!r} says nothing of the data "
-                "there; start below it with times=, or take a data or flow prediction"
-            )
-        eta = self._eta(times[:-1])
-        on_x, on_noise = self.form.linear(late, early, lam[1:] - lam[:-1], eta)
-        predict, correct = self._counts(knots, self.clock.of_lambda(sde, lam[:1]))
-        if len(predict) > 1 and knots[-1].sigma == 0:
-            predict[-1] = min(predict[-1], _reach(self.clock.of_lambda(sde, lam[-3:])))
-        steps = (sde, early, lam, eta)
-        predicted = self._weights(*steps, predict, 0)
-        for i, weight in zip((0, -1), self._ends(late, early), strict=True):
-            if weight is not None:
-                predicted[i] = [weight]
-        rows = _rows(
-            knots,
-            (on_x.tolist(), on_noise.tolist()),
-            (predicted, self._weights(*steps, correct, 1)),
-            self.form.power(eta).tolist(),
-        )
+        prediction = self.written_in(late)
+        rows = [row for leg in self.legs(sde, late, early, [0][: len(late.t)]) for row in leg]
+        start, end = Knot.of(points[:1])[0], Knot.of(points[-1:])[0]
         prior_std = float(sde.prior_std(times[0]))
-        return Tableau(self.name, self.prediction, rows, knots[0], knots[-1], prior_std, order=self.declared)
+        return Tableau(self.name, prediction, tuple(rows), start, end, prior_std, order=self.declared)
+
+    def legs(self, sde: GaussianSDE, late: Point, early: Point, cuts: Sequence[int]) -> list[list[Row]]:
+        """Return the rows of the steps from ``late`` to ``early``, with a list for each leg that starts at ``cuts``.
+
+        A leg starts with no history.
+        """
+        lam = torch.stack([0.5 * late.log_snr, 0.5 * early.log_snr])
+        eta = self._eta(late.t)
+        on_x, on_noise = self.form.linear(late, early, lam[1] - lam[0], eta)
+        bounds = list(itertools.pairwise([*cuts, len(late.t)]))
+        clock = self.clock.of_lambda(sde, lam)
+        counts = self._counts(late, early, clock, bounds)
+        predicted, corrected = self._weights(sde, early, lam, clock, eta, counts)
+        if self.form.closing is not None and 0 in counts[0]:
+            for i, weight in enumerate(self.form.closing(late, early).tolist()):
+                predicted[i] = predicted[i] if counts[0][i] else [weight]
+        linear = on_x.tolist(), on_noise.tolist()
+        rows = _rows((late, early), linear, (predicted, corrected), self.form.power(eta).tolist())
+        return [rows[start:end] for start, end in bounds]
 
     def _eta(self, times: Tensor) -> Tensor:
         """Return eta on each interval."""
@@ -197,47 +207,56 @@ class _Plan:
         values = [check_number(self.eta(t), f"eta at t = {t:g}", 0.0) for t in times.tolist()]
         return torch.tensor(values, dtype=torch.float64)
 
-    def _ends(self, late: Point, early: Point) -> tuple[float | None, float | None]:
-        """Return the weights of P in a first step out of alpha = 0 and in a last one into sigma = 0."""
-        if self.form.closing is None or len(late.t) == 0:
-            return None, None
-        weights = self.form.closing(late, early)
-        opens, closes = bool(late.alpha[0] == 0), bool(early.sigma[-1] == 0)
-        return (float(weights[0]) if opens else None), (float(weights[-1]) if closes else None)
-
-    def _counts(self, knots: Sequence[Knot], first: Tensor) -> tuple[list[int], list[int]]:
+    def _counts(
+        self, late: Point, early: Point, clock: Tensor, bounds: Sequence[tuple[int, int]]
+    ) -> tuple[list[int], list[int]]:
         """Return how many predictions each interval's predictor and corrector use; 0 where there is none of it."""
-        n, infinite = len(knots) - 1, self.form.closing is not None
-        # A first prediction where the variable is infinite serves its own step alone.
-        skip = int(self.first_alone or not bool(torch.isfinite(first).all()) or (infinite and knots[0].alpha == 0))
+        infinite = self.form.closing is not None
         predict, correct = [], []
-        for i in range(n):
-            left = n - i if self.lower_order_final else n + self.order
-            opens, closes = i < skip, infinite and i == n - 1 and knots[-1].sigma == 0
-            predict.append(max(1, min(self.order, i + 1 - skip, left)))
-            correct.append(0 if opens or i == n - 1 else min(self.corrector, i + 2 - skip, left + 1))
-            if closes or (opens and infinite):
-                predict[-1] = 0
+        for start, end in bounds:
+            # A first prediction where the variable is infinite serves its own step alone.
+            from_noise = bool(late.alpha[start] == 0)
+            unseen = (from_noise and infinite) or not bool(torch.isfinite(clock[0, start]))
+            skip = int(self.first_alone or unseen)
+            into_data = bool(early.sigma[end - 1] == 0)
+            for i in range(end - start):
+                left = end - start - i if self.lower_order_final else end - start + self.order
+                last = start + i == end - 1
+                at_end = infinite and ((i == 0 and from_noise) or (last and into_data))
+                predict.append(0 if at_end else max(1, min(self.order, i + 1 - skip, left)))
+                correct.append(0 if i < skip or last else min(self.corrector, i + 2 - skip, left + 1))
+            if into_data and predict[-1] > 1:
+                predict[-1] = min(predict[-1], _reach(torch.cat([clock[0, end - 2 : end], clock[1, end - 1 : end]])))
         return predict, correct
 
     def _weights(
-        self, sde: GaussianSDE, early: Point, lam: Tensor, eta: Tensor, counts: list[int], lead: int
-    ) -> list[list[float]]:
-        """Return each interval's weights of ``counts`` predictions, the newest ``lead`` knots after its start."""
-        weights: list[list[float]] = [[] for _ in counts]
-        for used in sorted({*counts} - {0}):
-            chosen = [i for i, count in enumerate(counts) if count == used]
-            index = torch.tensor(chosen)
-            start, end = lam[index], lam[index + 1]
-            history = torch.stack([lam[index + lead - k] for k in range(used)], 1)
-            values, measure = self.form.measure(early[index], start, end, eta[index])
-            of_lambda = self.clock.of_lambda
-            step = Integral(
-                of_lambda(sde, history), of_lambda(sde, values), measure, start, end, self.form.edge(early, eta)[index]
-            )
-            for i, found in zip(chosen, self.rule.weights(step).tolist(), strict=True):
-                weights[i] = found
-        return weights
+        self,
+        sde: GaussianSDE,
+        early: Point,
+        lam: Tensor,
+        clock: Tensor,
+        eta: Tensor,
+        counts: tuple[list[int], list[int]],
+    ) -> tuple[list[list[float]], list[list[float]]]:
+        """Return each interval's weights of its predictor's and its corrector's predictions, newest first."""
+        used = torch.tensor([i for i, count in enumerate(counts[0]) if count], dtype=torch.long)
+        place = {int(i): k for k, i in enumerate(used)}
+        start, end = lam[:, used]
+        values, measure = self.form.measure(early[used], start, end, eta[used])
+        values, edge = self.clock.of_lambda(sde, values), self.form.edge(early, eta)[used]
+        found: list[list[list[float]]] = []
+        for lead, which in enumerate(counts):
+            weights: list[list[float]] = [[] for _ in which]
+            for count in sorted({*which} - {0}):
+                index = torch.tensor([i for i, c in enumerate(which) if c == count])
+                # The corrector's newest prediction is made where the interval ends.
+                nodes = [clock[1, index]] * lead + [clock[0, index - k] for k in range(count - lead)]
+                at = torch.tensor([place[int(i)] for i in index])
+                step = Integral(torch.stack(nodes, 1), values[at], measure[at], start[at], end[at], edge[at])
+                for i, row in zip(index.tolist(), self.rule.weights(step).tolist(), strict=True):
+                    weights[i] = row
+            found.append(weights)
+        return found[0], found[1]
 
 
 def _reach(last: Tensor) -> int:
@@ -251,13 +270,14 @@ def _reach(last: Tensor) -> int:
 
 
 def _rows(
-    knots: Sequence[Knot],
+    ends: tuple[Point, Point],
     linear: tuple[Sequence[float], Sequence[float]],
     integrals: tuple[Sequence[list[float]], Sequence[list[float]]],
     powers: Sequence[float],
-) -> tuple[Row, ...]:
+) -> list[Row]:
     """Return the rows of predicted and, where there are weights for it, corrected steps."""
     rows: list[Row] = []
+    knots, until = Knot.of(ends[0]), ends[1].t.tolist()
     (on_x, on_noise), (predicted, corrected) = linear, integrals
     # What a step starts from, as weights of [anchor, predictions newest first] and of the newest earlier draw.
     base, base_noise = [1.0], 0.0
@@ -271,11 +291,11 @@ def _rows(
                 anchor=tuple(base) if corrected[i] else None,
                 noise=(drawn, again) if again else (drawn,) if drawn else (),
                 anchor_noise=(0.0, base_noise) if corrected[i] and base_noise else (),
-                increment=Increment(knots[i].t, knots[i + 1].t, powers[i]) if drawn else None,
+                increment=Increment(knots[i].t, until[i], powers[i]) if drawn else None,
             )
         )
         base, base_noise = ([on_x[i], *corrected[i]], drawn) if corrected[i] else ([1.0], 0.0)
-    return tuple(rows)
+    return rows
 
 
 def _added(one: list[float], two: list[float]) -> list[float]:

@@ -18,7 +18,8 @@ takes the limit of the first-order one with the data prediction D frozen,
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -91,6 +92,11 @@ class OneStep:
     def written_in(self, late: Point) -> str:
         """Return the prediction of a table whose steps start from these points."""
         return "flow" if self.prediction == "noise" and bool((late.alpha == 0).any()) else self.prediction
+
+    def legs(self, sde: GaussianSDE, late: Point, early: Point, cuts: Sequence[int]) -> list[list[Row]]:
+        """Return the rows of the steps from ``late`` to ``early``, with a list for each leg that starts at ``cuts``."""
+        steps = self.steps(sde, late, early)
+        return [[row for step in steps[i:j] for row in step] for i, j in itertools.pairwise([*cuts, len(steps)])]
 
     def steps(self, sde: GaussianSDE, late: Point, early: Point) -> list[list[Row]]:
         """Return the rows of each step from ``late`` to ``early``, (n,) each; steps need not follow one another."""
