@@ -8,22 +8,30 @@ import math
 import numpy as np
 import pytest
 import torch
-from helpers import MEAN, SDES, VARIANCE, coefficients, draws, gaussian
+from helpers import MEAN, SDES, VARIANCE, coefficients, draws, gaussian, slope
 
 from scoresde import (
+    DDPM,
     EDMSDE,
+    VESDE,
     VPSDE,
     ConfigError,
     DomainError,
+    DTypeError,
     GaussianSDE,
+    ProbabilityFlow,
     RectifiedFlow,
+    Solver,
     Tableau,
+    build_table,
     grids,
     sample,
     solvers,
 )
+from scoresde.tableau import Order
 
 EDM = EDMSDE()
+WIDE = EDMSDE(sigma_max=200.0)  # churn may lift 80 to 113 there
 # Uneven levels from sigma_max down.
 LEVELS = np.array([80.0, 46.0, 30.1, 12.0, 5.2, 2.2, 0.9, 0.4, 0.12, 0.04, 0.011, 0.002])
 
@@ -66,12 +74,24 @@ def algorithm_2(
 )
 def test_edm_is_algorithm_2(churn: float, s_min: float, s_max: float, s_noise: float, ends_at_zero: bool) -> None:
     levels = np.append(LEVELS, 0.0) if ends_at_zero else LEVELS
-    table = solvers.edm(churn=churn, s_min=s_min, s_max=s_max, s_noise=s_noise)(EDM, times(levels))
+    table = solvers.edm(churn=churn, s_min=s_min, s_max=s_max, s_noise=s_noise)(WIDE, times(levels))
     expected = algorithm_2(levels, churn, s_min, s_max, s_noise)
     assert draws(table) == len(expected) - 2
     np.testing.assert_allclose(table.affine_map(MEAN, VARIANCE), expected, rtol=0, atol=1e-12 * np.abs(expected).max())
-    got = coefficients(gaussian(EDM), table)
+    got = coefficients(gaussian(WIDE), table)
     np.testing.assert_allclose(got, expected, rtol=0, atol=1e-12 * max(1.0, np.abs(expected).max()))
+
+
+def test_churn_never_lifts_a_level_above_the_sdes_own() -> None:
+    """No network was trained there; the step is then churned up to it, or not at all."""
+    for sde in (VPSDE(), VESDE(), EDM, DDPM.linear(100).sde()):
+        for steps in (1, 2, 6, 40):
+            table = build_table(sde, solvers.churned(solvers.heun(), churn=5.0), steps=steps)
+            assert max(row.at.t for row in table.rows) <= sde.t_max
+        assert table.stochastic
+    # nu rises from 70 to 80, not to 70 sqrt(2).
+    table = solvers.churned(solvers.euler(variable="nu"), churn=50.0)(EDM, times(np.array([70.0, 1.0])))
+    assert table.rows[0].at.sigma == pytest.approx(80.0, rel=1e-12)
 
 
 def test_the_last_jump_of_final_denoise_is_algorithm_2_where_churn_has_ended() -> None:
@@ -83,7 +103,7 @@ def test_the_last_jump_of_final_denoise_is_algorithm_2_where_churn_has_ended() -
 
 def test_churn_around_euler_is_the_same_loop_with_one_call() -> None:
     base = solvers.euler(variable="nu")
-    table = solvers.churned(base, churn=5.0, s_noise=1.01)(EDM, times(LEVELS))
+    table = solvers.churned(base, churn=5.0, s_noise=1.01)(WIDE, times(LEVELS))
     expected = algorithm_2(LEVELS, 5.0, 0.0, math.inf, 1.01, second=False)
     np.testing.assert_allclose(table.affine_map(MEAN, VARIANCE), expected, rtol=0, atol=1e-12 * np.abs(expected).max())
 
@@ -344,8 +364,65 @@ def test_wrapped_tables_survive_json() -> None:
             "no time near t_min",
         ),
         (lambda: solvers.dpmpp_2s_ancestral(eta=1.2), DomainError, "eta must lie in"),
+        (
+            lambda: solvers.churned("heun", churn=1.0),
+            DTypeError,
+            "churned needs a solver that makes tables, got 'heun'",
+        ),
+        (lambda: solvers.restart(ProbabilityFlow(), t_min=0.1, t_max=0.2), DTypeError, "restart needs a solver"),
     ],
 )
 def test_what_cannot_be_is_refused_with_the_reason(make: object, kind: type[Exception], words: str) -> None:
     with pytest.raises(kind, match=words):
         make()
+
+
+def test_a_knot_that_is_t_max_but_for_rounding_makes_no_step() -> None:
+    """A step of no length would divide a multistep method's weights by it."""
+    plain = torch.linspace(1.0, 0.1, 10, dtype=torch.float64)
+    for at in (plain, plain.float()):
+        for t_max in (0.9, 0.6, 0.6 + 1e-15, 0.1 * 3):
+            table = solvers.restart(solvers.multistep(order=3), t_min=0.2, t_max=t_max)(VPSDE(), at)
+            heun = solvers.restart(solvers.heun(), t_min=0.2, t_max=t_max)(VPSDE(), at)
+            assert max(abs(w) for row in table.rows for w in row.state) < 10
+            assert table.nfe == heun.nfe / 2
+
+
+@pytest.mark.parametrize("name", ["dpm_solver_2", "seeds_2", "reverse_diffusion"])
+def test_wrappers_nest_from_alpha_zero(name: str) -> None:
+    """All legs are written in one prediction, wherever they start."""
+    sde, base = RectifiedFlow(), solvers.by_name(name)
+    churn = solvers.churned(base, churn=2.0, s_max=3.0)
+    restart = solvers.restart(base, t_min=0.3, t_max=0.6)
+    for solver in (
+        solvers.restart(churn, t_min=0.3, t_max=0.6),
+        solvers.churned(restart, churn=2.0, s_max=3.0),
+        solvers.restart(restart, t_min=0.5, t_max=0.8),
+    ):
+        table = build_table(sde, solver, steps=400)
+        assert table.law(MEAN, VARIANCE) == pytest.approx((MEAN, VARIANCE), rel=0.1)
+
+
+@pytest.mark.parametrize("base", [solvers.flow_abm(), solvers.flow_ab()], ids=lambda s: s.name)
+def test_restart_leaves_a_multistep_method_weak_order_2(base: Solver) -> None:
+    """Each leg begins with a step of first order, whose error is O(h^2)."""
+    sde, solver = VPSDE(), solvers.restart(base, t_min=0.1, t_max=0.5)
+    assert solver.order == Order(weak=2.0)
+    errors, steps = [], (320, 640)
+    for n in steps:
+        above = torch.linspace(1.0, 0.5, n // 2 + 1, dtype=torch.float64)
+        table = solver(sde, torch.cat([above, torch.linspace(0.5, 0.1, n + 1, dtype=torch.float64)[1:]]))
+        _, variance = table.law(MEAN, VARIANCE)
+        exact = table.end.alpha**2 * VARIANCE + table.end.sigma**2
+        errors.append(abs(variance / exact - 1))
+    assert slope(errors, steps) == pytest.approx(2.0, abs=0.1)
+
+
+def test_the_mean_of_a_corrected_step_keeps_the_draw_of_the_step_before() -> None:
+    """final="mean" drops the last step's own draw, in two steps as in more."""
+    at = torch.tensor([0.5, 0.3, 0.15], dtype=torch.float64)
+    for order in (0, 4):
+        solver = solvers.sa_solver(corrector_order=order)
+        whole = build_table(VPSDE(), solver, times=at, final="sample").affine_map(MEAN, VARIANCE)
+        mean = build_table(VPSDE(), solver, times=at, final="mean").affine_map(MEAN, VARIANCE)
+        np.testing.assert_allclose(mean, whole[:-1], rtol=0, atol=1e-14)

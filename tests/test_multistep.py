@@ -77,7 +77,7 @@ def test_a_corrector_costs_no_evaluation_and_leaves_the_last_state_alone(name: s
     table = named(name)(VPSDE(), grids.log_snr(9))
     assert table.nfe == 9
     assert [row.anchor is None for row in table.rows] == [False] * 8 + [True]
-    assert table.rows[0].anchor == (1.0,)
+    assert table.rows[0].anchor == (1.0, 0.0)
     assert all(row.at.t > other.at.t for row, other in zip(table.rows, table.rows[1:], strict=False))
     assert table.memory == 3
 
@@ -91,7 +91,7 @@ def test_the_corrected_state_is_the_published_weighted_sum() -> None:
     whole = float(points.alpha[1]) * -math.expm1(-h)
     on_x = float(points.sigma[1] / points.sigma[0])
     assert table.rows[0].state == pytest.approx((on_x, whole), rel=1e-13)
-    assert table.rows[0].anchor == (1.0,)
+    assert table.rows[0].anchor == (1.0, 0.0)
     # Row 1 holds the corrected state at t_1 inside its step to t_2.
     h = 0.5 * float(points.log_snr[2] - points.log_snr[1])
     carried = float(points.sigma[2] / points.sigma[1])
@@ -322,7 +322,7 @@ def test_the_first_prediction_of_a_step_from_noise_alone_matters_once() -> None:
     table = solvers.unipc()(RectifiedFlow(), torch.tensor([1.0, 0.8, 0.5, 0.3], dtype=torch.float64))
     assert table.rows[0].state == pytest.approx((0.8, 0.2), rel=1e-14)
     assert table.rows[0].anchor is None
-    assert table.rows[1].anchor == (1.0,)
+    assert table.rows[1].anchor == (1.0, 0.0)
     assert [len(row.state) - 1 for row in table.rows] == [1, 1, 2]
 
 

@@ -23,7 +23,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from scoresde.errors import ConfigError, DomainError, check_integer, check_number
+from scoresde.errors import ConfigError, DomainError, DTypeError, check_integer, check_number
 from scoresde.grids import Grid, karras
 from scoresde.readout import Point
 from scoresde.sde import GaussianSDE, transition_weights
@@ -52,7 +52,7 @@ def _legs(
 ) -> tuple[str, list[list[Row]], list[Jump]]:
     """Return the prediction, the rows of the legs that start at the steps ``cuts``, and what lifts each leg's start."""
     if isinstance(build, OneStep | Multistep):
-        return build.written_in(late), build.legs(sde, late, early, cuts), [(1.0, 0.0)] * len(cuts)
+        return build.written_in(sde, late), build.legs(sde, late, early, cuts), [(1.0, 0.0)] * len(cuts)
     bounds = list(itertools.pairwise([*cuts, len(late.t)]))
     tables = [build(sde, torch.cat([late.t[low:high], early.t[high - 1 : high]])) for low, high in bounds]
     return tables[0].prediction, [list(table.rows) for table in tables], [table.lift for table in tables]
@@ -113,7 +113,7 @@ def churned(
     """Return a solver with EDM's churn: before a step at nu = sigma/alpha the noise level rises to (1 + gamma) nu.
 
     gamma = min(churn/N, sqrt(2) - 1) where s_min <= nu <= s_max, else 0, with N the number of noise levels above 0 on
-    the grid. Around a one-step method it is algorithm 2 of Karras et al. 2022, "Elucidating the design space of
+    the grid; no level rises above the SDE's own at t_max, beyond which no network was trained. Around a one-step method it is algorithm 2 of Karras et al. 2022, "Elucidating the design space of
     diffusion-based generative models", written for x/alpha. The last jump of ``final="denoise"`` is not churned; a step
     of ``times`` into sigma = 0 is, as in the source.
 
@@ -129,8 +129,9 @@ def churned(
         name: name of the solver.
 
     Raises:
-        DomainError: a number out of range, or, when built, a raised level that the SDE does not reach.
+        DTypeError: what is wrapped is no Solver. DomainError: a number out of range.
     """
+    _check_solver(solver, "churned")
     check_number(churn, "churn", 0.0)
     check_number(s_min, "s_min", 0.0)
     if s_max != math.inf:
@@ -147,6 +148,8 @@ def churned(
         nu = late.sigma / late.alpha
         inside = (nu >= s_min) & (nu <= s_max) & torch.isfinite(nu)
         gamma = min(churn / max(int((points.sigma > 0).sum()), 1), 2**0.5 - 1) * inside.double()
+        room = torch.expm1(0.5 * (late.log_snr - sde.log_snr(sde.t_max)))
+        gamma = torch.where(room > 1e-9, torch.minimum(gamma, room), 0.0)
         if not bool(gamma.any()):
             return replace(solver.build(sde, times), name=title)
         raised = _lifted(sde, late, gamma)
@@ -158,10 +161,7 @@ def churned(
 def _lifted(sde: GaussianSDE, points: Point, gamma: Tensor) -> Point:
     """Return the points where nu is (1 + gamma) times as large; those with gamma = 0 keep their last bit."""
     up = gamma > 0
-    try:
-        high = sde.at(sde.time(points.log_snr[up] - 2 * torch.log1p(gamma[up])))
-    except DomainError as error:
-        raise DomainError(f"churn lifts a noise level above what the SDE reaches; lower s_max: {error}") from error
+    high = sde.at(sde.time(points.log_snr[up] - 2 * torch.log1p(gamma[up])))
     fields = zip(
         (points.t, points.alpha, points.sigma, points.log_snr),
         (high.t, high.alpha, high.sigma, high.log_snr),
@@ -169,6 +169,19 @@ def _lifted(sde: GaussianSDE, points: Point, gamma: Tensor) -> Point:
     )
     t, alpha, sigma, log_snr = (old.masked_scatter(up, new) for old, new in fields)
     return Point(t, alpha, sigma, log_snr)
+
+
+def _check_solver(solver: object, wrapper: str) -> None:
+    if not isinstance(solver, Solver):
+        raise DTypeError(
+            f"{wrapper} needs a solver that makes tables, got {solver!r} of type {type(solver).__name__}; for a name, "
+            "solvers.by_name(name)"
+        )
+
+
+def _restarted(order: Order, build: Build) -> Order:
+    """Return the weak order where a leg begins anew: the first step of a multistep method is of first order."""
+    return order if isinstance(build, OneStep) or order.weak is None else Order(weak=min(order.weak, 2.0))
 
 
 def _law(order: Order, unbiased: bool = True) -> Order:
@@ -205,7 +218,8 @@ def restart(
     reach from t_max to t_min is left as it is, so that each place is found by its own call.
 
     Args:
-        solver: what is run, also between the jumps; a multistep method starts anew after each.
+        solver: what is run, also between the jumps; a multistep method starts anew after each, which leaves it order 2
+            at most.
         t_min: time of the jump.
         t_max: time to which it leads.
         repeats: number of jumps, K in the source.
@@ -215,15 +229,17 @@ def restart(
     Source: Xu et al. 2023, "Restart sampling for improving generative processes", algorithm 1.
 
     Raises:
+        DTypeError: what is wrapped is no Solver.
         DomainError: not 0 < t_min < t_max, or, when built, outside the SDE's interval of time, or at alpha = 0.
     """
+    _check_solver(solver, "restart")
     check_number(t_min, "t_min", 0.0, open_low=True)
     check_number(t_max, "t_max", t_min, open_low=True)
     check_integer(repeats, "repeats", 1)
     if steps is not None:
         check_integer(steps, "steps", 1)
     title = name or f"{solver.name}, restarted"
-    order = _law(solver.order, steps is None)
+    order = _restarted(_law(solver.order, steps is None), solver.build)
 
     def build(sde: GaussianSDE, times: Tensor) -> Tableau:
         if not sde.t_min * (1 - 1e-6) <= t_min < t_max <= sde.t_max * (1 + 1e-6):
@@ -239,7 +255,7 @@ def restart(
             return replace(solver.build(sde, times), name=title)
         gaps = (points.log_snr - sde.log_snr(t_min)).abs()
         low = int(gaps[:-1].argmin()) if float(points.sigma[-1]) == 0 else int(gaps.argmin())
-        if low == 0 or not bool(points.log_snr[low] > high.log_snr):
+        if low == 0 or not bool(points.log_snr[low] > high.log_snr + 1e-5):
             raise ConfigError(
                 f"the grid has no time near t_min = {t_min:g} below t_max = {t_max:g}; use more steps, or times= with "
                 "t_min among them"
@@ -256,7 +272,8 @@ def restart(
 def _between(sde: GaussianSDE, points: Point, high: Point, low: int, steps: int | None) -> Point:
     """Return the interval ends between ``high`` and point number ``low``, without the two."""
     if steps is None:
-        return points[(points.log_snr > high.log_snr) & (points.log_snr < points.log_snr[low])]
+        # A knot that is t_max but for rounding would make a step of no length.
+        return points[(points.log_snr > high.log_snr + 1e-5) & (points.log_snr < points.log_snr[low])]
     ends = torch.cat([high.log_snr, points.log_snr[low : low + 1]])
     # EDM's spacing: nu^(1/7) falls evenly.
     roots = (-ends / 14).exp()

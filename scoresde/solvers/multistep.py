@@ -162,7 +162,7 @@ class Multistep:
         """The exact solution that the prediction stands in."""
         return FORMS[self.prediction]
 
-    def written_in(self, late: Point) -> str:
+    def written_in(self, sde: GaussianSDE, late: Point) -> str:
         """Return the prediction of a table whose steps start from these points; DomainError where it has none."""
         if self.prediction == "noise" and bool((late.alpha == 0).any()):
             raise DomainError(
@@ -175,7 +175,7 @@ class Multistep:
         """Return the table on decreasing times."""
         points = sde.at(times)
         late, early = points[:-1], points[1:]
-        prediction = self.written_in(late)
+        prediction = self.written_in(sde, late)
         rows = [row for leg in self.legs(sde, late, early, [0][: len(late.t)]) for row in leg]
         start, end = Knot.of(points[:1])[0], Knot.of(points[-1:])[0]
         prior_std = float(sde.prior_std(times[0]))
@@ -279,6 +279,7 @@ def _rows(
     rows: list[Row] = []
     knots, until = Knot.of(ends[0]), ends[1].t.tolist()
     (on_x, on_noise), (predicted, corrected) = linear, integrals
+    # A first step's anchor (1, 0) is that of a stage, (1,), in value; its two weights say that a new step begins.
     # What a step starts from, as weights of [anchor, predictions newest first] and of the newest earlier draw.
     base, base_noise = [1.0], 0.0
     for i in range(len(on_x)):
@@ -288,7 +289,7 @@ def _rows(
             Row(
                 at=knots[i],
                 state=tuple(state),
-                anchor=tuple(base) if corrected[i] else None,
+                anchor=tuple(base if len(base) > 1 else [1.0, 0.0]) if corrected[i] else None,
                 noise=(drawn, again) if again else (drawn,) if drawn else (),
                 anchor_noise=(0.0, base_noise) if corrected[i] and base_noise else (),
                 increment=Increment(knots[i].t, until[i], powers[i]) if drawn else None,
