@@ -81,14 +81,21 @@ def uniform(steps: int | None = None, *, power: float = 1.0) -> Grid:
     return Grid("uniform" if power == 1.0 else f"power {power:g}", rule, steps)
 
 
-def log_snr(steps: int | None = None, *, centre: float = 0.0, width: float | None = None) -> Grid:
-    """Return the grid uniform in l = log_snr, or with a finite width in asinh((l - centre)/width).
+def log_snr(steps: int | None = None, *, centre: float | None = None, width: float | None = None) -> Grid:
+    """Return the grid uniform in l = log_snr, or with a width in asinh((l - centre)/width); the centre is 0 by default.
 
     The number of steps in a unit of l is proportional to 1/sqrt(1 + ((l - centre)/width)^2): within about a width of
     the centre the grid is uniform in l, beyond it the steps grow in proportion to the distance. No step is ever many
     times the one before, so that a multistep method keeps its order on it.
+
+    Raises:
+        ConfigError: a centre without a width. DomainError: a centre that is not finite, a width that is not positive.
     """
-    check_number(centre, "centre")
+    if centre is not None:
+        check_number(centre, "centre")
+        if width is None:
+            raise ConfigError(f"centre={centre:g} has no effect without a width; pass width= too")
+    middle = 0.0 if centre is None else centre
     if width is not None:
         check_number(width, "width", 0.0, open_low=True)
 
@@ -97,10 +104,10 @@ def log_snr(steps: int | None = None, *, centre: float = 0.0, width: float | Non
         ends = _ends(sde)
         if width is None:
             return _pinned(sde, sde.time(_between(ends[0], ends[1], fractions)))
-        ends = ((ends - centre) / width).asinh()
-        return _pinned(sde, sde.time(centre + width * _between(ends[0], ends[1], fractions).sinh()))
+        ends = ((ends - middle) / width).asinh()
+        return _pinned(sde, sde.time(middle + width * _between(ends[0], ends[1], fractions).sinh()))
 
-    return Grid("log_snr" if width is None else f"log_snr (centre = {centre:g}, width = {width:g})", rule, steps)
+    return Grid("log_snr" if width is None else f"log_snr (centre = {middle:g}, width = {width:g})", rule, steps)
 
 
 def karras(steps: int | None = None, *, rho: float = 7.0) -> Grid:

@@ -196,6 +196,12 @@ REFUSED: dict[str, tuple[Callable[[], object], type[ScoreSDEError], str]] = {
     "grid of no steps": (lambda: grids.uniform()(SDE), ConfigError, "the grid 'uniform' needs a number of steps; pass"),
     "grid of -1 steps": (lambda: grids.uniform()(SDE, -1), DomainError, "steps must be at least 0, got -1"),
     "grid of True steps": (lambda: grids.log_snr()(SDE, True), DTypeError, "steps must be an integer, got True"),
+    "a centre of no width": (
+        lambda: grids.log_snr(centre=3.0),
+        ConfigError,
+        "centre=3 has no effect without a width; pass width= too",
+    ),
+    "a centre of 0 and no width": (lambda: grids.log_snr(centre=0.0), ConfigError, "pass width= too"),
     "times that collapse in float32": (
         lambda: grids.check_times(SDE, torch.tensor([1.0, 1.0 - 1e-9, 0.1])),
         DomainError,
@@ -205,6 +211,42 @@ REFUSED: dict[str, tuple[Callable[[], object], type[ScoreSDEError], str]] = {
         lambda: grids.check_times(SDE, torch.tensor([0.1, 1.0])),
         DomainError,
         "times must decrease, from noise to data; these increase: use times.flip(0)",
+    ),
+    # solvers, each under the names of its own arguments
+    "predictor of order 7": (
+        lambda: solvers.sa_solver(predictor_order=7),
+        DomainError,
+        "predictor_order must be in [1, 4], got 7",
+    ),
+    "corrector of order 7": (
+        lambda: solvers.sa_solver(corrector_order=7),
+        DomainError,
+        "corrector_order must be in [0, 5], got 7",
+    ),
+    "SA-Solver with iPNDM's weights": (
+        lambda: solvers.sa_solver(coefficients="constant", corrector_order=0),
+        ConfigError,
+        "unknown coefficients 'constant'; choices: bh1, bh2, exact",
+    ),
+    "UniPC of no variant": (
+        lambda: solvers.unipc(variant="bhx"),
+        ConfigError,
+        "unknown variant 'bhx'; did you mean 'bh2'? choices: bh1, bh2, exact",
+    ),
+    "UniPC with iPNDM's weights": (
+        lambda: solvers.unipc(variant="constant", corrected=False),
+        ConfigError,
+        "unknown variant 'constant'; choices: bh1, bh2, exact",
+    ),
+    "UniPC with the weights of 3M": (
+        lambda: solvers.unipc(variant="dpmpp_3m", corrected=False),
+        ConfigError,
+        "unknown variant 'dpmpp_3m'; choices: bh1, bh2, exact",
+    ),
+    "UniPC's order a string": (
+        lambda: solvers.unipc(order="3"),
+        DTypeError,
+        "order must be an integer, got '3' of type str",
     ),
     # what sample calls and draws from
     "a kernel alone": (lambda: sample(gaussian(), (2, 2), kernels=Langevin()), DTypeError, "kernels must be a list of"),
@@ -229,6 +271,27 @@ def test_refused(fault: str) -> None:
     call, kind, words = REFUSED[fault]
     with pytest.raises(kind, match=re.escape(words)):
         call()
+
+
+@pytest.mark.parametrize(
+    ("make", "name", "end"),
+    [
+        (solvers.dpm_solver_2, "r", 1.0),
+        (solvers.dpm_solver_3, "r", 2 / 3),
+        (solvers.dpmpp_2s, "r", 1.0),
+        (solvers.dpmpp_3s, "r", 2 / 3),
+        (solvers.exponential_rk2, "node", 1.0),
+        (solvers.exponential_rk3, "node", 2 / 3),
+        (solvers.res, "node", 1.0),
+    ],
+)
+def test_an_inner_stage_is_checked_under_its_own_name(make: Callable[..., Solver], name: str, end: float) -> None:
+    for value in (0.0, end, 1.5, NAN):
+        with pytest.raises(DomainError, match=re.escape(f"{name} must lie in (0, {end:g}), got {value}")):
+            make(**{name: value})
+    with pytest.raises(DTypeError, match=f"^{name} must be a number, got '0.5'"):
+        make(**{name: "0.5"})
+    assert make(**{name: end - 0.01}).calls == (3 if end < 1 else 2)
 
 
 @pytest.mark.parametrize("kind", [k for k in SCHEDULES.values() if k is not EDMSDE])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from scoresde.errors import check_number
+from scoresde.errors import check_integer, check_number, unknown
 from scoresde.grids import Grid, diffused, karras, rectified
 from scoresde.solvers.base import Solver
 from scoresde.solvers.multistep import Eta, multistep
@@ -21,6 +21,9 @@ __all__ = [
     "sa_solver",
     "unipc",
 ]
+
+ROUNDINGS = ("exact", "bh1", "bh2")
+"""The coefficients that UniPC and SA-Solver have."""
 
 
 def dpmpp_2m(*, eta: float = 0.0, lower_order_final: bool = False, grid: Grid | None = None) -> Solver:
@@ -178,7 +181,13 @@ def unipc(
     with the corrector, ``order`` without.
 
     Source: Zhao et al. 2023, "UniPC: a unified predictor-corrector framework for fast sampling of diffusion models".
+
+    Raises:
+        ConfigError: unknown variant or prediction. DomainError: order not in [1, 4].
     """
+    if variant not in ROUNDINGS:
+        raise unknown("variant", variant, ROUNDINGS)
+    check_integer(order, "order", 1, 4)
     return multistep(
         prediction=prediction,
         order=order,
@@ -210,7 +219,14 @@ def sa_solver(
     authors' code, which rounds steps of two predictions as UniPC does.
 
     Source: Xue et al. 2023, "SA-Solver: stochastic Adams solver for fast sampling of diffusion models".
+
+    Raises:
+        ConfigError: unknown coefficients or prediction. DomainError: an order or tau out of range.
     """
+    if coefficients not in ROUNDINGS:
+        raise unknown("coefficients", coefficients, ROUNDINGS)
+    check_integer(predictor_order, "predictor_order", 1, 4)
+    check_integer(corrector_order, "corrector_order", 0, 5)
     return multistep(
         prediction=prediction,
         order=predictor_order,

@@ -186,6 +186,11 @@ def _weights(z: Tensor, nodes: list[float], published: bool) -> list[Tensor]:
     return weights
 
 
+def _place(value: float, name: str, before: float = 1.0) -> float:
+    """Return the place of a method's inner stage, checked under the method's own name for it."""
+    return check_number(value, name, 0.0, before, open_low=True, open_high=True)
+
+
 def exponential_euler(*, prediction: str = "data", eta: float = 1.0) -> Solver:
     """Return the exponential Euler method: the prediction frozen, the linear part and the noise exact.
 
@@ -197,7 +202,7 @@ def exponential_euler(*, prediction: str = "data", eta: float = 1.0) -> Solver:
 
 def exponential_rk2(*, prediction: str = "data", eta: float = 0.0, node: float = 1 / 2) -> Solver:
     """Return Hochbruck and Ostermann's exponential method of order 2: b_2 = phi_2/c_2, two evaluations a step."""
-    return exponential(prediction=prediction, order=2, eta=eta, nodes=(node,), name="exponential_rk2")
+    return exponential(prediction=prediction, order=2, eta=eta, nodes=(_place(node, "node"),), name="exponential_rk2")
 
 
 def exponential_rk3(*, prediction: str = "data", eta: float = 0.0, node: float = 1 / 3) -> Solver:
@@ -209,7 +214,7 @@ def exponential_rk3(*, prediction: str = "data", eta: float = 0.0, node: float =
         prediction=prediction,
         order=3,
         eta=eta,
-        nodes=(node, 2 / 3),
+        nodes=(_place(node, "node", 2 / 3), 2 / 3),
         coefficients="published",
         name="exponential_rk3",
     )
@@ -221,7 +226,7 @@ def res(*, node: float = 1 / 2, eta: float = 0.0) -> Solver:
     Source: Zhang et al. 2023, "Improved order analysis and design of exponential integrator for diffusion models
     sampling", which has eta = 0.
     """
-    return exponential(order=2, eta=eta, nodes=(node,), name="res", paper="Zhang et al. 2023")
+    return exponential(order=2, eta=eta, nodes=(_place(node, "node"),), name="res", paper="Zhang et al. 2023")
 
 
 def dpm_solver_2(*, r: float = 1 / 2, coefficients: str = "published") -> Solver:
@@ -235,7 +240,7 @@ def dpm_solver_2(*, r: float = 1 / 2, coefficients: str = "published") -> Solver
     return exponential(
         prediction="noise",
         order=2,
-        nodes=(r,),
+        nodes=(_place(r, "r"),),
         coefficients=coefficients,
         name="dpm_solver_2",
         paper="Lu et al. 2022a",
@@ -251,7 +256,7 @@ def dpm_solver_3(*, r: float = 1 / 3, coefficients: str = "published") -> Solver
     return exponential(
         prediction="noise",
         order=3,
-        nodes=(r, 2 / 3),
+        nodes=(_place(r, "r", 2 / 3), 2 / 3),
         coefficients=coefficients,
         name="dpm_solver_3",
         paper="Lu et al. 2022a",
@@ -265,7 +270,9 @@ def dpmpp_2s(*, r: float = 1 / 2, coefficients: str = "published") -> Solver:
     [(1 - 1/(2 r)) data(x) + 1/(2 r) data(u)]. ``coefficients="exact"`` is RES. Source: Lu et al. 2022, "DPM-Solver++:
     fast solver for guided sampling of diffusion probabilistic models", algorithm 1.
     """
-    return exponential(order=2, nodes=(r,), coefficients=coefficients, name="dpmpp_2s", paper="Lu et al. 2022b")
+    return exponential(
+        order=2, nodes=(_place(r, "r"),), coefficients=coefficients, name="dpmpp_2s", paper="Lu et al. 2022b"
+    )
 
 
 def dpmpp_3s(*, r: float = 1 / 3, coefficients: str = "published") -> Solver:
@@ -274,7 +281,13 @@ def dpmpp_3s(*, r: float = 1 / 3, coefficients: str = "published") -> Solver:
     It is ``exponential_rk3(node=r)``: DPM-Solver-3's formula with data predictions. Source: Lu et al. 2022,
     "DPM-Solver++", in the authors' program.
     """
-    return exponential(order=3, nodes=(r, 2 / 3), coefficients=coefficients, name="dpmpp_3s", paper="Lu et al. 2022b")
+    return exponential(
+        order=3,
+        nodes=(_place(r, "r", 2 / 3), 2 / 3),
+        coefficients=coefficients,
+        name="dpmpp_3s",
+        paper="Lu et al. 2022b",
+    )
 
 
 def seeds_1(*, eta: float = 1.0) -> Solver:
