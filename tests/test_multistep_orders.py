@@ -48,12 +48,14 @@ NAMED: dict[str, tuple[Solver, int, tuple[int, int]]] = {
     "dpmpp_2m": (solvers.dpmpp_2m(), 2, (160, 320)),
     "dpmpp_3m": (solvers.dpmpp_3m(), 3, (200, 400)),
     "deis 2 in t": (solvers.deis(order=2), 2, (160, 320)),
+    "deis 3 in t": (solvers.deis(), 3, (200, 400)),
     "deis 3 in nu": (solvers.deis(order=3, variable="nu"), 3, (400, 800)),
     "deis 2 in log_snr": (solvers.deis(order=2, variable="log_snr"), 2, (160, 320)),
     "exponential_ab 3": (solvers.exponential_ab(), 3, (200, 400)),
     "ipndm 4": (solvers.ipndm(), 4, (640, 1280)),
     "lms 4": (solvers.lms(), 4, (400, 800)),
     "flow_ab 3": (solvers.flow_ab(), 3, (100, 200)),
+    "flow_abm 3, 4": (solvers.flow_abm(), 4, (200, 400)),
     "unipc 1, bh1": (solvers.unipc(order=1, variant="bh1"), 2, (160, 320)),
     "unipc 1, bh2": (solvers.unipc(order=1), 2, (160, 320)),
     "unipc 2, bh1": (solvers.unipc(order=2, variant="bh1"), 3, (200, 400)),
@@ -79,6 +81,7 @@ def test_order_of_a_named_method(name: str, sde: str) -> None:
         (solvers.ipndm(), 2),
         (solvers.unipc(order=3), 4),
         (solvers.unipc(order=3, corrected=False), 3),
+        (solvers.flow_abm(), 4),
         (solvers.sa_solver(tau=0.0), 4),
         (solvers.sa_solver(corrector_order=2, tau=0.0), 2),
         (solvers.sa_solver(corrector_order=1, tau=0.0), 1),
@@ -127,7 +130,7 @@ def test_mistakes_in_a_corrector_cost_orders() -> None:
     assert order_of(changed(good, tilted), sde, 3, (100, 200)) < 2.5
 
 
-@pytest.mark.parametrize("name", ["unipc", "lms", "flow_ab", "deis"])
+@pytest.mark.parametrize("name", ["unipc", "lms", "flow_ab", "flow_abm", "deis"])
 def test_the_real_sampler_converges_to_the_exact_flow_of_a_mixture(name: str) -> None:
     """From its own start-up steps, of order 1 and 2, so that some methods show less than their order."""
     sde, solver = FLOWS["vp"], solvers.by_name(name)
