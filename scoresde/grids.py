@@ -6,6 +6,7 @@ is uniform in a variable of its own:
 | grid | uniform in |
 |---|---|
 | ``uniform()`` | t^(1/power) |
+| ``even()`` | t, and under an SDE whose time is its noise level as ``diffused(power=2)`` |
 | ``log_snr()`` | l = log(alpha^2/sigma^2), or with a width asinh((l - centre)/width) |
 | ``karras(rho=7)`` | nu^(1/rho), nu = sigma/alpha (Karras et al. 2022, "Elucidating the design space", eq. 5) |
 | ``rectified()`` | u^(1/power), u = sigma/(alpha + sigma) |
@@ -27,7 +28,7 @@ from torch import Tensor
 from scoresde.errors import ConfigError, DomainError, DTypeError, ShapeError, check_integer, check_number
 from scoresde.sde import SDE, GaussianSDE
 
-__all__ = ["Grid", "check_times", "diffused", "karras", "knots", "log_snr", "rectified", "uniform"]
+__all__ = ["Grid", "check_times", "diffused", "even", "karras", "knots", "log_snr", "rectified", "uniform"]
 
 
 FIRST_LOG_SNR = -10.0
@@ -79,6 +80,22 @@ def uniform(steps: int | None = None, *, power: float = 1.0) -> Grid:
         return _pinned(sde, _between(ends[0], ends[1], fractions) ** power)
 
     return Grid("uniform" if power == 1.0 else f"power {power:g}", rule, steps)
+
+
+def even(steps: int | None = None) -> Grid:
+    """Return the grid uniform in t, the native one of solvers that step in t.
+
+    Where t is the noise level itself, alpha = 1 and sigma = t as in ``EDMSDE``, steps of one length would nearly all
+    fall on large noise: there it is ``diffused(power=2)``, close to VPSDE's own grid uniform in t.
+    """
+    plain, levels = uniform(), diffused(power=2.0)
+
+    def rule(sde: GaussianSDE, fractions: Tensor) -> Tensor:
+        ends = sde.at(torch.tensor([sde.t_max, sde.t_min], dtype=torch.float64))
+        is_level = bool((ends.alpha == 1).all()) and bool((ends.sigma == ends.t).all())
+        return (levels if is_level else plain).rule(sde, fractions)
+
+    return Grid("even", rule, steps)
 
 
 def log_snr(steps: int | None = None, *, centre: float | None = None, width: float | None = None) -> Grid:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,7 +12,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from scoresde import VESDE, VPSDE, ConfigError, DomainError, DTypeError, GaussianSDE, ShapeError, SubVPSDE, grids
+from scoresde import (
+    EDMSDE,
+    VESDE,
+    VPSDE,
+    ConfigError,
+    DomainError,
+    DTypeError,
+    GaussianSDE,
+    ShapeError,
+    SubVPSDE,
+    build_table,
+    grids,
+    solvers,
+)
 from scoresde.grids import Grid, check_times
 
 F64 = torch.float64
@@ -146,6 +160,21 @@ def test_the_rectified_grid_reaches_where_alpha_is_zero() -> None:
     gaps = sde.log_snr(grids.log_snr()(sde, 9))[1:].diff()
     torch.testing.assert_close(gaps, gaps.mean().expand(8), rtol=1e-9, atol=0)
     assert float(sde.log_snr(grids.log_snr()(sde, 9))[1]) - float(gaps[0]) == pytest.approx(-10)
+
+
+def test_even_is_uniform_in_t_unless_t_is_the_noise_level() -> None:
+    for sde in (VPSDE(), VESDE(), SubVPSDE(), Cosine(t_min=0.01, t_max=0.99)):
+        assert torch.equal(grids.even()(sde, 9), grids.uniform()(sde, 9))
+    sde = EDMSDE()
+    assert torch.equal(grids.even(9)(sde), grids.diffused(power=2)(sde, 9))
+    # A hundred steps of Euler-Maruyama: seven times the variance on a grid uniform in t.
+    table = solvers.euler_maruyama()
+    error = {
+        grid.name: build_table(sde, replace(table, grid=grid), steps=100).law(0.3, 0.25)[1] / 0.25 - 1
+        for grid in (table.grid, grids.uniform())
+    }
+    assert error["even"] < 0.02
+    assert error["uniform"] > 5
 
 
 def test_bad_options() -> None:

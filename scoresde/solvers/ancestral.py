@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from scoresde.errors import DomainError, check_number, unknown
-from scoresde.grids import karras, uniform
+from scoresde.grids import even, karras
 from scoresde.readout import Point
 from scoresde.sde import GaussianSDE, transition_weights
 from scoresde.solvers.base import Solver, one_stage_table
@@ -97,7 +97,7 @@ def ancestral(*, eta: float = 1.0, variance: str = "small") -> Solver:
     def build(sde: GaussianSDE, times: Tensor) -> Tableau:
         return ancestral_table(sde.at(times), prior_std=_prior(sde, times), eta=eta, variance=variance)
 
-    return Solver("ancestral", build, uniform(), 1, _orders(eta), "Ho et al. 2020")
+    return Solver("ancestral", build, even(), 1, _orders(eta), "Ho et al. 2020")
 
 
 def ddim_table(points: Point, *, prior_std: float, eta: float = 0.0) -> Tableau:
@@ -138,7 +138,7 @@ def ddim(eta: float = 0.0) -> Solver:
     def build(sde: GaussianSDE, times: Tensor) -> Tableau:
         return ddim_table(sde.at(times), prior_std=_prior(sde, times), eta=eta)
 
-    return Solver("ddim", build, uniform(), 1, _orders(eta), "Song, Meng and Ermon 2021")
+    return Solver("ddim", build, even(), 1, _orders(eta), "Song, Meng and Ermon 2021")
 
 
 def euler_ancestral(eta: float = 1.0) -> Solver:
@@ -175,4 +175,4 @@ def reverse_diffusion(*, eta: float = 1.0) -> Solver:
         return [Stage(late, seen, 2 - a, weights, (eta * b,), increments(late, early, 2.0))]
 
     build = OneStep(f"reverse_diffusion (eta = {eta:g})", "noise", stages, limits, _orders(eta), eta)
-    return Solver("reverse_diffusion", build, uniform(), 1, _orders(eta), "Song et al. 2021")
+    return Solver("reverse_diffusion", build, even(), 1, _orders(eta), "Song et al. 2021")

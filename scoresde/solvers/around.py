@@ -113,9 +113,10 @@ def churned(
     """Return a solver with EDM's churn: before a step at nu = sigma/alpha the noise level rises to (1 + gamma) nu.
 
     gamma = min(churn/N, sqrt(2) - 1) where s_min <= nu <= s_max, else 0, with N the number of noise levels above 0 on
-    the grid; no level rises above the SDE's own at t_max, beyond which no network was trained. Around a one-step method it is algorithm 2 of Karras et al. 2022, "Elucidating the design space of
-    diffusion-based generative models", written for x/alpha. The last jump of ``final="denoise"`` is not churned; a step
-    of ``times`` into sigma = 0 is, as in the source.
+    the grid; no level rises above the SDE's own at t_max, beyond which no network was trained. Around a one-step method
+    it is algorithm 2 of Karras et al. 2022, "Elucidating the design space of diffusion-based generative models",
+    written for x/alpha. The last jump of ``final="denoise"`` is not churned; a step of ``times`` into sigma = 0 is, as
+    in the source.
 
     The law converges with the deterministic or weak order of a one-step method. A multistep method starts anew after
     each jump, which leaves it order 1. ``s_noise`` other than 1 leaves a bias.

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from scoresde.grids import Grid, karras, log_snr, rectified, uniform
+from scoresde.grids import Grid, even, karras, log_snr, rectified
 from scoresde.readout import Pair, Point
 from scoresde.sde import GaussianSDE
 
@@ -80,7 +80,7 @@ VARIABLES: dict[str, Variable] = {
             _in_time,
             lambda sde, p: -0.5 * (sde.diffusion(p.t) / p.sigma).square(),
             None,
-            uniform(),
+            even(),
         ),
         Variable(
             "nu",
