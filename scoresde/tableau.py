@@ -33,7 +33,7 @@ from dataclasses import asdict, dataclass, field, replace
 import numpy as np
 import torch
 
-from scoresde.errors import ConfigError, DomainError, ScoreSDEError, check_number, unknown
+from scoresde.errors import ConfigError, DomainError, DTypeError, check_number, unknown
 from scoresde.readout import TARGETS, Point, target, view
 from scoresde.rows import CLEAN, Increment, Knot, Order, Row, Weights
 
@@ -57,7 +57,8 @@ class Tableau:
         order: declared orders.
 
     Raises:
-        ConfigError, DomainError: weights that name predictions or draws which do not exist, or are not finite.
+        ConfigError, DTypeError, DomainError: weights that name predictions or draws which do not exist, or are no
+            finite numbers.
     """
 
     name: str
@@ -83,9 +84,12 @@ class Tableau:
             past = drawn + (not draws)
             anchor = row.anchor or ()
             # A sum is finite only where every term is: one look at a sound row, which nearly every row is.
-            total = sum((row.at.t, row.at.alpha, row.at.sigma, *row.state, *anchor, *row.noise, *row.anchor_noise))
+            try:
+                total = sum((row.at.t, row.at.alpha, row.at.sigma, *row.state, *anchor, *row.noise, *row.anchor_noise))
+            except TypeError as error:
+                raise DTypeError(f"row {i} of {self.name!r} holds something that is no number: {row}") from error
             longest = max(len(row.state), len(anchor)) - 1, max(len(row.noise), len(row.anchor_noise))
-            if not math.isfinite(total) or longest[0] > held or longest[1] > past:
+            if not row.state or not math.isfinite(total) or longest[0] > held or longest[1] > past:
                 self._check_row(i, row, held, past)
             if row.anchor_noise and row.anchor is None:
                 raise ConfigError(f"row {i} of {self.name!r} gives noise to an anchor that follows the state")
@@ -95,6 +99,8 @@ class Tableau:
 
     def _check_row(self, i: int, row: Row, held: int, past: int) -> None:
         """Check a row against the predictions and the draws that there are."""
+        if not row.state:
+            raise ConfigError(f"row {i} of {self.name!r} has no weights of the state; (1.0,) leaves it as it is")
         if not all(map(math.isfinite, (row.at.t, row.at.alpha, row.at.sigma))):
             raise DomainError(f"row {i} of {self.name!r} is called at {row.at}, which is not finite")
         for name, weights, limit in (
@@ -286,7 +292,7 @@ class Tableau:
                 order=Order(**got.pop("order")),
                 **got,
             )
-        except ScoreSDEError:
+        except (ConfigError, DomainError):
             raise
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise ConfigError(f"this is no saved table: {error}; make one with Tableau.to_json()") from error

@@ -12,7 +12,7 @@ import pytest
 import torch
 from helpers import MEAN, SDES, VARIANCE, coefficients, gaussian, slope
 
-from scoresde import VPSDE, ConfigError, DomainError, GaussianSDE, Tableau, build_table, grids, solvers
+from scoresde import VPSDE, ConfigError, DomainError, DTypeError, GaussianSDE, Tableau, build_table, grids, solvers
 from scoresde.solvers import SOLVERS
 from scoresde.tableau import CLEAN, Increment, Knot, Order, Row
 
@@ -231,6 +231,8 @@ def test_the_maps_of_odd_tables_are_what_one_computes_by_hand() -> None:
         ([Row(HERE[0], (1.0,), anchor_noise=(0.1,))], {}, ConfigError, "anchor that follows the state"),
         ([Row(HERE[0], (math.nan, 0.5))], {}, DomainError, r"row 0 .* \(t = 1\) has state weights .* not all finite"),
         ([Row(HERE[0], (1.0,), noise=(math.inf,))], {}, DomainError, "noise weights"),
+        ([Row(HERE[0], ())], {}, ConfigError, "row 0 of 'hand-made' has no weights of the state"),
+        ([Row(HERE[0], ("a", 1.0))], {}, DTypeError, "row 0 of 'hand-made' holds something that is no number"),
         ([], {"prediction": "nose"}, ConfigError, "did you mean 'noise'"),
         ([], {"prediction": "velocity"}, ConfigError, "choices"),
         ([], {"lift": (1.0, math.nan)}, DomainError, "lift"),
