@@ -11,7 +11,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from scoresde.bridge import TorchSDE
-from scoresde.bridge.paths import DRAWS, walk
+from scoresde.bridge.paths import DRAWS, check_start, walk
 from scoresde.building import FINALS
 from scoresde.errors import ConfigError, SolverError, check_integer, unknown
 from scoresde.executor import Observer, execute
@@ -166,7 +166,15 @@ class FlowRun:
     def __post_init__(self) -> None:
         """Check the interval."""
         _check_final(self.sde, self.final)
-        if self.ends is not None and float(check_times(self.sde, self.ends)[-1]) == 0:
+        if self.ends is None:
+            return
+        ends = check_times(self.sde, self.ends)
+        if len(ends) > 2:
+            raise ConfigError(
+                "the adaptive probability flow chooses its own steps: times= gives its two ends, got "
+                f"{len(ends)} times; use a fixed solver, e.g. solver='heun'"
+            )
+        if float(ends[-1]) == 0:
             raise ConfigError("the adaptive probability flow must end at t > 0; final='denoise' goes to clean data")
 
     @property
@@ -202,8 +210,9 @@ class PathRun:
     trajectory: bool
 
     def __post_init__(self) -> None:
-        """Check the end."""
+        """Check both ends."""
         _check_final(self.sde, self.final)
+        check_start(self.sde, self.knots)
         if float(check_times(self.sde, self.knots)[-1]) == 0:
             raise ConfigError("a path must end at t > 0; final='denoise' goes to clean data")
 

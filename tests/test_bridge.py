@@ -25,6 +25,7 @@ from scoresde import (
     GaussianSDE,
     Langevin,
     ProbabilityFlow,
+    RectifiedFlow,
     ScoreModel,
     ShapeError,
     SolverError,
@@ -595,6 +596,7 @@ def test_a_missing_package_is_named(
 
 
 T = torch.tensor([0.9, 0.2], dtype=F64)
+INNER = torch.tensor([0.9, 0.5, 0.2], dtype=F64)
 START = {"x_init": torch.ones(2, 1)}
 IN_SAMPLE: dict[str, tuple[dict[str, object], type[Exception], str]] = {
     "steps and dt": ({"solver": bridge.TorchSDE(dt=0.1), "steps": 3}, ConfigError, r"steps= or TorchSDE\(dt=\)"),
@@ -612,6 +614,12 @@ IN_SAMPLE: dict[str, tuple[dict[str, object], type[Exception], str]] = {
     "final": ({"solver": bridge.TorchSDE(), "final": "end"}, ConfigError, "unknown final 'end'"),
     "tolerance in float32": ({"solver": bridge.TorchDiffEq(rtol=1e-9)}, DomainError, "at least 1.19209e-07"),
     "scipy's tolerance": ({"solver": bridge.ScipyODE(rtol=1e-15)}, DomainError, "rtol"),
+    "inner times of scipy's flow": (
+        {"solver": bridge.ScipyODE(), "times": INNER},
+        ConfigError,
+        "two ends, got 3 times",
+    ),
+    "inner times of a flow": ({"solver": bridge.TorchDiffEq(), "times": INNER}, ConfigError, "two ends, got 3 times"),
     "own SDE with a table": ({"sde": LINEAR, "final": "sample"}, DTypeError, "needs a solver of scoresde.bridge"),
     "own SDE to clean data": ({"sde": LINEAR, "solver": bridge.TorchSDE()}, ConfigError, "pass final='sample'"),
     "own SDE on a grid": (
@@ -666,6 +674,21 @@ def test_simulate_checks_its_arguments(options: dict[str, object], kind: type[Ex
     arguments = {"x0": torch.ones(2, 1), "times": line(0.1, 1.0, 3)} | options
     with pytest.raises(kind, match=words):
         bridge.simulate(LINEAR, **arguments)
+
+
+@pytest.mark.parametrize("solver", [bridge.TorchSDE(), bridge.TorchSDE("srk", dt=0.1, eta=0.0)], ids=str)
+def test_a_reverse_sde_starts_below_alpha_0(solver: bridge.TorchSDE) -> None:
+    net, sde = Net(dtype=F64), RectifiedFlow()
+    model = ScoreModel(net, sde, predicts="v")
+    words = "^alpha is 0 at t = 1, where the reverse drift and the diffusion are infinite: start below it with times="
+    with pytest.raises(DomainError, match=words):
+        sample(model, (2, 2), solver=solver, seed=0)
+    with pytest.raises(DomainError, match=words):
+        bridge.simulate(sde.reverse(model), torch.ones(2, 2), torch.tensor([1.0, 0.5]), seed=0)
+    assert net.calls == []
+    solver = bridge.TorchSDE(solver.method, eta=solver.eta)
+    x = sample(model, (8, 2), solver=solver, times=line(0.99, 0.01, 50), seed=0)
+    assert bool(torch.isfinite(x).all())
 
 
 def test_a_state_that_is_not_finite_names_its_step() -> None:

@@ -300,8 +300,9 @@ def test_sample_starts_at_the_prior_and_ends_with_the_denoised_state() -> None:
         (torch.tensor([math.nan, 0.1]), DomainError, "NaN"),
         (torch.tensor([1, 0]), DTypeError, "times must be a floating tensor"),
         (torch.tensor([[1.0, 0.5]]), ShapeError, "times must be a vector"),
+        (torch.tensor([0.9, 0.5, 0.1]), ConfigError, r"its own steps: times= gives its two ends, got 3 times; use a"),
     ],
-    ids=["rising", "out of range", "NaN", "integers", "matrix"],
+    ids=["rising", "out of range", "NaN", "integers", "matrix", "more than two"],
 )
 def test_ends_of_the_adaptive_flow_are_checked_before_any_call(times: Tensor, kind, words: str) -> None:
     net = Net()

@@ -23,16 +23,16 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from scoresde.errors import ConfigError, SolverError, check_integer, check_number, check_samples, unknown
+from scoresde.errors import ConfigError, DomainError, SolverError, check_integer, check_number, check_samples, unknown
 from scoresde.grids import check_times
 from scoresde.noise import NoiseSource, SampleNoise, check_seed, fresh_seed
 from scoresde.ops import expand
-from scoresde.sde import SDE, ReverseSDE
+from scoresde.sde import SDE, GaussianSDE, ReverseSDE
 
 if TYPE_CHECKING:
     from types import ModuleType
 
-__all__ = ["DRAWS", "TorchSDE", "simulate", "walk"]
+__all__ = ["DRAWS", "TorchSDE", "check_start", "simulate", "walk"]
 
 DRAWS = {"euler": 1, "milstein": 1, "srk": 2}
 """Methods and the draws that each takes in a step."""
@@ -53,7 +53,7 @@ class TorchSDE:
 
     Args:
         method: "euler" (Euler-Maruyama, order 1), "milstein" (the same here: the noise is additive), "srk" (Rossler
-            2010, SRID2: strong order 1.5, four evaluations a step).
+            2010, SRID2: strong order 1.5, three evaluations a step).
         dt: longest step in t, on a grid uniform in t; otherwise ``steps=`` or ``times=`` of ``sample`` say the steps.
         eta: of the reverse family: 1 the reverse SDE, 0 the probability flow.
         adjoint: with ``differentiable=True``, gradients by the adjoint SDE, solved again over each step (Li et al.
@@ -61,7 +61,8 @@ class TorchSDE:
             memory for a state each step; the gradient carries an error of its own that vanishes with the step.
 
     Raises:
-        ConfigError: unknown method, torchsde is missing. DomainError: dt not positive or eta negative.
+        ConfigError: unknown method, torchsde is missing. DomainError: dt not positive or eta negative; in ``sample``, a
+            start where alpha is 0.
     """
 
     method: str = "euler"
@@ -119,11 +120,13 @@ def simulate(
 
     Raises:
         ConfigError: unknown method, torchsde is missing, seed and noise both given. DTypeError, ShapeError,
-            DomainError: bad states or times. SolverError: a state is not finite.
+            DomainError: bad states or times, a reverse run from alpha = 0. SolverError: a state is not finite.
     """
     _check_method(method)
     check_samples(x0, "x0")
     ends = check_times(sde, times, rising=not isinstance(sde, ReverseSDE))
+    if isinstance(sde, ReverseSDE):
+        check_start(sde.forward, ends)
     check_integer(substeps, "substeps", 1)
     if seed is not None and noise is not None:
         raise ConfigError("give one source of randomness, got seed and noise")
@@ -135,6 +138,15 @@ def simulate(
     fine[substeps::substeps] = ends[1:]
     walked = walk(sde, x0, fine, noise, method=method, adjoint=adjoint)
     return torch.stack([x0, *(x for x, _ in itertools.islice(walked, substeps - 1, None, substeps))])
+
+
+def check_start(sde: SDE, times: Tensor) -> None:
+    """Raise DomainError if the reverse of ``sde`` along these decreasing times starts where alpha is 0."""
+    if isinstance(sde, GaussianSDE) and len(times) > 1 and float(sde.alpha(times[0])) == 0:
+        raise DomainError(
+            f"alpha is 0 at t = {float(times[0]):g}, where the reverse drift and the diffusion are infinite: "
+            "start below it with times=, or give the SDE a smaller t_max"
+        )
 
 
 def walk(
