@@ -477,6 +477,9 @@ def test_doc_blocks_check_what_the_code_prints(tmp_path: Path) -> None:
     done = run_page(tmp_path, code + "```text\none 1.4\n```\n")
     assert done.returncode == 1
     assert "line 6: the code above does not print this; it prints\none 1.5\ntwo\n" in done.stdout
+    assert run_page(tmp_path, code + "```text\none 1.5\ntwo\n```\n").returncode == 0
+    for part in ("ne 1.5", "one 1", "1.5\ntwo", "two\none 1.5"):
+        assert run_page(tmp_path, code + f"```text\n{part}\n```\n").returncode == 1
 
 
 def test_doc_blocks_check_what_commands_print(tmp_path: Path) -> None:
@@ -498,8 +501,24 @@ def test_doc_blocks_let_seconds_differ_and_nothing_else() -> None:
     assert not shown("a.b\n", "axb\n")
 
 
-@pytest.mark.parametrize("page", ["```python\nx = 1\n", "<!-- skip: why -->\n\ntext\n", "```console\nhello\n```\n"])
-def test_doc_blocks_refuse_a_broken_page(tmp_path: Path, page: str) -> None:
+@pytest.mark.parametrize(
+    ("page", "words"),
+    [
+        ("```python\nx = 1\n", "line 1: the code block is never closed"),
+        ("<!-- skip: why -->\n\ntext\n", "line 3: the skip comment above stands before no code block"),
+        ("```console\nhello\n```\n", "line 2: a console block begins with '$ '"),
+        ("```python\nprint(1)\n```\n\n```text\n```\n", "line 5: the text block is empty"),
+        ("```python\nprint()\n```\n```text\n\n```\n", "line 4: the text block is empty"),
+        ("```console\n```\n", "line 1: the console block is empty"),
+        ("```py\nx = 1\n```\n", "line 1: write ```python, not ```py, for"),
+        ("```Python\nx = 1\n```\n", "line 1: write ```python, not ```Python, for"),
+        ("```{python}\nx = 1\n```\n", "line 1: write ```python, not ```{python}, for"),
+        ("```{.python .numberLines}\nx = 1\n```\n", "line 1: write ```python, not ```{.python, for"),
+        ("text\n\n~~~ python3\nx = 1\n~~~\n", "line 3: write ```python, not ~~~ python3, for"),
+    ],
+)
+def test_doc_blocks_refuse_a_broken_page(tmp_path: Path, page: str, words: str) -> None:
     done = run_page(tmp_path, page)
     assert done.returncode == 1
+    assert words in done.stdout
     assert done.stdout.endswith("0 passed, 1 failed\n")

@@ -2,9 +2,10 @@
 
 The blocks fenced as ```python of one page run in their order, in one fresh interpreter and a temporary directory: a
 later block sees the names of an earlier one, as a reader who pastes them would. What stands fenced as ```text must be
-among what they print. Then the ```console blocks run in the same directory: behind "$ " a call of ``scoresde``, below
-it the whole of its output, in which "..." stands for anything and seconds may differ. Other fences do not run. A block
-that must not run says why on the line before its fence: ``<!-- skip: needs a GPU -->``.
+whole lines of what they print, one below the other. Then the ```console blocks run in the same directory: behind "$ " a
+call of ``scoresde``, below it the whole of its output, in which "..." stands for anything and seconds may differ. Other
+fences do not run; ```py and other ways to write ```python are refused. A block that must not run says why on the line
+before its fence: ``<!-- skip: needs a GPU -->``.
 
     python tools/run_doc_blocks.py README.md docs/*.md
 """
@@ -24,6 +25,7 @@ FENCE = re.compile(r"^(?P<indent> *)(?P<ticks>`{3,}|~{3,})[ \t]*(?P<language>[^\
 SKIP = re.compile(r"^\s*<!--\s*skip:\s*(?P<reason>.+?)\s*-->\s*$")
 SECONDS = re.compile(r"\d+(\.\d+)? seconds|seconds \d+(\.\d+)?")
 CHECKED = ("python", "text", "console")
+PYTHON = re.compile(r"\{?\.?(py|pycon|ipython|python)[0-9.]*\b", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,12 @@ class Block:
 
 
 def read_blocks(text: str) -> list[Block]:
-    """Return the blocks of a Markdown text; ValueError if a fence is not closed or a skip marks no block."""
+    """Return the blocks of a Markdown text.
+
+    Raises:
+        ValueError: a fence that is not closed, a skip that marks no block, Python under another name than "python", or
+            a text or console block without a line.
+    """
     lines = text.splitlines()
     blocks: list[Block] = []
     reason: str | None = None
@@ -60,8 +67,12 @@ def read_blocks(text: str) -> list[Block]:
         end = next((j for j in range(i + 1, len(lines)) if closing.match(lines[j])), None)
         if end is None:
             raise ValueError(f"line {i + 1}: the code block is never closed")
+        if fence["language"] not in CHECKED and PYTHON.match(fence["language"]):
+            raise ValueError(f"line {i + 1}: write ```python, not {fence.group().strip()}, for code that runs")
         if fence["language"] in CHECKED:
             inside = tuple(line.removeprefix(fence["indent"]) for line in lines[i + 1 : end])
+            if fence["language"] != "python" and not any(line.strip() for line in inside):
+                raise ValueError(f"line {i + 1}: the {fence['language']} block is empty, so that nothing is checked")
             blocks.append(Block(fence["language"], i + 2, inside, reason))
         reason = None
         i = end + 1
@@ -119,7 +130,7 @@ def faults(name: str, blocks: dict[str, list[Block]], directory: str) -> Iterato
             yield output.rstrip()
             return
     for block in blocks["text"]:
-        if block.text not in output:
+        if f"\n{block.text}" not in f"\n{output}":
             yield f"line {block.line}: the code above does not print this; it prints\n{output}"
     for block in blocks["console"]:
         for command, expected in calls_of(block):
