@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -116,40 +117,60 @@ def weak_error(table: Tableau) -> float:
 NODES, WEIGHTS = np.polynomial.legendre.leggauss(12)
 
 
+def kernels(sde: GaussianSDE, increments: Sequence[Increment]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Times in each interval, their quadrature weights, and q k there, normalised to an integral of its square of 1."""
+    t, measure, kernel = (np.empty((len(increments), len(NODES))) for _ in range(3))
+    for power in {increment.power for increment in increments}:
+        chosen = [i for i, increment in enumerate(increments) if increment.power == power]
+        start, end = (np.array([[getattr(increments[i], name)] for i in chosen]) for name in ("start", "end"))
+        half = (start - end) / 2
+        t[chosen], measure[chosen] = end + half * (NODES + 1), half * WEIGHTS
+        times = torch.from_numpy(t[chosen])
+        point, ends = sde.at(times), sde.at(torch.from_numpy(np.hstack([start, end])))
+        if power is None:
+            rate, passed, change = np.ones(1), start - t[chosen], 2 * half
+        else:
+            # The clock nu^p runs at the rate |p| nu^p g^2/(2 sigma^2), and log(nu) at the rate without the p nu^p.
+            clocks = [-0.5 * p.log_snr if power == 0 else (p.sigma / p.alpha) ** power for p in (point, ends)]
+            scale = 1.0 if power == 0 else abs(power) * clocks[0]
+            rate = (0.5 * scale * (sde.diffusion(times) / point.sigma).square()).numpy()
+            passed, change = (clocks[1][:, :1] - clocks[0]).abs().numpy(), clocks[1].diff().abs().numpy()
+        for i, share in zip(chosen, passed / change, strict=True):
+            kernel[i] = np.polynomial.polynomial.polyval(share, increments[i].shape)
+        kernel[chosen] *= np.sqrt(rate / change)
+    return t, measure, kernel
+
+
 def kernel(sde: GaussianSDE, increment: Increment) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Times in the interval, their quadrature weights, and q k there, normalised to an integral of its square of 1."""
-    half = (increment.start - increment.end) / 2
-    t = torch.from_numpy(increment.end + half * (NODES + 1))
-    point, ends = sde.at(t), sde.at(torch.tensor([increment.start, increment.end], dtype=torch.float64))
-    power = increment.power
-    if power is None:
-        rate, passed, change = np.ones(len(NODES)), increment.start - t.numpy(), 2 * half
-    else:
-        # The clock nu^p runs at the rate |p| nu^p g^2/(2 sigma^2), and log(nu) at the rate without the p nu^p.
-        clocks = [-0.5 * p.log_snr if power == 0 else (p.sigma / p.alpha) ** power for p in (point, ends)]
-        scale = 1.0 if power == 0 else abs(power) * clocks[0]
-        rate = (0.5 * scale * (sde.diffusion(t) / point.sigma).square()).numpy()
-        passed, change = (clocks[1][0] - clocks[0]).abs().numpy(), float(clocks[1].diff().abs())
-    shape = np.polynomial.polynomial.polyval(passed / change, increment.shape)
-    return t.numpy(), half * WEIGHTS, shape * np.sqrt(rate / change)
+    """``kernels`` of one increment."""
+    t, measure, k = kernels(sde, [increment])
+    return t[0], measure[0], k[0]
+
+
+def carried(sde: GaussianSDE, t: np.ndarray, end: Knot, eta: float, variance: float) -> np.ndarray:
+    """What an increment dw at these times adds to the exact solution at the end."""
+    point = sde.at(torch.from_numpy(t))
+    factor = path_factor(point.alpha.numpy(), point.sigma.numpy(), end, eta, variance)
+    return factor * eta * sde.diffusion(point.t).numpy()
+
+
+def path_factor(alpha: np.ndarray, sigma: np.ndarray, end: Knot, eta: float, variance: float) -> np.ndarray:
+    """For Gaussian data the reverse SDE is linear: what it makes of a deviation here by the end.
+
+    With V the variance at each time, (V_end/V)^((1 + eta^2)/2) (alpha/alpha_end)^(eta^2).
+    """
+    ratio = total(end, variance) / (alpha**2 * variance + sigma**2)
+    return ratio ** ((1 + eta**2) / 2) * (alpha / end.alpha) ** (eta**2)
 
 
 def strong_error(sde: GaussianSDE, table: Tableau, eta: float, variance: float = 0.25) -> float:
-    """Root mean square distance at the end from the exact solution with the same start state and the same path.
-
-    For Gaussian data the reverse SDE is linear; with V the variance at each time its solution carries an increment
-    eta g dw at tau to the end with the factor (V_end/V)^((1 + eta^2)/2) (alpha/alpha_end)^(eta^2).
-    """
+    """Root mean square distance at the end from the exact solution with the same start state and the same path."""
     weights, end, begin = table.affine_map(MEAN, variance), table.end, table.start
-
-    def factor(alpha: np.ndarray, sigma: np.ndarray) -> np.ndarray:
-        ratio = total(end, variance) / (alpha**2 * variance + sigma**2)
-        return ratio ** ((1 + eta**2) / 2) * (alpha / end.alpha) ** (eta**2)
-
-    square = (weights[1] - factor(begin.alpha, begin.sigma)) ** 2 * total(begin, variance)
-    for weight, row in zip(weights[2:], (row for row in table.rows if row.draws), strict=True):
-        t, measure, k = kernel(sde, row.increment)
-        point = sde.at(torch.from_numpy(t))
-        exact = factor(point.alpha.numpy(), point.sigma.numpy()) * eta * sde.diffusion(point.t).numpy()
-        square += float((measure * (exact - weight * k) ** 2).sum())
+    exact = path_factor(begin.alpha, begin.sigma, end, eta, variance)
+    square = (weights[1] - exact) ** 2 * total(begin, variance)
+    drawn = [row.increment for row in table.rows if row.draws]
+    t, measure, k = kernels(sde, drawn)
+    weight = np.array(weights[2:])
+    assert weight.shape == (len(drawn),)
+    square += float((measure * (carried(sde, t, end, eta, variance) - weight[:, None] * k) ** 2).sum())
     return math.sqrt(square)

@@ -163,26 +163,27 @@ STOCHASTIC: dict[str, tuple[Solver, float]] = {
 @pytest.mark.parametrize("sde", LATE)
 @pytest.mark.parametrize("name", STOCHASTIC)
 def test_weak_order(name: str, sde: str) -> None:
-    solver, steps = STOCHASTIC[name][0], (200, 400) if name == "sa_solver" else (100, 200)
+    solver, steps = STOCHASTIC[name][0], (160, 320)
     errors = [weak_error(solver(LATE[sde], solver.grid(LATE[sde], n))) for n in steps]
     assert solver.order.weak == 2
-    assert slope(errors, steps) == pytest.approx(2, abs=0.15)
+    assert slope(errors, steps) == pytest.approx(2, abs=0.1)
 
 
 def test_weak_order_of_a_stochasticity_that_jumps() -> None:
     """Constant on each interval it adds no error to the law, wherever the grid's knots lie."""
     solver, steps = solvers.sa_solver(tau=lambda t: 1.0 if t > 0.3 else 0.3), (200, 400)
     errors = [weak_error(solver(LATE["vp"], solver.grid(LATE["vp"], n))) for n in steps]
-    assert slope(errors, steps) == pytest.approx(2, abs=0.15)
+    assert slope(errors, steps) == pytest.approx(2, abs=0.1)
 
 
 @pytest.mark.parametrize("sde", LATE)
 @pytest.mark.parametrize("name", STOCHASTIC)
 def test_strong_order_on_the_path_that_the_rows_name(name: str, sde: str) -> None:
-    (solver, eta), steps = STOCHASTIC[name], (160, 320) if name == "sa_solver" else (80, 160)
+    # With 160 steps SA-Solver's higher terms still make 1.09 of its order on VE.
+    (solver, eta), steps = STOCHASTIC[name], (200, 400) if name == "sa_solver" else (160, 320)
     errors = [strong_error(LATE[sde], solver(LATE[sde], solver.grid(LATE[sde], n)), eta) for n in steps]
     assert solver.order.strong == 1
-    assert slope(errors, steps) == pytest.approx(1, abs=0.15)
+    assert slope(errors, steps) == pytest.approx(1, abs=0.1)
 
 
 def test_a_corrector_with_another_draw_than_its_predictor_has_no_strong_order() -> None:
