@@ -18,6 +18,7 @@ from helpers import MEAN, SDES, slope
 from scipy.special import ndtr
 
 from scoresde import EDMSDE, VESDE, VPSDE, GaussianSDE, RectifiedFlow, Solver, SubVPSDE, Tableau
+from scoresde.grids import Grid
 from scoresde.tableau import Increment, Knot
 
 # Every kind of diffusion; the rectified flow starts where the noise prediction still knows the data.
@@ -94,10 +95,10 @@ def flow_error(table: Tableau, first: int = 0) -> float:
     return float(np.sqrt(np.mean((x - quantiles(table.end)) ** 2)))
 
 
-def flow_order(solver: Solver, sde: GaussianSDE, first: int = 0) -> float:
-    """Return the measured order on the solver's own grid, where the error is asymptotic and yet far above rounding."""
+def flow_order(solver: Solver, sde: GaussianSDE, first: int = 0, grid: Grid | None = None) -> float:
+    """Return the measured order where the error is asymptotic and yet far above rounding, on the solver's own grid."""
     steps = {1: (160, 320), 2: (160, 320), 3: (800, 1600), 4: (800, 1600), 5: (320, 640)}[solver.order.deterministic]
-    errors = [flow_error(solver(sde, solver.grid(sde, n)), first) for n in steps]
+    errors = [flow_error(solver(sde, (grid or solver.grid)(sde, n)), first) for n in steps]
     return slope(errors, steps)
 
 

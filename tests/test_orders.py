@@ -6,14 +6,19 @@ import numpy as np
 import pytest
 import torch
 from helpers import SDES, slope
-from orders import LATE, MEANS, SHARES, STDS, flow_order, kernel, quantiles, strong_error, weak_error
+from orders import FLOWS, LATE, MEANS, SHARES, STDS, flow_error, flow_order, kernel, quantiles, strong_error, weak_error
 
-from scoresde import VESDE, VPSDE, GaussianMixtureModel, GaussianSDE, Solver, SubVPSDE, Tableau, sample, solvers
+from scoresde import VESDE, VPSDE, GaussianMixtureModel, GaussianSDE, Solver, SubVPSDE, Tableau, grids, sample, solvers
 from scoresde.ode import EMBEDDED
 from scoresde.solvers import Butcher
 from scoresde.tableau import Knot
 
-NAMES = ("vp", "sub_vp", "ve")
+
+def embedded(name: str, variable: str) -> Solver:
+    """Return an adaptive pair at a fixed step."""
+    pair = EMBEDDED[name]
+    rule = Butcher(name, ((), *pair.stages[:-1]), pair.stages[-1], pair.order)
+    return solvers.runge_kutta(rule, variable=variable)
 
 
 SINGLE: dict[str, Solver] = {
@@ -23,19 +28,29 @@ SINGLE: dict[str, Solver] = {
     **{f"heun in {v}": solvers.heun(variable=v) for v in ("t", "nu", "log_snr")},
     "euler_maruyama, eta 0": solvers.euler_maruyama(eta=0.0),
     "reverse_diffusion, eta 0": solvers.reverse_diffusion(eta=0.0),
-    **{  # the adaptive pairs, at a fixed step and in a variable in which their errors can be seen
-        name: solvers.runge_kutta(
-            Butcher(name, ((), *pair.stages[:-1]), pair.stages[-1], pair.order), variable="log_snr"
-        )
-        for name, pair in EMBEDDED.items()
-    },
+    # In a variable in which their errors are far above rounding.
+    **{name: embedded(name, "log_snr") for name in EMBEDDED},
 }
+# Steps uniform in t are too coarse for reverse diffusion near alpha = 0 of the rectified flow, where it shows 0.85 from
+# 160 steps to 320, and under EDM, whose t is sigma, up to 80. There it is measured on a grid made in the noise level.
+COARSE = {("reverse_diffusion, eta 0", sde): grids.diffused(power=2.0) for sde in ("edm", "rectified")}
 
 
-@pytest.mark.parametrize("sde", NAMES)
+@pytest.mark.parametrize("sde", FLOWS)
 @pytest.mark.parametrize("name", SINGLE)
 def test_order_of_a_named_method(name: str, sde: str) -> None:
-    assert flow_order(SINGLE[name], SDES[sde]) == pytest.approx(SINGLE[name].order.deterministic, abs=0.1)
+    measured = flow_order(SINGLE[name], FLOWS[sde], grid=COARSE.get((name, sde)))
+    assert measured == pytest.approx(SINGLE[name].order.deterministic, abs=0.1)
+
+
+@pytest.mark.parametrize("sde", FLOWS)
+@pytest.mark.parametrize("name", EMBEDDED)
+def test_order_of_an_embedded_pair_in_the_clock_of_the_adaptive_solver(name: str, sde: str) -> None:
+    """In the rectified clock's own grid dopri5 reaches rounding before its order shows; a quadratic one is coarser."""
+    grid, steps = {"bosh3": (grids.rectified(), (160, 320)), "dopri5": (grids.rectified(power=2.0), (40, 80))}[name]
+    errors = [flow_error(embedded(name, "rectified")(FLOWS[sde], grid(FLOWS[sde], n))) for n in steps]
+    assert 1e-13 < errors[-1] < 1e-8
+    assert slope(errors, steps) == pytest.approx(EMBEDDED[name].order, abs=0.1)
 
 
 def test_a_weight_from_the_wrong_end_of_the_step_costs_an_order() -> None:
@@ -121,22 +136,29 @@ STOCHASTIC: dict[str, tuple[Solver, float]] = {
 }
 
 
-@pytest.mark.parametrize("sde", NAMES)
+# Where the higher terms are still felt at 160 steps on a method's own grid: those of third order in nu where alpha is
+# small, and Euler's on the rectified flow (1.26 where the order is 1).
+EVEN = {
+    **{("multistep data 3 in nu", sde): grids.log_snr() for sde in LATE},
+    ("euler_maruyama, eta 0.5", "rectified"): grids.diffused(power=2.0),
+}
+
+
+@pytest.mark.parametrize("sde", LATE)
 @pytest.mark.parametrize("name", [*STOCHASTIC, "ancestral, large variance"])
 def test_weak_order(name: str, sde: str) -> None:
     solver = STOCHASTIC[name][0] if name in STOCHASTIC else solvers.ancestral(variance="large")
-    # In nu, where alpha is small, the third-order terms are still felt at 160 steps.
-    steps = (320, 640) if "nu" in name else (160, 320)
-    errors = [weak_error(solver(LATE[sde], solver.grid(LATE[sde], n))) for n in steps]
-    assert slope(errors, steps) == pytest.approx(solver.order.weak, abs=0.15)
+    grid, steps = EVEN.get((name, sde), solver.grid), (160, 320)
+    errors = [weak_error(solver(LATE[sde], grid(LATE[sde], n))) for n in steps]
+    assert slope(errors, steps) == pytest.approx(solver.order.weak, abs=0.1)
 
 
-@pytest.mark.parametrize("sde", NAMES)
+@pytest.mark.parametrize("sde", LATE)
 @pytest.mark.parametrize("name", STOCHASTIC)
 def test_strong_order_on_the_path_that_the_rows_name(name: str, sde: str) -> None:
     (solver, eta), steps = STOCHASTIC[name], (160, 320)
     errors = [strong_error(LATE[sde], solver(LATE[sde], solver.grid(LATE[sde], n)), eta) for n in steps]
-    assert slope(errors, steps) == pytest.approx(solver.order.strong, abs=0.15)
+    assert slope(errors, steps) == pytest.approx(solver.order.strong, abs=0.1)
 
 
 def test_independent_noise_has_no_strong_order() -> None:
@@ -151,14 +173,14 @@ def test_independent_noise_has_no_strong_order() -> None:
     assert slope(errors, steps) < 0.1
 
 
-@pytest.mark.parametrize("sde", NAMES)
+@pytest.mark.parametrize("sde", LATE)
 @pytest.mark.parametrize("eta", [0.6, 1.0])
 @pytest.mark.parametrize("form", ["data", "noise"])
 def test_the_draw_of_an_exponential_method_is_the_exact_noise_of_its_linear_part(
     form: str, eta: float, sde: str
 ) -> None:
     """Pointwise: weight times kernel is the integrating factor times eta g, so the named clock is the right one."""
-    diffusion = SDES[sde]
+    diffusion = FLOWS[sde]
     built = [solvers.multistep(prediction=form, order=2, eta=eta)]
     if form == "data":
         built += [solvers.ancestral(eta=eta), solvers.dpmpp_2m(eta=eta)]
