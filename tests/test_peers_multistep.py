@@ -110,6 +110,15 @@ def test_sde_dpm_solver(order: int) -> None:
     assert apart(by_us(ours, scheduler.sigmas, START, drawn()), theirs) < 1e-5
 
 
+def test_diffusers_has_no_third_order_sde_dpm_solver() -> None:
+    """It accepts order 3 and then leaves the step's result unset; EDMDPMSolverMultistep of "sde-dpmsolver++" too."""
+    scheduler = DPMSolverMultistepScheduler(
+        solver_order=3, algorithm_type="sde-dpmsolver", final_sigmas_type="sigma_min"
+    )
+    with pytest.raises(UnboundLocalError, match="x_t"):
+        by_peer(ready(scheduler), START, variance_noise=drawn())
+
+
 def test_the_third_order_sde_step_differs_by_a_sign() -> None:
     """The first step of three predictions: theirs is ours less alpha D_2."""
     scheduler = ready(DPMSolverMultistepScheduler(solver_order=3, algorithm_type="sde-dpmsolver++", solver_type="heun"))

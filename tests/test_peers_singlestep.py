@@ -34,7 +34,7 @@ from diffusers import (
 from peers import MODEL, SDE, START, alpha_of, by_peer, by_us, times_of
 from torch import Tensor
 
-from scoresde import DDPM, Solver, sample, solvers
+from scoresde import DDPM, sample, solvers
 
 pytestmark = [
     # NumPy's remarks on torch tensors, inside the schedulers.
@@ -149,25 +149,68 @@ def test_churn_around_euler(kind: type) -> None:
     assert apart(mine, lifted(ready(kind()), start, before=True)) > 1e-3
 
 
-@pytest.mark.parametrize("schedule", ["karras", "exponential"])
-@pytest.mark.parametrize(
-    ("kind", "options", "ours"),
-    [
-        (EDMEulerScheduler, {}, solvers.euler(variable="nu")),
-        (EDMDPMSolverMultistepScheduler, {"solver_order": 2, "lower_order_final": False}, solvers.dpmpp_2m()),
-        (EDMDPMSolverMultistepScheduler, {"solver_order": 1}, solvers.ddim()),
-    ],
-)
-def test_edm_schedulers(kind: type, options: dict[str, object], ours: Solver, schedule: str) -> None:
-    scheduler = ready(kind(sigma_schedule=schedule, **options))
+def preconditioned(scheduler: object, **options: object) -> Tensor:
+    """Run a scheduler that undoes EDM's preconditioning of what it is given."""
     x = START / alpha_of(scheduler.sigmas[0])
     for i, t in enumerate(scheduler.timesteps):
         scheduler.scale_model_input(x, t)
         sigma = scheduler.sigmas[i]
         c_skip, c_out = precondition(sigma)
         data = MODEL(alpha_of(sigma) * x, times_of(sigma)).data
-        x = scheduler.step((data - c_skip * x) / c_out, t, x).prev_sample
-    assert apart(by_us(ours, scheduler.sigmas, START), x) < 1e-5
+        x = scheduler.step((data - c_skip * x) / c_out, t, x, **options).prev_sample
+    return x
+
+
+@pytest.mark.parametrize("schedule", ["karras", "exponential"])
+def test_edm_euler(schedule: str) -> None:
+    scheduler = ready(EDMEulerScheduler(sigma_schedule=schedule))
+    theirs = preconditioned(scheduler)
+    assert apart(by_us(solvers.euler(variable="nu"), scheduler.sigmas, START), theirs) < 1e-5
+
+
+ROUNDED = {1: "exact", 2: "midpoint", 3: "dpmpp_3m"}
+INTEGRATED = {1: "exact", 2: "exact", 3: "dpmpp_3m_sde"}
+
+
+def edm_multistep(
+    order: int, algorithm: str, kind: str, *, schedule: str = "karras", ends_lower: bool = True
+) -> object:
+    return ready(
+        EDMDPMSolverMultistepScheduler(
+            solver_order=order,
+            algorithm_type=algorithm,
+            solver_type=kind,
+            sigma_schedule=schedule,
+            lower_order_final=ends_lower,
+        )
+    )
+
+
+@pytest.mark.parametrize("schedule", ["karras", "exponential"])
+@pytest.mark.parametrize("ends_lower", [True, False])
+@pytest.mark.parametrize(("kind", "coefficients"), [("midpoint", ROUNDED), ("heun", INTEGRATED)])
+@pytest.mark.parametrize(
+    ("algorithm", "order"),
+    [("dpmsolver++", 1), ("dpmsolver++", 2), ("dpmsolver++", 3), ("sde-dpmsolver++", 1), ("sde-dpmsolver++", 2)],
+)
+def test_edm_dpm_solver_multistep(
+    algorithm: str, order: int, kind: str, coefficients: dict[int, str], ends_lower: bool, schedule: str
+) -> None:
+    """Everything is float64 here, and what is left is rounding."""
+    scheduler = edm_multistep(order, algorithm, kind, schedule=schedule, ends_lower=ends_lower)
+    random = algorithm.startswith("sde")
+    theirs = preconditioned(scheduler, **({"generator": generator()} if random else {}))
+    ours = solvers.multistep(
+        order=order, coefficients=coefficients[order], eta=float(random), lower_order_final=ends_lower
+    )
+    assert apart(by_us(ours, scheduler.sigmas, START, drawn() if random else ()), theirs) < 1e-12
+
+
+@pytest.mark.parametrize("kind", ["midpoint", "heun"])
+def test_the_edm_scheduler_has_no_third_order_sde_step(kind: str) -> None:
+    """It accepts the setting and then leaves the step's result unset; so does DPMSolverMultistep of "sde-dpmsolver"."""
+    with pytest.raises(UnboundLocalError, match="x_t"):
+        preconditioned(edm_multistep(3, "sde-dpmsolver++", kind), generator=generator())
 
 
 # --- DPM-Solver, single step
