@@ -30,7 +30,7 @@ FEW, MANY = 50, 250
 FAMILIES = (
     *("ddim", "euler", "exponential_euler", "dpmpp_2m", "dpmpp_3m", "deis", "ipndm", "lms", "exponential_ab"),
     *("unipc", "flow_ab", "flow_abm", "ancestral", "euler_maruyama", "reverse_diffusion", "euler_ancestral"),
-    *("seeds_1", "dpmpp_2m_sde", "sa_solver"),
+    *("seeds_1", "dpmpp_2m_sde", "dpmpp_3m_sde", "sa_solver"),
 )
 # Shape, steps: a long run in the plane, images, and the same images with twenty times the steps.
 LONG = (((65536, 2), 1000), ((64, 3, 64, 64), 50), ((64, 3, 64, 64), 1000))

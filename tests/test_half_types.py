@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from scoresde import (
     VESDE,
     VPSDE,
+    ConfigError,
     Gaussian,
     GaussianMixtureModel,
     GaussianModel,
@@ -199,7 +200,9 @@ def test_gradient_to_the_start_state(name: str, kernels: tuple[Langevin, ...]) -
     model = GaussianMixtureModel(sde=VPSDE(), weights=torch.ones(2), means=means, std=0.4)
     table = build_table(VPSDE(), by_name(name), steps=3)
     if kernels and any(row.anchor not in (None, (1.0,)) or row.anchor_noise for row in table.rows):
-        pytest.skip("correctors of the anchor take no kernels")
+        with pytest.raises(ConfigError, match="kernel"):
+            sample(model, (2, 2), solver=table, kernels=kernels)
+        return
     start = normal((2, 2), stream(4), dtype=F64).requires_grad_()
 
     def run(x: Tensor) -> Tensor:
