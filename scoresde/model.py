@@ -26,7 +26,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from os import PathLike
 
 import torch
@@ -45,8 +45,9 @@ from scoresde.errors import (
 )
 from scoresde.gaussian import Moments
 from scoresde.ops import expand
+from scoresde.parameterization import PARAMETERIZATIONS, Parameterization
 from scoresde.prepared import Condition, Prediction, PreparedModel, Readout
-from scoresde.readout import TARGETS, Pair, Point
+from scoresde.readout import TARGETS, Point
 from scoresde.sde import GaussianSDE
 from scoresde.transforms import Transform, transform_from_dict
 from scoresde.transforms.base import check_transform
@@ -65,42 +66,6 @@ __all__ = [
 
 C_NOISE_LIMIT = 40.0
 VARIANCES = ("fixed", "learned")
-
-
-@dataclass(frozen=True)
-class Parameterization:
-    """What a network predicts: its target (p, q) at a point, and the scale of its input.
-
-    Args:
-        name: its name.
-        target: (point, sigma_data) -> (p, q).
-        sigma_data: the data's standard deviation d in c_in = 1/sqrt(alpha^2 d^2 + sigma^2); None for c_in = 1.
-        scale_free: whether (p, q) is the same at equal log-SNR under every SDE, so that no time is needed.
-    """
-
-    name: str
-    target: Callable[[Point, float], Pair]
-    sigma_data: float | None = 1.0
-    scale_free: bool = True
-
-
-def _edm(p: Point, d: float) -> Pair:
-    w = torch.hypot(p.sigma, d * p.alpha)
-    return p.sigma / (d * w), -d * p.alpha / w
-
-
-def _scaled_score(p: Point, d: float) -> Pair:
-    return torch.zeros_like(p.alpha), -p.r / p.sigma
-
-
-PARAMETERIZATIONS: dict[str, Parameterization] = {
-    "noise": Parameterization("noise", lambda p, d: TARGETS["noise"](p)),
-    "data": Parameterization("data", lambda p, d: TARGETS["data"](p)),
-    "v": Parameterization("v", lambda p, d: TARGETS["v"](p)),
-    "score": Parameterization("score", _scaled_score),
-    "velocity": Parameterization("velocity", lambda p, d: TARGETS["velocity"](p), scale_free=False),
-    "edm": Parameterization("edm", _edm, sigma_data=0.5),
-}
 
 
 class ScoreModel(nn.Module):

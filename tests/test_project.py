@@ -222,7 +222,7 @@ def test_only_the_noise_file_may_draw() -> None:
 LAYERS = (
     ("errors", "ops", "noise", "gaussian", "readout", "rows", "tableau"),
     ("sde", "schedules", "tabulated"),
-    ("checkpoint", "transforms", "prepared", "model", "analytic", "energy", "guidance"),
+    ("checkpoint", "transforms", "prepared", "parameterization", "model", "analytic", "energy", "guidance"),
     ("grids", "flows", "ode", "solvers"),
     ("chains",),
     ("losses", "training"),
