@@ -403,6 +403,18 @@ def test_wrappers_nest_from_alpha_zero(name: str) -> None:
         assert table.law(MEAN, VARIANCE) == pytest.approx((MEAN, VARIANCE), rel=0.1)
 
 
+def test_legs_in_two_predictions_are_refused() -> None:
+    """A solver of one's own that changes its prediction from leg to leg cannot be wrapped."""
+    data, noise = solvers.multistep(order=1), solvers.multistep(order=1, prediction="noise")
+
+    def build(sde: GaussianSDE, at: torch.Tensor) -> Tableau:
+        return (data if float(at[0]) > 0.5 else noise).build(sde, at)
+
+    mixed = Solver("mixed", build, grids.even())
+    with pytest.raises(ConfigError, match="the solver writes its legs in data and noise"):
+        solvers.churned(mixed, churn=5.0)(VPSDE(), grids.even(9))
+
+
 @pytest.mark.parametrize("base", [solvers.flow_abm(), solvers.flow_ab()], ids=lambda s: s.name)
 def test_restart_leaves_a_multistep_method_weak_order_2(base: Solver) -> None:
     """Each leg begins with a step of first order, whose error is O(h^2)."""

@@ -52,10 +52,13 @@ def _legs(
 ) -> tuple[str, list[list[Row]], list[Jump]]:
     """Return the prediction, the rows of the legs that start at the steps ``cuts``, and what lifts each leg's start."""
     if isinstance(build, OneStep | Multistep):
-        return build.written_in(sde, late), build.legs(sde, late, early, cuts), [(1.0, 0.0)] * len(cuts)
+        return build.written_in(sde), build.legs(sde, late, early, cuts), [(1.0, 0.0)] * len(cuts)
     bounds = list(itertools.pairwise([*cuts, len(late.t)]))
     tables = [build(sde, torch.cat([late.t[low:high], early.t[high - 1 : high]])) for low, high in bounds]
-    return tables[0].prediction, [list(table.rows) for table in tables], [table.lift for table in tables]
+    written = sorted({table.prediction for table in tables})
+    if len(written) > 1:
+        raise ConfigError(f"a path has one prediction; the solver writes its legs in {' and '.join(written)}")
+    return written[0], [list(table.rows) for table in tables], [table.lift for table in tables]
 
 
 def _raised(row: Row, scale: float, width: float) -> Row:

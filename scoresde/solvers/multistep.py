@@ -162,30 +162,29 @@ class Multistep:
         """The exact solution that the prediction stands in."""
         return FORMS[self.prediction]
 
-    def written_in(self, sde: GaussianSDE, late: Point) -> str:
-        """Return the prediction of a table whose steps start from these points; DomainError where it has none."""
-        if self.prediction == "noise" and bool((late.alpha == 0).any()):
-            raise DomainError(
-                f"at t = {float(late.t[0]):g} alpha is 0 and the noise prediction of {self.name!r} says nothing of the "
-                "data there; start below it with times=, or take a data or flow prediction"
-            )
+    def written_in(self, sde: GaussianSDE) -> str:
+        """Return the prediction of its tables."""
         return self.prediction
 
     def __call__(self, sde: GaussianSDE, times: Tensor) -> Tableau:
         """Return the table on decreasing times."""
         points = sde.at(times)
         late, early = points[:-1], points[1:]
-        prediction = self.written_in(sde, late)
         rows = [row for leg in self.legs(sde, late, early, [0][: len(late.t)]) for row in leg]
         start, end = Knot.of(points[:1])[0], Knot.of(points[-1:])[0]
         prior_std = float(sde.prior_std(times[0]))
-        return Tableau(self.name, prediction, tuple(rows), start, end, prior_std, order=self.declared)
+        return Tableau(self.name, self.prediction, tuple(rows), start, end, prior_std, order=self.declared)
 
     def legs(self, sde: GaussianSDE, late: Point, early: Point, cuts: Sequence[int]) -> list[list[Row]]:
         """Return the rows of the steps from ``late`` to ``early``, with a list for each leg that starts at ``cuts``.
 
-        A leg starts with no history.
+        A leg starts with no history. DomainError where one starts at alpha = 0 and the prediction is of the noise.
         """
+        if self.prediction == "noise" and bool((late.alpha == 0).any()):
+            raise DomainError(
+                f"at t = {float(late.t[late.alpha == 0][0]):g} alpha is 0 and the noise prediction of {self.name!r} "
+                "says nothing of the data there; start below it with times=, or take a data or flow prediction"
+            )
         lam = torch.stack([0.5 * late.log_snr, 0.5 * early.log_snr])
         eta = self._eta(late.t)
         on_x, on_noise = self.form.linear(late, early, lam[1] - lam[0], eta)

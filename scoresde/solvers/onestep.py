@@ -89,7 +89,7 @@ class OneStep:
     order: Order
     eta: float = 0.0
 
-    def written_in(self, sde: GaussianSDE, late: Point) -> str:
+    def written_in(self, sde: GaussianSDE) -> str:
         """Return the prediction of its tables: one for all legs of a path, wherever they start."""
         from_noise = bool(sde.alpha(torch.tensor(sde.t_max, dtype=torch.float64)) == 0)
         return "flow" if self.prediction == "noise" and from_noise else self.prediction
@@ -101,7 +101,7 @@ class OneStep:
 
     def steps(self, sde: GaussianSDE, late: Point, early: Point) -> list[list[Row]]:
         """Return the rows of each step from ``late`` to ``early``, (n,) each; steps need not follow one another."""
-        prediction, special = self.written_in(sde, late), self.limits(late, early)
+        prediction, special = self.written_in(sde), self.limits(late, early)
         whole = ~special
         plain = _rows(self.stages(sde, late[whole], early[whole], prediction)) if bool(whole.any()) else []
         limit = _rows([self._limit(late[special], early[special], prediction)]) if bool(special.any()) else []
@@ -124,7 +124,7 @@ class OneStep:
         rows = tuple(row for step in self.steps(sde, late, early) for row in step)
         start, end = Knot.of(points[:1])[0], Knot.of(points[-1:])[0]
         std = float(sde.prior_std(times[0]))
-        return Tableau(self.name, self.written_in(sde, late), rows, start, end, std, order=self.order)
+        return Tableau(self.name, self.written_in(sde), rows, start, end, std, order=self.order)
 
 
 def _rows(stages: list[Stage]) -> list[list[Row]]:
