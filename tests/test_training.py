@@ -6,7 +6,7 @@ import json
 import math
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -459,6 +459,15 @@ def test_checkpoint_holds_both_weights_and_the_model_loads(tmp_path: Path) -> No
     assert {f.name for f in (tmp_path / "run").iterdir()} == {"checkpoint", "log.jsonl"}
 
 
+@pytest.fixture
+def heeding_ctrl_c() -> Iterator[None]:
+    """Python's own handler of SIGINT: a shell's background job starts with the signal ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("heeding_ctrl_c")
 @pytest.mark.parametrize("stop", [1, 33, 64, 70])
 def test_ctrl_c_leaves_a_checkpoint_that_goes_on_to_the_same_bits(tmp_path: Path, stop: int) -> None:
     options = {**QUIET, "steps": 90, "log_every": 1, "cond": {"label": torch.arange(1000) % 3}, "label_dropout": 0.2}
