@@ -30,10 +30,10 @@ from mixtures import SDE, ring, ten
 from torch import Tensor
 
 from scoresde import GaussianMixtureModel, GaussianSDE, ProbabilityFlow
+from scoresde.diffusions.targets import Point
 from scoresde.flows import Field, flow_field
 from scoresde.noise import normal, stream
 from scoresde.ops import expand
-from scoresde.readout import Point
 
 TOLERANCES = tuple(10.0 ** (-k / 2) for k in range(4, 14))
 

@@ -27,11 +27,11 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from scoresde.diffusions import VPSDE
 from scoresde.losses import denoising_score_matching
 from scoresde.model import ScoreModel
 from scoresde.nn import MLP, UNet
 from scoresde.noise import normal, stream
-from scoresde.schedules import VPSDE
 from scoresde.training import Trainer
 
 # Network, shape of a batch, steps of a chunk.

@@ -18,6 +18,10 @@ from scoresde.bounds import (
 from scoresde.building import build_table
 from scoresde.chains import DDPM, SMLD
 from scoresde.coding import decode, encode
+from scoresde.diffusions import EDMSDE, VESDE, VPSDE, CosineVPSDE, RectifiedFlow, SubVPSDE
+from scoresde.diffusions.gaussian import Gaussian, Moments
+from scoresde.diffusions.sde import SDE, GaussianSDE, ReverseSDE
+from scoresde.diffusions.tabulated import TabulatedSDE
 from scoresde.dynamics import langevin
 from scoresde.energy import EnergyModel
 from scoresde.errors import (
@@ -32,16 +36,12 @@ from scoresde.errors import (
 )
 from scoresde.executor import Step
 from scoresde.fokker_planck import Densities, evolve_density
-from scoresde.gaussian import Gaussian, Moments
 from scoresde.kernels import MALA, Langevin
 from scoresde.losses import denoising_score_matching, held_out_loss, implicit_score_matching, sliced_score_matching
 from scoresde.model import Prediction, ScoreModel
 from scoresde.sampling import SampleResult, sample
-from scoresde.schedules import EDMSDE, VESDE, VPSDE, CosineVPSDE, RectifiedFlow, SubVPSDE
-from scoresde.sde import SDE, GaussianSDE, ReverseSDE
 from scoresde.solvers import ProbabilityFlow, Solver
 from scoresde.tableau import Tableau
-from scoresde.tabulated import TabulatedSDE
 from scoresde.training import EMA, TrainResult, fit
 from scoresde.transforms import Affine, Compose, Dequantise, Logit
 

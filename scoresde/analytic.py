@@ -16,12 +16,12 @@ import math
 import torch
 from torch import Tensor, nn
 
+from scoresde.diffusions.gaussian import Gaussian, Moments
+from scoresde.diffusions.sde import GaussianSDE
 from scoresde.errors import ConfigError, DomainError, ShapeError, check_floating, check_integer, check_samples
-from scoresde.gaussian import Gaussian, Moments
 from scoresde.model import ScoreModel
 from scoresde.noise import normal, uniform
 from scoresde.ops import expand
-from scoresde.sde import GaussianSDE
 
 __all__ = ["EmpiricalModel", "GaussianMixtureModel", "GaussianModel"]
 

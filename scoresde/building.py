@@ -8,10 +8,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from scoresde.diffusions import SCHEDULES
+from scoresde.diffusions.sde import SDE, GaussianSDE
 from scoresde.errors import ConfigError, DomainError, DTypeError, ScoreSDEError, check_integer, unknown
 from scoresde.grids import Grid
-from scoresde.schedules import SCHEDULES
-from scoresde.sde import SDE, GaussianSDE
 from scoresde.solvers import SOLVERS, Solver, by_name
 from scoresde.tableau import Tableau
 

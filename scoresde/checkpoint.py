@@ -31,10 +31,10 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from scoresde.diffusions.gaussian import Moments
+from scoresde.diffusions.sde import GaussianSDE
+from scoresde.diffusions.tabulated import sde_from_dict, sde_to_dict
 from scoresde.errors import CheckpointError, ConfigError, unknown
-from scoresde.gaussian import Moments
-from scoresde.sde import GaussianSDE
-from scoresde.tabulated import sde_from_dict, sde_to_dict
 
 __all__ = ["MANIFEST", "Contents", "check_target", "read", "write"]
 

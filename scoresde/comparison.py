@@ -15,12 +15,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from scoresde.chains import DDPM, SMLD
+from scoresde.diffusions.sde import GaussianSDE
 from scoresde.errors import ConfigError, check_integer, unknown
 from scoresde.kernels import Kernel, Langevin
 from scoresde.metrics import Comparison, Floor
 from scoresde.model import Condition, ScoreModel
 from scoresde.sampling import SampleResult, sample
-from scoresde.sde import GaussianSDE
 from scoresde.solvers import SOLVERS, ProbabilityFlow, Solver, by_name, reverse_diffusion
 from scoresde.tableau import Tableau
 

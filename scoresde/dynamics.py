@@ -22,12 +22,12 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from scoresde.diffusions import VESDE
 from scoresde.errors import ConfigError, DTypeError, ShapeError, SolverError, check_integer, check_number, check_samples
 from scoresde.kernels import adjusted
 from scoresde.model import Condition, ScoreModel
 from scoresde.noise import GeneratorNoise, NoiseSource, SampleNoise, TapeNoise, check_seed, fresh_seed
 from scoresde.sampling import SampleResult, sample
-from scoresde.schedules import VESDE
 from scoresde.solvers import Solver, annealed_langevin
 from scoresde.tableau import Knot, Row, Tableau
 

@@ -18,11 +18,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from scoresde.diffusions.gaussian import Moments
+from scoresde.diffusions.sde import GaussianSDE
 from scoresde.errors import DTypeError, ShapeError, check_floating
-from scoresde.gaussian import Moments
 from scoresde.model import Condition, ScoreModel, check_condition
 from scoresde.ops import combine
-from scoresde.sde import GaussianSDE
 from scoresde.transforms import Transform
 
 __all__ = ["EnergyModel"]

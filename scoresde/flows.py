@@ -17,11 +17,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from scoresde.diffusions.gaussian import Moments
+from scoresde.diffusions.sde import SDE, ReverseSDE
+from scoresde.diffusions.targets import Point
 from scoresde.errors import DomainError, DTypeError, check_floating
-from scoresde.gaussian import Moments
 from scoresde.model import Condition, ScoreModel
-from scoresde.readout import Point
-from scoresde.sde import SDE, ReverseSDE
 from scoresde.transforms import Transform
 
 __all__ = ["Field", "ScoredSDE", "flow_field"]

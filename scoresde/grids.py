@@ -25,8 +25,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from scoresde.diffusions.sde import SDE, GaussianSDE
 from scoresde.errors import ConfigError, DomainError, DTypeError, ShapeError, check_integer, check_number
-from scoresde.sde import SDE, GaussianSDE
 
 __all__ = ["Grid", "check_times", "diffused", "even", "karras", "knots", "log_snr", "rectified", "uniform"]
 

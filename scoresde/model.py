@@ -33,6 +33,9 @@ import torch
 from torch import Tensor, nn
 
 from scoresde import checkpoint
+from scoresde.diffusions.gaussian import Moments
+from scoresde.diffusions.sde import GaussianSDE
+from scoresde.diffusions.targets import TARGETS, Point
 from scoresde.errors import (
     ConfigError,
     DTypeError,
@@ -43,12 +46,9 @@ from scoresde.errors import (
     check_number,
     unknown,
 )
-from scoresde.gaussian import Moments
 from scoresde.ops import expand
 from scoresde.parameterization import PARAMETERIZATIONS, Parameterization
 from scoresde.prepared import Condition, Prediction, PreparedModel, Readout
-from scoresde.readout import TARGETS, Point
-from scoresde.sde import GaussianSDE
 from scoresde.transforms import Transform, transform_from_dict
 from scoresde.transforms.base import check_transform
 

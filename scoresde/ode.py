@@ -19,10 +19,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from scoresde.diffusions.targets import Point
 from scoresde.errors import DomainError, SolverError, check_integer, check_number, check_samples, unknown
 from scoresde.flows import Field, ScoredSDE, flow_field
 from scoresde.model import Condition, ScoreModel
-from scoresde.readout import Point
 
 __all__ = ["EMBEDDED", "Embedded", "FlowResult", "FlowSolver", "ProbabilityFlow", "check_tolerances"]
 

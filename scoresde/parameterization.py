@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from scoresde.readout import TARGETS, Pair, Point
+from scoresde.diffusions.targets import TARGETS, Pair, Point
 
 __all__ = ["PARAMETERIZATIONS", "Parameterization"]
 

@@ -13,8 +13,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from scoresde.diffusions.targets import Pair, Point, target, view
 from scoresde.ops import combine
-from scoresde.readout import Pair, Point, target, view
 
 __all__ = ["Condition", "Prediction", "PreparedModel", "Readout"]
 

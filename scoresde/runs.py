@@ -13,6 +13,7 @@ from tqdm import tqdm
 from scoresde.bridge import TorchSDE
 from scoresde.bridge.paths import DRAWS, check_start, walk
 from scoresde.building import FINALS
+from scoresde.diffusions.sde import SDE, GaussianSDE
 from scoresde.errors import ConfigError, SolverError, check_integer, unknown
 from scoresde.executor import Observer, execute
 from scoresde.flows import ScoredSDE
@@ -22,7 +23,6 @@ from scoresde.model import Condition, ScoreModel
 from scoresde.noise import NoiseSource
 from scoresde.ode import FlowSolver
 from scoresde.ops import expand
-from scoresde.sde import SDE, GaussianSDE
 from scoresde.tableau import Knot, Tableau
 
 __all__ = ["FlowRun", "Part", "PathRun", "TableRun", "run_without_table"]

@@ -33,8 +33,8 @@ from dataclasses import asdict, dataclass, field, replace
 import numpy as np
 import torch
 
+from scoresde.diffusions.targets import TARGETS, Point, target, view
 from scoresde.errors import ConfigError, DomainError, DTypeError, check_number, unknown
-from scoresde.readout import TARGETS, Point, target, view
 from scoresde.rows import CLEAN, Increment, Knot, Order, Row, Weights
 
 __all__ = ["CLEAN", "Increment", "Knot", "Order", "Row", "Tableau"]

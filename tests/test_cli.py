@@ -29,9 +29,9 @@ from scoresde.cli.train import Train
 from scoresde.cli.yardsticks import yardstick
 from scoresde.comparison import format_table
 from scoresde.data import DATASETS, TABLES, digits, moons
+from scoresde.diffusions import SCHEDULES
 from scoresde.metrics import Comparison, energy_distance, sliced_wasserstein
 from scoresde.nn import MLP, UNet
-from scoresde.schedules import SCHEDULES
 from scoresde.solvers import SOLVERS
 
 Folders = tuple[Path, Path, Path]

@@ -15,8 +15,8 @@ from PIL import Image
 
 from scoresde import VPSDE, ScoreModel, build_table, sample
 from scoresde.cli.names import SDES
+from scoresde.diffusions import SCHEDULES
 from scoresde.nn import MLP
-from scoresde.schedules import SCHEDULES
 from scoresde.solvers import SOLVERS, ProbabilityFlow, by_name
 from scoresde.tableau import Tableau
 

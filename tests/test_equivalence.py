@@ -32,8 +32,8 @@ from scoresde import (
     solvers,
 )
 from scoresde.chains import Chain
+from scoresde.diffusions.targets import target, view
 from scoresde.noise import normal, stream
-from scoresde.readout import target, view
 
 F64 = torch.float64
 vps = st.builds(

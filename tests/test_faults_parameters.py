@@ -39,7 +39,7 @@ from scoresde import (
     sample,
     solvers,
 )
-from scoresde.schedules import SCHEDULES
+from scoresde.diffusions import SCHEDULES
 from scoresde.solvers import SOLVERS, Solver, by_name
 
 NAN, INF = math.nan, math.inf

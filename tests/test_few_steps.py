@@ -23,8 +23,8 @@ from scoresde import (
     build_table,
     sample,
 )
+from scoresde.diffusions import SCHEDULES
 from scoresde.errors import DomainError
-from scoresde.schedules import SCHEDULES
 from scoresde.solvers import SOLVERS, by_name
 
 DIFFUSIONS: dict[str, GaussianSDE] = {name: kind() for name, kind in SCHEDULES.items()}

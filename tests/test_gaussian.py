@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.distributions import MultivariateNormal, Normal
 
 from scoresde import DomainError, DTypeError, Gaussian, Moments, ShapeError
-from scoresde.gaussian import FULL_COVARIANCE_LIMIT
+from scoresde.diffusions.gaussian import FULL_COVARIANCE_LIMIT
 from scoresde.noise import normal, stream
 
 F64 = torch.float64

@@ -24,9 +24,9 @@ from scoresde import (
     SolverError,
     SubVPSDE,
 )
+from scoresde.diffusions.targets import TARGETS
 from scoresde.model import PARAMETERIZATIONS, Parameterization
 from scoresde.noise import normal, stream
-from scoresde.readout import TARGETS
 
 F64 = torch.float64
 PRECONDITIONING = json.loads((Path(__file__).parent / "reference" / "preconditioning.json").read_text("utf-8"))

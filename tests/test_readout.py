@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scoresde import VESDE, VPSDE, ConfigError, DomainError
-from scoresde.readout import TARGETS, Pair, Point, target, view
+from scoresde.diffusions.targets import TARGETS, Pair, Point, target, view
 
 F64 = torch.float64
 KINDS = tuple(TARGETS)

@@ -30,8 +30,8 @@ from scoresde import (
     TabulatedSDE,
     sample,
 )
-from scoresde.schedules import SCHEDULES
-from scoresde.tabulated import sde_from_dict, sde_to_dict
+from scoresde.diffusions import SCHEDULES
+from scoresde.diffusions.tabulated import sde_from_dict, sde_to_dict
 
 F64 = torch.float64
 REFERENCE = Path(__file__).parent / "reference"

@@ -24,8 +24,8 @@ from scoresde import (
     SubVPSDE,
     TabulatedSDE,
 )
+from scoresde.diffusions import SCHEDULES
 from scoresde.noise import normal, stream
-from scoresde.schedules import SCHEDULES
 
 F64 = torch.float64
 BAYES = json.loads((Path(__file__).parent / "reference" / "bayes.json").read_text(encoding="utf-8"))

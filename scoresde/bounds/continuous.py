@@ -28,11 +28,11 @@ from torch import Tensor
 
 from scoresde.bounds.common import Bound, Task, finish, prior_law, prior_nats
 from scoresde.bounds.decoders import Decoder
+from scoresde.diffusions.gaussian import Gaussian
+from scoresde.diffusions.sde import GaussianSDE
 from scoresde.errors import ConfigError, DTypeError, check_integer
-from scoresde.gaussian import Gaussian
 from scoresde.losses import denoising_score_matching
 from scoresde.model import Condition, ScoreModel, in_mode
-from scoresde.sde import GaussianSDE
 
 __all__ = ["continuous_elbo"]
 

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from scoresde.diffusions.targets import Point
 from scoresde.errors import ConfigError, SolverError, check_integer, check_number, unknown
 from scoresde.flows import Field, ScoredSDE, flow_field
 from scoresde.model import Condition, ScoreModel
 from scoresde.ode import FlowResult, FlowSolver, check_tolerances
 from scoresde.ops import working_dtype
-from scoresde.readout import Point
 
 if TYPE_CHECKING:
     from types import ModuleType

@@ -25,6 +25,9 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from scoresde.diffusions.sde import GaussianSDE, posterior_weights, transition_weights
+from scoresde.diffusions.tabulated import TabulatedSDE
+from scoresde.diffusions.targets import Pair, Point
 from scoresde.errors import (
     ConfigError,
     DomainError,
@@ -37,12 +40,9 @@ from scoresde.errors import (
     unknown,
 )
 from scoresde.ops import combine, expand
-from scoresde.readout import Pair, Point
-from scoresde.sde import GaussianSDE, posterior_weights, transition_weights
 from scoresde.solvers.ancestral import VARIANCES, ancestral_table, ddim_table
 from scoresde.solvers.langevin import annealed_langevin_table
 from scoresde.tableau import Tableau
-from scoresde.tabulated import TabulatedSDE
 
 __all__ = ["Chain", "rule_times"]
 

@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 
 from scoresde.chains.base import Chain, rule_times
+from scoresde.diffusions.sde import GaussianSDE
 from scoresde.errors import ConfigError, DomainError, ShapeError, check_integer, check_number
-from scoresde.sde import GaussianSDE
 
 __all__ = ["DDPM"]
 

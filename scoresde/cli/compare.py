@@ -30,13 +30,13 @@ from scoresde.cli.runs import Run, check_folder, digest, open_run, write_json
 from scoresde.cli.sample import labels_of
 from scoresde.cli.yardsticks import Yardstick, yardstick
 from scoresde.comparison import DEFAULT_SAMPLERS, Sampler, compare, format_table
+from scoresde.diffusions.sde import GaussianSDE
 from scoresde.errors import ConfigError, check_integer
 from scoresde.metrics import Comparison
 from scoresde.model import Condition
 from scoresde.noise import check_seed
 from scoresde.plots import comparison, image_grid, save, scatter
 from scoresde.plots.style import styled
-from scoresde.sde import GaussianSDE
 
 __all__ = ["Compare"]
 

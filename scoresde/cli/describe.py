@@ -19,10 +19,10 @@ from scoresde.cli.options import Command, OptionalInt, chosen, default, read_sam
 from scoresde.cli.runs import about_of, checkpoint_of
 from scoresde.cli.sample import table_of
 from scoresde.comparison import COMPOSED
+from scoresde.diffusions.tabulated import sde_from_dict
 from scoresde.errors import ConfigError, check_integer, unknown
 from scoresde.solvers import SOLVERS, ProbabilityFlow, Solver, by_name
 from scoresde.tableau import Tableau
-from scoresde.tabulated import sde_from_dict
 from scoresde.training.run import LOG
 
 __all__ = ["Describe"]

@@ -19,10 +19,10 @@ from scoresde.data import (
     tabular,
     time_series,
 )
+from scoresde.diffusions import EDMSDE, VESDE, VPSDE, CosineVPSDE, RectifiedFlow, SubVPSDE
+from scoresde.diffusions.sde import GaussianSDE
 from scoresde.errors import ConfigError
 from scoresde.nn import MLP, UNet
-from scoresde.schedules import EDMSDE, VESDE, VPSDE, CosineVPSDE, RectifiedFlow, SubVPSDE
-from scoresde.sde import GaussianSDE
 from scoresde.transforms import Affine, Transform
 
 __all__ = ["DATA", "PRESETS", "SDES", "DataSet", "Diffusion", "Kind", "Labelled", "Preset", "kind_of"]

@@ -15,8 +15,8 @@ from tyro.constructors import PrimitiveConstructorSpec
 
 from scoresde.cli.names import PRESETS
 from scoresde.comparison import Sampler, parse_sampler
+from scoresde.diffusions.sde import GaussianSDE
 from scoresde.errors import ConfigError, unknown
-from scoresde.sde import GaussianSDE
 from scoresde.solvers import SOLVERS
 from scoresde.tableau import Tableau
 

@@ -17,12 +17,12 @@ from scoresde.cli.options import NAMES, Int, OptionalInt, Work, default, device,
 from scoresde.cli.pictures import ANIMATIONS, ARRAYS, ENDINGS, check_drawable, whole, write_samples
 from scoresde.cli.runs import Run, check_file, open_run
 from scoresde.comparison import COMPOSED, Sampler
+from scoresde.diffusions.sde import GaussianSDE
 from scoresde.errors import ConfigError, DomainError, check_integer, unknown
 from scoresde.model import Condition
 from scoresde.noise import check_seed
 from scoresde.plots.style import styled
 from scoresde.sampling import SampleResult, sample
-from scoresde.sde import GaussianSDE
 from scoresde.solvers import ProbabilityFlow
 from scoresde.solvers.named import DEFAULT
 from scoresde.tableau import Tableau

@@ -31,11 +31,11 @@ from scoresde.cli.options import (
     words,
 )
 from scoresde.cli.runs import RUN, check_folder, digest, read_json, version, write_json
+from scoresde.diffusions.sde import GaussianSDE
 from scoresde.errors import CheckpointError, ConfigError, DomainError, check_integer, check_number
 from scoresde.model import PARAMETERIZATIONS, Condition, ScoreModel
 from scoresde.noise import check_seed
 from scoresde.plots import read_log, save, training
-from scoresde.sde import GaussianSDE
 from scoresde.training import TrainResult, fit
 from scoresde.training.run import CHECKPOINT, LOG
 

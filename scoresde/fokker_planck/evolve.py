@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from scoresde.diffusions.sde import SDE, ReverseSDE
 from scoresde.errors import (
     ConfigError,
     DomainError,
@@ -22,7 +23,6 @@ from scoresde.errors import (
 )
 from scoresde.fokker_planck.densities import Densities
 from scoresde.fokker_planck.scheme import Array, Scheme, points
-from scoresde.sde import SDE, ReverseSDE
 
 __all__ = ["evolve_density"]
 

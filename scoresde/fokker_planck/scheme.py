@@ -38,8 +38,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from scoresde.diffusions.sde import SDE
 from scoresde.errors import DomainError, ShapeError
-from scoresde.sde import SDE
 
 __all__ = ["Array", "Scheme", "points"]
 

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from scoresde.sde import GaussianSDE
+from scoresde.diffusions.sde import GaussianSDE
 
 __all__ = ["LossBins"]
 

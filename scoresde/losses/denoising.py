@@ -25,13 +25,13 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from scoresde.diffusions.targets import Point
 from scoresde.errors import ConfigError, DomainError, DTypeError, ShapeError, check_device, check_floating, unknown
 from scoresde.losses.times import TIMES, TimeSampler, corrected
 from scoresde.losses.weights import WEIGHTS, Weight
 from scoresde.model import Condition, ScoreModel, check_condition
 from scoresde.noise import integers, normal, stream
 from scoresde.ops import expand
-from scoresde.readout import Point
 
 __all__ = [
     "check_batch",

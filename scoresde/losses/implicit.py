@@ -24,11 +24,11 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from scoresde.diffusions.sde import ScoreFunction
 from scoresde.errors import ConfigError, ShapeError, check_floating, check_integer
 from scoresde.model import Condition, ScoreModel
 from scoresde.noise import integers
 from scoresde.ops import divergence, jacobian_products
-from scoresde.sde import ScoreFunction
 
 __all__ = ["implicit_score_matching", "sliced_score_matching"]
 

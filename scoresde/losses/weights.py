@@ -23,9 +23,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from scoresde.diffusions.sde import GaussianSDE
+from scoresde.diffusions.targets import Point
 from scoresde.errors import check_number
-from scoresde.readout import Point
-from scoresde.sde import GaussianSDE
 
 __all__ = ["WEIGHTS", "Weight", "edm", "min_snr", "p2", "sigmoid"]
 

@@ -17,9 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from scoresde.diffusions.sde import GaussianSDE
 from scoresde.errors import ConfigError, DTypeError
 from scoresde.plots.style import PALETTE, dress, new_figure, styled
-from scoresde.sde import GaussianSDE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -28,10 +28,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from scoresde.diffusions.sde import GaussianSDE, transition_weights
+from scoresde.diffusions.targets import Point
 from scoresde.errors import DomainError, check_number, unknown
 from scoresde.grids import even, karras
-from scoresde.readout import Point
-from scoresde.sde import GaussianSDE, transition_weights
 from scoresde.solvers.base import Solver, one_stage_table
 from scoresde.solvers.onestep import OneStep, Stage, increments, readout
 from scoresde.tableau import Order, Tableau

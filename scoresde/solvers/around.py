@@ -23,10 +23,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from scoresde.diffusions.sde import GaussianSDE, transition_weights
+from scoresde.diffusions.targets import Point
 from scoresde.errors import ConfigError, DomainError, DTypeError, check_integer, check_number
 from scoresde.grids import Grid, karras
-from scoresde.readout import Point
-from scoresde.sde import GaussianSDE, transition_weights
 from scoresde.solvers.base import Solver
 from scoresde.solvers.exponential import dpmpp_2s
 from scoresde.solvers.multistep import Multistep

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from scoresde.diffusions.sde import GaussianSDE
+from scoresde.diffusions.targets import Point
 from scoresde.grids import Grid, check_times, log_snr
-from scoresde.readout import Point
-from scoresde.sde import GaussianSDE
 from scoresde.tableau import Increment, Knot, Order, Row, Tableau
 
 __all__ = ["Solver", "one_stage_table"]

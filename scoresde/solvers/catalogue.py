@@ -6,9 +6,9 @@ import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from scoresde.diffusions import SCHEDULES
 from scoresde.errors import ScoreSDEError
 from scoresde.ode import EMBEDDED, ProbabilityFlow
-from scoresde.schedules import SCHEDULES
 from scoresde.solvers.base import Solver
 from scoresde.solvers.named import SOLVERS, by_name
 from scoresde.tableau import Order, Tableau

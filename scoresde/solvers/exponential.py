@@ -30,10 +30,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from scoresde.diffusions.sde import GaussianSDE
+from scoresde.diffusions.targets import Point
 from scoresde.errors import ConfigError, check_integer, check_number, unknown
 from scoresde.grids import Grid, diffused, log_snr
-from scoresde.readout import Point
-from scoresde.sde import GaussianSDE
 from scoresde.solvers.base import Solver
 from scoresde.solvers.forms import FORMS, NODES, WEIGHTS
 from scoresde.solvers.onestep import OneStep, Stage, increments, readout

@@ -34,10 +34,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from scoresde.diffusions.sde import GaussianSDE
+from scoresde.diffusions.targets import Point
 from scoresde.errors import DomainError, check_integer, check_number
 from scoresde.grids import Grid, log_snr
-from scoresde.readout import Point
-from scoresde.sde import GaussianSDE
 from scoresde.solvers.base import Solver
 from scoresde.tableau import Knot, Row, Tableau
 

@@ -32,10 +32,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from scoresde.diffusions.sde import GaussianSDE
+from scoresde.diffusions.targets import Point
 from scoresde.errors import ConfigError, DomainError, check_integer, check_number, unknown
 from scoresde.grids import Grid, log_snr
-from scoresde.readout import Point
-from scoresde.sde import GaussianSDE
 from scoresde.solvers.base import Solver
 from scoresde.solvers.forms import FORMS, Form
 from scoresde.solvers.rules import COEFFICIENTS, Coefficients, Integral

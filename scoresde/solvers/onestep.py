@@ -25,8 +25,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from scoresde.readout import Pair, Point, target, view
-from scoresde.sde import GaussianSDE
+from scoresde.diffusions.sde import GaussianSDE
+from scoresde.diffusions.targets import Pair, Point, target, view
 from scoresde.solvers.forms import FORMS
 from scoresde.tableau import Increment, Knot, Order, Row, Tableau
 

@@ -26,10 +26,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from scoresde.diffusions.sde import GaussianSDE
+from scoresde.diffusions.targets import Point
 from scoresde.errors import ConfigError, check_number, unknown
 from scoresde.grids import Grid
-from scoresde.readout import Point
-from scoresde.sde import GaussianSDE
 from scoresde.solvers.base import Solver
 from scoresde.solvers.onestep import OneStep, Stage, increments
 from scoresde.solvers.variables import VARIABLES, Variable

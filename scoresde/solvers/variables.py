@@ -23,9 +23,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from scoresde.diffusions.sde import GaussianSDE
+from scoresde.diffusions.targets import Pair, Point
 from scoresde.grids import Grid, even, karras, log_snr, rectified
-from scoresde.readout import Pair, Point
-from scoresde.sde import GaussianSDE
 
 __all__ = ["VARIABLES", "Variable"]
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from scoresde import checkpoint
+from scoresde.diffusions.gaussian import Moments
 from scoresde.errors import (
     CheckpointError,
     ConfigError,
@@ -27,7 +28,6 @@ from scoresde.errors import (
     check_samples,
     unknown,
 )
-from scoresde.gaussian import Moments
 from scoresde.losses import TimeSampler, Weight
 from scoresde.model import Condition, ScoreModel, in_mode
 from scoresde.noise import check_seed, fresh_seed, stream

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from scoresde.diffusions.sde import GaussianSDE, schedule
 from scoresde.errors import check_number
-from scoresde.sde import GaussianSDE, schedule
 
 __all__ = ["EDMSDE", "VESDE", "RectifiedFlow"]
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
+from scoresde.diffusions.sde import GaussianSDE, schedule
 from scoresde.errors import DomainError, check_number
-from scoresde.sde import GaussianSDE, schedule
 
 __all__ = ["VPSDE", "SubVPSDE"]
 

@@ -28,6 +28,8 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor
 
+from scoresde.diffusions.gaussian import Gaussian, Moments
+from scoresde.diffusions.targets import Pair, Point
 from scoresde.errors import (
     ConfigError,
     DomainError,
@@ -38,9 +40,7 @@ from scoresde.errors import (
     check_floating,
     check_number,
 )
-from scoresde.gaussian import Gaussian, Moments
 from scoresde.ops import combine, expand, time_derivative, working_dtype
-from scoresde.readout import Pair, Point
 
 __all__ = ["SDE", "GaussianSDE", "Point", "ReverseSDE", "posterior_weights", "schedule", "transition_weights"]
 

@@ -17,10 +17,10 @@ B(t) is the integral of beta, beta(t) = beta_min + t (beta_max - beta_min). Conv
 * The number of steps belongs to a time grid, never to an SDE.
 """
 
-from scoresde.schedules.cosine import CosineVPSDE
-from scoresde.schedules.levels import EDMSDE, VESDE, RectifiedFlow
-from scoresde.schedules.linear_beta import VPSDE, SubVPSDE
-from scoresde.sde import GaussianSDE
+from scoresde.diffusions.cosine import CosineVPSDE
+from scoresde.diffusions.levels import EDMSDE, VESDE, RectifiedFlow
+from scoresde.diffusions.sde import GaussianSDE
+from scoresde.diffusions.vp import VPSDE, SubVPSDE
 
 __all__ = ["EDMSDE", "SCHEDULES", "VESDE", "VPSDE", "CosineVPSDE", "RectifiedFlow", "SubVPSDE"]
 

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from scoresde.diffusions import SCHEDULES
+from scoresde.diffusions.sde import GaussianSDE, schedule
 from scoresde.errors import ConfigError, DomainError, ShapeError, check_number, unknown
 from scoresde.ops import time_derivative
-from scoresde.schedules import SCHEDULES
-from scoresde.sde import GaussianSDE, schedule
 
 __all__ = ["TabulatedSDE", "sde_from_dict", "sde_to_dict"]
 
