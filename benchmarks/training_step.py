@@ -29,7 +29,7 @@ from torch import nn
 
 from scoresde.diffusions import VPSDE
 from scoresde.losses import denoising_score_matching
-from scoresde.model import ScoreModel
+from scoresde.models.score_model import ScoreModel
 from scoresde.nn import MLP, UNet
 from scoresde.noise import normal, stream
 from scoresde.training import Trainer

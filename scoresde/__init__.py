@@ -5,7 +5,6 @@ sampler is a table of numbers (``solvers``, ``Tableau``). ``sample`` runs them.
 """
 
 from scoresde import bridge, grids, losses, solvers
-from scoresde.analytic import EmpiricalModel, GaussianMixtureModel, GaussianModel
 from scoresde.bounds import (
     Bound,
     GaussianDecoder,
@@ -23,7 +22,6 @@ from scoresde.diffusions.gaussian import Gaussian, Moments
 from scoresde.diffusions.sde import SDE, GaussianSDE, ReverseSDE
 from scoresde.diffusions.tabulated import TabulatedSDE
 from scoresde.dynamics import langevin
-from scoresde.energy import EnergyModel
 from scoresde.errors import (
     CheckpointError,
     ConfigError,
@@ -38,7 +36,9 @@ from scoresde.executor import Step
 from scoresde.fokker_planck import Densities, evolve_density
 from scoresde.kernels import MALA, Langevin
 from scoresde.losses import denoising_score_matching, held_out_loss, implicit_score_matching, sliced_score_matching
-from scoresde.model import Prediction, ScoreModel
+from scoresde.models.energy import EnergyModel
+from scoresde.models.exact import EmpiricalModel, GaussianMixtureModel, GaussianModel
+from scoresde.models.score_model import Prediction, ScoreModel
 from scoresde.sampling import SampleResult, sample
 from scoresde.solvers import ProbabilityFlow, Solver
 from scoresde.tableau import Tableau

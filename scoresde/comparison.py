@@ -19,7 +19,7 @@ from scoresde.diffusions.sde import GaussianSDE
 from scoresde.errors import ConfigError, check_integer, unknown
 from scoresde.kernels import Kernel, Langevin
 from scoresde.metrics import Comparison, Floor
-from scoresde.model import Condition, ScoreModel
+from scoresde.models.score_model import Condition, ScoreModel
 from scoresde.sampling import SampleResult, sample
 from scoresde.solvers import SOLVERS, ProbabilityFlow, Solver, by_name, reverse_diffusion
 from scoresde.tableau import Tableau

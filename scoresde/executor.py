@@ -24,8 +24,8 @@ from torch import Tensor
 
 from scoresde.errors import ConfigError
 from scoresde.kernels import Kernel
+from scoresde.models.prediction import Prediction, PreparedModel, Readout
 from scoresde.noise import NoiseSource
-from scoresde.prepared import Prediction, PreparedModel, Readout
 from scoresde.tableau import Row, Tableau
 
 __all__ = ["Observer", "Step", "execute"]

@@ -21,7 +21,7 @@ from scoresde.diffusions.gaussian import Moments
 from scoresde.diffusions.sde import SDE, ReverseSDE
 from scoresde.diffusions.targets import Point
 from scoresde.errors import DomainError, DTypeError, check_floating
-from scoresde.model import Condition, ScoreModel
+from scoresde.models.score_model import Condition, ScoreModel
 from scoresde.transforms import Transform
 
 __all__ = ["Field", "ScoredSDE", "flow_field"]

@@ -19,7 +19,7 @@ from scoresde.executor import Observer, execute
 from scoresde.flows import ScoredSDE
 from scoresde.grids import Grid, check_times
 from scoresde.kernels import Kernel
-from scoresde.model import Condition, ScoreModel
+from scoresde.models.score_model import Condition, ScoreModel
 from scoresde.noise import NoiseSource
 from scoresde.ode import FlowSolver
 from scoresde.ops import expand

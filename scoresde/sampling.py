@@ -36,7 +36,7 @@ from scoresde.executor import Step
 from scoresde.flows import ScoredSDE
 from scoresde.grids import Grid
 from scoresde.kernels import Kernel
-from scoresde.model import Condition, ScoreModel, check_condition, in_mode
+from scoresde.models.score_model import Condition, ScoreModel, check_condition, in_mode
 from scoresde.noise import GeneratorNoise, NoiseSource, SampleNoise, TapeNoise, check_seed, fresh_seed
 from scoresde.ode import FlowSolver
 from scoresde.runs import FlowRun, PathRun, TableRun, run_without_table

@@ -25,8 +25,8 @@ from scoresde import (
     SubVPSDE,
     sample,
 )
-from scoresde import checkpoint as format_
-from scoresde.model import PARAMETERIZATIONS
+from scoresde.models import checkpoint as format_
+from scoresde.models.score_model import PARAMETERIZATIONS
 from scoresde.nn import MLP, UNet
 from scoresde.noise import normal, stream
 

@@ -19,7 +19,6 @@ from torch import Tensor
 
 import scoresde
 from scoresde import VESDE, VPSDE, ScoreModel, SubVPSDE, comparison, losses, sample, training
-from scoresde.checkpoint import read
 from scoresde.cli import train as train_verb
 from scoresde.cli.compare import Compare
 from scoresde.cli.describe import Describe
@@ -31,6 +30,7 @@ from scoresde.comparison import format_table
 from scoresde.data import DATASETS, TABLES, digits, moons
 from scoresde.diffusions import SCHEDULES
 from scoresde.metrics import Comparison, energy_distance, sliced_wasserstein
+from scoresde.models.checkpoint import read
 from scoresde.nn import MLP, UNet
 from scoresde.solvers import SOLVERS
 

@@ -14,7 +14,7 @@ import pytest
 from cli_helpers import QUICK, main, start
 
 from scoresde import ScoreModel, sample
-from scoresde.checkpoint import read
+from scoresde.models.checkpoint import read
 
 
 @pytest.fixture(scope="module")

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from scoresde import VESDE, VPSDE, DomainError, GaussianMixtureModel, GaussianModel, ScoreModel, ShapeError, sample
-from scoresde.analytic import EmpiricalModel
-from scoresde.energy import EnergyModel
+from scoresde.models.energy import EnergyModel
+from scoresde.models.exact import EmpiricalModel
 from scoresde.noise import normal, stream
 
 DATA = normal((50, 2, 3), stream(0, "data"), dtype=torch.float64)

@@ -26,7 +26,7 @@ from scoresde import (
     solvers,
 )
 from scoresde.kernels import Kernel
-from scoresde.model import PreparedModel
+from scoresde.models.score_model import PreparedModel
 from scoresde.noise import SampleNoise, TapeNoise
 from scoresde.tableau import Knot, Row, Tableau
 

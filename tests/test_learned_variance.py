@@ -28,11 +28,11 @@ from scoresde import (
     SolverError,
     Tableau,
     build_table,
-    checkpoint,
     sample,
     solvers,
 )
 from scoresde.executor import Step, _compiled, execute
+from scoresde.models import checkpoint
 from scoresde.nn import MLP, UNet
 from scoresde.noise import TapeNoise, normal, stream
 from scoresde.tableau import Knot, Row

@@ -42,7 +42,7 @@ from scoresde.losses import (
     sigmoid,
 )
 from scoresde.losses.denoising import scalars
-from scoresde.model import PARAMETERIZATIONS
+from scoresde.models.score_model import PARAMETERIZATIONS
 from scoresde.nn import MLP
 from scoresde.noise import normal, stream
 

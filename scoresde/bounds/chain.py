@@ -33,7 +33,7 @@ from scoresde.chains import Chain
 from scoresde.diffusions.gaussian import Gaussian
 from scoresde.errors import ConfigError, DTypeError, check_integer, unknown
 from scoresde.losses.chain import ChainLoss
-from scoresde.model import Condition, ScoreModel, in_mode
+from scoresde.models.score_model import Condition, ScoreModel, in_mode
 from scoresde.solvers.ancestral import VARIANCES
 
 __all__ = ["variational_bound"]

@@ -32,7 +32,7 @@ from scoresde.diffusions.gaussian import Gaussian
 from scoresde.diffusions.sde import GaussianSDE
 from scoresde.errors import ConfigError, DTypeError, check_integer
 from scoresde.losses import denoising_score_matching
-from scoresde.model import Condition, ScoreModel, in_mode
+from scoresde.models.score_model import Condition, ScoreModel, in_mode
 
 __all__ = ["continuous_elbo"]
 

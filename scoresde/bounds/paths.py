@@ -32,7 +32,7 @@ from scoresde.diffusions.gaussian import Gaussian
 from scoresde.diffusions.sde import transition_weights
 from scoresde.diffusions.targets import Point
 from scoresde.errors import ConfigError, DTypeError, ShapeError, check_floating, check_integer, check_samples
-from scoresde.model import Condition, ScoreModel, check_condition, in_mode
+from scoresde.models.score_model import Condition, ScoreModel, check_condition, in_mode
 from scoresde.noise import SampleNoise, TapeNoise, check_seed, stream
 from scoresde.ops import working_dtype
 from scoresde.tableau import Row, Tableau

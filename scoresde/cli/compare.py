@@ -33,7 +33,7 @@ from scoresde.comparison import DEFAULT_SAMPLERS, Sampler, compare, format_table
 from scoresde.diffusions.sde import GaussianSDE
 from scoresde.errors import ConfigError, check_integer
 from scoresde.metrics import Comparison
-from scoresde.model import Condition
+from scoresde.models.score_model import Condition
 from scoresde.noise import check_seed
 from scoresde.plots import comparison, image_grid, save, scatter
 from scoresde.plots.style import styled

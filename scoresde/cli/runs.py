@@ -22,9 +22,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from scoresde.checkpoint import MANIFEST
 from scoresde.errors import CheckpointError, ConfigError
-from scoresde.model import ScoreModel
+from scoresde.models.checkpoint import MANIFEST
+from scoresde.models.score_model import ScoreModel
 from scoresde.training.run import CHECKPOINT
 
 __all__ = [

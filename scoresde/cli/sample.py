@@ -19,7 +19,7 @@ from scoresde.cli.runs import Run, check_file, open_run
 from scoresde.comparison import COMPOSED, Sampler
 from scoresde.diffusions.sde import GaussianSDE
 from scoresde.errors import ConfigError, DomainError, check_integer, unknown
-from scoresde.model import Condition
+from scoresde.models.score_model import Condition
 from scoresde.noise import check_seed
 from scoresde.plots.style import styled
 from scoresde.sampling import SampleResult, sample

@@ -14,7 +14,6 @@ import tyro
 from torch import Tensor
 
 from scoresde import losses
-from scoresde.checkpoint import MANIFEST, network_to_dict
 from scoresde.cli.files import BAD_IMAGES, named, open_data
 from scoresde.cli.names import DATA, SDES, DataSet, Labelled
 from scoresde.cli.options import (
@@ -33,7 +32,8 @@ from scoresde.cli.options import (
 from scoresde.cli.runs import RUN, check_folder, digest, read_json, version, write_json
 from scoresde.diffusions.sde import GaussianSDE
 from scoresde.errors import CheckpointError, ConfigError, DomainError, check_integer, check_number
-from scoresde.model import PARAMETERIZATIONS, Condition, ScoreModel
+from scoresde.models.checkpoint import MANIFEST, network_to_dict
+from scoresde.models.score_model import PARAMETERIZATIONS, Condition, ScoreModel
 from scoresde.noise import check_seed
 from scoresde.plots import read_log, save, training
 from scoresde.training import TrainResult, fit

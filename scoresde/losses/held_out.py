@@ -17,7 +17,7 @@ from scoresde.losses.bins import LossBins
 from scoresde.losses.denoising import denoising_score_matching, named
 from scoresde.losses.times import TIMES, TimeSampler, corrected
 from scoresde.losses.weights import WEIGHTS, Weight
-from scoresde.model import Condition, ScoreModel, check_condition, in_mode
+from scoresde.models.score_model import Condition, ScoreModel, check_condition, in_mode
 from scoresde.noise import check_seed, normal, permutation, stream
 
 __all__ = ["HeldOutLoss", "held_out_loss"]

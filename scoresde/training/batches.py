@@ -9,7 +9,7 @@ from torch import Tensor
 
 from scoresde.errors import ConfigError, ShapeError, check_number
 from scoresde.losses.denoising import move
-from scoresde.model import Condition
+from scoresde.models.score_model import Condition
 from scoresde.noise import permutation, stream
 from scoresde.transforms import Transform
 

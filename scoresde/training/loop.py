@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from scoresde import checkpoint
 from scoresde.diffusions.gaussian import Moments
 from scoresde.errors import (
     CheckpointError,
@@ -29,7 +28,8 @@ from scoresde.errors import (
     unknown,
 )
 from scoresde.losses import TimeSampler, Weight
-from scoresde.model import Condition, ScoreModel, in_mode
+from scoresde.models import checkpoint
+from scoresde.models.score_model import Condition, ScoreModel, in_mode
 from scoresde.noise import check_seed, fresh_seed, stream
 from scoresde.training.batches import Batches, check_labels
 from scoresde.training.run import CHECKPOINT, LOG, Judge, Record, Run

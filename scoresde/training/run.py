@@ -20,10 +20,10 @@ from typing import NotRequired, TypedDict
 import torch
 from torch import Tensor
 
-from scoresde import checkpoint
 from scoresde.errors import SolverError
 from scoresde.losses import TimeSampler, Weight, held_out_loss
-from scoresde.model import Condition
+from scoresde.models import checkpoint
+from scoresde.models.score_model import Condition
 from scoresde.training.batches import Batches
 from scoresde.training.step import Trainer
 

@@ -23,7 +23,7 @@ from scoresde.losses import TIMES, WEIGHTS, TimeSampler, Weight
 from scoresde.losses.bins import LossBins
 from scoresde.losses.denoising import check_scalars, move, named, scalars, squared_errors
 from scoresde.losses.times import corrected
-from scoresde.model import Condition, ScoreModel
+from scoresde.models.score_model import Condition, ScoreModel
 from scoresde.noise import check_seed, normal, stream
 from scoresde.training.average import EMA, stride
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from scoresde.diffusions.gaussian import Moments
 from scoresde.diffusions.sde import GaussianSDE
 from scoresde.errors import DTypeError, ShapeError, check_floating
-from scoresde.model import Condition, ScoreModel, check_condition
+from scoresde.models.score_model import Condition, ScoreModel, check_condition
 from scoresde.ops import combine
 from scoresde.transforms import Transform
 

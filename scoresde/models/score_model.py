@@ -32,7 +32,6 @@ from os import PathLike
 import torch
 from torch import Tensor, nn
 
-from scoresde import checkpoint
 from scoresde.diffusions.gaussian import Moments
 from scoresde.diffusions.sde import GaussianSDE
 from scoresde.diffusions.targets import TARGETS, Point
@@ -46,9 +45,10 @@ from scoresde.errors import (
     check_number,
     unknown,
 )
+from scoresde.models import checkpoint
+from scoresde.models.parameterization import PARAMETERIZATIONS, Parameterization
+from scoresde.models.prediction import Condition, Prediction, PreparedModel, Readout
 from scoresde.ops import expand
-from scoresde.parameterization import PARAMETERIZATIONS, Parameterization
-from scoresde.prepared import Condition, Prediction, PreparedModel, Readout
 from scoresde.transforms import Transform, transform_from_dict
 from scoresde.transforms.base import check_transform
 

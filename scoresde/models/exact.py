@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from scoresde.diffusions.gaussian import Gaussian, Moments
 from scoresde.diffusions.sde import GaussianSDE
 from scoresde.errors import ConfigError, DomainError, ShapeError, check_floating, check_integer, check_samples
-from scoresde.model import ScoreModel
+from scoresde.models.score_model import ScoreModel
 from scoresde.noise import normal, uniform
 from scoresde.ops import expand
 
