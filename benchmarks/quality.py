@@ -28,11 +28,11 @@ import torch
 from mixtures import fast, ring, ten
 from torch import Tensor
 
-from scoresde import VPSDE, ScoreModel, build_table, grids, sample, solvers
-from scoresde.grids import Grid
+from scoresde import VPSDE, ScoreModel, build_table, sample, solvers
 from scoresde.metrics import sliced_wasserstein
 from scoresde.noise import SampleNoise, stream
-from scoresde.solvers import SOLVERS, Solver, by_name
+from scoresde.solvers import SOLVERS, Solver, by_name, grids
+from scoresde.solvers.grids import Grid
 
 MIXTURES = {"ring": ring, "ten": ten}
 BUDGETS = (*range(3, 31), 40, 50, 70, 100)

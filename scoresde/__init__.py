@@ -4,7 +4,7 @@ A diffusion is two curves (``VPSDE``, ``VESDE``, ...), a model is one affine rea
 sampler is a table of numbers (``solvers``, ``Tableau``). ``sample`` runs them.
 """
 
-from scoresde import bridge, grids, losses, solvers
+from scoresde import bridge, losses, solvers
 from scoresde.bounds import (
     Bound,
     GaussianDecoder,
@@ -14,7 +14,6 @@ from scoresde.bounds import (
     path_log_weight,
     variational_bound,
 )
-from scoresde.building import build_table
 from scoresde.chains import DDPM, SMLD
 from scoresde.coding import decode, encode
 from scoresde.diffusions import EDMSDE, VESDE, VPSDE, CosineVPSDE, RectifiedFlow, SubVPSDE
@@ -40,8 +39,9 @@ from scoresde.models.energy import EnergyModel
 from scoresde.models.exact import EmpiricalModel, GaussianMixtureModel, GaussianModel
 from scoresde.models.score_model import Prediction, ScoreModel
 from scoresde.sampling import SampleResult, sample
-from scoresde.solvers import ProbabilityFlow, Solver
-from scoresde.tableau import Tableau
+from scoresde.solvers import ProbabilityFlow, Solver, grids
+from scoresde.solvers.build import build_table
+from scoresde.solvers.tableau import Tableau
 from scoresde.training import EMA, TrainResult, fit
 from scoresde.transforms import Affine, Compose, Dequantise, Logit
 

@@ -22,7 +22,7 @@ from scoresde.metrics import Comparison, Floor
 from scoresde.models.score_model import Condition, ScoreModel
 from scoresde.sampling import SampleResult, sample
 from scoresde.solvers import SOLVERS, ProbabilityFlow, Solver, by_name, reverse_diffusion
-from scoresde.tableau import Tableau
+from scoresde.solvers.tableau import Tableau
 
 __all__ = ["DEFAULT_SAMPLERS", "Sampler", "compare", "format_table", "parse_sampler"]
 

@@ -29,7 +29,7 @@ from scoresde.models.score_model import Condition, ScoreModel
 from scoresde.noise import GeneratorNoise, NoiseSource, SampleNoise, TapeNoise, check_seed, fresh_seed
 from scoresde.sampling import SampleResult, sample
 from scoresde.solvers import Solver, annealed_langevin
-from scoresde.tableau import Knot, Row, Tableau
+from scoresde.solvers.tableau import Knot, Row, Tableau
 
 __all__ = ["langevin"]
 

@@ -26,7 +26,7 @@ from scoresde.errors import ConfigError
 from scoresde.kernels import Kernel
 from scoresde.models.prediction import Prediction, PreparedModel, Readout
 from scoresde.noise import NoiseSource
-from scoresde.tableau import Row, Tableau
+from scoresde.solvers.tableau import Row, Tableau
 
 __all__ = ["Observer", "Step", "execute"]
 

@@ -12,18 +12,18 @@ from tqdm import tqdm
 
 from scoresde.bridge import TorchSDE
 from scoresde.bridge.paths import DRAWS, check_start, walk
-from scoresde.building import FINALS
 from scoresde.diffusions.sde import SDE, GaussianSDE
 from scoresde.errors import ConfigError, SolverError, check_integer, unknown
 from scoresde.executor import Observer, execute
 from scoresde.flows import ScoredSDE
-from scoresde.grids import Grid, check_times
 from scoresde.kernels import Kernel
 from scoresde.models.score_model import Condition, ScoreModel
 from scoresde.noise import NoiseSource
-from scoresde.ode import FlowSolver
 from scoresde.ops import expand
-from scoresde.tableau import Knot, Tableau
+from scoresde.solvers.adaptive import FlowSolver
+from scoresde.solvers.build import FINALS
+from scoresde.solvers.grids import Grid, check_times
+from scoresde.solvers.tableau import Knot, Tableau
 
 __all__ = ["FlowRun", "Part", "PathRun", "TableRun", "run_without_table"]
 

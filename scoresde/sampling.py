@@ -18,7 +18,6 @@ from torch import Tensor
 from tqdm import tqdm
 
 from scoresde.bridge import TorchSDE
-from scoresde.building import build_table
 from scoresde.diffusions.gaussian import Gaussian
 from scoresde.diffusions.sde import SDE, GaussianSDE
 from scoresde.errors import (
@@ -34,15 +33,16 @@ from scoresde.errors import (
 )
 from scoresde.executor import Step
 from scoresde.flows import ScoredSDE
-from scoresde.grids import Grid
 from scoresde.kernels import Kernel
 from scoresde.models.score_model import Condition, ScoreModel, check_condition, in_mode
 from scoresde.noise import GeneratorNoise, NoiseSource, SampleNoise, TapeNoise, check_seed, fresh_seed
-from scoresde.ode import FlowSolver
 from scoresde.runs import FlowRun, PathRun, TableRun, run_without_table
 from scoresde.solvers import Solver, by_name
+from scoresde.solvers.adaptive import FlowSolver
+from scoresde.solvers.build import build_table
+from scoresde.solvers.grids import Grid
 from scoresde.solvers.named import DEFAULT
-from scoresde.tableau import Tableau
+from scoresde.solvers.tableau import Tableau
 
 __all__ = ["SampleResult", "sample"]
 

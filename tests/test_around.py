@@ -24,11 +24,11 @@ from scoresde import (
     Solver,
     Tableau,
     build_table,
-    grids,
     sample,
     solvers,
 )
-from scoresde.tableau import Order
+from scoresde.solvers import grids
+from scoresde.solvers.tableau import Order
 
 EDM = EDMSDE()
 WIDE = EDMSDE(sigma_max=200.0)  # churn may lift 80 to 113 there

@@ -30,13 +30,13 @@ from scoresde import (
     ShapeError,
     SolverError,
     bridge,
-    grids,
     sample,
     solvers,
 )
 from scoresde.bridge.paths import DRAWS
 from scoresde.flows import ScoredSDE
 from scoresde.noise import GeneratorNoise, SampleNoise, TapeNoise, normal, stream
+from scoresde.solvers import grids
 
 F64 = torch.float64
 pytest.importorskip("torchsde")

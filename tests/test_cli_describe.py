@@ -18,7 +18,7 @@ from scoresde.cli.names import SDES
 from scoresde.diffusions import SCHEDULES
 from scoresde.nn import MLP
 from scoresde.solvers import SOLVERS, ProbabilityFlow, by_name
-from scoresde.tableau import Tableau
+from scoresde.solvers.tableau import Tableau
 
 
 @pytest.fixture(scope="module")

@@ -35,13 +35,13 @@ from scoresde import (
     bridge,
     decode,
     encode,
-    grids,
     sample,
     solvers,
 )
 from scoresde.noise import normal, stream
-from scoresde.ode import FlowSolver
-from scoresde.tableau import Tableau
+from scoresde.solvers import grids
+from scoresde.solvers.adaptive import FlowSolver
+from scoresde.solvers.tableau import Tableau
 
 F64 = torch.float64
 SHARES, MEANS, STDS = np.array([0.35, 0.65]), np.array([-1.0, 0.8]), np.array([0.45, 0.6])

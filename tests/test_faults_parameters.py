@@ -35,12 +35,11 @@ from scoresde import (
     SubVPSDE,
     TabulatedSDE,
     build_table,
-    grids,
     sample,
     solvers,
 )
 from scoresde.diffusions import SCHEDULES
-from scoresde.solvers import SOLVERS, Solver, by_name
+from scoresde.solvers import SOLVERS, Solver, by_name, grids
 
 NAN, INF = math.nan, math.inf
 SDE, ONE, TWO = VPSDE(), torch.ones(()), torch.ones(2)

@@ -23,10 +23,10 @@ from scoresde import (
     ShapeError,
     SubVPSDE,
     build_table,
-    grids,
     solvers,
 )
-from scoresde.grids import Grid, check_times
+from scoresde.solvers import grids
+from scoresde.solvers.grids import Grid, check_times
 
 F64 = torch.float64
 

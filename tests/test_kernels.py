@@ -28,7 +28,7 @@ from scoresde import (
 from scoresde.kernels import Kernel
 from scoresde.models.score_model import PreparedModel
 from scoresde.noise import SampleNoise, TapeNoise
-from scoresde.tableau import Knot, Row, Tableau
+from scoresde.solvers.tableau import Knot, Row, Tableau
 
 X = torch.tensor([[0.3, -1.2], [2.0, 0.7], [-0.4, 0.1]], dtype=torch.float64)
 Z = [torch.cos(1.7 * k + X) for k in range(1, 40)]

@@ -35,7 +35,7 @@ from scoresde.executor import Step, _compiled, execute
 from scoresde.models import checkpoint
 from scoresde.nn import MLP, UNet
 from scoresde.noise import TapeNoise, normal, stream
-from scoresde.tableau import Knot, Row
+from scoresde.solvers.tableau import Knot, Row
 
 F64 = torch.float64
 X = torch.linspace(-1.5, 1.5, 12).reshape(4, 3)

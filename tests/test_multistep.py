@@ -28,10 +28,10 @@ from scoresde import (
     SubVPSDE,
     Tableau,
     build_table,
-    grids,
     sample,
     solvers,
 )
+from scoresde.solvers import grids
 from scoresde.solvers.forms import FORMS
 
 BUILT = solvers.multistep

@@ -27,7 +27,7 @@ from scoresde import (
 )
 from scoresde.flows import Field
 from scoresde.noise import normal, stream
-from scoresde.ode import EMBEDDED, FlowResult
+from scoresde.solvers.adaptive import EMBEDDED, FlowResult
 
 X = torch.linspace(-2.0, 2.0, 12, dtype=torch.float64).reshape(6, 2)
 # The step controller bounds the error of each step; what adds up stays below this factor of the tolerance.

@@ -8,10 +8,10 @@ import torch
 from helpers import SDES, slope
 from orders import FLOWS, LATE, MEANS, SHARES, STDS, flow_error, flow_order, kernel, quantiles, strong_error, weak_error
 
-from scoresde import VESDE, VPSDE, GaussianMixtureModel, GaussianSDE, Solver, SubVPSDE, Tableau, grids, sample, solvers
-from scoresde.ode import EMBEDDED
-from scoresde.solvers import Butcher
-from scoresde.tableau import Knot
+from scoresde import VESDE, VPSDE, GaussianMixtureModel, GaussianSDE, Solver, SubVPSDE, Tableau, sample, solvers
+from scoresde.solvers import Butcher, grids
+from scoresde.solvers.adaptive import EMBEDDED
+from scoresde.solvers.tableau import Knot
 
 
 def embedded(name: str, variable: str) -> Solver:

@@ -25,12 +25,11 @@ from scoresde import (
     ShapeError,
     SolverError,
     build_table,
-    grids,
     sample,
     solvers,
 )
-from scoresde.solvers import SOLVERS
-from scoresde.tableau import Knot, Row, Tableau
+from scoresde.solvers import SOLVERS, grids
+from scoresde.solvers.tableau import Knot, Row, Tableau
 
 FIXED = sorted(set(SOLVERS) - {"probability_flow"})
 NAN, INF = math.nan, math.inf

@@ -21,12 +21,11 @@ from scoresde import (
     Solver,
     Step,
     build_table,
-    grids,
     sample,
     solvers,
 )
-from scoresde.solvers import SOLVERS
-from scoresde.tableau import Knot
+from scoresde.solvers import SOLVERS, grids
+from scoresde.solvers.tableau import Knot
 
 FIXED = sorted(set(SOLVERS) - {"probability_flow"})
 DOUBLE = {"dtype": torch.float64}

@@ -31,7 +31,7 @@ from scoresde import (
     solvers,
 )
 from scoresde.solvers.exponential import _integral
-from scoresde.tableau import Increment
+from scoresde.solvers.tableau import Increment
 
 # Variance preserving as in the papers, from its definition.
 

@@ -11,9 +11,9 @@ import pytest
 import torch
 from helpers import MEAN, SDES, VARIANCE, coefficients, draws, gaussian
 
-from scoresde import VPSDE, ConfigError, DomainError, GaussianSDE, Solver, Tableau, build_table, grids, sample, solvers
-from scoresde.solvers import SOLVERS, Butcher
-from scoresde.tableau import Row
+from scoresde import VPSDE, ConfigError, DomainError, GaussianSDE, Solver, Tableau, build_table, sample, solvers
+from scoresde.solvers import SOLVERS, Butcher, grids
+from scoresde.solvers.tableau import Row
 
 FIXED = sorted(set(SOLVERS) - {"probability_flow"})
 HEUN_3 = Butcher("heun3", ((), (1 / 3,), (0.0, 2 / 3)), (0.25, 0.0, 0.75), 3)

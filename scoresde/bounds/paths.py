@@ -35,7 +35,7 @@ from scoresde.errors import ConfigError, DTypeError, ShapeError, check_floating,
 from scoresde.models.score_model import Condition, ScoreModel, check_condition, in_mode
 from scoresde.noise import SampleNoise, TapeNoise, check_seed, stream
 from scoresde.ops import working_dtype
-from scoresde.tableau import Row, Tableau
+from scoresde.solvers.tableau import Row, Tableau
 
 __all__ = ["forward_path", "path_log_weight"]
 

@@ -17,8 +17,8 @@ from scoresde.diffusions.targets import Point
 from scoresde.errors import ConfigError, SolverError, check_integer, check_number, unknown
 from scoresde.flows import Field, ScoredSDE, flow_field
 from scoresde.models.score_model import Condition, ScoreModel
-from scoresde.ode import FlowResult, FlowSolver, check_tolerances
 from scoresde.ops import working_dtype
+from scoresde.solvers.adaptive import FlowResult, FlowSolver, check_tolerances
 
 if TYPE_CHECKING:
     from types import ModuleType

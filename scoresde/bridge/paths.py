@@ -25,9 +25,9 @@ from torch import Tensor
 
 from scoresde.diffusions.sde import SDE, GaussianSDE, ReverseSDE
 from scoresde.errors import ConfigError, DomainError, SolverError, check_integer, check_number, check_samples, unknown
-from scoresde.grids import check_times
 from scoresde.noise import NoiseSource, SampleNoise, check_seed, fresh_seed
 from scoresde.ops import expand
+from scoresde.solvers.grids import check_times
 
 if TYPE_CHECKING:
     from types import ModuleType

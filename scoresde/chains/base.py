@@ -42,7 +42,7 @@ from scoresde.errors import (
 from scoresde.ops import combine, expand
 from scoresde.solvers.ancestral import VARIANCES, ancestral_table, ddim_table
 from scoresde.solvers.langevin import annealed_langevin_table
-from scoresde.tableau import Tableau
+from scoresde.solvers.tableau import Tableau
 
 __all__ = ["Chain", "rule_times"]
 

@@ -12,7 +12,6 @@ from typing import Annotated, Any
 
 import tyro
 
-from scoresde.building import FINALS
 from scoresde.cli.names import SDES, Diffusion
 from scoresde.cli.options import Command, OptionalInt, chosen, default, read_sampler, read_table, words
 from scoresde.cli.runs import about_of, checkpoint_of
@@ -22,7 +21,8 @@ from scoresde.diffusions.tabulated import sde_from_dict
 from scoresde.errors import ConfigError, check_integer, unknown
 from scoresde.models import checkpoint
 from scoresde.solvers import SOLVERS, ProbabilityFlow, Solver, by_name
-from scoresde.tableau import Tableau
+from scoresde.solvers.build import FINALS
+from scoresde.solvers.tableau import Tableau
 from scoresde.training.run import LOG
 
 __all__ = ["Describe"]

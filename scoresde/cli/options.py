@@ -18,7 +18,7 @@ from scoresde.comparison import Sampler, parse_sampler
 from scoresde.diffusions.sde import GaussianSDE
 from scoresde.errors import ConfigError, unknown
 from scoresde.solvers import SOLVERS
-from scoresde.tableau import Tableau
+from scoresde.solvers.tableau import Tableau
 
 __all__ = [
     "NAMES",

@@ -14,7 +14,7 @@ from scoresde.cli.names import DATA
 from scoresde.cli.runs import Run
 from scoresde.errors import ConfigError
 from scoresde.plots import animation, image_grid, save, scatter
-from scoresde.tableau import Tableau
+from scoresde.solvers.tableau import Tableau
 from scoresde.transforms import Affine
 
 __all__ = ["ANIMATIONS", "ARRAYS", "ENDINGS", "PICTURES", "SMALL", "check_drawable", "pixels", "whole", "write_samples"]

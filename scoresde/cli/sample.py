@@ -12,7 +12,6 @@ import torch
 import tyro
 from torch import Tensor
 
-from scoresde.building import FINALS, build_table
 from scoresde.cli.options import NAMES, Int, OptionalInt, Work, default, device, interactive, read_sampler, words
 from scoresde.cli.pictures import ANIMATIONS, ARRAYS, ENDINGS, check_drawable, whole, write_samples
 from scoresde.cli.runs import Run, check_file, open_run
@@ -24,8 +23,9 @@ from scoresde.noise import check_seed
 from scoresde.plots.style import styled
 from scoresde.sampling import SampleResult, sample
 from scoresde.solvers import ProbabilityFlow
+from scoresde.solvers.build import FINALS, build_table
 from scoresde.solvers.named import DEFAULT
-from scoresde.tableau import Tableau
+from scoresde.solvers.tableau import Tableau
 
 __all__ = ["Sample", "final_of", "labels_of", "table_of"]
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from scoresde.errors import ConfigError, DTypeError
 from scoresde.plots.style import INK, PAPER, dress, new_figure, styled
-from scoresde.tableau import Tableau
+from scoresde.solvers.tableau import Tableau
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -1,23 +1,7 @@
 """Solvers: pure functions (sde, times) -> Tableau, and the adaptive probability flow."""
 
-from scoresde.ode import ProbabilityFlow
-from scoresde.solvers.adams import (
-    deis,
-    dpmpp_2m,
-    dpmpp_2m_sde,
-    dpmpp_3m,
-    dpmpp_3m_sde,
-    exponential_ab,
-    flow_ab,
-    flow_abm,
-    ipndm,
-    lms,
-    sa_solver,
-    unipc,
-)
+from scoresde.solvers.adaptive import ProbabilityFlow
 from scoresde.solvers.ancestral import ancestral, ddim, euler_ancestral, reverse_diffusion
-from scoresde.solvers.around import churned, dpmpp_2s_ancestral, edm, restart
-from scoresde.solvers.base import Solver
 from scoresde.solvers.catalogue import Entry, markdown
 from scoresde.solvers.catalogue import catalogue as list
 from scoresde.solvers.exponential import (
@@ -34,10 +18,25 @@ from scoresde.solvers.exponential import (
     seeds_2,
     seeds_3,
 )
+from scoresde.solvers.jumps import churned, dpmpp_2s_ancestral, edm, restart
 from scoresde.solvers.langevin import annealed_langevin, corrector_only
 from scoresde.solvers.multistep import multistep
 from scoresde.solvers.named import SOLVERS, by_name
-from scoresde.solvers.singlestep import (
+from scoresde.solvers.published import (
+    deis,
+    dpmpp_2m,
+    dpmpp_2m_sde,
+    dpmpp_3m,
+    dpmpp_3m_sde,
+    exponential_ab,
+    flow_ab,
+    flow_abm,
+    ipndm,
+    lms,
+    sa_solver,
+    unipc,
+)
+from scoresde.solvers.runge_kutta import (
     AdditiveNoise,
     Butcher,
     euler,
@@ -52,6 +51,7 @@ from scoresde.solvers.singlestep import (
     runge_kutta,
     sra1,
 )
+from scoresde.solvers.solver import Solver
 
 __all__ = [
     "SOLVERS",

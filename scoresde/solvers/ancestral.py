@@ -31,10 +31,10 @@ from torch import Tensor
 from scoresde.diffusions.sde import GaussianSDE, transition_weights
 from scoresde.diffusions.targets import Point
 from scoresde.errors import DomainError, check_number, unknown
-from scoresde.grids import even, karras
-from scoresde.solvers.base import Solver, one_stage_table
-from scoresde.solvers.onestep import OneStep, Stage, increments, readout
-from scoresde.tableau import Order, Tableau
+from scoresde.solvers.grids import even, karras
+from scoresde.solvers.one_step import OneStep, Stage, increments, readout
+from scoresde.solvers.solver import Solver, one_stage_table
+from scoresde.solvers.tableau import Order, Tableau
 
 __all__ = ["ancestral", "ancestral_table", "ddim", "ddim_table", "euler_ancestral", "reverse_diffusion"]
 

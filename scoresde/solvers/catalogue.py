@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 from scoresde.diffusions import SCHEDULES
 from scoresde.errors import ScoreSDEError
-from scoresde.ode import EMBEDDED, ProbabilityFlow
-from scoresde.solvers.base import Solver
+from scoresde.solvers.adaptive import EMBEDDED, ProbabilityFlow
 from scoresde.solvers.named import SOLVERS, by_name
-from scoresde.tableau import Order, Tableau
+from scoresde.solvers.solver import Solver
+from scoresde.solvers.tableau import Order, Tableau
 
 __all__ = ["Entry", "catalogue", "markdown"]
 

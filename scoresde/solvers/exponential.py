@@ -33,11 +33,11 @@ from torch import Tensor
 from scoresde.diffusions.sde import GaussianSDE
 from scoresde.diffusions.targets import Point
 from scoresde.errors import ConfigError, check_integer, check_number, unknown
-from scoresde.grids import Grid, diffused, log_snr
-from scoresde.solvers.base import Solver
 from scoresde.solvers.forms import FORMS, NODES, WEIGHTS
-from scoresde.solvers.onestep import OneStep, Stage, increments, readout
-from scoresde.tableau import Order
+from scoresde.solvers.grids import Grid, diffused, log_snr
+from scoresde.solvers.one_step import OneStep, Stage, increments, readout
+from scoresde.solvers.solver import Solver
+from scoresde.solvers.tableau import Order
 
 __all__ = [
     "dpm_solver_2",

@@ -37,9 +37,9 @@ from torch import Tensor
 from scoresde.diffusions.sde import GaussianSDE
 from scoresde.diffusions.targets import Point
 from scoresde.errors import DomainError, check_integer, check_number
-from scoresde.grids import Grid, log_snr
-from scoresde.solvers.base import Solver
-from scoresde.tableau import Knot, Row, Tableau
+from scoresde.solvers.grids import Grid, log_snr
+from scoresde.solvers.solver import Solver
+from scoresde.solvers.tableau import Knot, Row, Tableau
 
 __all__ = ["annealed_langevin", "annealed_langevin_table", "corrector_only", "ncsnv2_step"]
 

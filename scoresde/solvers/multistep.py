@@ -35,12 +35,12 @@ from torch import Tensor
 from scoresde.diffusions.sde import GaussianSDE
 from scoresde.diffusions.targets import Point
 from scoresde.errors import ConfigError, DomainError, check_integer, check_number, unknown
-from scoresde.grids import Grid, log_snr
-from scoresde.solvers.base import Solver
+from scoresde.solvers.clocks import VARIABLES, Variable
 from scoresde.solvers.forms import FORMS, Form
-from scoresde.solvers.rules import COEFFICIENTS, Coefficients, Integral
-from scoresde.solvers.variables import VARIABLES, Variable
-from scoresde.tableau import Increment, Knot, Order, Row, Tableau
+from scoresde.solvers.grids import Grid, log_snr
+from scoresde.solvers.quadrature import COEFFICIENTS, Coefficients, Integral
+from scoresde.solvers.solver import Solver
+from scoresde.solvers.tableau import Increment, Knot, Order, Row, Tableau
 
 __all__ = ["Eta", "Multistep", "multistep"]
 

@@ -6,24 +6,8 @@ import functools
 from collections.abc import Callable
 
 from scoresde.errors import unknown
-from scoresde.ode import ProbabilityFlow
-from scoresde.solvers.adams import (
-    deis,
-    dpmpp_2m,
-    dpmpp_2m_sde,
-    dpmpp_3m,
-    dpmpp_3m_sde,
-    exponential_ab,
-    flow_ab,
-    flow_abm,
-    ipndm,
-    lms,
-    sa_solver,
-    unipc,
-)
+from scoresde.solvers.adaptive import ProbabilityFlow
 from scoresde.solvers.ancestral import ancestral, ddim, euler_ancestral, reverse_diffusion
-from scoresde.solvers.around import dpmpp_2s_ancestral, edm
-from scoresde.solvers.base import Solver
 from scoresde.solvers.exponential import (
     dpm_solver_2,
     dpm_solver_3,
@@ -37,8 +21,23 @@ from scoresde.solvers.exponential import (
     seeds_2,
     seeds_3,
 )
+from scoresde.solvers.jumps import dpmpp_2s_ancestral, edm
 from scoresde.solvers.langevin import annealed_langevin
-from scoresde.solvers.singlestep import (
+from scoresde.solvers.published import (
+    deis,
+    dpmpp_2m,
+    dpmpp_2m_sde,
+    dpmpp_3m,
+    dpmpp_3m_sde,
+    exponential_ab,
+    flow_ab,
+    flow_abm,
+    ipndm,
+    lms,
+    sa_solver,
+    unipc,
+)
+from scoresde.solvers.runge_kutta import (
     euler,
     euler_heun,
     euler_maruyama,
@@ -50,6 +49,7 @@ from scoresde.solvers.singlestep import (
     rk4,
     sra1,
 )
+from scoresde.solvers.solver import Solver
 
 __all__ = ["DEFAULT", "SOLVERS", "by_name"]
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from scoresde.errors import check_integer, check_number, unknown
-from scoresde.grids import Grid, diffused, karras, rectified
-from scoresde.solvers.base import Solver
+from scoresde.solvers.grids import Grid, diffused, karras, rectified
 from scoresde.solvers.multistep import Eta, multistep
+from scoresde.solvers.solver import Solver
 
 __all__ = [
     "deis",

@@ -28,7 +28,7 @@ from torch import Tensor
 from scoresde.diffusions.sde import GaussianSDE
 from scoresde.diffusions.targets import Pair, Point, target, view
 from scoresde.solvers.forms import FORMS
-from scoresde.tableau import Increment, Knot, Order, Row, Tableau
+from scoresde.solvers.tableau import Increment, Knot, Order, Row, Tableau
 
 __all__ = ["OneStep", "Stage", "increments", "readout"]
 

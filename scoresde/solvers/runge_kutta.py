@@ -29,11 +29,11 @@ from torch import Tensor
 from scoresde.diffusions.sde import GaussianSDE
 from scoresde.diffusions.targets import Point
 from scoresde.errors import ConfigError, check_number, unknown
-from scoresde.grids import Grid
-from scoresde.solvers.base import Solver
-from scoresde.solvers.onestep import OneStep, Stage, increments
-from scoresde.solvers.variables import VARIABLES, Variable
-from scoresde.tableau import Order
+from scoresde.solvers.clocks import VARIABLES, Variable
+from scoresde.solvers.grids import Grid
+from scoresde.solvers.one_step import OneStep, Stage, increments
+from scoresde.solvers.solver import Solver
+from scoresde.solvers.tableau import Order
 
 __all__ = [
     "EULER",

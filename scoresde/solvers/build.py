@@ -11,9 +11,9 @@ from torch import Tensor
 from scoresde.diffusions import SCHEDULES
 from scoresde.diffusions.sde import SDE, GaussianSDE
 from scoresde.errors import ConfigError, DomainError, DTypeError, ScoreSDEError, check_integer, unknown
-from scoresde.grids import Grid
 from scoresde.solvers import SOLVERS, Solver, by_name
-from scoresde.tableau import Tableau
+from scoresde.solvers.grids import Grid
+from scoresde.solvers.tableau import Tableau
 
 __all__ = ["FINALS", "build_table"]
 

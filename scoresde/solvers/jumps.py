@@ -26,13 +26,13 @@ from torch import Tensor
 from scoresde.diffusions.sde import GaussianSDE, transition_weights
 from scoresde.diffusions.targets import Point
 from scoresde.errors import ConfigError, DomainError, DTypeError, check_integer, check_number
-from scoresde.grids import Grid, karras
-from scoresde.solvers.base import Solver
 from scoresde.solvers.exponential import dpmpp_2s
+from scoresde.solvers.grids import Grid, karras
 from scoresde.solvers.multistep import Multistep
-from scoresde.solvers.onestep import OneStep
-from scoresde.solvers.singlestep import HEUN, runge_kutta
-from scoresde.tableau import Knot, Order, Row, Tableau
+from scoresde.solvers.one_step import OneStep
+from scoresde.solvers.runge_kutta import HEUN, runge_kutta
+from scoresde.solvers.solver import Solver
+from scoresde.solvers.tableau import Knot, Order, Row, Tableau
 
 __all__ = ["churned", "dpmpp_2s_ancestral", "edm", "restart"]
 

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from scoresde.diffusions.sde import GaussianSDE
 from scoresde.diffusions.targets import Pair, Point
-from scoresde.grids import Grid, even, karras, log_snr, rectified
+from scoresde.solvers.grids import Grid, even, karras, log_snr, rectified
 
 __all__ = ["VARIABLES", "Variable"]
 

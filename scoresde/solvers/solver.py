@@ -9,8 +9,8 @@ from torch import Tensor
 
 from scoresde.diffusions.sde import GaussianSDE
 from scoresde.diffusions.targets import Point
-from scoresde.grids import Grid, check_times, log_snr
-from scoresde.tableau import Increment, Knot, Order, Row, Tableau
+from scoresde.solvers.grids import Grid, check_times, log_snr
+from scoresde.solvers.tableau import Increment, Knot, Order, Row, Tableau
 
 __all__ = ["Solver", "one_stage_table"]
 

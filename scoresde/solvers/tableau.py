@@ -35,7 +35,7 @@ import torch
 
 from scoresde.diffusions.targets import TARGETS, Point, target, view
 from scoresde.errors import ConfigError, DomainError, DTypeError, check_number, unknown
-from scoresde.rows import CLEAN, Increment, Knot, Order, Row, Weights
+from scoresde.solvers.rows import CLEAN, Increment, Knot, Order, Row, Weights
 
 __all__ = ["CLEAN", "Increment", "Knot", "Order", "Row", "Tableau"]
 
