@@ -31,9 +31,9 @@ from torch import Tensor
 
 from scoresde import GaussianMixtureModel, GaussianSDE, ProbabilityFlow
 from scoresde.diffusions.targets import Point
-from scoresde.flows import Field, flow_field
 from scoresde.noise import normal, stream
 from scoresde.ops import expand
+from scoresde.sampling.flow import Field, flow_field
 
 TOLERANCES = tuple(10.0 ** (-k / 2) for k in range(4, 14))
 

@@ -4,7 +4,7 @@ A diffusion is two curves (``VPSDE``, ``VESDE``, ...), a model is one affine rea
 sampler is a table of numbers (``solvers``, ``Tableau``). ``sample`` runs them.
 """
 
-from scoresde import bridge, losses, solvers
+from scoresde import losses, solvers
 from scoresde.bounds import (
     Bound,
     GaussianDecoder,
@@ -15,12 +15,10 @@ from scoresde.bounds import (
     variational_bound,
 )
 from scoresde.chains import DDPM, SMLD
-from scoresde.coding import decode, encode
 from scoresde.diffusions import EDMSDE, VESDE, VPSDE, CosineVPSDE, RectifiedFlow, SubVPSDE
 from scoresde.diffusions.gaussian import Gaussian, Moments
 from scoresde.diffusions.sde import SDE, GaussianSDE, ReverseSDE
 from scoresde.diffusions.tabulated import TabulatedSDE
-from scoresde.dynamics import langevin
 from scoresde.errors import (
     CheckpointError,
     ConfigError,
@@ -31,14 +29,17 @@ from scoresde.errors import (
     ShapeError,
     SolverError,
 )
-from scoresde.executor import Step
 from scoresde.fokker_planck import Densities, evolve_density
-from scoresde.kernels import MALA, Langevin
 from scoresde.losses import denoising_score_matching, held_out_loss, implicit_score_matching, sliced_score_matching
 from scoresde.models.energy import EnergyModel
 from scoresde.models.exact import EmpiricalModel, GaussianMixtureModel, GaussianModel
 from scoresde.models.score_model import Prediction, ScoreModel
-from scoresde.sampling import SampleResult, sample
+from scoresde.sampling import bridge
+from scoresde.sampling.encode import decode, encode
+from scoresde.sampling.executor import Step
+from scoresde.sampling.kernels import MALA, Langevin
+from scoresde.sampling.langevin import langevin
+from scoresde.sampling.sample import SampleResult, sample
 from scoresde.solvers import ProbabilityFlow, Solver, grids
 from scoresde.solvers.build import build_table
 from scoresde.solvers.tableau import Tableau

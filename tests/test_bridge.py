@@ -29,13 +29,13 @@ from scoresde import (
     ScoreModel,
     ShapeError,
     SolverError,
-    bridge,
     sample,
     solvers,
 )
-from scoresde.bridge.paths import DRAWS
-from scoresde.flows import ScoredSDE
 from scoresde.noise import GeneratorNoise, SampleNoise, TapeNoise, normal, stream
+from scoresde.sampling import bridge
+from scoresde.sampling.bridge.paths import DRAWS
+from scoresde.sampling.flow import ScoredSDE
 from scoresde.solvers import grids
 
 F64 = torch.float64

@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 import scoresde
-from scoresde import VESDE, VPSDE, ScoreModel, SubVPSDE, comparison, losses, sample, training
+from scoresde import VESDE, VPSDE, ScoreModel, SubVPSDE, losses, sample, training
 from scoresde.cli import train as train_verb
 from scoresde.cli.compare import Compare
 from scoresde.cli.describe import Describe
@@ -26,12 +26,13 @@ from scoresde.cli.names import DATA, PRESETS, SDES, kind_of
 from scoresde.cli.sample import Sample
 from scoresde.cli.train import Train
 from scoresde.cli.yardsticks import yardstick
-from scoresde.comparison import format_table
 from scoresde.data import DATASETS, TABLES, digits, moons
 from scoresde.diffusions import SCHEDULES
 from scoresde.metrics import Comparison, energy_distance, sliced_wasserstein
 from scoresde.models.checkpoint import read
 from scoresde.nn import MLP, UNet
+from scoresde.sampling import compare as comparison
+from scoresde.sampling.compare import format_table
 from scoresde.solvers import SOLVERS
 
 Folders = tuple[Path, Path, Path]

@@ -32,13 +32,13 @@ from scoresde import (
     ShapeError,
     Solver,
     SubVPSDE,
-    bridge,
     decode,
     encode,
     sample,
     solvers,
 )
 from scoresde.noise import normal, stream
+from scoresde.sampling import bridge
 from scoresde.solvers import grids
 from scoresde.solvers.adaptive import FlowSolver
 from scoresde.solvers.tableau import Tableau

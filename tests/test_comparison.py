@@ -23,9 +23,9 @@ from scoresde import (
     SubVPSDE,
     sample,
 )
-from scoresde.comparison import DEFAULT_SAMPLERS, compare, format_table, parse_sampler
 from scoresde.metrics import Comparison, Floor, energy_distance, floor, sliced_wasserstein
 from scoresde.noise import stream
+from scoresde.sampling.compare import DEFAULT_SAMPLERS, compare, format_table, parse_sampler
 from scoresde.solvers import SOLVERS, ProbabilityFlow
 
 SDE = VPSDE()

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from scoresde import VESDE, VPSDE, Langevin, ScoreModel, Solver, SolverError, Tableau, build_table, sample, solvers
-from scoresde.executor import execute
 from scoresde.noise import TapeNoise
+from scoresde.sampling.executor import execute
 from scoresde.solvers import SOLVERS
 
 FIXED = sorted(set(SOLVERS) - {"probability_flow"})

@@ -26,8 +26,8 @@ from scoresde import (
     denoising_score_matching,
     sample,
 )
-from scoresde.executor import Step
 from scoresde.noise import normal, stream
+from scoresde.sampling.executor import Step
 from scoresde.solvers import by_name
 
 HALF = [torch.float16, torch.bfloat16]

@@ -25,9 +25,9 @@ from scoresde import (
     sample,
     solvers,
 )
-from scoresde.kernels import Kernel
 from scoresde.models.score_model import PreparedModel
 from scoresde.noise import SampleNoise, TapeNoise
+from scoresde.sampling.kernels import Kernel
 from scoresde.solvers.tableau import Knot, Row, Tableau
 
 X = torch.tensor([[0.3, -1.2], [2.0, 0.7], [-0.4, 0.1]], dtype=torch.float64)

@@ -31,10 +31,10 @@ from scoresde import (
     sample,
     solvers,
 )
-from scoresde.executor import Step, _compiled, execute
 from scoresde.models import checkpoint
 from scoresde.nn import MLP, UNet
 from scoresde.noise import TapeNoise, normal, stream
+from scoresde.sampling.executor import Step, _compiled, execute
 from scoresde.solvers.tableau import Knot, Row
 
 F64 = torch.float64

@@ -25,8 +25,8 @@ from scoresde import (
     SolverError,
     sample,
 )
-from scoresde.flows import Field
 from scoresde.noise import normal, stream
+from scoresde.sampling.flow import Field
 from scoresde.solvers.adaptive import EMBEDDED, FlowResult
 
 X = torch.linspace(-2.0, 2.0, 12, dtype=torch.float64).reshape(6, 2)

@@ -29,7 +29,6 @@ from scoresde.cli.pictures import SMALL, pixels
 from scoresde.cli.runs import Run, check_folder, digest, open_run, write_json
 from scoresde.cli.sample import labels_of
 from scoresde.cli.yardsticks import Yardstick, yardstick
-from scoresde.comparison import DEFAULT_SAMPLERS, Sampler, compare, format_table
 from scoresde.diffusions.sde import GaussianSDE
 from scoresde.errors import ConfigError, check_integer
 from scoresde.metrics import Comparison
@@ -37,6 +36,7 @@ from scoresde.models.score_model import Condition
 from scoresde.noise import check_seed
 from scoresde.plots import comparison, image_grid, save, scatter
 from scoresde.plots.style import styled
+from scoresde.sampling.compare import DEFAULT_SAMPLERS, Sampler, compare, format_table
 
 __all__ = ["Compare"]
 

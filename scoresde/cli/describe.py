@@ -16,10 +16,10 @@ from scoresde.cli.names import SDES, Diffusion
 from scoresde.cli.options import Command, OptionalInt, chosen, default, read_sampler, read_table, words
 from scoresde.cli.runs import about_of, checkpoint_of
 from scoresde.cli.sample import table_of
-from scoresde.comparison import COMPOSED
 from scoresde.diffusions.tabulated import sde_from_dict
 from scoresde.errors import ConfigError, check_integer, unknown
 from scoresde.models import checkpoint
+from scoresde.sampling.compare import COMPOSED
 from scoresde.solvers import SOLVERS, ProbabilityFlow, Solver, by_name
 from scoresde.solvers.build import FINALS
 from scoresde.solvers.tableau import Tableau

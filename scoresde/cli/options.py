@@ -14,9 +14,9 @@ import tyro
 from tyro.constructors import PrimitiveConstructorSpec
 
 from scoresde.cli.names import PRESETS
-from scoresde.comparison import Sampler, parse_sampler
 from scoresde.diffusions.sde import GaussianSDE
 from scoresde.errors import ConfigError, unknown
+from scoresde.sampling.compare import Sampler, parse_sampler
 from scoresde.solvers import SOLVERS
 from scoresde.solvers.tableau import Tableau
 

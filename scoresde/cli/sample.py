@@ -15,13 +15,13 @@ from torch import Tensor
 from scoresde.cli.options import NAMES, Int, OptionalInt, Work, default, device, interactive, read_sampler, words
 from scoresde.cli.pictures import ANIMATIONS, ARRAYS, ENDINGS, check_drawable, whole, write_samples
 from scoresde.cli.runs import Run, check_file, open_run
-from scoresde.comparison import COMPOSED, Sampler
 from scoresde.diffusions.sde import GaussianSDE
 from scoresde.errors import ConfigError, DomainError, check_integer, unknown
 from scoresde.models.score_model import Condition
 from scoresde.noise import check_seed
 from scoresde.plots.style import styled
-from scoresde.sampling import SampleResult, sample
+from scoresde.sampling.compare import COMPOSED, Sampler
+from scoresde.sampling.sample import SampleResult, sample
 from scoresde.solvers import ProbabilityFlow
 from scoresde.solvers.build import FINALS, build_table
 from scoresde.solvers.named import DEFAULT

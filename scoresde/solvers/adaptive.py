@@ -21,8 +21,8 @@ from torch import Tensor
 
 from scoresde.diffusions.targets import Point
 from scoresde.errors import DomainError, SolverError, check_integer, check_number, check_samples, unknown
-from scoresde.flows import Field, ScoredSDE, flow_field
 from scoresde.models.score_model import Condition, ScoreModel
+from scoresde.sampling.flow import Field, ScoredSDE, flow_field
 
 __all__ = ["EMBEDDED", "Embedded", "FlowResult", "FlowSolver", "ProbabilityFlow", "check_tolerances"]
 

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from scoresde.diffusions.targets import Point
 from scoresde.errors import ConfigError, SolverError, check_integer, check_number, unknown
-from scoresde.flows import Field, ScoredSDE, flow_field
 from scoresde.models.score_model import Condition, ScoreModel
 from scoresde.ops import working_dtype
+from scoresde.sampling.flow import Field, ScoredSDE, flow_field
 from scoresde.solvers.adaptive import FlowResult, FlowSolver, check_tolerances
 
 if TYPE_CHECKING:

@@ -17,10 +17,10 @@ from tqdm import tqdm
 from scoresde.chains import DDPM, SMLD
 from scoresde.diffusions.sde import GaussianSDE
 from scoresde.errors import ConfigError, check_integer, unknown
-from scoresde.kernels import Kernel, Langevin
 from scoresde.metrics import Comparison, Floor
 from scoresde.models.score_model import Condition, ScoreModel
-from scoresde.sampling import SampleResult, sample
+from scoresde.sampling.kernels import Kernel, Langevin
+from scoresde.sampling.sample import SampleResult, sample
 from scoresde.solvers import SOLVERS, ProbabilityFlow, Solver, by_name, reverse_diffusion
 from scoresde.solvers.tableau import Tableau
 

@@ -10,16 +10,16 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from scoresde.bridge import TorchSDE
-from scoresde.bridge.paths import DRAWS, check_start, walk
 from scoresde.diffusions.sde import SDE, GaussianSDE
 from scoresde.errors import ConfigError, SolverError, check_integer, unknown
-from scoresde.executor import Observer, execute
-from scoresde.flows import ScoredSDE
-from scoresde.kernels import Kernel
 from scoresde.models.score_model import Condition, ScoreModel
 from scoresde.noise import NoiseSource
 from scoresde.ops import expand
+from scoresde.sampling.bridge import TorchSDE
+from scoresde.sampling.bridge.paths import DRAWS, check_start, walk
+from scoresde.sampling.executor import Observer, execute
+from scoresde.sampling.flow import ScoredSDE
+from scoresde.sampling.kernels import Kernel
 from scoresde.solvers.adaptive import FlowSolver
 from scoresde.solvers.build import FINALS
 from scoresde.solvers.grids import Grid, check_times

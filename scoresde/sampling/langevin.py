@@ -24,10 +24,10 @@ from torch import Tensor
 
 from scoresde.diffusions import VESDE
 from scoresde.errors import ConfigError, DTypeError, ShapeError, SolverError, check_integer, check_number, check_samples
-from scoresde.kernels import adjusted
 from scoresde.models.score_model import Condition, ScoreModel
 from scoresde.noise import GeneratorNoise, NoiseSource, SampleNoise, TapeNoise, check_seed, fresh_seed
-from scoresde.sampling import SampleResult, sample
+from scoresde.sampling.kernels import adjusted
+from scoresde.sampling.sample import SampleResult, sample
 from scoresde.solvers import Solver, annealed_langevin
 from scoresde.solvers.tableau import Knot, Row, Tableau
 

@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from scoresde.bridge import TorchSDE
 from scoresde.diffusions.gaussian import Gaussian
 from scoresde.diffusions.sde import SDE, GaussianSDE
 from scoresde.errors import (
@@ -31,12 +30,13 @@ from scoresde.errors import (
     check_samples,
     unknown,
 )
-from scoresde.executor import Step
-from scoresde.flows import ScoredSDE
-from scoresde.kernels import Kernel
 from scoresde.models.score_model import Condition, ScoreModel, check_condition, in_mode
 from scoresde.noise import GeneratorNoise, NoiseSource, SampleNoise, TapeNoise, check_seed, fresh_seed
-from scoresde.runs import FlowRun, PathRun, TableRun, run_without_table
+from scoresde.sampling.bridge import TorchSDE
+from scoresde.sampling.executor import Step
+from scoresde.sampling.flow import ScoredSDE
+from scoresde.sampling.kernels import Kernel
+from scoresde.sampling.plan import FlowRun, PathRun, TableRun, run_without_table
 from scoresde.solvers import Solver, by_name
 from scoresde.solvers.adaptive import FlowSolver
 from scoresde.solvers.build import build_table

@@ -5,7 +5,7 @@ forwards. ``ScipyODE`` and ``TorchDiffEq`` integrate the probability flow. None 
 a solver is made.
 """
 
-from scoresde.bridge.equations import ScipyODE, TorchDiffEq
-from scoresde.bridge.paths import TorchSDE, simulate
+from scoresde.sampling.bridge.equations import ScipyODE, TorchDiffEq
+from scoresde.sampling.bridge.paths import TorchSDE, simulate
 
 __all__ = ["ScipyODE", "TorchDiffEq", "TorchSDE", "simulate"]

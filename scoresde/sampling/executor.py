@@ -23,9 +23,9 @@ import torch
 from torch import Tensor
 
 from scoresde.errors import ConfigError
-from scoresde.kernels import Kernel
 from scoresde.models.prediction import Prediction, PreparedModel, Readout
 from scoresde.noise import NoiseSource
+from scoresde.sampling.kernels import Kernel
 from scoresde.solvers.tableau import Row, Tableau
 
 __all__ = ["Observer", "Step", "execute"]
