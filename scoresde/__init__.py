@@ -5,15 +5,6 @@ sampler is a table of numbers (``solvers``, ``Tableau``). ``sample`` runs them.
 """
 
 from scoresde import losses, solvers
-from scoresde.bounds import (
-    Bound,
-    GaussianDecoder,
-    LevelsDecoder,
-    continuous_elbo,
-    forward_path,
-    path_log_weight,
-    variational_bound,
-)
 from scoresde.chains import DDPM, SMLD
 from scoresde.diffusions import EDMSDE, VESDE, VPSDE, CosineVPSDE, RectifiedFlow, SubVPSDE
 from scoresde.diffusions.gaussian import Gaussian, Moments
@@ -29,7 +20,16 @@ from scoresde.errors import (
     ShapeError,
     SolverError,
 )
-from scoresde.fokker_planck import Densities, evolve_density
+from scoresde.likelihood import (
+    Bound,
+    GaussianDecoder,
+    LevelsDecoder,
+    continuous_elbo,
+    forward_path,
+    path_log_weight,
+    variational_bound,
+)
+from scoresde.likelihood.fokker_planck import Densities, evolve_density
 from scoresde.losses import denoising_score_matching, held_out_loss, implicit_score_matching, sliced_score_matching
 from scoresde.models.energy import EnergyModel
 from scoresde.models.exact import EmpiricalModel, GaussianMixtureModel, GaussianModel

@@ -28,8 +28,8 @@ from scoresde import (
     sample,
     solvers,
 )
-from scoresde.bounds import GaussianDecoder, variational_bound
 from scoresde.chains import Chain
+from scoresde.likelihood import GaussianDecoder, variational_bound
 from scoresde.losses import ChainLoss, ImportanceIndices, denoising_score_matching
 from scoresde.nn import MLP
 from scoresde.noise import normal, stream

@@ -452,7 +452,7 @@ def test_a_reverse_density_narrower_than_the_cells_is_refused() -> None:
 
 
 def test_a_hopeless_tolerance_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("scoresde.fokker_planck.evolve.MOST_STEPS", 20)
+    monkeypatch.setattr("scoresde.likelihood.fokker_planck.evolve.MOST_STEPS", 20)
     with pytest.raises(SolverError, match=r"20 time steps reached only t = .*raise tolerance"):
         call(Linear(g=1.2), tolerance=1e-9)
 

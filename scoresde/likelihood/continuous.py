@@ -26,11 +26,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from scoresde.bounds.common import Bound, Task, finish, prior_law, prior_nats
-from scoresde.bounds.decoders import Decoder
 from scoresde.diffusions.gaussian import Gaussian
 from scoresde.diffusions.sde import GaussianSDE
 from scoresde.errors import ConfigError, DTypeError, check_integer
+from scoresde.likelihood.bound import Bound, Task, finish, prior_law, prior_nats
+from scoresde.likelihood.decoders import Decoder
 from scoresde.losses import denoising_score_matching
 from scoresde.models.score_model import Condition, ScoreModel, in_mode
 

@@ -27,11 +27,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from scoresde.bounds.common import Bound, Task, finish, prior_law, prior_nats
-from scoresde.bounds.decoders import Decoder
 from scoresde.chains import Chain
 from scoresde.diffusions.gaussian import Gaussian
 from scoresde.errors import ConfigError, DTypeError, check_integer, unknown
+from scoresde.likelihood.bound import Bound, Task, finish, prior_law, prior_nats
+from scoresde.likelihood.decoders import Decoder
 from scoresde.losses.chain import ChainLoss
 from scoresde.models.score_model import Condition, ScoreModel, in_mode
 from scoresde.solvers.ancestral import VARIANCES

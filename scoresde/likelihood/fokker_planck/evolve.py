@@ -21,8 +21,8 @@ from scoresde.errors import (
     check_number,
     check_samples,
 )
-from scoresde.fokker_planck.densities import Densities
-from scoresde.fokker_planck.scheme import Array, Scheme, points
+from scoresde.likelihood.fokker_planck.densities import Densities
+from scoresde.likelihood.fokker_planck.scheme import Array, Scheme, points
 
 __all__ = ["evolve_density"]
 

@@ -25,13 +25,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from scoresde.bounds.common import check_model_and_data, check_tape, decoder_std, prior_law
-from scoresde.bounds.decoders import Decoder, check_decoder, event_sum, gaussian_nats
 from scoresde.chains import Chain
 from scoresde.diffusions.gaussian import Gaussian
 from scoresde.diffusions.sde import transition_weights
 from scoresde.diffusions.targets import Point
 from scoresde.errors import ConfigError, DTypeError, ShapeError, check_floating, check_integer, check_samples
+from scoresde.likelihood.bound import check_model_and_data, check_tape, decoder_std, prior_law
+from scoresde.likelihood.decoders import Decoder, check_decoder, event_sum, gaussian_nats
 from scoresde.models.score_model import Condition, ScoreModel, check_condition, in_mode
 from scoresde.noise import SampleNoise, TapeNoise, check_seed, stream
 from scoresde.ops import working_dtype
