@@ -43,10 +43,10 @@ from scoresde import (
     solvers,
     variational_bound,
 )
-from scoresde.losses import ChainLoss
 from scoresde.noise import stream
 from scoresde.plots.style import GREY, MARKERS, PALETTE, dress, new_figure, plain_log_ticks, styled
 from scoresde.sampling.compare import compare, parse_sampler
+from scoresde.training.losses import ChainLoss
 
 SDE = VPSDE()
 MEAN, VARIANCE = 0.7, 0.3

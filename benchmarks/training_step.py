@@ -28,11 +28,11 @@ import torch
 from torch import nn
 
 from scoresde.diffusions import VPSDE
-from scoresde.losses import denoising_score_matching
 from scoresde.models.score_model import ScoreModel
 from scoresde.nn import MLP, UNet
 from scoresde.noise import normal, stream
 from scoresde.training import Trainer
+from scoresde.training.losses import denoising_score_matching
 
 # Network, shape of a batch, steps of a chunk.
 CASES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], int]] = {

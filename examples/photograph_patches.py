@@ -15,9 +15,9 @@ import torch
 
 from scoresde import RectifiedFlow, ScoreModel, fit, plots, sample
 from scoresde.data import photographs
-from scoresde.losses import log_normal
 from scoresde.metrics import floor, sliced_wasserstein
 from scoresde.nn import UNet
+from scoresde.training.losses import log_normal
 
 COLUMNS = 14
 

@@ -4,7 +4,7 @@ A diffusion is two curves (``VPSDE``, ``VESDE``, ...), a model is one affine rea
 sampler is a table of numbers (``solvers``, ``Tableau``). ``sample`` runs them.
 """
 
-from scoresde import losses, solvers
+from scoresde import solvers
 from scoresde.chains import DDPM, SMLD
 from scoresde.diffusions import EDMSDE, VESDE, VPSDE, CosineVPSDE, RectifiedFlow, SubVPSDE
 from scoresde.diffusions.gaussian import Gaussian, Moments
@@ -30,7 +30,6 @@ from scoresde.likelihood import (
     variational_bound,
 )
 from scoresde.likelihood.fokker_planck import Densities, evolve_density
-from scoresde.losses import denoising_score_matching, held_out_loss, implicit_score_matching, sliced_score_matching
 from scoresde.models.energy import EnergyModel
 from scoresde.models.exact import EmpiricalModel, GaussianMixtureModel, GaussianModel
 from scoresde.models.score_model import Prediction, ScoreModel
@@ -43,7 +42,13 @@ from scoresde.sampling.sample import SampleResult, sample
 from scoresde.solvers import ProbabilityFlow, Solver, grids
 from scoresde.solvers.build import build_table
 from scoresde.solvers.tableau import Tableau
-from scoresde.training import EMA, TrainResult, fit
+from scoresde.training import EMA, TrainResult, fit, losses
+from scoresde.training.losses import (
+    denoising_score_matching,
+    held_out_loss,
+    implicit_score_matching,
+    sliced_score_matching,
+)
 from scoresde.transforms import Affine, Compose, Dequantise, Logit
 
 __version__ = "0.1.0"

@@ -30,10 +30,10 @@ from scoresde import (
 )
 from scoresde.chains import Chain
 from scoresde.likelihood import GaussianDecoder, variational_bound
-from scoresde.losses import ChainLoss, ImportanceIndices, denoising_score_matching
 from scoresde.nn import MLP
 from scoresde.noise import normal, stream
 from scoresde.training import Trainer
+from scoresde.training.losses import ChainLoss, ImportanceIndices, denoising_score_matching
 
 F64 = torch.float64
 CHAINS: dict[str, Chain] = {

@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 import scoresde
-from scoresde import VESDE, VPSDE, ScoreModel, SubVPSDE, losses, sample, training
+from scoresde import VESDE, VPSDE, ScoreModel, SubVPSDE, sample, training
 from scoresde.cli import train as train_verb
 from scoresde.cli.compare import Compare
 from scoresde.cli.describe import Describe
@@ -34,6 +34,7 @@ from scoresde.nn import MLP, UNet
 from scoresde.sampling import compare as comparison
 from scoresde.sampling.compare import format_table
 from scoresde.solvers import SOLVERS
+from scoresde.training import losses
 
 Folders = tuple[Path, Path, Path]
 

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from scoresde import VPSDE, Affine, Compose, Dequantise, GaussianModel, ScoreModel, ShapeError
-from scoresde.losses import held_out_loss
-from scoresde.losses.bins import LossBins
 from scoresde.nn import MLP
 from scoresde.noise import normal, stream
 from scoresde.training import fit
+from scoresde.training.losses import held_out_loss
+from scoresde.training.losses.bins import LossBins
 
 F64 = torch.float64
 EXACT = GaussianModel(

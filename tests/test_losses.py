@@ -30,7 +30,10 @@ from scoresde import (
     ScoreModel,
     ShapeError,
 )
-from scoresde.losses import (
+from scoresde.models.score_model import PARAMETERIZATIONS
+from scoresde.nn import MLP
+from scoresde.noise import normal, stream
+from scoresde.training.losses import (
     TIMES,
     WEIGHTS,
     Weight,
@@ -41,10 +44,7 @@ from scoresde.losses import (
     p2,
     sigmoid,
 )
-from scoresde.losses.denoising import scalars
-from scoresde.models.score_model import PARAMETERIZATIONS
-from scoresde.nn import MLP
-from scoresde.noise import normal, stream
+from scoresde.training.losses.denoising import scalars
 
 F32, F64 = torch.float32, torch.float64
 BATCH, EVENT = 4, (3, 2)

@@ -27,13 +27,13 @@ from scoresde import (
     ShapeError,
     SolverError,
 )
-from scoresde.losses import TIMES, WEIGHTS, denoising_score_matching
-from scoresde.losses.denoising import scalars
 from scoresde.nn import MLP
 from scoresde.noise import normal, stream
 from scoresde.training import DECAYS, EMA, Trainer, fit
-from scoresde.training.average import stride
 from scoresde.training.batches import Batches
+from scoresde.training.ema import stride
+from scoresde.training.losses import TIMES, WEIGHTS, denoising_score_matching
+from scoresde.training.losses.denoising import scalars
 
 F64 = torch.float64
 MEAN, COVARIANCE = torch.tensor([1.0, -0.5]), torch.tensor([[1.0, 0.6], [0.6, 0.5]])

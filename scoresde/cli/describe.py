@@ -23,7 +23,7 @@ from scoresde.sampling.compare import COMPOSED
 from scoresde.solvers import SOLVERS, ProbabilityFlow, Solver, by_name
 from scoresde.solvers.build import FINALS
 from scoresde.solvers.tableau import Tableau
-from scoresde.training.run import LOG
+from scoresde.training.loop import LOG
 
 __all__ = ["Describe"]
 

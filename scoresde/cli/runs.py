@@ -25,7 +25,7 @@ from torch import Tensor
 from scoresde.errors import CheckpointError, ConfigError
 from scoresde.models.checkpoint import MANIFEST
 from scoresde.models.score_model import ScoreModel
-from scoresde.training.run import CHECKPOINT
+from scoresde.training.loop import CHECKPOINT
 
 __all__ = [
     "RUN",

@@ -13,7 +13,6 @@ import torch
 import tyro
 from torch import Tensor
 
-from scoresde import losses
 from scoresde.cli.files import BAD_IMAGES, named, open_data
 from scoresde.cli.names import DATA, SDES, DataSet, Labelled
 from scoresde.cli.options import (
@@ -36,8 +35,8 @@ from scoresde.models.checkpoint import MANIFEST, network_to_dict
 from scoresde.models.score_model import PARAMETERIZATIONS, Condition, ScoreModel
 from scoresde.noise import check_seed
 from scoresde.plots import read_log, save, training
-from scoresde.training import TrainResult, fit
-from scoresde.training.run import CHECKPOINT, LOG
+from scoresde.training import TrainResult, fit, losses
+from scoresde.training.loop import CHECKPOINT, LOG
 
 __all__ = ["Train"]
 

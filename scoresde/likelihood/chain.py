@@ -32,9 +32,9 @@ from scoresde.diffusions.gaussian import Gaussian
 from scoresde.errors import ConfigError, DTypeError, check_integer, unknown
 from scoresde.likelihood.bound import Bound, Task, finish, prior_law, prior_nats
 from scoresde.likelihood.decoders import Decoder
-from scoresde.losses.chain import ChainLoss
 from scoresde.models.score_model import Condition, ScoreModel, in_mode
 from scoresde.solvers.ancestral import VARIANCES
+from scoresde.training.losses.chain import ChainLoss
 
 __all__ = ["variational_bound"]
 

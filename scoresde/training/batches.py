@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from scoresde.errors import ConfigError, ShapeError, check_number
-from scoresde.losses.denoising import move
 from scoresde.models.score_model import Condition
 from scoresde.noise import permutation, stream
+from scoresde.training.losses.denoising import move
 from scoresde.transforms import Transform
 
 __all__ = ["Batches", "check_labels"]

@@ -37,11 +37,11 @@ from torch import Tensor
 
 from scoresde.chains import Chain
 from scoresde.errors import ConfigError, DTypeError, check_integer, check_number, unknown
-from scoresde.losses.denoising import check_batch, check_scalars, draw_noise, errors, move, on_cpu, scalars_at
 from scoresde.models.score_model import Condition, ScoreModel
 from scoresde.noise import uniform
 from scoresde.ops import expand
 from scoresde.solvers.ancestral import VARIANCES
+from scoresde.training.losses.denoising import check_batch, check_scalars, draw_noise, errors, move, on_cpu, scalars_at
 
 __all__ = ["ChainLoss", "ImportanceIndices"]
 

@@ -19,13 +19,13 @@ import torch
 from torch import Tensor, nn
 
 from scoresde.errors import ConfigError, DTypeError, ShapeError, check_number
-from scoresde.losses import TIMES, WEIGHTS, TimeSampler, Weight
-from scoresde.losses.bins import LossBins
-from scoresde.losses.denoising import check_scalars, move, named, scalars, squared_errors
-from scoresde.losses.times import corrected
 from scoresde.models.score_model import Condition, ScoreModel
 from scoresde.noise import check_seed, normal, stream
-from scoresde.training.average import EMA, stride
+from scoresde.training.ema import EMA, stride
+from scoresde.training.losses import TIMES, WEIGHTS, TimeSampler, Weight
+from scoresde.training.losses.bins import LossBins
+from scoresde.training.losses.denoising import check_scalars, move, named, scalars, squared_errors
+from scoresde.training.losses.times import corrected
 
 __all__ = ["Objective", "Trainer"]
 

@@ -32,9 +32,9 @@ from torch import Tensor
 from scoresde.diffusions.sde import GaussianSDE
 from scoresde.diffusions.targets import Point
 from scoresde.errors import ConfigError, check_number
-from scoresde.losses.weights import Weight
 from scoresde.noise import uniform
 from scoresde.solvers.grids import FIRST_LOG_SNR
+from scoresde.training.losses.weights import Weight
 
 __all__ = ["TIMES", "TimeLaw", "TimeSampler", "corrected", "log_normal"]
 

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from scoresde.errors import ShapeError, check_integer, check_samples
-from scoresde.losses.bins import LossBins
-from scoresde.losses.denoising import denoising_score_matching, named
-from scoresde.losses.times import TIMES, TimeSampler, corrected
-from scoresde.losses.weights import WEIGHTS, Weight
 from scoresde.models.score_model import Condition, ScoreModel, check_condition, in_mode
 from scoresde.noise import check_seed, normal, permutation, stream
+from scoresde.training.losses.bins import LossBins
+from scoresde.training.losses.denoising import denoising_score_matching, named
+from scoresde.training.losses.times import TIMES, TimeSampler, corrected
+from scoresde.training.losses.weights import WEIGHTS, Weight
 
 __all__ = ["HeldOutLoss", "held_out_loss"]
 

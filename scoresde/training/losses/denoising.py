@@ -27,11 +27,11 @@ from torch import Tensor
 
 from scoresde.diffusions.targets import Point
 from scoresde.errors import ConfigError, DomainError, DTypeError, ShapeError, check_device, check_floating, unknown
-from scoresde.losses.times import TIMES, TimeSampler, corrected
-from scoresde.losses.weights import WEIGHTS, Weight
 from scoresde.models.score_model import Condition, ScoreModel, check_condition
 from scoresde.noise import integers, normal, stream
 from scoresde.ops import expand
+from scoresde.training.losses.times import TIMES, TimeSampler, corrected
+from scoresde.training.losses.weights import WEIGHTS, Weight
 
 __all__ = [
     "check_batch",

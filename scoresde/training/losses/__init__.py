@@ -1,0 +1,28 @@
+"""Losses: score matching by denoising, implicit and sliced, objectives on a chain, weights, laws of the time."""
+
+from scoresde.training.losses.chain import ChainLoss, ImportanceIndices
+from scoresde.training.losses.denoising import denoising_score_matching
+from scoresde.training.losses.held_out import HeldOutLoss, held_out_loss
+from scoresde.training.losses.implicit import implicit_score_matching, sliced_score_matching
+from scoresde.training.losses.times import TIMES, TimeLaw, TimeSampler, log_normal
+from scoresde.training.losses.weights import WEIGHTS, Weight, edm, min_snr, p2, sigmoid
+
+__all__ = [
+    "TIMES",
+    "WEIGHTS",
+    "ChainLoss",
+    "HeldOutLoss",
+    "ImportanceIndices",
+    "TimeLaw",
+    "TimeSampler",
+    "Weight",
+    "denoising_score_matching",
+    "edm",
+    "held_out_loss",
+    "implicit_score_matching",
+    "log_normal",
+    "min_snr",
+    "p2",
+    "sigmoid",
+    "sliced_score_matching",
+]
