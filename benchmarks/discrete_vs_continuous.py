@@ -206,7 +206,7 @@ def digits_bound(model: ScoreModel, x: Tensor, steps: Sequence[int]) -> dict[str
 def crossed(count: int = 300, steps: int = 1200) -> dict[str, dict[str, float]]:
     """Train one network on the chain and one under the SDE; return Frechet distances of what each gives under both."""
     from scoresde.data import digits
-    from scoresde.judge import DigitJudge
+    from scoresde.metrics.digits import DigitJudge
     from scoresde.nn import UNet
 
     data, judge, chain = digits("train"), DigitJudge.train(), DDPM.linear(1000)

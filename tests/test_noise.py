@@ -21,7 +21,7 @@ from scipy import stats
 from torch import Tensor
 
 from scoresde import DomainError, DTypeError, ShapeError, data, metrics
-from scoresde.judge import DigitJudge
+from scoresde.metrics.digits import DigitJudge
 from scoresde.noise import (
     BLOCK,
     GeneratorNoise,

@@ -18,7 +18,7 @@ from scoresde.noise import permutation, stream
 from scoresde.plots.curves import LABELS
 
 if TYPE_CHECKING:
-    from scoresde.judge import DigitJudge
+    from scoresde.metrics.digits import DigitJudge
 
 __all__ = ["Yardstick", "yardstick"]
 
@@ -133,7 +133,7 @@ def _in_turn(labels: Tensor) -> Tensor:
 @functools.cache
 def _judge() -> DigitJudge:
     """Train the judge, which is always the same, once."""
-    from scoresde.judge import DigitJudge
+    from scoresde.metrics.digits import DigitJudge
 
     return DigitJudge.train()
 
