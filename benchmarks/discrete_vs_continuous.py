@@ -158,7 +158,7 @@ def samples(count: int, steps: Sequence[int]) -> dict[str, object]:
 def trained(runs: Path, steps: Sequence[int], count: int) -> dict[str, object]:
     """Return the distances of what trained models draw, by data set and sampler, and the digits' bound."""
     from scoresde.cli.files import open_data
-    from scoresde.cli.runs import open_run
+    from scoresde.cli.run_folder import open_run
     from scoresde.cli.sample import labels_of
     from scoresde.cli.yardsticks import yardstick
 

@@ -17,7 +17,7 @@ import torch
 
 from scoresde import ScoreModel, sample
 from scoresde.cli import main as scoresde
-from scoresde.cli.names import DATA
+from scoresde.cli.presets import DATA
 from scoresde.noise import normal, stream
 from scoresde.plots import animation
 

@@ -22,7 +22,7 @@ from scoresde import VESDE, VPSDE, ScoreModel, SubVPSDE, sample, training
 from scoresde.cli import train as train_verb
 from scoresde.cli.compare import Compare
 from scoresde.cli.describe import Describe
-from scoresde.cli.names import DATA, PRESETS, SDES, kind_of
+from scoresde.cli.presets import DATA, PRESETS, SDES, kind_of
 from scoresde.cli.sample import Sample
 from scoresde.cli.train import Train
 from scoresde.cli.yardsticks import yardstick

@@ -17,9 +17,9 @@ from PIL import Image
 
 from scoresde import ScoreModel
 from scoresde.cli.files import named, open_data
-from scoresde.cli.names import DATA, PRESETS, Kind, kind_of
 from scoresde.cli.pictures import pixels
-from scoresde.cli.runs import open_run
+from scoresde.cli.presets import DATA, PRESETS, Kind, kind_of
+from scoresde.cli.run_folder import open_run
 from scoresde.cli.yardsticks import yardstick
 from scoresde.data import tabular
 from scoresde.errors import ConfigError, DataError

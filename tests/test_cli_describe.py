@@ -14,7 +14,7 @@ from cli_helpers import QUICK, contents, main, refused
 from PIL import Image
 
 from scoresde import VPSDE, ScoreModel, build_table, sample
-from scoresde.cli.names import SDES
+from scoresde.cli.presets import SDES
 from scoresde.diffusions import SCHEDULES
 from scoresde.nn import MLP
 from scoresde.solvers import SOLVERS, ProbabilityFlow, by_name

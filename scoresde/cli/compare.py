@@ -12,7 +12,6 @@ import tyro
 from torch import Tensor
 
 from scoresde.cli.files import BAD_IMAGES, named, open_data
-from scoresde.cli.names import DATA, DataSet
 from scoresde.cli.options import (
     NAMES,
     Int,
@@ -26,7 +25,8 @@ from scoresde.cli.options import (
     words,
 )
 from scoresde.cli.pictures import SMALL, pixels
-from scoresde.cli.runs import Run, check_folder, digest, open_run, write_json
+from scoresde.cli.presets import DATA, DataSet
+from scoresde.cli.run_folder import Run, check_folder, digest, open_run, write_json
 from scoresde.cli.sample import labels_of
 from scoresde.cli.yardsticks import Yardstick, yardstick
 from scoresde.diffusions.sde import GaussianSDE

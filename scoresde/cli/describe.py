@@ -12,9 +12,9 @@ from typing import Annotated, Any
 
 import tyro
 
-from scoresde.cli.names import SDES, Diffusion
 from scoresde.cli.options import Command, OptionalInt, chosen, default, read_sampler, read_table, words
-from scoresde.cli.runs import about_of, checkpoint_of
+from scoresde.cli.presets import SDES, Diffusion
+from scoresde.cli.run_folder import about_of, checkpoint_of
 from scoresde.cli.sample import table_of
 from scoresde.diffusions.tabulated import sde_from_dict
 from scoresde.errors import ConfigError, check_integer, unknown

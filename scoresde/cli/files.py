@@ -16,7 +16,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from scoresde.cli.names import DATA, DataSet, Labelled, kind_of
+from scoresde.cli.presets import DATA, DataSet, Labelled, kind_of
 from scoresde.data import arrays_from_file, images_from_folder
 from scoresde.data.images import split_by_label
 from scoresde.errors import ConfigError, DataError, unknown

@@ -13,7 +13,7 @@ import torch
 import tyro
 from tyro.constructors import PrimitiveConstructorSpec
 
-from scoresde.cli.names import PRESETS
+from scoresde.cli.presets import PRESETS
 from scoresde.diffusions.sde import GaussianSDE
 from scoresde.errors import ConfigError, unknown
 from scoresde.sampling.compare import Sampler, parse_sampler

@@ -10,8 +10,8 @@ from typing import Final
 import numpy as np
 from torch import Tensor
 
-from scoresde.cli.names import DATA
-from scoresde.cli.runs import Run
+from scoresde.cli.presets import DATA
+from scoresde.cli.run_folder import Run
 from scoresde.errors import ConfigError
 from scoresde.plots import animation, image_grid, save, scatter
 from scoresde.solvers.tableau import Tableau

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from scoresde.cli.options import NAMES, Int, OptionalInt, Work, default, device, interactive, read_sampler, words
 from scoresde.cli.pictures import ANIMATIONS, ARRAYS, ENDINGS, check_drawable, whole, write_samples
-from scoresde.cli.runs import Run, check_file, open_run
+from scoresde.cli.run_folder import Run, check_file, open_run
 from scoresde.diffusions.sde import GaussianSDE
 from scoresde.errors import ConfigError, DomainError, check_integer, unknown
 from scoresde.models.score_model import Condition

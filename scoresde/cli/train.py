@@ -14,7 +14,6 @@ import tyro
 from torch import Tensor
 
 from scoresde.cli.files import BAD_IMAGES, named, open_data
-from scoresde.cli.names import DATA, SDES, DataSet, Labelled
 from scoresde.cli.options import (
     Float,
     Int,
@@ -28,7 +27,8 @@ from scoresde.cli.options import (
     interactive,
     words,
 )
-from scoresde.cli.runs import RUN, check_folder, digest, read_json, version, write_json
+from scoresde.cli.presets import DATA, SDES, DataSet, Labelled
+from scoresde.cli.run_folder import RUN, check_folder, digest, read_json, version, write_json
 from scoresde.diffusions.sde import GaussianSDE
 from scoresde.errors import CheckpointError, ConfigError, DomainError, check_integer, check_number
 from scoresde.models.checkpoint import MANIFEST, network_to_dict

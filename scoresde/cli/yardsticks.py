@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from scoresde.cli.names import DataSet
+from scoresde.cli.presets import DataSet
 from scoresde.errors import ConfigError
 from scoresde.metrics import Floor, energy_distance, floor, sliced_wasserstein
 from scoresde.noise import permutation, stream
