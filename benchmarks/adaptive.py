@@ -30,7 +30,7 @@ from mixtures import SDE, ring, ten
 from torch import Tensor
 
 from scoresde import GaussianMixtureModel, GaussianSDE, ProbabilityFlow
-from scoresde.diffusions.targets import Point
+from scoresde.diffusions.point import Point
 from scoresde.noise import normal, stream
 from scoresde.ops import expand
 from scoresde.sampling.flow import Field, flow_field

@@ -27,7 +27,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from scoresde.diffusions import VPSDE
+from scoresde.diffusions.vp import VPSDE
 from scoresde.models.score_model import ScoreModel
 from scoresde.nn import MLP, UNet
 from scoresde.noise import normal, stream

@@ -5,11 +5,14 @@ sampler is a table of numbers (``solvers``, ``Tableau``). ``sample`` runs them.
 """
 
 from scoresde import solvers
-from scoresde.chains import DDPM, SMLD
-from scoresde.diffusions import EDMSDE, VESDE, VPSDE, CosineVPSDE, RectifiedFlow, SubVPSDE
+from scoresde.chains.ddpm import DDPM
+from scoresde.chains.smld import SMLD
+from scoresde.diffusions.cosine import CosineVPSDE
 from scoresde.diffusions.gaussian import Gaussian, Moments
+from scoresde.diffusions.levels import EDMSDE, VESDE, RectifiedFlow
 from scoresde.diffusions.sde import SDE, GaussianSDE, ReverseSDE
 from scoresde.diffusions.tabulated import TabulatedSDE
+from scoresde.diffusions.vp import VPSDE, SubVPSDE
 from scoresde.errors import (
     CheckpointError,
     ConfigError,
@@ -20,36 +23,37 @@ from scoresde.errors import (
     ShapeError,
     SolverError,
 )
-from scoresde.likelihood import (
-    Bound,
-    GaussianDecoder,
-    LevelsDecoder,
-    continuous_elbo,
-    forward_path,
-    path_log_weight,
-    variational_bound,
-)
-from scoresde.likelihood.fokker_planck import Densities, evolve_density
+from scoresde.likelihood.bound import Bound
+from scoresde.likelihood.chain import variational_bound
+from scoresde.likelihood.continuous import continuous_elbo
+from scoresde.likelihood.decoders import GaussianDecoder, LevelsDecoder
+from scoresde.likelihood.fokker_planck.densities import Densities
+from scoresde.likelihood.fokker_planck.evolve import evolve_density
+from scoresde.likelihood.paths import forward_path, path_log_weight
 from scoresde.models.energy import EnergyModel
 from scoresde.models.exact import EmpiricalModel, GaussianMixtureModel, GaussianModel
-from scoresde.models.score_model import Prediction, ScoreModel
+from scoresde.models.prediction import Prediction
+from scoresde.models.score_model import ScoreModel
 from scoresde.sampling import bridge
 from scoresde.sampling.encode import decode, encode
 from scoresde.sampling.executor import Step
 from scoresde.sampling.kernels import MALA, Langevin
 from scoresde.sampling.langevin import langevin
 from scoresde.sampling.sample import SampleResult, sample
-from scoresde.solvers import ProbabilityFlow, Solver, grids
+from scoresde.solvers import grids
+from scoresde.solvers.adaptive import ProbabilityFlow
 from scoresde.solvers.build import build_table
+from scoresde.solvers.solver import Solver
 from scoresde.solvers.tableau import Tableau
-from scoresde.training import EMA, TrainResult, fit, losses
-from scoresde.training.losses import (
-    denoising_score_matching,
-    held_out_loss,
-    implicit_score_matching,
-    sliced_score_matching,
-)
-from scoresde.transforms import Affine, Compose, Dequantise, Logit
+from scoresde.training import losses
+from scoresde.training.ema import EMA
+from scoresde.training.fit import TrainResult, fit
+from scoresde.training.losses.denoising import denoising_score_matching
+from scoresde.training.losses.held_out import held_out_loss
+from scoresde.training.losses.implicit import implicit_score_matching, sliced_score_matching
+from scoresde.transforms.affine import Affine
+from scoresde.transforms.compose import Compose
+from scoresde.transforms.pixels import Dequantise, Logit
 
 __version__ = "0.1.0"
 

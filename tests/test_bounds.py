@@ -48,7 +48,7 @@ from scoresde import (
     denoising_score_matching,
     variational_bound,
 )
-from scoresde.chains import Chain
+from scoresde.chains.base import Chain
 
 ENTROPY = 0.5 * math.log(2 * math.pi * math.e * VARIANCE)
 CHAINS: dict[str, Callable[[], Chain]] = {

@@ -28,7 +28,7 @@ from scoresde import (
     sample,
     solvers,
 )
-from scoresde.chains import Chain
+from scoresde.chains.base import Chain
 from scoresde.likelihood import GaussianDecoder, variational_bound
 from scoresde.nn import MLP
 from scoresde.noise import normal, stream

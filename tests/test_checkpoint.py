@@ -26,7 +26,7 @@ from scoresde import (
     sample,
 )
 from scoresde.models import checkpoint as format_
-from scoresde.models.score_model import PARAMETERIZATIONS
+from scoresde.models.parameterization import PARAMETERIZATIONS
 from scoresde.nn import MLP, UNet
 from scoresde.noise import normal, stream
 

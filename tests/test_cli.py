@@ -27,7 +27,7 @@ from scoresde.cli.sample import Sample
 from scoresde.cli.train import Train
 from scoresde.cli.yardsticks import yardstick
 from scoresde.data import DATASETS, TABLES, digits, moons
-from scoresde.diffusions import SCHEDULES
+from scoresde.diffusions.named import SCHEDULES
 from scoresde.metrics import Comparison, energy_distance, sliced_wasserstein
 from scoresde.models.checkpoint import read
 from scoresde.nn import MLP, UNet

@@ -15,7 +15,7 @@ from PIL import Image
 
 from scoresde import VPSDE, ScoreModel, build_table, sample
 from scoresde.cli.presets import SDES
-from scoresde.diffusions import SCHEDULES
+from scoresde.diffusions.named import SCHEDULES
 from scoresde.nn import MLP
 from scoresde.solvers import SOLVERS, ProbabilityFlow, by_name
 from scoresde.solvers.tableau import Tableau

@@ -31,7 +31,7 @@ from scoresde import (
     sample,
     solvers,
 )
-from scoresde.chains import Chain
+from scoresde.chains.base import Chain
 from scoresde.diffusions.targets import target, view
 from scoresde.noise import normal, stream
 

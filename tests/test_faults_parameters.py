@@ -38,7 +38,7 @@ from scoresde import (
     sample,
     solvers,
 )
-from scoresde.diffusions import SCHEDULES
+from scoresde.diffusions.named import SCHEDULES
 from scoresde.solvers import SOLVERS, Solver, by_name, grids
 
 NAN, INF = math.nan, math.inf

@@ -23,7 +23,7 @@ from scoresde import (
     build_table,
     sample,
 )
-from scoresde.diffusions import SCHEDULES
+from scoresde.diffusions.named import SCHEDULES
 from scoresde.errors import DomainError
 from scoresde.solvers import SOLVERS, by_name
 

@@ -25,7 +25,7 @@ from scoresde import (
     sample,
     solvers,
 )
-from scoresde.models.score_model import PreparedModel
+from scoresde.models.prediction import PreparedModel
 from scoresde.noise import SampleNoise, TapeNoise
 from scoresde.sampling.kernels import Kernel
 from scoresde.solvers.tableau import Knot, Row, Tableau

@@ -30,7 +30,7 @@ from scoresde import (
     ScoreModel,
     ShapeError,
 )
-from scoresde.models.score_model import PARAMETERIZATIONS
+from scoresde.models.parameterization import PARAMETERIZATIONS
 from scoresde.nn import MLP
 from scoresde.noise import normal, stream
 from scoresde.training.losses import (

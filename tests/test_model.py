@@ -25,7 +25,7 @@ from scoresde import (
     SubVPSDE,
 )
 from scoresde.diffusions.targets import TARGETS
-from scoresde.models.score_model import PARAMETERIZATIONS, Parameterization
+from scoresde.models.parameterization import PARAMETERIZATIONS, Parameterization
 from scoresde.noise import normal, stream
 
 F64 = torch.float64

@@ -35,7 +35,7 @@ from scoresde import (
     solvers,
     variational_bound,
 )
-from scoresde.chains import Chain
+from scoresde.chains.base import Chain
 
 CHAINS: dict[str, Callable[[], Chain]] = {
     "linear": lambda: DDPM.linear(30),

@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scoresde import VESDE, VPSDE, ConfigError, DomainError
-from scoresde.diffusions.targets import TARGETS, Pair, Point, target, view
+from scoresde.diffusions.point import Pair, Point
+from scoresde.diffusions.targets import TARGETS, target, view
 
 F64 = torch.float64
 KINDS = tuple(TARGETS)

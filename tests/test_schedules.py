@@ -30,8 +30,7 @@ from scoresde import (
     TabulatedSDE,
     sample,
 )
-from scoresde.diffusions import SCHEDULES
-from scoresde.diffusions.tabulated import sde_from_dict, sde_to_dict
+from scoresde.diffusions.named import SCHEDULES, sde_from_dict, sde_to_dict
 
 F64 = torch.float64
 REFERENCE = Path(__file__).parent / "reference"

@@ -24,7 +24,7 @@ from scoresde import (
     SubVPSDE,
     TabulatedSDE,
 )
-from scoresde.diffusions import SCHEDULES
+from scoresde.diffusions.named import SCHEDULES
 from scoresde.noise import normal, stream
 
 F64 = torch.float64

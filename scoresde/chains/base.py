@@ -25,9 +25,9 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from scoresde.diffusions.point import Pair, Point
 from scoresde.diffusions.sde import GaussianSDE, posterior_weights, transition_weights
 from scoresde.diffusions.tabulated import TabulatedSDE
-from scoresde.diffusions.targets import Pair, Point
 from scoresde.errors import (
     ConfigError,
     DomainError,

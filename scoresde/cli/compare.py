@@ -31,11 +31,12 @@ from scoresde.cli.sample import labels_of
 from scoresde.cli.yardsticks import Yardstick, yardstick
 from scoresde.diffusions.sde import GaussianSDE
 from scoresde.errors import ConfigError, check_integer
-from scoresde.metrics import Comparison
-from scoresde.models.score_model import Condition
+from scoresde.metrics.floors import Comparison
+from scoresde.models.prediction import Condition
 from scoresde.noise import check_seed
-from scoresde.plots import comparison, image_grid, save, scatter
-from scoresde.plots.style import styled
+from scoresde.plots.curves import comparison
+from scoresde.plots.samples import image_grid, scatter
+from scoresde.plots.style import save, styled
 from scoresde.sampling.compare import DEFAULT_SAMPLERS, Sampler, compare, format_table
 
 __all__ = ["Compare"]

@@ -16,12 +16,14 @@ from scoresde.cli.options import Command, OptionalInt, chosen, default, read_sam
 from scoresde.cli.presets import SDES, Diffusion
 from scoresde.cli.run_folder import about_of, checkpoint_of
 from scoresde.cli.sample import table_of
-from scoresde.diffusions.tabulated import sde_from_dict
+from scoresde.diffusions.named import sde_from_dict
 from scoresde.errors import ConfigError, check_integer, unknown
 from scoresde.models import checkpoint
 from scoresde.sampling.compare import COMPOSED
-from scoresde.solvers import SOLVERS, ProbabilityFlow, Solver, by_name
+from scoresde.solvers.adaptive import ProbabilityFlow
 from scoresde.solvers.build import FINALS
+from scoresde.solvers.named import SOLVERS, by_name
+from scoresde.solvers.solver import Solver
 from scoresde.solvers.tableau import Tableau
 from scoresde.training.loop import LOG
 

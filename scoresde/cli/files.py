@@ -17,10 +17,12 @@ import torch
 from torch import Tensor
 
 from scoresde.cli.presets import DATA, DataSet, Labelled, kind_of
-from scoresde.data import arrays_from_file, images_from_folder
+from scoresde.data.arrays import arrays_from_file
+from scoresde.data.folders import images_from_folder
 from scoresde.data.images import split_by_label
 from scoresde.errors import ConfigError, DataError, unknown
-from scoresde.transforms import Affine, Transform
+from scoresde.transforms.affine import Affine
+from scoresde.transforms.base import Transform
 
 __all__ = ["BAD_IMAGES", "named", "open_data"]
 

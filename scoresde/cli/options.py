@@ -17,7 +17,7 @@ from scoresde.cli.presets import PRESETS
 from scoresde.diffusions.sde import GaussianSDE
 from scoresde.errors import ConfigError, unknown
 from scoresde.sampling.compare import Sampler, parse_sampler
-from scoresde.solvers import SOLVERS
+from scoresde.solvers.named import SOLVERS
 from scoresde.solvers.tableau import Tableau
 
 __all__ = [

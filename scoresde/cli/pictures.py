@@ -13,9 +13,11 @@ from torch import Tensor
 from scoresde.cli.presets import DATA
 from scoresde.cli.run_folder import Run
 from scoresde.errors import ConfigError
-from scoresde.plots import animation, image_grid, save, scatter
+from scoresde.plots.motion import animation
+from scoresde.plots.samples import image_grid, scatter
+from scoresde.plots.style import save
 from scoresde.solvers.tableau import Tableau
-from scoresde.transforms import Affine
+from scoresde.transforms.affine import Affine
 
 __all__ = ["ANIMATIONS", "ARRAYS", "ENDINGS", "PICTURES", "SMALL", "check_drawable", "pixels", "whole", "write_samples"]
 

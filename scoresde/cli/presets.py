@@ -9,21 +9,19 @@ from typing import Final, Literal
 
 from torch import Tensor, nn
 
-from scoresde.data import (
-    DATASETS,
-    TABLES,
-    LabelledImages,
-    ToyDensity,
-    digits,
-    photographs,
-    tabular,
-    time_series,
-)
-from scoresde.diffusions import EDMSDE, VESDE, VPSDE, CosineVPSDE, RectifiedFlow, SubVPSDE
+from scoresde.data.images import LabelledImages, digits, photographs
+from scoresde.data.series import time_series
+from scoresde.data.tables import TABLES, tabular
+from scoresde.data.toys import DATASETS, ToyDensity
+from scoresde.diffusions.cosine import CosineVPSDE
+from scoresde.diffusions.levels import EDMSDE, VESDE, RectifiedFlow
 from scoresde.diffusions.sde import GaussianSDE
+from scoresde.diffusions.vp import VPSDE, SubVPSDE
 from scoresde.errors import ConfigError
-from scoresde.nn import MLP, UNet
-from scoresde.transforms import Affine, Transform
+from scoresde.nn.mlp import MLP
+from scoresde.nn.unet import UNet
+from scoresde.transforms.affine import Affine
+from scoresde.transforms.base import Transform
 
 __all__ = ["DATA", "PRESETS", "SDES", "DataSet", "Diffusion", "Kind", "Labelled", "Preset", "kind_of"]
 

@@ -74,7 +74,8 @@ class Run:
     @property
     def classes(self) -> int | None:
         """The number of class labels of a built-in network; None without labels."""
-        from scoresde.nn import MLP, UNet
+        from scoresde.nn.mlp import MLP
+        from scoresde.nn.unet import UNet
 
         return self.model.net.classes if isinstance(self.model.net, MLP | UNet) else None
 

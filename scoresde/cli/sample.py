@@ -17,12 +17,12 @@ from scoresde.cli.pictures import ANIMATIONS, ARRAYS, ENDINGS, check_drawable, w
 from scoresde.cli.run_folder import Run, check_file, open_run
 from scoresde.diffusions.sde import GaussianSDE
 from scoresde.errors import ConfigError, DomainError, check_integer, unknown
-from scoresde.models.score_model import Condition
+from scoresde.models.prediction import Condition
 from scoresde.noise import check_seed
 from scoresde.plots.style import styled
 from scoresde.sampling.compare import COMPOSED, Sampler
 from scoresde.sampling.sample import SampleResult, sample
-from scoresde.solvers import ProbabilityFlow
+from scoresde.solvers.adaptive import ProbabilityFlow
 from scoresde.solvers.build import FINALS, build_table
 from scoresde.solvers.named import DEFAULT
 from scoresde.solvers.tableau import Tableau

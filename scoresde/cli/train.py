@@ -32,10 +32,14 @@ from scoresde.cli.run_folder import RUN, check_folder, digest, read_json, versio
 from scoresde.diffusions.sde import GaussianSDE
 from scoresde.errors import CheckpointError, ConfigError, DomainError, check_integer, check_number
 from scoresde.models.checkpoint import MANIFEST, network_to_dict
-from scoresde.models.score_model import PARAMETERIZATIONS, Condition, ScoreModel
+from scoresde.models.parameterization import PARAMETERIZATIONS
+from scoresde.models.prediction import Condition
+from scoresde.models.score_model import ScoreModel
 from scoresde.noise import check_seed
-from scoresde.plots import read_log, save, training
-from scoresde.training import TrainResult, fit, losses
+from scoresde.plots.progress import read_log, training
+from scoresde.plots.style import save
+from scoresde.training import losses
+from scoresde.training.fit import TrainResult, fit
 from scoresde.training.loop import CHECKPOINT, LOG
 
 __all__ = ["Train"]

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from scoresde.cli.presets import DataSet
 from scoresde.errors import ConfigError
-from scoresde.metrics import Floor, energy_distance, floor, sliced_wasserstein
+from scoresde.metrics.distances import energy_distance, sliced_wasserstein
+from scoresde.metrics.floors import Floor, floor
 from scoresde.noise import permutation, stream
 from scoresde.plots.curves import LABELS
 

@@ -16,19 +16,3 @@ B(t) is the integral of beta, beta(t) = beta_min + t (beta_max - beta_min). Conv
 * ``log_snr`` is log(alpha^2/sigma^2); papers on fast solvers call half of it lambda.
 * The number of steps belongs to a time grid, never to an SDE.
 """
-
-from scoresde.diffusions.cosine import CosineVPSDE
-from scoresde.diffusions.levels import EDMSDE, VESDE, RectifiedFlow
-from scoresde.diffusions.sde import GaussianSDE
-from scoresde.diffusions.vp import VPSDE, SubVPSDE
-
-__all__ = ["EDMSDE", "SCHEDULES", "VESDE", "VPSDE", "CosineVPSDE", "RectifiedFlow", "SubVPSDE"]
-
-SCHEDULES: dict[str, type[GaussianSDE]] = {
-    "CosineVPSDE": CosineVPSDE,
-    "EDMSDE": EDMSDE,
-    "RectifiedFlow": RectifiedFlow,
-    "SubVPSDE": SubVPSDE,
-    "VESDE": VESDE,
-    "VPSDE": VPSDE,
-}

@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from scoresde.diffusions.gaussian import Gaussian, Moments
-from scoresde.diffusions.targets import Pair, Point
+from scoresde.diffusions.point import Pair, Point
 from scoresde.errors import (
     ConfigError,
     DomainError,

@@ -15,12 +15,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from scoresde.diffusions import SCHEDULES
 from scoresde.diffusions.sde import GaussianSDE, schedule
-from scoresde.errors import ConfigError, DomainError, ShapeError, check_number, unknown
+from scoresde.errors import DomainError, ShapeError
 from scoresde.ops import time_derivative
 
-__all__ = ["TabulatedSDE", "sde_from_dict", "sde_to_dict"]
+__all__ = [
+    "TabulatedSDE",
+]
 
 
 @dataclass(frozen=True, init=False, eq=False, repr=False)
@@ -149,46 +150,3 @@ def _pieces(t: Tensor, values: Tensor) -> Tensor:
     from scipy.interpolate import PchipInterpolator
 
     return torch.from_numpy(np.ascontiguousarray(PchipInterpolator(t.numpy(), values.numpy()).c))
-
-
-def sde_to_dict(sde: GaussianSDE) -> dict[str, object]:
-    """Return a JSON-able description of a built-in SDE; ConfigError for a class that JSON cannot rebuild."""
-    if isinstance(sde, TabulatedSDE):
-        alpha = None if sde.knot_log_alpha is None else sde.knot_log_alpha.tolist()
-        return {
-            "kind": "TabulatedSDE",
-            "t": sde.knots.tolist(),
-            "log_snr": sde.knot_log_snr.tolist(),
-            "log_alpha": alpha,
-        }
-    kind = type(sde).__name__
-    if SCHEDULES.get(kind) is not type(sde):
-        raise ConfigError(f"{kind} is your own SDE: JSON cannot rebuild it; pass sde= when the model is loaded")
-    return {"kind": kind, **{f.name: getattr(sde, f.name) for f in dataclasses.fields(sde) if f.init}}
-
-
-def sde_from_dict(config: dict[str, object]) -> GaussianSDE:
-    """Rebuild a built-in SDE from ``sde_to_dict``'s description; ConfigError for an unknown kind or key."""
-    options = dict(config)
-    kind = options.pop("kind", None)
-    if kind == "TabulatedSDE":
-        _check_keys("TabulatedSDE", options, {"t", "log_snr", "log_alpha"})
-        for key in ("t", "log_snr"):
-            if key not in options:
-                raise ConfigError(f"the description of a TabulatedSDE lacks {key!r}; make one with sde_to_dict")
-        log_alpha = options.get("log_alpha")
-        return TabulatedSDE(
-            torch.tensor(options["t"], dtype=torch.float64),
-            torch.tensor(options["log_snr"], dtype=torch.float64),
-            None if log_alpha is None else torch.tensor(log_alpha, dtype=torch.float64),
-        )
-    if not isinstance(kind, str) or kind not in SCHEDULES:
-        raise unknown("SDE", kind, [*SCHEDULES, "TabulatedSDE"])
-    _check_keys(kind, options, {f.name for f in dataclasses.fields(SCHEDULES[kind]) if f.init})
-    return SCHEDULES[kind](**{key: check_number(value, key) for key, value in options.items()})
-
-
-def _check_keys(kind: str, options: dict[str, object], names: set[str]) -> None:
-    for key in options:
-        if key not in names:
-            raise unknown(f"option of {kind}", key, names)

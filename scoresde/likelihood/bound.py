@@ -18,10 +18,11 @@ import torch
 from torch import Tensor
 
 from scoresde.diffusions.gaussian import Gaussian
-from scoresde.diffusions.targets import Point
+from scoresde.diffusions.point import Point
 from scoresde.errors import ConfigError, DTypeError, ShapeError, check_device, check_integer, check_samples
 from scoresde.likelihood.decoders import Decoder, check_decoder
-from scoresde.models.score_model import Condition, ScoreModel, check_condition
+from scoresde.models.prediction import Condition
+from scoresde.models.score_model import ScoreModel, check_condition
 from scoresde.noise import GeneratorNoise, NoiseSource, SampleNoise, TapeNoise, check_seed, permutation, stream, uniform
 from scoresde.ops import working_dtype
 

@@ -27,12 +27,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from scoresde.chains import Chain
+from scoresde.chains.base import Chain
 from scoresde.diffusions.gaussian import Gaussian
 from scoresde.errors import ConfigError, DTypeError, check_integer, unknown
 from scoresde.likelihood.bound import Bound, Task, finish, prior_law, prior_nats
 from scoresde.likelihood.decoders import Decoder
-from scoresde.models.score_model import Condition, ScoreModel, in_mode
+from scoresde.models.prediction import Condition
+from scoresde.models.score_model import ScoreModel, in_mode
 from scoresde.solvers.ancestral import VARIANCES
 from scoresde.training.losses.chain import ChainLoss
 

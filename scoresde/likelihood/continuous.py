@@ -31,8 +31,9 @@ from scoresde.diffusions.sde import GaussianSDE
 from scoresde.errors import ConfigError, DTypeError, check_integer
 from scoresde.likelihood.bound import Bound, Task, finish, prior_law, prior_nats
 from scoresde.likelihood.decoders import Decoder
-from scoresde.models.score_model import Condition, ScoreModel, in_mode
-from scoresde.training.losses import denoising_score_matching
+from scoresde.models.prediction import Condition
+from scoresde.models.score_model import ScoreModel, in_mode
+from scoresde.training.losses.denoising import denoising_score_matching
 
 __all__ = ["continuous_elbo"]
 

@@ -24,8 +24,7 @@ from torch import Tensor
 
 from scoresde.errors import ConfigError, DomainError, DTypeError, check_integer, check_number
 from scoresde.ops import working_dtype
-from scoresde.transforms import Transform
-from scoresde.transforms.base import check_inside, check_interval
+from scoresde.transforms.base import Transform, check_inside, check_interval
 
 __all__ = ["Decoder", "GaussianDecoder", "LevelsDecoder", "check_decoder", "event_sum", "gaussian_nats"]
 

@@ -25,17 +25,19 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from scoresde.chains import Chain
+from scoresde.chains.base import Chain
 from scoresde.diffusions.gaussian import Gaussian
+from scoresde.diffusions.point import Point
 from scoresde.diffusions.sde import transition_weights
-from scoresde.diffusions.targets import Point
 from scoresde.errors import ConfigError, DTypeError, ShapeError, check_floating, check_integer, check_samples
 from scoresde.likelihood.bound import check_model_and_data, check_tape, decoder_std, prior_law
 from scoresde.likelihood.decoders import Decoder, check_decoder, event_sum, gaussian_nats
-from scoresde.models.score_model import Condition, ScoreModel, check_condition, in_mode
+from scoresde.models.prediction import Condition
+from scoresde.models.score_model import ScoreModel, check_condition, in_mode
 from scoresde.noise import SampleNoise, TapeNoise, check_seed, stream
 from scoresde.ops import working_dtype
-from scoresde.solvers.tableau import Row, Tableau
+from scoresde.solvers.rows import Row
+from scoresde.solvers.tableau import Tableau
 
 __all__ = ["forward_path", "path_log_weight"]
 

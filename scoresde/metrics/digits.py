@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scoresde.data import LabelledImages, digits
-from scoresde.metrics import frechet_distance
+from scoresde.data.images import LabelledImages, digits
+from scoresde.metrics.frechet import frechet_distance
 from scoresde.noise import undisturbed
 
 if TYPE_CHECKING:

@@ -32,8 +32,8 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from scoresde.diffusions.gaussian import Moments
+from scoresde.diffusions.named import sde_from_dict, sde_to_dict
 from scoresde.diffusions.sde import GaussianSDE
-from scoresde.diffusions.tabulated import sde_from_dict, sde_to_dict
 from scoresde.errors import CheckpointError, ConfigError, unknown
 
 __all__ = ["MANIFEST", "Contents", "check_target", "read", "write"]

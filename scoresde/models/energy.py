@@ -21,9 +21,10 @@ from torch import Tensor, nn
 from scoresde.diffusions.gaussian import Moments
 from scoresde.diffusions.sde import GaussianSDE
 from scoresde.errors import DTypeError, ShapeError, check_floating
-from scoresde.models.score_model import Condition, ScoreModel, check_condition
+from scoresde.models.prediction import Condition
+from scoresde.models.score_model import ScoreModel, check_condition
 from scoresde.ops import combine
-from scoresde.transforms import Transform
+from scoresde.transforms.base import Transform
 
 __all__ = ["EnergyModel"]
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
-from scoresde.diffusions.targets import TARGETS, Pair, Point
+from scoresde.diffusions.point import Pair, Point
+from scoresde.diffusions.targets import TARGETS
 
 __all__ = ["PARAMETERIZATIONS", "Parameterization"]
 

@@ -13,7 +13,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from scoresde.diffusions.targets import Pair, Point, target, view
+from scoresde.diffusions.point import Pair, Point
+from scoresde.diffusions.targets import target, view
 from scoresde.ops import combine
 
 __all__ = ["Condition", "Prediction", "PreparedModel", "Readout"]

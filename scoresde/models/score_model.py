@@ -33,8 +33,9 @@ import torch
 from torch import Tensor, nn
 
 from scoresde.diffusions.gaussian import Moments
+from scoresde.diffusions.point import Point
 from scoresde.diffusions.sde import GaussianSDE
-from scoresde.diffusions.targets import TARGETS, Point
+from scoresde.diffusions.targets import TARGETS
 from scoresde.errors import (
     ConfigError,
     DTypeError,
@@ -49,8 +50,8 @@ from scoresde.models import checkpoint
 from scoresde.models.parameterization import PARAMETERIZATIONS, Parameterization
 from scoresde.models.prediction import Condition, Prediction, PreparedModel, Readout
 from scoresde.ops import expand
-from scoresde.transforms import Transform, transform_from_dict
-from scoresde.transforms.base import check_transform
+from scoresde.transforms.base import Transform, check_transform
+from scoresde.transforms.compose import transform_from_dict
 
 __all__ = [
     "PARAMETERIZATIONS",

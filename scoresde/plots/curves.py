@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Final, Literal
 
 from scoresde.errors import ConfigError, DTypeError, unknown
-from scoresde.metrics import Comparison
+from scoresde.metrics.floors import Comparison
 from scoresde.plots.style import GREY, MARKERS, PALETTE, dress, new_figure, plain_log_ticks, styled
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from scoresde.errors import DTypeError, ShapeError, check_samples
-from scoresde.likelihood.fokker_planck import Densities
+from scoresde.likelihood.fokker_planck.densities import Densities
 from scoresde.plots.style import INK, PALETTE, dress, new_figure, styled
 
 if TYPE_CHECKING:

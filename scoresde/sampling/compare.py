@@ -14,14 +14,19 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from scoresde.chains import DDPM, SMLD
+from scoresde.chains.ddpm import DDPM
+from scoresde.chains.smld import SMLD
 from scoresde.diffusions.sde import GaussianSDE
 from scoresde.errors import ConfigError, check_integer, unknown
-from scoresde.metrics import Comparison, Floor
-from scoresde.models.score_model import Condition, ScoreModel
+from scoresde.metrics.floors import Comparison, Floor
+from scoresde.models.prediction import Condition
+from scoresde.models.score_model import ScoreModel
 from scoresde.sampling.kernels import Kernel, Langevin
 from scoresde.sampling.sample import SampleResult, sample
-from scoresde.solvers import SOLVERS, ProbabilityFlow, Solver, by_name, reverse_diffusion
+from scoresde.solvers.adaptive import ProbabilityFlow
+from scoresde.solvers.ancestral import reverse_diffusion
+from scoresde.solvers.named import SOLVERS, by_name
+from scoresde.solvers.solver import Solver
 from scoresde.solvers.tableau import Tableau
 
 __all__ = ["DEFAULT_SAMPLERS", "Sampler", "compare", "format_table", "parse_sampler"]

@@ -23,11 +23,13 @@ from torch import Generator, Tensor
 
 from scoresde.diffusions.sde import GaussianSDE
 from scoresde.errors import ConfigError, DomainError, DTypeError, ShapeError, check_integer, check_samples
-from scoresde.models.score_model import Condition, ScoreModel, check_condition, in_mode
+from scoresde.models.prediction import Condition
+from scoresde.models.score_model import ScoreModel, check_condition, in_mode
 from scoresde.sampling.sample import SampleResult, sample
-from scoresde.solvers import ProbabilityFlow, Solver, by_name
-from scoresde.solvers.adaptive import FlowResult, FlowSolver
+from scoresde.solvers.adaptive import FlowResult, FlowSolver, ProbabilityFlow
 from scoresde.solvers.grids import Grid, check_times
+from scoresde.solvers.named import by_name
+from scoresde.solvers.solver import Solver
 from scoresde.solvers.tableau import Tableau
 
 __all__ = ["decode", "encode"]

@@ -26,7 +26,8 @@ from scoresde.errors import ConfigError
 from scoresde.models.prediction import Prediction, PreparedModel, Readout
 from scoresde.noise import NoiseSource
 from scoresde.sampling.kernels import Kernel
-from scoresde.solvers.tableau import Row, Tableau
+from scoresde.solvers.rows import Row
+from scoresde.solvers.tableau import Tableau
 
 __all__ = ["Observer", "Step", "execute"]
 

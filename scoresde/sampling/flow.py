@@ -18,11 +18,12 @@ import torch
 from torch import Tensor, nn
 
 from scoresde.diffusions.gaussian import Moments
+from scoresde.diffusions.point import Point
 from scoresde.diffusions.sde import SDE, ReverseSDE
-from scoresde.diffusions.targets import Point
 from scoresde.errors import DomainError, DTypeError, check_floating
-from scoresde.models.score_model import Condition, ScoreModel
-from scoresde.transforms import Transform
+from scoresde.models.prediction import Condition
+from scoresde.models.score_model import ScoreModel
+from scoresde.transforms.base import Transform
 
 __all__ = ["Field", "ScoredSDE", "flow_field"]
 

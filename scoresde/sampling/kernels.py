@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from scoresde.errors import ConfigError, check_integer, check_number, unknown
-from scoresde.models.score_model import Condition, PreparedModel
+from scoresde.models.prediction import Condition, PreparedModel
 from scoresde.noise import NoiseSource
 from scoresde.ops import expand
 

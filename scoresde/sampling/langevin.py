@@ -22,14 +22,17 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from scoresde.diffusions import VESDE
+from scoresde.diffusions.levels import VESDE
 from scoresde.errors import ConfigError, DTypeError, ShapeError, SolverError, check_integer, check_number, check_samples
-from scoresde.models.score_model import Condition, ScoreModel
+from scoresde.models.prediction import Condition
+from scoresde.models.score_model import ScoreModel
 from scoresde.noise import GeneratorNoise, NoiseSource, SampleNoise, TapeNoise, check_seed, fresh_seed
 from scoresde.sampling.kernels import adjusted
 from scoresde.sampling.sample import SampleResult, sample
-from scoresde.solvers import Solver, annealed_langevin
-from scoresde.solvers.tableau import Knot, Row, Tableau
+from scoresde.solvers.langevin import annealed_langevin
+from scoresde.solvers.rows import Knot, Row
+from scoresde.solvers.solver import Solver
+from scoresde.solvers.tableau import Tableau
 
 __all__ = ["langevin"]
 

@@ -12,18 +12,19 @@ from tqdm import tqdm
 
 from scoresde.diffusions.sde import SDE, GaussianSDE
 from scoresde.errors import ConfigError, SolverError, check_integer, unknown
-from scoresde.models.score_model import Condition, ScoreModel
+from scoresde.models.prediction import Condition
+from scoresde.models.score_model import ScoreModel
 from scoresde.noise import NoiseSource
 from scoresde.ops import expand
-from scoresde.sampling.bridge import TorchSDE
-from scoresde.sampling.bridge.paths import DRAWS, check_start, walk
+from scoresde.sampling.bridge.paths import DRAWS, TorchSDE, check_start, walk
 from scoresde.sampling.executor import Observer, execute
 from scoresde.sampling.flow import ScoredSDE
 from scoresde.sampling.kernels import Kernel
 from scoresde.solvers.adaptive import FlowSolver
 from scoresde.solvers.build import FINALS
 from scoresde.solvers.grids import Grid, check_times
-from scoresde.solvers.tableau import Knot, Tableau
+from scoresde.solvers.rows import Knot
+from scoresde.solvers.tableau import Tableau
 
 __all__ = ["FlowRun", "Part", "PathRun", "TableRun", "run_without_table"]
 

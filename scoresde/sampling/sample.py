@@ -30,18 +30,19 @@ from scoresde.errors import (
     check_samples,
     unknown,
 )
-from scoresde.models.score_model import Condition, ScoreModel, check_condition, in_mode
+from scoresde.models.prediction import Condition
+from scoresde.models.score_model import ScoreModel, check_condition, in_mode
 from scoresde.noise import GeneratorNoise, NoiseSource, SampleNoise, TapeNoise, check_seed, fresh_seed
-from scoresde.sampling.bridge import TorchSDE
+from scoresde.sampling.bridge.paths import TorchSDE
 from scoresde.sampling.executor import Step
 from scoresde.sampling.flow import ScoredSDE
 from scoresde.sampling.kernels import Kernel
 from scoresde.sampling.plan import FlowRun, PathRun, TableRun, run_without_table
-from scoresde.solvers import Solver, by_name
 from scoresde.solvers.adaptive import FlowSolver
 from scoresde.solvers.build import build_table
 from scoresde.solvers.grids import Grid
-from scoresde.solvers.named import DEFAULT
+from scoresde.solvers.named import DEFAULT, by_name
+from scoresde.solvers.solver import Solver
 from scoresde.solvers.tableau import Tableau
 
 __all__ = ["SampleResult", "sample"]

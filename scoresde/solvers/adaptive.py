@@ -19,9 +19,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from scoresde.diffusions.targets import Point
+from scoresde.diffusions.point import Point
 from scoresde.errors import DomainError, SolverError, check_integer, check_number, check_samples, unknown
-from scoresde.models.score_model import Condition, ScoreModel
+from scoresde.models.prediction import Condition
+from scoresde.models.score_model import ScoreModel
 from scoresde.sampling.flow import Field, ScoredSDE, flow_field
 
 __all__ = ["EMBEDDED", "Embedded", "FlowResult", "FlowSolver", "ProbabilityFlow", "check_tolerances"]

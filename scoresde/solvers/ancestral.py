@@ -28,13 +28,14 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from scoresde.diffusions.point import Point
 from scoresde.diffusions.sde import GaussianSDE, transition_weights
-from scoresde.diffusions.targets import Point
 from scoresde.errors import DomainError, check_number, unknown
 from scoresde.solvers.grids import even, karras
 from scoresde.solvers.one_step import OneStep, Stage, increments, readout
+from scoresde.solvers.rows import Order
 from scoresde.solvers.solver import Solver, one_stage_table
-from scoresde.solvers.tableau import Order, Tableau
+from scoresde.solvers.tableau import Tableau
 
 __all__ = ["ancestral", "ancestral_table", "ddim", "ddim_table", "euler_ancestral", "reverse_diffusion"]
 

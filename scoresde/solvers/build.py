@@ -8,11 +8,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from scoresde.diffusions import SCHEDULES
+from scoresde.diffusions.named import SCHEDULES
 from scoresde.diffusions.sde import SDE, GaussianSDE
 from scoresde.errors import ConfigError, DomainError, DTypeError, ScoreSDEError, check_integer, unknown
-from scoresde.solvers import SOLVERS, Solver, by_name
 from scoresde.solvers.grids import Grid
+from scoresde.solvers.named import SOLVERS, by_name
+from scoresde.solvers.solver import Solver
 from scoresde.solvers.tableau import Tableau
 
 __all__ = ["FINALS", "build_table"]

@@ -6,12 +6,13 @@ import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from scoresde.diffusions import SCHEDULES
+from scoresde.diffusions.named import SCHEDULES
 from scoresde.errors import ScoreSDEError
 from scoresde.solvers.adaptive import EMBEDDED, ProbabilityFlow
 from scoresde.solvers.named import SOLVERS, by_name
+from scoresde.solvers.rows import Order
 from scoresde.solvers.solver import Solver
-from scoresde.solvers.tableau import Order, Tableau
+from scoresde.solvers.tableau import Tableau
 
 __all__ = ["Entry", "catalogue", "markdown"]
 

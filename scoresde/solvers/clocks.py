@@ -23,8 +23,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from scoresde.diffusions.point import Pair, Point
 from scoresde.diffusions.sde import GaussianSDE
-from scoresde.diffusions.targets import Pair, Point
 from scoresde.solvers.grids import Grid, even, karras, log_snr, rectified
 
 __all__ = ["VARIABLES", "Variable"]

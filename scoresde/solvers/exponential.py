@@ -30,14 +30,14 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from scoresde.diffusions.point import Point
 from scoresde.diffusions.sde import GaussianSDE
-from scoresde.diffusions.targets import Point
 from scoresde.errors import ConfigError, check_integer, check_number, unknown
 from scoresde.solvers.forms import FORMS, NODES, WEIGHTS
 from scoresde.solvers.grids import Grid, diffused, log_snr
 from scoresde.solvers.one_step import OneStep, Stage, increments, readout
+from scoresde.solvers.rows import Order
 from scoresde.solvers.solver import Solver
-from scoresde.solvers.tableau import Order
 
 __all__ = [
     "dpm_solver_2",

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scoresde.diffusions.targets import Point
+from scoresde.diffusions.point import Point
 
 __all__ = ["FORMS", "Form"]
 

@@ -23,16 +23,17 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from scoresde.diffusions.point import Point
 from scoresde.diffusions.sde import GaussianSDE, transition_weights
-from scoresde.diffusions.targets import Point
 from scoresde.errors import ConfigError, DomainError, DTypeError, check_integer, check_number
 from scoresde.solvers.exponential import dpmpp_2s
 from scoresde.solvers.grids import Grid, karras
 from scoresde.solvers.multistep import Multistep
 from scoresde.solvers.one_step import OneStep
+from scoresde.solvers.rows import Knot, Order, Row
 from scoresde.solvers.runge_kutta import HEUN, runge_kutta
 from scoresde.solvers.solver import Solver
-from scoresde.solvers.tableau import Knot, Order, Row, Tableau
+from scoresde.solvers.tableau import Tableau
 
 __all__ = ["churned", "dpmpp_2s_ancestral", "edm", "restart"]
 

@@ -34,12 +34,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from scoresde.diffusions.point import Point
 from scoresde.diffusions.sde import GaussianSDE
-from scoresde.diffusions.targets import Point
 from scoresde.errors import DomainError, check_integer, check_number
 from scoresde.solvers.grids import Grid, log_snr
+from scoresde.solvers.rows import Knot, Row
 from scoresde.solvers.solver import Solver
-from scoresde.solvers.tableau import Knot, Row, Tableau
+from scoresde.solvers.tableau import Tableau
 
 __all__ = ["annealed_langevin", "annealed_langevin_table", "corrector_only", "ncsnv2_step"]
 

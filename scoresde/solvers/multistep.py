@@ -32,15 +32,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from scoresde.diffusions.point import Point
 from scoresde.diffusions.sde import GaussianSDE
-from scoresde.diffusions.targets import Point
 from scoresde.errors import ConfigError, DomainError, check_integer, check_number, unknown
 from scoresde.solvers.clocks import VARIABLES, Variable
 from scoresde.solvers.forms import FORMS, Form
 from scoresde.solvers.grids import Grid, log_snr
 from scoresde.solvers.quadrature import COEFFICIENTS, Coefficients, Integral
+from scoresde.solvers.rows import Increment, Knot, Order, Row
 from scoresde.solvers.solver import Solver
-from scoresde.solvers.tableau import Increment, Knot, Order, Row, Tableau
+from scoresde.solvers.tableau import Tableau
 
 __all__ = ["Eta", "Multistep", "multistep"]
 

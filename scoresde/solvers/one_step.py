@@ -25,10 +25,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from scoresde.diffusions.point import Pair, Point
 from scoresde.diffusions.sde import GaussianSDE
-from scoresde.diffusions.targets import Pair, Point, target, view
+from scoresde.diffusions.targets import target, view
 from scoresde.solvers.forms import FORMS
-from scoresde.solvers.tableau import Increment, Knot, Order, Row, Tableau
+from scoresde.solvers.rows import Increment, Knot, Order, Row
+from scoresde.solvers.tableau import Tableau
 
 __all__ = ["OneStep", "Stage", "increments", "readout"]
 

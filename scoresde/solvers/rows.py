@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from scoresde.diffusions.targets import Point
+from scoresde.diffusions.point import Point
 
 __all__ = ["CLEAN", "Increment", "Knot", "Order", "Row", "Weights"]
 

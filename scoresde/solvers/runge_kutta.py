@@ -26,14 +26,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from scoresde.diffusions.point import Point
 from scoresde.diffusions.sde import GaussianSDE
-from scoresde.diffusions.targets import Point
 from scoresde.errors import ConfigError, check_number, unknown
 from scoresde.solvers.clocks import VARIABLES, Variable
 from scoresde.solvers.grids import Grid
 from scoresde.solvers.one_step import OneStep, Stage, increments
+from scoresde.solvers.rows import Order
 from scoresde.solvers.solver import Solver
-from scoresde.solvers.tableau import Order
 
 __all__ = [
     "EULER",

@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from scoresde.diffusions.point import Point
 from scoresde.diffusions.sde import GaussianSDE
-from scoresde.diffusions.targets import Point
 from scoresde.solvers.grids import Grid, check_times, log_snr
-from scoresde.solvers.tableau import Increment, Knot, Order, Row, Tableau
+from scoresde.solvers.rows import Increment, Knot, Order, Row
+from scoresde.solvers.tableau import Tableau
 
 __all__ = ["Solver", "one_stage_table"]
 

@@ -33,7 +33,8 @@ from dataclasses import asdict, dataclass, field, replace
 import numpy as np
 import torch
 
-from scoresde.diffusions.targets import TARGETS, Point, target, view
+from scoresde.diffusions.point import Point
+from scoresde.diffusions.targets import TARGETS, target, view
 from scoresde.errors import ConfigError, DomainError, DTypeError, check_number, unknown
 from scoresde.solvers.rows import CLEAN, Increment, Knot, Order, Row, Weights
 

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from scoresde.errors import ConfigError, ShapeError, check_number
-from scoresde.models.score_model import Condition
+from scoresde.models.prediction import Condition
 from scoresde.noise import permutation, stream
 from scoresde.training.losses.denoising import move
-from scoresde.transforms import Transform
+from scoresde.transforms.base import Transform
 
 __all__ = ["Batches", "check_labels"]
 
@@ -69,7 +69,7 @@ class Batches:
             return x, None
         cond = {key: take(value) for key, value in self.cond.items()}
         if self.label_dropout:
-            from scoresde.nn import drop_labels
+            from scoresde.nn.embeddings import drop_labels
 
             generator = stream(self.seed, "labels", step, device=device)
             cond["label"] = drop_labels(cond["label"], self.label_dropout, generator)

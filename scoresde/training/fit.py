@@ -28,14 +28,15 @@ from scoresde.errors import (
     unknown,
 )
 from scoresde.models import checkpoint
-from scoresde.models.score_model import Condition, ScoreModel, in_mode
+from scoresde.models.prediction import Condition
+from scoresde.models.score_model import ScoreModel, in_mode
 from scoresde.noise import check_seed, fresh_seed, stream
 from scoresde.training.batches import Batches, check_labels
 from scoresde.training.loop import CHECKPOINT, LOG, Judge, Record, Run
-from scoresde.training.losses import TimeSampler, Weight
+from scoresde.training.losses.times import TimeSampler
+from scoresde.training.losses.weights import Weight
 from scoresde.training.trainer import Objective, Trainer
-from scoresde.transforms import Transform
-from scoresde.transforms.base import check_transform
+from scoresde.transforms.base import Transform, check_transform
 
 __all__ = ["DECAYS", "TrainResult", "fit"]
 

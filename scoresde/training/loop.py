@@ -22,9 +22,11 @@ from torch import Tensor
 
 from scoresde.errors import SolverError
 from scoresde.models import checkpoint
-from scoresde.models.score_model import Condition
+from scoresde.models.prediction import Condition
 from scoresde.training.batches import Batches
-from scoresde.training.losses import TimeSampler, Weight, held_out_loss
+from scoresde.training.losses.held_out import held_out_loss
+from scoresde.training.losses.times import TimeSampler
+from scoresde.training.losses.weights import Weight
 from scoresde.training.trainer import Trainer
 
 __all__ = ["CHECKPOINT", "LOG", "Judge", "Record", "Run"]

@@ -19,13 +19,14 @@ import torch
 from torch import Tensor, nn
 
 from scoresde.errors import ConfigError, DTypeError, ShapeError, check_number
-from scoresde.models.score_model import Condition, ScoreModel
+from scoresde.models.prediction import Condition
+from scoresde.models.score_model import ScoreModel
 from scoresde.noise import check_seed, normal, stream
 from scoresde.training.ema import EMA, stride
-from scoresde.training.losses import TIMES, WEIGHTS, TimeSampler, Weight
 from scoresde.training.losses.bins import LossBins
 from scoresde.training.losses.denoising import check_scalars, move, named, scalars, squared_errors
-from scoresde.training.losses.times import corrected
+from scoresde.training.losses.times import TIMES, TimeSampler, corrected
+from scoresde.training.losses.weights import WEIGHTS, Weight
 
 __all__ = ["Objective", "Trainer"]
 

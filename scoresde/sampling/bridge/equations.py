@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from scoresde.diffusions.targets import Point
+from scoresde.diffusions.point import Point
 from scoresde.errors import ConfigError, SolverError, check_integer, check_number, unknown
-from scoresde.models.score_model import Condition, ScoreModel
+from scoresde.models.prediction import Condition
+from scoresde.models.score_model import ScoreModel
 from scoresde.ops import working_dtype
 from scoresde.sampling.flow import Field, ScoredSDE, flow_field
 from scoresde.solvers.adaptive import FlowResult, FlowSolver, check_tolerances

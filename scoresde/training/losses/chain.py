@@ -35,9 +35,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from scoresde.chains import Chain
+from scoresde.chains.base import Chain
 from scoresde.errors import ConfigError, DTypeError, check_integer, check_number, unknown
-from scoresde.models.score_model import Condition, ScoreModel
+from scoresde.models.prediction import Condition
+from scoresde.models.score_model import ScoreModel
 from scoresde.noise import uniform
 from scoresde.ops import expand
 from scoresde.solvers.ancestral import VARIANCES

@@ -25,9 +25,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from scoresde.diffusions.targets import Point
+from scoresde.diffusions.point import Point
 from scoresde.errors import ConfigError, DomainError, DTypeError, ShapeError, check_device, check_floating, unknown
-from scoresde.models.score_model import Condition, ScoreModel, check_condition
+from scoresde.models.prediction import Condition
+from scoresde.models.score_model import ScoreModel, check_condition
 from scoresde.noise import integers, normal, stream
 from scoresde.ops import expand
 from scoresde.training.losses.times import TIMES, TimeSampler, corrected

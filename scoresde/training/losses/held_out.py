@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from scoresde.errors import ShapeError, check_integer, check_samples
-from scoresde.models.score_model import Condition, ScoreModel, check_condition, in_mode
+from scoresde.models.prediction import Condition
+from scoresde.models.score_model import ScoreModel, check_condition, in_mode
 from scoresde.noise import check_seed, normal, permutation, stream
 from scoresde.training.losses.bins import LossBins
 from scoresde.training.losses.denoising import denoising_score_matching, named

@@ -26,7 +26,8 @@ from torch import Tensor
 
 from scoresde.diffusions.sde import ScoreFunction
 from scoresde.errors import ConfigError, ShapeError, check_floating, check_integer
-from scoresde.models.score_model import Condition, ScoreModel
+from scoresde.models.prediction import Condition
+from scoresde.models.score_model import ScoreModel
 from scoresde.noise import integers
 from scoresde.ops import divergence, jacobian_products
 

@@ -29,8 +29,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from scoresde.diffusions.point import Point
 from scoresde.diffusions.sde import GaussianSDE
-from scoresde.diffusions.targets import Point
 from scoresde.errors import ConfigError, check_number
 from scoresde.noise import uniform
 from scoresde.solvers.grids import FIRST_LOG_SNR

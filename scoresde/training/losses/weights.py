@@ -23,8 +23,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from scoresde.diffusions.point import Point
 from scoresde.diffusions.sde import GaussianSDE
-from scoresde.diffusions.targets import Point
 from scoresde.errors import check_number
 
 __all__ = ["WEIGHTS", "Weight", "edm", "min_snr", "p2", "sigmoid"]

@@ -1,0 +1,69 @@
+"""The built-in diffusions by name, and their JSON form."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+
+from scoresde.diffusions.cosine import CosineVPSDE
+from scoresde.diffusions.levels import EDMSDE, VESDE, RectifiedFlow
+from scoresde.diffusions.sde import GaussianSDE
+from scoresde.diffusions.tabulated import TabulatedSDE
+from scoresde.diffusions.vp import VPSDE, SubVPSDE
+from scoresde.errors import ConfigError, check_number, unknown
+
+__all__ = ["SCHEDULES", "sde_from_dict", "sde_to_dict"]
+
+
+SCHEDULES: dict[str, type[GaussianSDE]] = {
+    "CosineVPSDE": CosineVPSDE,
+    "EDMSDE": EDMSDE,
+    "RectifiedFlow": RectifiedFlow,
+    "SubVPSDE": SubVPSDE,
+    "VESDE": VESDE,
+    "VPSDE": VPSDE,
+}
+
+
+def sde_to_dict(sde: GaussianSDE) -> dict[str, object]:
+    """Return a JSON-able description of a built-in SDE; ConfigError for a class that JSON cannot rebuild."""
+    if isinstance(sde, TabulatedSDE):
+        alpha = None if sde.knot_log_alpha is None else sde.knot_log_alpha.tolist()
+        return {
+            "kind": "TabulatedSDE",
+            "t": sde.knots.tolist(),
+            "log_snr": sde.knot_log_snr.tolist(),
+            "log_alpha": alpha,
+        }
+    kind = type(sde).__name__
+    if SCHEDULES.get(kind) is not type(sde):
+        raise ConfigError(f"{kind} is your own SDE: JSON cannot rebuild it; pass sde= when the model is loaded")
+    return {"kind": kind, **{f.name: getattr(sde, f.name) for f in dataclasses.fields(sde) if f.init}}
+
+
+def sde_from_dict(config: dict[str, object]) -> GaussianSDE:
+    """Rebuild a built-in SDE from ``sde_to_dict``'s description; ConfigError for an unknown kind or key."""
+    options = dict(config)
+    kind = options.pop("kind", None)
+    if kind == "TabulatedSDE":
+        _check_keys("TabulatedSDE", options, {"t", "log_snr", "log_alpha"})
+        for key in ("t", "log_snr"):
+            if key not in options:
+                raise ConfigError(f"the description of a TabulatedSDE lacks {key!r}; make one with sde_to_dict")
+        log_alpha = options.get("log_alpha")
+        return TabulatedSDE(
+            torch.tensor(options["t"], dtype=torch.float64),
+            torch.tensor(options["log_snr"], dtype=torch.float64),
+            None if log_alpha is None else torch.tensor(log_alpha, dtype=torch.float64),
+        )
+    if not isinstance(kind, str) or kind not in SCHEDULES:
+        raise unknown("SDE", kind, [*SCHEDULES, "TabulatedSDE"])
+    _check_keys(kind, options, {f.name for f in dataclasses.fields(SCHEDULES[kind]) if f.init})
+    return SCHEDULES[kind](**{key: check_number(value, key) for key, value in options.items()})
+
+
+def _check_keys(kind: str, options: dict[str, object], names: set[str]) -> None:
+    for key in options:
+        if key not in names:
+            raise unknown(f"option of {kind}", key, names)
