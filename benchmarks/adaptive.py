@@ -33,7 +33,8 @@ from scoresde import GaussianMixtureModel, GaussianSDE, ProbabilityFlow
 from scoresde.diffusions.point import Point
 from scoresde.noise import normal, stream
 from scoresde.ops import expand
-from scoresde.sampling.flow import Field, flow_field
+from scoresde.sampling.flow import flow_field, solve
+from scoresde.solvers.adaptive import Field
 
 TOLERANCES = tuple(10.0 ** (-k / 2) for k in range(4, 14))
 
@@ -154,7 +155,7 @@ def torchdiffeq_in_t(model: GaussianMixtureModel, x: Tensor, tolerance: float) -
 
 
 def ours(model: GaussianMixtureModel, x: Tensor, tolerance: float) -> Tensor:
-    return ProbabilityFlow(rtol=tolerance, atol=tolerance).solve(model, x, SDE.t_max, SDE.t_min).x
+    return solve(ProbabilityFlow(rtol=tolerance, atol=tolerance), model, x, SDE.t_max, SDE.t_min).x
 
 
 SOLVERS = {"ours": ours, "torchdiffeq": torchdiffeq_rectified, "torchdiffeq in t": torchdiffeq_in_t}

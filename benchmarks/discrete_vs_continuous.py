@@ -45,7 +45,8 @@ from scoresde import (
 )
 from scoresde.noise import stream
 from scoresde.plots.style import GREY, MARKERS, PALETTE, dress, new_figure, plain_log_ticks, styled
-from scoresde.sampling.compare import compare, parse_sampler
+from scoresde.sampling.compare import compare
+from scoresde.sampling.samplers import parse_sampler
 from scoresde.training.losses import ChainLoss
 
 SDE = VPSDE()

@@ -36,9 +36,9 @@ from scoresde.models.prediction import Prediction
 from scoresde.models.score_model import ScoreModel
 from scoresde.sampling import bridge
 from scoresde.sampling.encode import decode, encode
-from scoresde.sampling.executor import Step
 from scoresde.sampling.kernels import MALA, Langevin
 from scoresde.sampling.langevin import langevin
+from scoresde.sampling.part import Step
 from scoresde.sampling.sample import SampleResult, sample
 from scoresde.solvers import grids
 from scoresde.solvers.adaptive import ProbabilityFlow

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from os import PathLike
 from pathlib import Path
 
@@ -30,6 +30,7 @@ __all__ = [
     "check_number",
     "check_path",
     "check_samples",
+    "named",
     "unknown",
 ]
 
@@ -150,3 +151,12 @@ def unknown(kind: str, got: object, choices: Iterable[str]) -> ConfigError:
     near = difflib.get_close_matches(str(got), names, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ";"
     return ConfigError(f"unknown {kind} {got!r}{hint} choices: {', '.join(names)}")
+
+
+def named(kind: str, choice: object, table: Mapping[str, Callable[..., Tensor]]) -> Callable[..., Tensor]:
+    """Return the entry ``choice`` of a table, or ``choice`` itself where it is a function; ConfigError otherwise."""
+    if isinstance(choice, str) and choice in table:
+        return table[choice]
+    if callable(choice):
+        return choice
+    raise unknown(kind, choice, table)

@@ -22,13 +22,14 @@ import secrets
 import struct
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from scoresde.errors import DomainError, DTypeError, ShapeError
+from scoresde.errors import ConfigError, DomainError, DTypeError, ShapeError, check_integer, check_samples
 
 __all__ = [
     "GeneratorNoise",
@@ -36,9 +37,12 @@ __all__ = [
     "SampleNoise",
     "TapeNoise",
     "check_seed",
+    "check_tape",
+    "draw_noise",
     "fresh_seed",
     "integers",
     "normal",
+    "on_cpu",
     "permutation",
     "stream",
     "undisturbed",
@@ -249,3 +253,108 @@ class TapeNoise(_Counted):
             raise ShapeError(f"noise[{position}] has shape {tuple(drawn.shape)}, needed is {tuple(out.shape)}")
         out.copy_(drawn)
         self.draw += 1
+
+
+def draw_noise(x0: Tensor, generator: torch.Generator) -> Tensor:
+    """Draw noise of x0's shape on its device; on another than the CPU by a generator seeded from ``generator``."""
+    source = generator
+    if x0.device.type != "cpu":
+        source = stream(int(integers(2**62, (), generator)), "noise", device=x0.device)
+    return normal(x0.shape, source)
+
+
+def on_cpu(generator: object) -> torch.Generator:
+    """Return ``generator`` if it is one on the CPU, else raise ConfigError."""
+    if not isinstance(generator, torch.Generator):
+        raise ConfigError(
+            f"generator must be a torch.Generator on the CPU, got {generator!r}; "
+            "make one with torch.Generator().manual_seed(0), and use it for every step"
+        )
+    if generator.device.type != "cpu":
+        raise ConfigError(
+            f"generator must be on the CPU, got {generator.device}: times are drawn there; the noise is made on x0's "
+            "device by a generator seeded from it"
+        )
+    return generator
+
+
+def check_tape(noise: object, needed: int, shape: Sequence[int]) -> None:
+    """Raise DTypeError or ShapeError unless ``noise`` is ``needed`` finite tensors of this shape, or more."""
+    if not isinstance(noise, (Sequence, Tensor)):
+        raise DTypeError(f"noise must be a list of tensors, one for each draw, got {type(noise).__name__}")
+    if len(noise) < needed:
+        raise ShapeError(f"noise holds {len(noise)} tensors, {needed} are needed; record one for each draw")
+    for k, z in enumerate(noise[:needed]):
+        if check_samples(z, f"noise[{k}]").shape != tuple(shape):
+            raise ShapeError(f"noise[{k}] has shape {tuple(z.shape)}, needed is {tuple(shape)}")
+
+
+def check_generator(generator: object, device: torch.device, what: str = "the samples") -> None:
+    """Raise DTypeError or ConfigError unless ``generator`` is one on ``device``, where ``what`` is."""
+    place = getattr(generator, "device", None)
+    if not isinstance(place, torch.device):
+        raise DTypeError(f"generator must be a torch.Generator, got {generator!r}; a number is seed=")
+    if place.type != device.type:
+        raise ConfigError(f"generator is on {place}, {what} on {device}; make it on that device")
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Randomness:
+    """Where the noise of one call comes from: one of four sources, and from it a source for each part of the batch.
+
+    Args:
+        batch: number of samples.
+        device: where they are.
+        seed: sample k has a stream of its own keyed (seed, k); where no source is named, a fresh one.
+        seeds: one seed for each sample instead.
+        first_sample: number of the first sample.
+        generator: an ordinary torch generator instead.
+        noise: recorded tensors instead, one for each draw.
+
+    Raises:
+        ConfigError: two sources, a generator elsewhere. DTypeError, ShapeError, DomainError: a source that is none.
+    """
+
+    batch: int
+    device: torch.device
+    seed: int | None = None
+    seeds: Sequence[int] | None = None
+    first_sample: int = 0
+    generator: torch.Generator | None = None
+    noise: Sequence[Tensor] | None = None
+
+    def __post_init__(self) -> None:
+        """Check the source, and draw a seed where none is named."""
+        sources = {"seed": self.seed, "seeds": self.seeds, "generator": self.generator, "noise": self.noise}
+        given = [name for name, source in sources.items() if source is not None]
+        if len(given) > 1:
+            raise ConfigError(f"give one source of randomness, got {' and '.join(given)}")
+        check_integer(self.first_sample, "first_sample", 0, 2**63 - 1)
+        if self.seeds is not None:
+            if not isinstance(self.seeds, Sequence):
+                raise DTypeError(
+                    f"seeds must be a list of integers, one for each sample, got {self.seeds!r}; one is seed="
+                )
+            if len(self.seeds) != self.batch:
+                raise ShapeError(
+                    f"seeds must name one seed for each of the {self.batch} samples, got {len(self.seeds)}"
+                )
+            for k, one in enumerate(self.seeds):
+                check_seed(one, f"seeds[{k}]")
+        if self.generator is not None:
+            check_generator(self.generator, self.device)
+        if self.seed is not None:
+            check_seed(self.seed)
+        elif not given:
+            object.__setattr__(self, "seed", fresh_seed())
+
+    def part(self, rows: slice, first_draw: int = 0) -> NoiseSource:
+        """Return the source of some samples of the batch, whose first draw has the number ``first_draw``."""
+        if self.generator is not None:
+            return GeneratorNoise(self.generator)
+        if self.noise is not None:
+            return TapeNoise([z[rows] for z in self.noise], first_draw)
+        own = None if self.seeds is None else list(self.seeds)[rows]
+        source = SampleNoise(self.seed or 0, self.first_sample + rows.start, own)
+        source.rewind(first_draw)
+        return source

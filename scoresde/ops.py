@@ -7,14 +7,14 @@ dimensions are added so that c multiplies x.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch import Tensor
 
 from scoresde.errors import ShapeError
 
-__all__ = ["combine", "divergence", "expand", "jacobian_products", "time_derivative", "working_dtype"]
+__all__ = ["chunks", "combine", "divergence", "expand", "jacobian_products", "move", "time_derivative", "working_dtype"]
 
 
 def expand(c: Tensor, x: Tensor) -> Tensor:
@@ -43,6 +43,12 @@ def combine(*terms: tuple[Tensor, Tensor]) -> Tensor:
     for part in parts[1:]:
         total = total + part
     return total.to(first.dtype)
+
+
+def chunks(count: int, size: int) -> Iterator[slice]:
+    """Yield the slices that part ``count`` things into pieces of at most ``size``; none where there is nothing."""
+    for low in range(0, count, size):
+        yield slice(low, min(low + size, count))
 
 
 def working_dtype(device: torch.device) -> torch.dtype:
@@ -99,3 +105,10 @@ def divergence(function: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor,
     probes = ((places == i).to(x.dtype).reshape(x.shape[1:]) for i in range(size))
     value, products = jacobian_products(function, x, probes)
     return value, sum(products, x.new_zeros(len(x)))
+
+
+def move(values: Tensor, device: torch.device) -> Tensor:
+    """Copy a CPU tensor to ``device`` without waiting for it."""
+    if device.type == "cuda" and values.device.type == "cpu":
+        values = values.pin_memory()
+    return values.to(device, non_blocking=True)

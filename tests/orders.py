@@ -19,7 +19,7 @@ from scipy.special import ndtr
 
 from scoresde import EDMSDE, VESDE, VPSDE, GaussianSDE, RectifiedFlow, Solver, SubVPSDE, Tableau
 from scoresde.solvers.grids import Grid
-from scoresde.solvers.tableau import Increment, Knot
+from scoresde.solvers.rows import Increment, Knot
 
 # Every kind of diffusion; the rectified flow starts where the noise prediction still knows the data.
 FLOWS: dict[str, GaussianSDE] = {

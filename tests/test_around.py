@@ -28,7 +28,7 @@ from scoresde import (
     solvers,
 )
 from scoresde.solvers import grids
-from scoresde.solvers.tableau import Order
+from scoresde.solvers.rows import Order
 
 EDM = EDMSDE()
 WIDE = EDMSDE(sigma_max=200.0)  # churn may lift 80 to 113 there

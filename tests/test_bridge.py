@@ -32,10 +32,11 @@ from scoresde import (
     sample,
     solvers,
 )
+from scoresde.models.scored_sde import ScoredSDE
 from scoresde.noise import GeneratorNoise, SampleNoise, TapeNoise, normal, stream
 from scoresde.sampling import bridge
 from scoresde.sampling.bridge.paths import DRAWS
-from scoresde.sampling.flow import ScoredSDE
+from scoresde.sampling.flow import solve
 from scoresde.solvers import grids
 
 F64 = torch.float64
@@ -461,9 +462,9 @@ def test_samples_are_solved_one_by_one_unless_together() -> None:
 def test_no_sample_and_no_interval() -> None:
     net = Net()
     for solver in (bridge.ScipyODE(), bridge.TorchDiffEq(), bridge.TorchDiffEq(together=True)):
-        r = solver.solve(ScoreModel(net, VPSDE()), torch.ones(2, 2), 0.5, 0.5)
+        r = solve(solver, ScoreModel(net, VPSDE()), torch.ones(2, 2), 0.5, 0.5)
         assert (r.x.tolist(), r.nfe.tolist()) == ([[1.0, 1.0], [1.0, 1.0]], [0, 0])
-        assert solver.solve(ScoreModel(net, VPSDE()), torch.ones(0, 2), 1.0, 0.5).x.shape == (0, 2)
+        assert solve(solver, ScoreModel(net, VPSDE()), torch.ones(0, 2), 1.0, 0.5).x.shape == (0, 2)
     assert sample(ScoreModel(net, VPSDE()), (0, 2), solver=bridge.TorchSDE()).shape == (0, 2)
     assert net.calls == []
 
@@ -650,7 +651,7 @@ def test_a_score_model_has_no_meaning_under_a_plain_sde() -> None:
     with pytest.raises(ConfigError, match="Relaxation has no alpha and sigma"):
         sample(gaussian(), (2,), sde=LINEAR, solver=bridge.TorchSDE())
     with pytest.raises(DomainError, match="times, not points"):
-        ProbabilityFlow().solve(ScoredSDE(lambda x, t: x, LINEAR), torch.ones(1, 1), VPSDE().at(1.0), 0.5)
+        solve(ProbabilityFlow(), ScoredSDE(lambda x, t: x, LINEAR), torch.ones(1, 1), VPSDE().at(1.0), 0.5)
 
 
 @pytest.mark.parametrize(

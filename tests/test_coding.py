@@ -41,6 +41,7 @@ from scoresde.noise import normal, stream
 from scoresde.sampling import bridge
 from scoresde.solvers import grids
 from scoresde.solvers.adaptive import FlowSolver
+from scoresde.solvers.runge_kutta import EULER
 from scoresde.solvers.tableau import Tableau
 
 F64 = torch.float64
@@ -137,7 +138,7 @@ def test_encoding_with_a_table_is_the_table_on_the_reversed_times() -> None:
     """Euler's method in nu upwards, written out."""
     sde, model = VESDE(), gaussian(VESDE())
     times = torch.tensor([0.9, 0.6, 0.3, 0.05], dtype=F64)
-    euler = solvers.runge_kutta(solvers.singlestep.EULER, variable="nu")
+    euler = solvers.runge_kutta(EULER, variable="nu")
     got = encode(model, X, solver=euler, times=times)
     x = X
     for s, t in ((0.05, 0.3), (0.3, 0.6), (0.6, 0.9)):

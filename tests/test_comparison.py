@@ -25,7 +25,8 @@ from scoresde import (
 )
 from scoresde.metrics import Comparison, Floor, energy_distance, floor, sliced_wasserstein
 from scoresde.noise import stream
-from scoresde.sampling.compare import DEFAULT_SAMPLERS, compare, format_table, parse_sampler
+from scoresde.sampling.compare import DEFAULT_SAMPLERS, compare, format_table
+from scoresde.sampling.samplers import parse_sampler
 from scoresde.solvers import SOLVERS, ProbabilityFlow
 
 SDE = VPSDE()

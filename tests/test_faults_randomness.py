@@ -52,7 +52,7 @@ REFUSED: dict[str, tuple[dict[str, object], type[ScoreSDEError], str]] = {
         "generator must be a torch.Generator, got",
     ),
     "noise a number": ({"noise": 3}, DTypeError, "noise must be a list of tensors, one for each draw, got int"),
-    "noise of lists": ({"noise": [[0.0]] * 5}, ShapeError, "noise[0] has shape list, needed is (3, 2)"),
+    "noise of lists": ({"noise": [[0.0]] * 5}, DTypeError, "noise[0] must be a torch.Tensor, got list"),
     "noise of integers": (
         {"noise": [X.long()] * 5},
         DTypeError,

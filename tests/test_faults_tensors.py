@@ -37,6 +37,7 @@ from scoresde import (
     sample,
 )
 from scoresde.noise import stream
+from scoresde.sampling.flow import solve
 
 NAN, INF = math.nan, math.inf
 SDE, CHAIN = VPSDE(), DDPM.linear(100)
@@ -69,7 +70,7 @@ def fitting(x: object) -> Tensor:
 ENTRIES: dict[str, Entry] = {
     "sample": Entry("x_init", lambda x: sample(MODEL, x_init=x, seed=0, steps=3), True),
     "sample, adaptive": Entry("x_init", lambda x: sample(MODEL, x_init=x, seed=0, solver="probability_flow"), True),
-    "ProbabilityFlow.solve": Entry("x", lambda x: ProbabilityFlow().solve(EXACT, x, SDE.at(1.0), SDE.at(0.1)).x, True),
+    "ProbabilityFlow.solve": Entry("x", lambda x: solve(ProbabilityFlow(), EXACT, x, SDE.at(1.0), SDE.at(0.1)).x, True),
     "model": Entry("x", lambda x: MODEL(x, 0.5).score),
     "EnergyModel.energy": Entry("x", lambda x: ENERGY.energy(x, 0.5)),
     "marginal": Entry("x0", lambda x: SDE.marginal(x, 0.5)[0]),

@@ -27,7 +27,7 @@ from scoresde import (
     sample,
 )
 from scoresde.noise import normal, stream
-from scoresde.sampling.executor import Step
+from scoresde.sampling.part import Step
 from scoresde.solvers import by_name
 
 HALF = [torch.float16, torch.bfloat16]

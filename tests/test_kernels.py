@@ -25,10 +25,11 @@ from scoresde import (
     sample,
     solvers,
 )
-from scoresde.models.prediction import PreparedModel
+from scoresde.models.prediction import Prepared
 from scoresde.noise import SampleNoise, TapeNoise
 from scoresde.sampling.kernels import Kernel
-from scoresde.solvers.tableau import Knot, Row, Tableau
+from scoresde.solvers.rows import Knot, Row
+from scoresde.solvers.tableau import Tableau
 
 X = torch.tensor([[0.3, -1.2], [2.0, 0.7], [-0.4, 0.1]], dtype=torch.float64)
 Z = [torch.cos(1.7 * k + X) for k in range(1, 40)]
@@ -160,7 +161,7 @@ def mixture_energy(x: Tensor, log_snr: Tensor) -> Tensor:
     return -torch.logsumexp(each, -1).reshape(len(x), -1).sum(1)
 
 
-def prepared(model: ScoreModel, t: float, x: Tensor) -> PreparedModel:
+def prepared(model: ScoreModel, t: float, x: Tensor) -> Prepared:
     return model.prepare(model.sde.at(torch.tensor([t], dtype=torch.float64)), x)
 
 

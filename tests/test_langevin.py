@@ -192,7 +192,7 @@ TIMES = torch.tensor([0.9, 0.5], dtype=F64)
         (lambda: langevin(lambda x: x[:, :1], X, 0.1, 1, energy=energy), ShapeError, "the score must have the shape"),
         (lambda: langevin(lambda x: x[:, :1], X, 0.1, 1), ShapeError, "must return x's shape"),
         (lambda: langevin(None, X, 0.1, 1, energy=energy, seed=0, noise=[]), ConfigError, "one source of randomness"),
-        (lambda: langevin(None, X, 0.1, 1, energy=energy, noise=[X]), ShapeError, "holds 1 tensors, needed are 2"),
+        (lambda: langevin(None, X, 0.1, 1, energy=energy, noise=[X]), ShapeError, "holds 1 tensors, 2 are needed"),
         (lambda: langevin(None, X, 0.1, 1, energy=energy, noise=[X[:1]] * 2), ShapeError, r"noise\[0\] has shape"),
         (lambda: langevin(None, X, 0.1, 1, energy=energy, generator=3), DTypeError, "generator must be a torch"),
         (lambda: langevin(score, X, 0.1, 1, noise=[]), ShapeError, "noise holds 0 tensors"),

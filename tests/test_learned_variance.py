@@ -34,8 +34,9 @@ from scoresde import (
 from scoresde.models import checkpoint
 from scoresde.nn import MLP, UNet
 from scoresde.noise import TapeNoise, normal, stream
-from scoresde.sampling.executor import Step, _compiled, execute
-from scoresde.solvers.tableau import Knot, Row
+from scoresde.sampling.executor import _compiled, execute
+from scoresde.sampling.part import Step
+from scoresde.solvers.rows import Knot, Row
 
 F64 = torch.float64
 X = torch.linspace(-1.5, 1.5, 12).reshape(4, 3)
@@ -347,7 +348,7 @@ def test_a_prediction_has_both_halves() -> None:
     for name in ("data", "noise", "score", "v", "velocity"):
         assert torch.equal(getattr(seen, name), getattr(plain, name))
     assert model(X[:0], 0.3).variance_fraction.shape == (0, 3)
-    assert torch.equal(model.raw(X, torch.ones(4), None), smooth(X, torch.ones(4)))
+    assert torch.equal(model.outputs(X, torch.ones(4), None)[0], smooth(X, torch.ones(4)))
     moved = model.with_sde(VESDE())
     assert moved.variance == "learned"
     assert moved(X, 0.3).variance_fraction is not None

@@ -12,7 +12,7 @@ from helpers import slope
 from orders import FLOWS, LATE, MEANS, SHARES, STDS, flow_error, quantiles, strong_error, weak_error
 
 from scoresde import GaussianMixtureModel, GaussianSDE, Solver, Tableau, sample, solvers
-from scoresde.solvers.tableau import Knot, Row
+from scoresde.solvers.rows import Knot, Row
 
 BUILT = solvers.multistep
 OTHERS = [name for name in FLOWS if name != "vp"]

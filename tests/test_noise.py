@@ -279,7 +279,7 @@ FIRST_USE = """
 import random
 import numpy, torch
 from scoresde.data import digits
-from scoresde.judge import DigitJudge
+from scoresde.metrics.digits import DigitJudge
 def states():
     return random.getstate(), numpy.random.get_state()[1].tobytes(), torch.get_rng_state().numpy().tobytes()
 before = states()

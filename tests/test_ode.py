@@ -26,8 +26,8 @@ from scoresde import (
     sample,
 )
 from scoresde.noise import normal, stream
-from scoresde.sampling.flow import Field
-from scoresde.solvers.adaptive import EMBEDDED, FlowResult
+from scoresde.sampling.flow import solve as follow
+from scoresde.solvers.adaptive import EMBEDDED, Field, FlowResult
 
 X = torch.linspace(-2.0, 2.0, 12, dtype=torch.float64).reshape(6, 2)
 # The step controller bounds the error of each step; what adds up stays below this factor of the tolerance.
@@ -40,7 +40,7 @@ def ends(sde: GaussianSDE) -> tuple[object, object]:
 
 def solve(model: ScoreModel, x: Tensor, flow: ProbabilityFlow, **options: object) -> FlowResult:
     start, end = ends(model.sde)
-    return flow.solve(model, x, start, end, **options)
+    return follow(flow, model, x, start, end, **options)
 
 
 def plane(sde: GaussianSDE) -> GaussianModel:
@@ -164,15 +164,15 @@ def test_evaluations_are_counted_sample_by_sample() -> None:
 def test_the_two_directions_invert_each_other(sde: str) -> None:
     model, flow = mixture(SDES[sde]), ProbabilityFlow(rtol=1e-9, atol=1e-9)
     start, end = ends(SDES[sde])
-    down = flow.solve(model, X, end, start)
-    back = flow.solve(model, down.x, start, end)
+    down = follow(flow, model, X, end, start)
+    back = follow(flow, model, down.x, start, end)
     assert float((down.x - X).abs().max()) > 0.1
     torch.testing.assert_close(back.x, X, rtol=1e-6, atol=1e-6)
 
 
 def test_no_interval_is_no_step() -> None:
     net = Net()
-    result = ProbabilityFlow().solve(ScoreModel(net, VPSDE()), X, VPSDE().at(0.5), VPSDE().at(0.5))
+    result = follow(ProbabilityFlow(), ScoreModel(net, VPSDE()), X, VPSDE().at(0.5), VPSDE().at(0.5))
     torch.testing.assert_close(result.x, X, rtol=1e-15, atol=0)
     assert (net.calls, result.nfe.sum()) == ([], 0)
     empty = solve(ScoreModel(net, VPSDE()), X[:0], ProbabilityFlow())

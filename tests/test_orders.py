@@ -11,7 +11,7 @@ from orders import FLOWS, LATE, MEANS, SHARES, STDS, flow_error, flow_order, ker
 from scoresde import VESDE, VPSDE, GaussianMixtureModel, GaussianSDE, Solver, SubVPSDE, Tableau, sample, solvers
 from scoresde.solvers import Butcher, grids
 from scoresde.solvers.adaptive import EMBEDDED
-from scoresde.solvers.tableau import Knot
+from scoresde.solvers.rows import Knot
 
 
 def embedded(name: str, variable: str) -> Solver:

@@ -1,4 +1,4 @@
-"""The house rules, read from the package's syntax trees; its layers; its packaging; the runner of the docs' code."""
+"""The house rules, read from the package's syntax trees; its packaging; the runner of the docs' code."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import re
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -214,119 +213,6 @@ def test_only_the_noise_file_may_draw() -> None:
     source = "import torch\ntorch.randn(3, generator=torch.Generator())"
     assert len(violations(source)) == 2
     assert violations(source, may_draw=True) == []
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Layers: a file imports from the groups above its own, and from the files that stand before it in its own
-
-LAYERS = (
-    ("errors", "ops", "noise", "gaussian", "readout", "rows", "tableau"),
-    ("sde", "schedules", "tabulated"),
-    ("checkpoint", "transforms", "prepared", "parameterization", "model", "analytic", "energy", "guidance"),
-    ("grids", "flows", "ode", "solvers"),
-    ("chains",),
-    ("losses", "training"),
-    ("kernels", "executor", "bridge", "building", "runs", "sampling", "coding", "dynamics"),
-    ("likelihood", "bounds", "fokker_planck", "metrics"),
-    # Batteries: nothing above loads them, and they may import each other.
-    ("comparison", "nn", "data", "judge", "plots", "tune", "cli", "__main__"),
-)
-BATTERIES = set(LAYERS[-1])
-ORDER = {name: (group, place) for group, members in enumerate(LAYERS) for place, name in enumerate(members)}
-# Imports against the order that only run when a function is called, or only for a type checker, and why.
-DEFERRED: dict[tuple[str, str], str] = {
-    ("checkpoint", "nn"): "load rebuilds a built-in network from its name and config",
-    ("training", "nn"): "fit drops labels where it is asked to",
-}
-
-
-def layer_of(path: Path) -> str:
-    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
-
-
-def package_imports(tree: ast.Module) -> Iterator[tuple[str, bool, int]]:
-    """Yield (layer, whether it runs when the file is loaded, line) for each import of the package's own files."""
-
-    def visit(node: ast.AST, loaded: bool) -> Iterator[tuple[str, bool, int]]:
-        if isinstance(node, ast.ImportFrom) and node.level:
-            raise AssertionError(f"line {node.lineno}: a relative import; write it from scoresde on")
-        if isinstance(node, ast.Import):
-            for alias in node.names:
-                if alias.name.split(".")[0] == "scoresde":
-                    yield [*alias.name.split("."), "__init__"][1], loaded, node.lineno
-        elif isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "scoresde":
-            below = node.module.split(".")[1:]
-            for alias in node.names:
-                yield (below[0] if below else alias.name), loaded, node.lineno
-        elif isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING"):
-            for child in node.body:
-                yield from visit(child, False)
-            for child in node.orelse:
-                yield from visit(child, loaded)
-        else:
-            inside = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
-            for child in ast.iter_child_nodes(node):
-                yield from visit(child, loaded and not inside)
-
-    yield from visit(tree, True)
-
-
-def misplaced(own: str, source: str) -> tuple[list[str], set[tuple[str, str]]]:
-    """Return the imports that break the order, and those against it that are known and deferred."""
-    broken: list[str] = []
-    deferred: set[tuple[str, str]] = set()
-    for name, loaded, line in package_imports(ast.parse(source)):
-        if name not in ORDER:
-            broken.append(f"line {line}: imports {name}, which stands in no layer")
-        elif name == own or ORDER[name] < ORDER[own] or {name, own} <= BATTERIES:
-            continue
-        elif not loaded and (own, name) in DEFERRED:
-            deferred.add((own, name))
-        else:
-            broken.append(f"line {line}: {own} imports {name}, which stands below it")
-    return broken, deferred
-
-
-def test_every_file_stands_in_a_layer() -> None:
-    assert {layer_of(path) for path in FILES} - {"__init__"} <= set(ORDER)
-
-
-def test_imports_go_up_only() -> None:
-    broken: list[str] = []
-    deferred: set[tuple[str, str]] = set()
-    for path in FILES:
-        if path != PACKAGE / "__init__.py":
-            found, known = misplaced(layer_of(path), path.read_text(encoding="utf-8"))
-            broken += [f"{path.relative_to(ROOT)}, {what}" for what in found]
-            deferred |= known
-    assert broken == []
-    assert deferred == set(DEFERRED), "an entry of DEFERRED is no longer needed"
-
-
-@pytest.mark.parametrize(
-    ("own", "source", "count"),
-    [
-        ("sde", "from scoresde.ops import expand", 0),
-        ("sde", "from scoresde.chains import DDPM", 1),
-        ("sde", "import scoresde.chains", 1),
-        ("sde", "from scoresde import chains, ops", 1),
-        ("sde", "import scoresde", 1),
-        ("sde", "from scoresde import VPSDE", 1),
-        ("sde", "def f():\n    from scoresde.chains import DDPM", 1),
-        ("ops", "from scoresde.errors import ShapeError", 0),
-        ("errors", "from scoresde.ops import expand", 1),
-        ("metrics", "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from scoresde.nn import MLP", 1),
-        ("data", "from scoresde.plots import image_grid", 0),
-        ("nn", "from scoresde.nn.embeddings import Fourier", 0),
-    ],
-)
-def test_layer_rule_bites(own: str, source: str, count: int) -> None:
-    assert len(misplaced(own, source)[0]) == count
-
-
-def test_relative_imports_are_refused() -> None:
-    with pytest.raises(AssertionError, match="relative"):
-        misplaced("sde", "from .ops import expand")
 
 
 # ---------------------------------------------------------------------------------------------------------------------

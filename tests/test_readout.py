@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass, replace
 from itertools import permutations
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor
 
 from scoresde import VESDE, VPSDE, ConfigError, DomainError
 from scoresde.diffusions.point import Pair, Point
@@ -19,9 +21,23 @@ F64 = torch.float64
 KINDS = tuple(TARGETS)
 
 
+@dataclass(frozen=True)
+class Rates:
+    """An SDE of which nothing but its rates is known."""
+
+    alpha: float
+    sigma: float
+
+    def alpha_rate(self, t: Tensor) -> Tensor:
+        return torch.full_like(t, self.alpha)
+
+    def sigma_rate(self, t: Tensor) -> Tensor:
+        return torch.full_like(t, self.sigma)
+
+
 def point(alpha: float, sigma: float, rates: tuple[float, float] = (-0.7, 1.3)) -> Point:
-    a, s, da, ds = (torch.tensor(c, dtype=F64) for c in (alpha, sigma, *rates))
-    return Point(torch.tensor(0.5, dtype=F64), a, s, 2 * (a.log() - s.log()), lambda: (da, ds))
+    a, s = (torch.tensor(c, dtype=F64) for c in (alpha, sigma))
+    return Point(torch.tensor(0.5, dtype=F64), a, s, 2 * (a.log() - s.log()), Rates(*rates))
 
 
 scales = st.floats(-4, 4).map(lambda u: 10**u)
@@ -181,7 +197,7 @@ def test_unknown_kinds_and_missing_rates() -> None:
     with pytest.raises(ConfigError, match=r"unknown prediction 'nose'; did you mean 'noise'\? choices: data, flow"):
         target("nose", p)
     with pytest.raises(DomainError, match="a velocity needs the rates of an SDE; this point carries none"):
-        target("velocity", p[0])
+        target("velocity", replace(p, owner=None))
 
 
 def test_parts_of_points() -> None:
@@ -190,5 +206,6 @@ def test_parts_of_points() -> None:
     assert torch.equal(part.alpha, p.alpha[1:3])
     assert torch.equal(part.log_snr, p.log_snr[1:3])
     assert float(p[2].sigma) == float(p.sigma[2])
+    assert torch.equal(part.rates[1], p.rates[1][1:3])
     pair: Pair = target("v", VESDE().at(1.0))
     assert math.hypot(*map(float, pair)) == pytest.approx(1.0, rel=1e-15)

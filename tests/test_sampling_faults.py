@@ -29,7 +29,8 @@ from scoresde import (
     solvers,
 )
 from scoresde.solvers import SOLVERS, grids
-from scoresde.solvers.tableau import Knot, Row, Tableau
+from scoresde.solvers.rows import Knot, Row
+from scoresde.solvers.tableau import Tableau
 
 FIXED = sorted(set(SOLVERS) - {"probability_flow"})
 NAN, INF = math.nan, math.inf
@@ -134,7 +135,7 @@ REFUSED: dict[str, tuple[dict[str, object], type[ScoreSDEError], str]] = {
     "tape too short": (
         {"seed": None, "noise": [X], "solver": "ancestral"},
         ShapeError,
-        "noise holds 1 tensors, the sampler asks for",
+        "noise holds 1 tensors, 20 are needed",
     ),
     "tape of another shape": (
         {"seed": None, "noise": [X, X[:, :1]] + [X] * 30, "solver": "ancestral"},

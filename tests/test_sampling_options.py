@@ -25,7 +25,7 @@ from scoresde import (
     solvers,
 )
 from scoresde.solvers import SOLVERS, grids
-from scoresde.solvers.tableau import Knot
+from scoresde.solvers.rows import Knot
 
 FIXED = sorted(set(SOLVERS) - {"probability_flow"})
 DOUBLE = {"dtype": torch.float64}

@@ -31,7 +31,8 @@ from scoresde import (
     solvers,
 )
 from scoresde.solvers.exponential import _integral
-from scoresde.solvers.tableau import Increment
+from scoresde.solvers.rows import Increment
+from scoresde.solvers.runge_kutta import HEUN, KUTTA3, MIDPOINT
 
 # Variance preserving as in the papers, from its definition.
 
@@ -321,9 +322,7 @@ def test_methods_that_are_the_same(sde: GaussianSDE) -> None:
 
 INVARIANT: dict[str, Solver] = {
     **{
-        f"{name} in {v}": solvers.runge_kutta(
-            {"midpoint": solvers.singlestep.MIDPOINT, "rk3": solvers.singlestep.KUTTA3}[name], variable=v
-        )
+        f"{name} in {v}": solvers.runge_kutta({"midpoint": MIDPOINT, "rk3": KUTTA3}[name], variable=v)
         for name in ("midpoint", "rk3")
         for v in ("nu", "rectified", "log_snr")
     },
@@ -566,7 +565,7 @@ def test_an_increment_keeps_its_shape_in_json() -> None:
         (lambda: solvers.rk4(variable="lambda"), ConfigError, "choices: log_snr, nu, rectified, t"),
         (lambda: solvers.sra1(variable="rectified"), ConfigError, "rectified has no stochastic form, got eta = 1"),
         (
-            lambda: solvers.runge_kutta(solvers.singlestep.HEUN, variable="t", eta=0.5),
+            lambda: solvers.runge_kutta(HEUN, variable="t", eta=0.5),
             ConfigError,
             "no stochastic form",
         ),

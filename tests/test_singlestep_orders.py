@@ -13,7 +13,7 @@ from orders import FLOWS, carried, flow_error, kernel, kernels, strong_error, we
 
 from scoresde import EDMSDE, VESDE, VPSDE, GaussianSDE, RectifiedFlow, Solver, SubVPSDE, Tableau, solvers
 from scoresde.solvers import grids
-from scoresde.solvers.tableau import Row
+from scoresde.solvers.rows import Row
 
 RUNGE_KUTTA = ("euler", "heun", "midpoint", "ralston", "rk3", "rk4")
 EXPONENTIAL = ("exponential_rk2", "exponential_rk3", "res", "dpm_solver_2", "dpm_solver_3", "dpmpp_2s", "dpmpp_3s")

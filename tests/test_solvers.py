@@ -13,7 +13,8 @@ from helpers import MEAN, SDES, VARIANCE, coefficients, draws, gaussian
 
 from scoresde import VPSDE, ConfigError, DomainError, GaussianSDE, Solver, Tableau, build_table, sample, solvers
 from scoresde.solvers import SOLVERS, Butcher, grids
-from scoresde.solvers.tableau import Row
+from scoresde.solvers.rows import Row
+from scoresde.solvers.runge_kutta import EULER
 
 FIXED = sorted(set(SOLVERS) - {"probability_flow"})
 HEUN_3 = Butcher("heun3", ((), (1 / 3,), (0.0, 2 / 3)), (0.25, 0.0, 0.75), 3)
@@ -315,10 +316,10 @@ def test_methods_that_are_the_same_give_the_same_map(sde: str) -> None:
     ):
         same(solvers.ddim()(diffusion, times), other(diffusion, times))
     same(solvers.ancestral(eta=0.6)(diffusion, times), solvers.multistep(order=1, eta=0.6)(diffusion, times))
-    euler = solvers.runge_kutta(solvers.singlestep.EULER, variable="nu")(diffusion, times)
+    euler = solvers.runge_kutta(EULER, variable="nu")(diffusion, times)
     same(solvers.multistep(order=1, prediction="noise")(diffusion, times), euler)
     same(solvers.ddim()(diffusion, times), euler)
-    euler = solvers.runge_kutta(solvers.singlestep.EULER, variable="rectified")(diffusion, times)
+    euler = solvers.runge_kutta(EULER, variable="rectified")(diffusion, times)
     same(solvers.multistep(order=1, prediction="flow")(diffusion, times), euler)
 
 

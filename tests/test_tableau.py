@@ -14,7 +14,7 @@ from helpers import MEAN, SDES, VARIANCE, coefficients, gaussian, slope
 
 from scoresde import VPSDE, ConfigError, DomainError, DTypeError, GaussianSDE, Tableau, build_table, solvers
 from scoresde.solvers import SOLVERS, grids
-from scoresde.solvers.tableau import CLEAN, Increment, Knot, Order, Row
+from scoresde.solvers.rows import CLEAN, Increment, Knot, Order, Row
 
 FIXED = sorted(set(SOLVERS) - {"probability_flow"})
 

@@ -581,7 +581,7 @@ def broken() -> Tensor:
         ({"label_dropout": 1.5}, DomainError, r"label_dropout must lie in \[0, 1\]"),
         ({"transform": Affine((1.0, 2.0, 3.0), 1.0)}, ShapeError, "the transform serves 3 channels"),
         ({"resume": True}, ConfigError, "resume=True needs the folder="),
-        ({"model": MLP(2)}, DTypeError, "model must be a ScoreModel, got MLP; wrap it"),
+        ({"model": MLP(2)}, DTypeError, "model must be a ScoreModel, got MLP; wrap a network as"),
         ({"model": EXACT}, ConfigError, "the model's network has no trainable parameters"),
     ],
 )

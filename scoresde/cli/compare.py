@@ -37,7 +37,8 @@ from scoresde.noise import check_seed
 from scoresde.plots.curves import comparison
 from scoresde.plots.samples import image_grid, scatter
 from scoresde.plots.style import save, styled
-from scoresde.sampling.compare import DEFAULT_SAMPLERS, Sampler, compare, format_table
+from scoresde.sampling.compare import DEFAULT_SAMPLERS, compare, format_table
+from scoresde.sampling.samplers import Sampler
 
 __all__ = ["Compare"]
 

@@ -18,8 +18,8 @@ from scoresde.cli.run_folder import about_of, checkpoint_of
 from scoresde.cli.sample import table_of
 from scoresde.diffusions.named import sde_from_dict
 from scoresde.errors import ConfigError, check_integer, unknown
-from scoresde.models import checkpoint
-from scoresde.sampling.compare import COMPOSED
+from scoresde.models import checkpoint, saving
+from scoresde.sampling.samplers import COMPOSED
 from scoresde.solvers.adaptive import ProbabilityFlow
 from scoresde.solvers.build import FINALS
 from scoresde.solvers.named import SOLVERS, by_name
@@ -145,7 +145,7 @@ def _sde(document: Mapping[str, Any]) -> str:
 def _moments(contents: checkpoint.Contents) -> str:
     if "moments" not in contents.parts:
         return "none: the shape of a sample is not known"
-    moments = checkpoint.moments_from_tensors(contents.tensors("moments"))
+    moments = saving.moments_from_tensors(contents.tensors("moments"))
     mean, total = moments.mean, float(moments.variance.sum())
     kind = "one variance a coordinate" if moments.basis is None else "full covariance"
     return (

@@ -16,7 +16,7 @@ from tyro.constructors import PrimitiveConstructorSpec
 from scoresde.cli.presets import PRESETS
 from scoresde.diffusions.sde import GaussianSDE
 from scoresde.errors import ConfigError, unknown
-from scoresde.sampling.compare import Sampler, parse_sampler
+from scoresde.sampling.samplers import Sampler, parse_sampler
 from scoresde.solvers.named import SOLVERS
 from scoresde.solvers.tableau import Tableau
 

@@ -20,8 +20,8 @@ from scoresde.errors import ConfigError, DomainError, check_integer, unknown
 from scoresde.models.prediction import Condition
 from scoresde.noise import check_seed
 from scoresde.plots.style import styled
-from scoresde.sampling.compare import COMPOSED, Sampler
 from scoresde.sampling.sample import SampleResult, sample
+from scoresde.sampling.samplers import COMPOSED, Sampler
 from scoresde.solvers.adaptive import ProbabilityFlow
 from scoresde.solvers.build import FINALS, build_table
 from scoresde.solvers.named import DEFAULT

@@ -31,9 +31,10 @@ from scoresde.cli.presets import DATA, SDES, DataSet, Labelled
 from scoresde.cli.run_folder import RUN, check_folder, digest, read_json, version, write_json
 from scoresde.diffusions.sde import GaussianSDE
 from scoresde.errors import CheckpointError, ConfigError, DomainError, check_integer, check_number
-from scoresde.models.checkpoint import MANIFEST, network_to_dict
+from scoresde.models.checkpoint import MANIFEST
 from scoresde.models.parameterization import PARAMETERIZATIONS
 from scoresde.models.prediction import Condition
+from scoresde.models.saving import network_to_dict
 from scoresde.models.score_model import ScoreModel
 from scoresde.noise import check_seed
 from scoresde.plots.progress import read_log, training

@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-__all__ = ["Pair", "Point"]
+from scoresde.errors import DomainError
+
+__all__ = ["Curves", "Pair", "Point"]
 
 
 Pair = tuple[Tensor, Tensor]
+
+
+class Curves(Protocol):
+    """What a point asks of the SDE that it lies on."""
+
+    def alpha_rate(self, t: Tensor) -> Tensor:
+        """Return d alpha/dt."""
+
+    def sigma_rate(self, t: Tensor) -> Tensor:
+        """Return d sigma/dt."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,7 +35,6 @@ class Point:
         alpha: signal scale.
         sigma: noise standard deviation.
         log_snr: log(alpha^2/sigma^2), carried and not recomputed.
-        rates: returns (d alpha/dt, d sigma/dt) when asked; None where the point belongs to no SDE.
         owner: the SDE that the point lies on, if any.
     """
 
@@ -31,14 +42,25 @@ class Point:
     alpha: Tensor
     sigma: Tensor
     log_snr: Tensor
-    rates: Callable[[], Pair] | None = None
-    owner: object = None
+    owner: Curves | None = None
 
     @property
     def r(self) -> Tensor:
         """The scale sqrt(alpha^2 + sigma^2) of unit-variance data."""
         return torch.hypot(self.alpha, self.sigma)
 
+    @property
+    def rates(self) -> Pair:
+        """(d alpha/dt, d sigma/dt); DomainError where the point belongs to no SDE."""
+        if self.owner is None:
+            raise DomainError("a velocity needs the rates of an SDE; this point carries none")
+        return self.owner.alpha_rate(self.t), self.owner.sigma_rate(self.t)
+
     def __getitem__(self, part: int | slice | Tensor) -> Point:
-        """Return some of the points; they carry no rates."""
-        return Point(self.t[part], self.alpha[part], self.sigma[part], self.log_snr[part])
+        """Return some of the points."""
+        return Point(self.t[part], self.alpha[part], self.sigma[part], self.log_snr[part], self.owner)
+
+    def of_each(self, batch: int) -> Point:
+        """Return a single point, or one for each of ``batch`` samples, as fields of shape (1, batch)."""
+        t, alpha, sigma, log_snr = (c.expand(batch)[None] for c in (self.t, self.alpha, self.sigma, self.log_snr))
+        return Point(t, alpha, sigma, log_snr, self.owner)

@@ -42,7 +42,7 @@ from scoresde.errors import (
 )
 from scoresde.ops import combine, expand, time_derivative, working_dtype
 
-__all__ = ["SDE", "GaussianSDE", "Point", "ReverseSDE", "posterior_weights", "schedule", "transition_weights"]
+__all__ = ["SDE", "GaussianSDE", "ReverseSDE", "posterior_weights", "schedule", "transition_weights"]
 
 Owner = TypeVar("Owner", bound="SDE")
 
@@ -222,11 +222,7 @@ class GaussianSDE(SDE):
     def at(self, t: Tensor | float) -> Point:
         """Return the points at times t (no check of the interval), in float64 on the CPU."""
         time = t.to("cpu", torch.float64) if isinstance(t, Tensor) else torch.tensor(float(t), dtype=torch.float64)
-
-        def rates() -> Pair:
-            return self.alpha_rate(time), self.sigma_rate(time)
-
-        return Point(time, self.alpha(time), self.sigma(time), self.log_snr(time), rates, self)
+        return Point(time, self.alpha(time), self.sigma(time), self.log_snr(time), self)
 
     def marginal(self, x0: Tensor, t: Tensor | float) -> tuple[Tensor, Tensor]:
         """Return the mean alpha x_0, of shape (B, *), and the standard deviation sigma, of t's shape, of x_t | x_0."""

@@ -37,9 +37,7 @@ __all__ = ["TARGETS", "target", "view"]
 
 
 def _velocity(p: Point) -> Pair:
-    if p.rates is None:
-        raise DomainError("a velocity needs the rates of an SDE; this point carries none")
-    return p.rates()
+    return p.rates
 
 
 TARGETS: dict[str, Callable[[Point], Pair]] = {

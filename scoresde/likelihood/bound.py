@@ -19,11 +19,23 @@ from torch import Tensor
 
 from scoresde.diffusions.gaussian import Gaussian
 from scoresde.diffusions.point import Point
-from scoresde.errors import ConfigError, DTypeError, ShapeError, check_device, check_integer, check_samples
+from scoresde.errors import DTypeError, check_integer
 from scoresde.likelihood.decoders import Decoder, check_decoder
-from scoresde.models.prediction import Condition
-from scoresde.models.score_model import ScoreModel, check_condition
-from scoresde.noise import GeneratorNoise, NoiseSource, SampleNoise, TapeNoise, check_seed, permutation, stream, uniform
+from scoresde.models.checks import check_model_and_data
+from scoresde.models.prediction import Condition, check_condition
+from scoresde.models.score_model import ScoreModel
+from scoresde.noise import (
+    GeneratorNoise,
+    NoiseSource,
+    SampleNoise,
+    TapeNoise,
+    check_generator,
+    check_seed,
+    check_tape,
+    permutation,
+    stream,
+    uniform,
+)
 from scoresde.ops import working_dtype
 
 __all__ = ["Bound", "Task", "finish", "prior_law", "prior_nats"]
@@ -99,12 +111,14 @@ class Task:
         chunk_size: int,
     ) -> None:
         """Check, transform the data and choose the source of noise."""
-        x = check_model_and_data(model, x0, "x0")
-        self.model, self.repeats = model, repeats
+        self.model, x = check_model_and_data(model, x0, "x0")
+        self.repeats = repeats
         self.decoder = check_decoder(decoder)
         self.chunk_size = check_integer(chunk_size, "chunk_size", 1)
         self.cond = check_condition(cond, len(x), x.device)
-        self._generator = _generator(generator, x.device)
+        if generator is not None:
+            check_generator(generator, x.device, "the data")
+        self._generator = generator
         self._seed = check_seed(seed)
         x = x.to(torch.promote_types(x.dtype, torch.float32))
         self.y, self.log_abs_det = x, torch.zeros(len(x), dtype=torch.float64)
@@ -206,39 +220,3 @@ def prior_nats(prior: Gaussian, y: Tensor, point: Point) -> Tensor:
     inverse = float(spread.reciprocal().sum()) * (size if spread.ndim == 0 else 1)
     entropy = 0.5 * size * (1 + math.log(2 * math.pi * variance))
     return -prior.log_prob(mean) + 0.5 * variance * inverse - entropy
-
-
-def check_model_and_data(model: object, x: object, name: str) -> Tensor:
-    """Return the data if they are finite events of the model on its device; DTypeError where it is no ScoreModel."""
-    if not isinstance(model, ScoreModel):
-        raise DTypeError(
-            f"model must be a ScoreModel, got {type(model).__name__}; wrap a function with ScoreModel.from_callable"
-        )
-    tensor = check_samples(x, name).detach()
-    model.check_device(tensor.device, name)
-    if model.moments is not None and model.moments.mean.shape not in ((), tensor.shape[1:]):
-        raise ShapeError(
-            f"{name} must be (B, *) with the event {tuple(model.moments.mean.shape)} of the model's data, "
-            f"got {tuple(tensor.shape)}"
-        )
-    return tensor
-
-
-def check_tape(noise: object, needed: int, shape: Sequence[int]) -> None:
-    """Raise DTypeError or ShapeError unless ``noise`` is ``needed`` finite tensors of this shape, or more."""
-    if not isinstance(noise, (Sequence, Tensor)):
-        raise DTypeError(f"noise must be a list of tensors, one for each draw, got {type(noise).__name__}")
-    if len(noise) < needed:
-        raise ShapeError(f"noise holds {len(noise)} tensors, {needed} are needed; record one for each draw")
-    for k, z in enumerate(noise[:needed]):
-        if check_samples(z, f"noise[{k}]").shape != tuple(shape):
-            raise ShapeError(f"noise[{k}] has shape {tuple(z.shape)}, needed is {tuple(shape)}")
-
-
-def _generator(generator: object, device: torch.device) -> torch.Generator | None:
-    if generator is None:
-        return None
-    if not isinstance(generator, torch.Generator):
-        raise ConfigError(f"generator must be a torch.Generator, got {generator!r}; a number is seed=")
-    check_device(generator.device, "generator", device, "the data")
-    return generator

@@ -32,8 +32,8 @@ from scoresde.diffusions.gaussian import Gaussian
 from scoresde.errors import ConfigError, DTypeError, check_integer, unknown
 from scoresde.likelihood.bound import Bound, Task, finish, prior_law, prior_nats
 from scoresde.likelihood.decoders import Decoder
-from scoresde.models.prediction import Condition
-from scoresde.models.score_model import ScoreModel, in_mode
+from scoresde.models.prediction import Condition, in_mode
+from scoresde.models.score_model import ScoreModel
 from scoresde.solvers.ancestral import VARIANCES
 from scoresde.training.losses.chain import ChainLoss
 

@@ -31,8 +31,8 @@ from scoresde.diffusions.sde import GaussianSDE
 from scoresde.errors import ConfigError, DTypeError, check_integer
 from scoresde.likelihood.bound import Bound, Task, finish, prior_law, prior_nats
 from scoresde.likelihood.decoders import Decoder
-from scoresde.models.prediction import Condition
-from scoresde.models.score_model import ScoreModel, in_mode
+from scoresde.models.prediction import Condition, in_mode
+from scoresde.models.score_model import ScoreModel
 from scoresde.training.losses.denoising import denoising_score_matching
 
 __all__ = ["continuous_elbo"]

@@ -30,11 +30,12 @@ from scoresde.diffusions.gaussian import Gaussian
 from scoresde.diffusions.point import Point
 from scoresde.diffusions.sde import transition_weights
 from scoresde.errors import ConfigError, DTypeError, ShapeError, check_floating, check_integer, check_samples
-from scoresde.likelihood.bound import check_model_and_data, check_tape, decoder_std, prior_law
+from scoresde.likelihood.bound import decoder_std, prior_law
 from scoresde.likelihood.decoders import Decoder, check_decoder, event_sum, gaussian_nats
-from scoresde.models.prediction import Condition
-from scoresde.models.score_model import ScoreModel, check_condition, in_mode
-from scoresde.noise import SampleNoise, TapeNoise, check_seed, stream
+from scoresde.models.checks import check_model_and_data
+from scoresde.models.prediction import Condition, check_condition, in_mode
+from scoresde.models.score_model import ScoreModel
+from scoresde.noise import SampleNoise, TapeNoise, check_seed, check_tape, stream
 from scoresde.ops import working_dtype
 from scoresde.solvers.rows import Row
 from scoresde.solvers.tableau import Tableau

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from scoresde.diffusions.gaussian import Moments
 from scoresde.diffusions.sde import GaussianSDE
 from scoresde.errors import DTypeError, ShapeError, check_floating
-from scoresde.models.prediction import Condition
-from scoresde.models.score_model import ScoreModel, check_condition
+from scoresde.models.prediction import Condition, check_condition
+from scoresde.models.score_model import ScoreModel
 from scoresde.ops import combine
 from scoresde.transforms.base import Transform
 

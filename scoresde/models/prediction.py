@@ -1,23 +1,31 @@
-r"""How a call of a model is read, and calls made ready for a loop.
+r"""What a model says at a point, and the one place where it is asked.
 
-A network's output F at x becomes every view of the prediction as P = a x + b F, with (a, b) from ``readout.view``. For
-points that are known beforehand all of these numbers are computed before the loop starts.
+A network's output F at x becomes every view of the prediction as P = a x + b F, with (a, b) from ``targets.view``. A
+``Predictor`` is asked through ``prepare``: for points that are known beforehand all of these numbers are computed
+before a loop starts. Whatever changes a prediction (guidance, clipping, a posterior) is a predictor whose ``prepare``
+wraps another's, so that every table, the probability flow and every likelihood sees it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from scoresde.diffusions.gaussian import Moments
 from scoresde.diffusions.point import Pair, Point
+from scoresde.diffusions.sde import GaussianSDE
 from scoresde.diffusions.targets import target, view
+from scoresde.errors import ConfigError, ShapeError, check_device, check_floating
 from scoresde.ops import combine
+from scoresde.transforms.base import Transform
 
-__all__ = ["Condition", "Prediction", "PreparedModel", "Readout"]
+__all__ = ["Condition", "Prediction", "Predictor", "Prepared", "Readout", "check_condition", "in_mode", "select"]
 
 Condition = Mapping[str, Tensor] | None
 
@@ -91,63 +99,155 @@ class Prediction:
         return self.view("velocity")
 
 
-class Network(Protocol):
-    """What a prepared model needs of a ``ScoreModel``."""
-
-    net: Callable[..., Tensor]
-    variance: str
-
-    @property
-    def dtype(self) -> torch.dtype | None:
-        """The type of the network's parameters."""
-
-    def readout(self, point: Point) -> Readout:
-        """Return the scalars of a call."""
-
-    def c_noise_for(self, c_noise: Tensor, x: Tensor) -> Tensor:
-        """Move c_noise to x's device."""
-
-    def outputs(self, x: Tensor, c_noise: Tensor, cond: Condition) -> tuple[Tensor, Tensor | None]:
-        """Call the network on its scaled input."""
-
-
-class PreparedModel:
-    """A model at n points that are known beforehand: scalars as Python floats, c_noise on the device.
+class Prepared(ABC):
+    """A predictor made ready at n points that are known beforehand.
 
     Args:
-        model: the model.
-        point: n points, fields of shape (n,).
+        readout: how F is read, with fields of shape (n,), or (n, B) where every sample has points of its own.
         x: a state (B, *) of the loop; only its shape, type and device are used.
-        cond: conditions of the batch.
+        learned: whether F comes with v of a learned variance.
     """
 
-    def __init__(self, model: Network, point: Point, x: Tensor, cond: Condition) -> None:
-        """Compute every readout at once."""
-        self.model, self.cond = model, cond
-        self.readout = model.readout(point)
-        # 1e-15 is rounding of alpha^2 + sigma^2 = 1; a factor that close to 1 costs a pass over x and changes nothing.
-        self.c_in = [None if abs(c - 1) < 1e-15 else c for c in self.readout.c_in.expand(point.t.shape).tolist()]
-        moved = model.c_noise_for(self.readout.c_noise, x)
-        self.c_noise = moved.reshape(-1, 1).expand(-1, x.shape[0]).unbind(0)
+    def __init__(self, readout: Readout, x: Tensor, *, learned: bool) -> None:
+        self.readout, self.learned = readout, learned
+        self._like = x[:0]
         self._weights: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {}
-        self.cast = model.dtype if model.dtype not in (None, x.dtype) else None
+
+    @abstractmethod
+    def outputs(self, i: int, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return F at point i, of x's shape (B, *), and v where the variance is learned."""
+
+    def energies(self, i: int, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the energies (B,) and the scores (B, *) at point i; ConfigError where there is no energy."""
+        raise ConfigError("MALA compares energies, and this model has none; use an EnergyModel, or Langevin()")
+
+    def raw(self, i: int, x: Tensor) -> Tensor:
+        """Return F at point i."""
+        return self.outputs(i, x)[0]
 
     def weights(self, kind: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Return the numbers a and b of the view ``kind`` at every point; computed once."""
+        """Return the numbers a and b of the view ``kind`` at n points (n,); computed once."""
         if kind not in self._weights:
             a, b = self.readout.weights(kind)
             self._weights[kind] = tuple(a.tolist()), tuple(b.tolist())
         return self._weights[kind]
 
-    def raw(self, i: int, x: Tensor) -> Tensor:
-        """Return the network's output F at point i."""
-        return self.outputs(i, x)[0]
+    def columns(self, kind: str) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+        """Return a and b of the view ``kind`` at points of each sample's own, n times of shape (B, 1, ...)."""
+        a, b = self.readout.weights(kind)
+        return self._column(a), self._column(b)
 
-    def outputs(self, i: int, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Return F at point i, and v where the variance is learned."""
-        c_in = self.c_in[i]
-        if c_in is not None:
-            x = x * c_in
-        if self.cast is not None:
-            x = x.to(self.cast)
-        return self.model.outputs(x, self.c_noise[i], self.cond)
+    def reading(self, i: int) -> Readout:
+        """Return the readout of point i."""
+        shape = self.readout.point.t.shape
+        p, q = (c.expand(shape)[i] for c in self.readout.pair)
+        c_in, c_noise = (c.expand(shape)[i] for c in (self.readout.c_in, self.readout.c_noise))
+        return Readout(self.readout.point[i], (p, q), c_in, c_noise)
+
+    def predict(self, i: int, x: Tensor) -> Prediction:
+        """Return the prediction at point i."""
+        output, fraction = self.outputs(i, x)
+        return Prediction(x, output, self.reading(i), fraction)
+
+    def _column(self, values: Tensor) -> Sequence[Tensor]:
+        """Give numbers (n, B) the type, the device and the dimensions of the state."""
+        shape = self.readout.point.t.shape
+        return values.expand(shape).to(self._like).reshape(*shape, *(1,) * (self._like.ndim - 1)).unbind(0)
+
+
+class Predictor(nn.Module, ABC):
+    """What samplers, flows and likelihoods ask. Write ``prepare`` and ``with_sde``; all else is derived.
+
+    Args:
+        sde: the diffusion that it lives on.
+        moments: the data's moments, for priors.
+        transform: from data to the model's coordinates.
+        variance: "fixed", or "learned" where every output comes with v.
+    """
+
+    def __init__(
+        self, sde: GaussianSDE, *, moments: Moments | None, transform: Transform | None, variance: str = "fixed"
+    ) -> None:
+        super().__init__()
+        self.sde, self.moments, self.transform, self.variance = sde, moments, transform, variance
+
+    @abstractmethod
+    def prepare(self, point: Point, x: Tensor, cond: Condition = None) -> Prepared:
+        """Make everything ready for one call at each of n points, in a loop without schedule arithmetic.
+
+        Args:
+            point: points of any SDE, fields of shape (n,), or (n, B) for points of each sample's own.
+            x: a state (B, *) of the loop; only its shape, type and device are used.
+            cond: conditions of the batch.
+        """
+
+    @abstractmethod
+    def with_sde(self, sde: GaussianSDE) -> Self:
+        """Return the same predictor under another SDE: equal log-SNR means an equal call."""
+
+    @property
+    def device(self) -> torch.device | None:
+        """The device of the parameters; None where there are none."""
+        return next((p.device for p in self.parameters()), None)
+
+    def check_device(self, device: torch.device, name: str = "x") -> None:
+        """Raise ConfigError where ``name`` is on another device than the network."""
+        check_device(device, name, self.device or device, "the model")
+
+    def forward(self, x: Tensor, t: Tensor | float, cond: Condition = None) -> Prediction:
+        """Return the prediction at x of shape (B, *) and t of shape () or (B,).
+
+        Raises:
+            DTypeError, ShapeError, DomainError, ConfigError: x is no floating (B, *), t is not in the SDE's interval or
+                of another shape, ``cond`` is of another batch, x, ``cond`` and the network are on different devices, or
+                the network returns something else than x's shape.
+        """
+        check_floating(x)
+        self.check_device(x.device)
+        check_condition(cond, x.shape[0], x.device)
+        return self.at(x, self.sde.at(self.sde.check_time(t, x)), cond)
+
+    def at(self, x: Tensor, point: Point, cond: Condition = None) -> Prediction:
+        """Return the prediction at a point of any SDE, fields of shape () or (B,); x is that SDE's state."""
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        prepared = self.prepare(point.of_each(len(x)), wide, cond)
+        # No samples need no call.
+        output, fraction = prepared.outputs(0, wide) if len(x) else (x, x if prepared.learned else None)
+        return Prediction(x, output, prepared.reading(0), fraction)
+
+
+def check_condition(cond: object, batch: int, device: torch.device | None = None) -> Condition:
+    """Return ``cond`` if it is None or a mapping of tensors whose first dimension is the batch.
+
+    Raises:
+        ConfigError: no mapping of tensors, or of tensors elsewhere than on ``device``. ShapeError: another batch size.
+    """
+    if cond is None:
+        return None
+    if not isinstance(cond, Mapping) or not all(isinstance(v, Tensor) for v in cond.values()):
+        raise ConfigError('cond must be a dict of tensors, e.g. {"label": labels}')
+    for key, value in cond.items():
+        if value.ndim == 0 or value.shape[0] != batch:
+            raise ShapeError(f"cond[{key!r}] must have a first dimension of {batch}, got shape {tuple(value.shape)}")
+        check_device(value.device, f"cond[{key!r}]", device or value.device, "x")
+    return cond
+
+
+def select(cond: Condition, rows: slice | Tensor, device: torch.device | None = None) -> Condition:
+    """Return the conditions of some samples of the batch, moved to ``device`` where one is named."""
+    if cond is None:
+        return None
+    parts = {k: v[rows.to(v.device) if isinstance(rows, Tensor) else rows] for k, v in cond.items()}
+    return parts if device is None else {k: v.to(device) for k, v in parts.items()}
+
+
+@contextmanager
+def in_mode(module: nn.Module, *, training: bool) -> Iterator[None]:
+    """Put a module into training or evaluation mode; restore every part's own mode, also after an exception."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.train(training)
+    try:
+        yield
+    finally:
+        for part, mode in modes:
+            part.training = mode

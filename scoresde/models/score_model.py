@@ -24,10 +24,10 @@ Dhariwal 2021, eq. 15). All views are those of F.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from os import PathLike
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -41,35 +41,30 @@ from scoresde.errors import (
     DTypeError,
     ShapeError,
     SolverError,
-    check_device,
-    check_floating,
     check_number,
     unknown,
 )
-from scoresde.models import checkpoint
+from scoresde.models import checkpoint, saving
 from scoresde.models.parameterization import PARAMETERIZATIONS, Parameterization
-from scoresde.models.prediction import Condition, Prediction, PreparedModel, Readout
-from scoresde.ops import expand
+from scoresde.models.prediction import Condition, Predictor, Prepared, Readout
 from scoresde.transforms.base import Transform, check_transform
 from scoresde.transforms.compose import transform_from_dict
 
-__all__ = [
-    "PARAMETERIZATIONS",
-    "Condition",
-    "Parameterization",
-    "Prediction",
-    "PreparedModel",
-    "Readout",
-    "ScoreModel",
-    "check_condition",
-    "in_mode",
-]
+__all__ = ["Energetic", "PreparedNetwork", "ScoreModel"]
 
 C_NOISE_LIMIT = 40.0
 VARIANCES = ("fixed", "learned")
 
 
-class ScoreModel(nn.Module):
+@runtime_checkable
+class Energetic(Protocol):
+    """A network that has an energy, as ``EnergyModel``'s has."""
+
+    def energy(self, x: Tensor, c_noise: Tensor, cond: Condition = None) -> Tensor:
+        """Return the energies (B,) in nats of scaled states x (B, *)."""
+
+
+class ScoreModel(Predictor):
     """A network with its SDE and its readout.
 
     Args:
@@ -101,7 +96,6 @@ class ScoreModel(nn.Module):
         variance: str = "fixed",
     ) -> None:
         """Check the choices; the network is not called."""
-        super().__init__()
         if not callable(net):
             raise DTypeError(f"net must be a network, net(x, c_noise) -> a tensor of x's shape, got {net!r}")
         if not isinstance(sde, GaussianSDE):
@@ -118,14 +112,11 @@ class ScoreModel(nn.Module):
             raise unknown("variance of a model", variance, VARIANCES)
         if sigma_data is not None:
             predicts = replace(predicts, sigma_data=check_number(sigma_data, "sigma_data", 0.0, open_low=True))
+        super().__init__(sde, moments=moments, transform=check_transform(transform), variance=variance)
         self.net = net
-        self.sde = sde
         self.trained_sde = sde
         self.parameterization = predicts
         self.condition_on = condition_on
-        self.moments = moments
-        self.transform = check_transform(transform)
-        self.variance = variance
         # Where alpha is 0 at t_max a noise or score prediction says nothing of the data: better said now than later.
         if float(sde.alpha(torch.tensor(sde.t_max, dtype=torch.float64))) == 0:
             self.readout(sde.at(sde.t_max)).weights("data")
@@ -188,12 +179,12 @@ class ScoreModel(nn.Module):
             raise ConfigError(f"the parameterisation {how.name!r} is your own: JSON cannot hold it; save the network")
         if not isinstance(self.condition_on, str):
             raise ConfigError("condition_on is a function: JSON cannot hold it; save the network")
-        trained = checkpoint.sde_to_document(self.trained_sde)
-        current = None if self.sde is self.trained_sde else checkpoint.sde_to_document(self.sde)
+        trained = saving.sde_to_document(self.trained_sde)
+        current = None if self.sde is self.trained_sde else saving.sde_to_document(self.sde)
         if current is not None and current["kind"] is None and trained["kind"] is None:
             raise ConfigError("the model carries two SDEs of your own; save the one it was trained under")
         document: dict[str, object] = {
-            "network": checkpoint.network_to_dict(self.net),
+            "network": saving.network_to_dict(self.net),
             "trained_sde": trained,
             "sde": current,
             "predicts": how.name,
@@ -206,7 +197,7 @@ class ScoreModel(nn.Module):
         if ema is not None:
             tensors["ema"] = dict(ema)
         if self.moments is not None:
-            tensors["moments"] = checkpoint.moments_to_tensors(self.moments)
+            tensors["moments"] = saving.moments_to_tensors(self.moments)
         return {"model": document}, tensors
 
     @staticmethod
@@ -235,9 +226,9 @@ class ScoreModel(nn.Module):
         contents = checkpoint.read(folder)
         config = contents.document("model")
         part = "weights" if weights == "raw" or (weights is None and "ema" not in contents.parts) else "ema"
-        trained, current = checkpoint.load_sdes(contents, sde)
+        trained, current = saving.load_sdes(contents, sde)
         model = ScoreModel(
-            checkpoint.load_network(contents, part, net),
+            saving.load_network(contents, part, net),
             trained,
             predicts=replace(PARAMETERIZATIONS[config["predicts"]], sigma_data=config["sigma_data"]),
             condition_on=config["condition_on"],
@@ -246,7 +237,7 @@ class ScoreModel(nn.Module):
             variance=config.get("variance", "fixed"),
         )
         if "moments" in contents.parts:
-            model.moments = checkpoint.moments_from_tensors(contents.tensors("moments"))
+            model.moments = saving.moments_from_tensors(contents.tensors("moments"))
         return model if current is None else model.with_sde(current)
 
     @property
@@ -255,15 +246,6 @@ class ScoreModel(nn.Module):
         if not isinstance(self.net, nn.Module):
             return None
         return next((p.dtype for p in self.net.parameters() if p.is_floating_point()), None)
-
-    @property
-    def device(self) -> torch.device | None:
-        """The device of the network's parameters; None where it has none."""
-        return next((p.device for p in self.parameters()), None)
-
-    def check_device(self, device: torch.device, name: str = "x") -> None:
-        """Raise ConfigError where ``name`` is on another device than the network."""
-        check_device(device, name, self.device or device, "the model")
 
     def readout(self, point: Point) -> Readout:
         """Return the scalars of a call at ``point``, which may lie on any SDE, not only the model's own."""
@@ -281,12 +263,11 @@ class ScoreModel(nn.Module):
             c_noise = home.t if isinstance(self.condition_on, str) else self.condition_on(home.t)
         return Readout(point, pair, c_in, c_noise)
 
-    def raw(self, x: Tensor, c_noise: Tensor, cond: Condition) -> Tensor:
-        """Call the network on its scaled input, check what comes back and return F."""
-        return self.outputs(x, c_noise, cond)[0]
-
     def outputs(self, x: Tensor, c_noise: Tensor, cond: Condition) -> tuple[Tensor, Tensor | None]:
-        """Return F as ``raw`` does, and v in at least float32, both of x's shape; v is None where it is not learned."""
+        """Call the network on its scaled input, check what comes back, and return F and v, of x's shape.
+
+        v is in at least float32, and None where it is not learned.
+        """
         learned = self.variance == "learned"
         if learned and x.ndim < 2:
             raise ShapeError(f"x must be (B, C, *) where the variance is learned, got {tuple(x.shape)}; use x[:, None]")
@@ -326,63 +307,47 @@ class ScoreModel(nn.Module):
         dtype = torch.promote_types(torch.float32, self.dtype or x.dtype)
         return c_noise.to(device=x.device, dtype=dtype)
 
-    def call(self, x: Tensor, readout: Readout, cond: Condition = None) -> tuple[Tensor, Tensor | None]:
-        """Return ``outputs`` at x (B, *) for a readout of shape () or (B,); no samples need no call."""
-        if x.shape[0] == 0:
-            return x, x if self.variance == "learned" else None
-        wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        scaled = (expand(readout.c_in, wide) * wide).to(self.dtype or wide.dtype)
-        c_noise = self.c_noise_for(readout.c_noise, x).expand(x.shape[0])
-        return self.outputs(scaled, c_noise, cond)
-
-    def forward(self, x: Tensor, t: Tensor | float, cond: Condition = None) -> Prediction:
-        """Return the prediction at x of shape (B, *) and t of shape () or (B,).
-
-        Raises:
-            DTypeError, ShapeError, DomainError, ConfigError: x is no floating (B, *), t is not in the SDE's interval or
-                of another shape, ``cond`` is of another batch, x, ``cond`` and the network are on different devices, or
-                the network returns something else than x's shape.
-        """
-        check_floating(x)
-        self.check_device(x.device)
-        check_condition(cond, x.shape[0], x.device)
-        return self.at(x, self.sde.at(self.sde.check_time(t, x)), cond)
-
-    def at(self, x: Tensor, point: Point, cond: Condition = None) -> Prediction:
-        """Return the prediction at a point of any SDE; x is that SDE's state."""
-        readout = self.readout(point)
-        output, fraction = self.call(x, readout, cond)
-        return Prediction(x, output, readout, fraction)
-
-    def prepare(self, point: Point, x: Tensor, cond: Condition = None) -> PreparedModel:
-        """Make everything ready for one call at each of n points, in a loop without schedule arithmetic."""
-        return PreparedModel(self, point, x, cond)
+    def prepare(self, point: Point, x: Tensor, cond: Condition = None) -> PreparedNetwork:
+        """Make everything ready for one call at each of n points; see ``Predictor.prepare``."""
+        return PreparedNetwork(self, point, x, cond)
 
 
-@contextmanager
-def in_mode(module: nn.Module, *, training: bool) -> Iterator[None]:
-    """Put a module into training or evaluation mode; restore every part's own mode, also after an exception."""
-    modes = [(part, part.training) for part in module.modules()]
-    module.train(training)
-    try:
-        yield
-    finally:
-        for part, mode in modes:
-            part.training = mode
+class PreparedNetwork(Prepared):
+    """A ScoreModel at n points: scalars as Python floats (tensors where each sample has its own), c_noise in place."""
 
+    def __init__(self, model: ScoreModel, point: Point, x: Tensor, cond: Condition) -> None:
+        """Compute every readout at once."""
+        super().__init__(model.readout(point), x, learned=model.variance == "learned")
+        self.model, self.cond = model, cond
+        c_in, shared = self.readout.c_in.expand(point.t.shape), point.t.ndim == 1
+        # 1e-15 is rounding of alpha^2 + sigma^2 = 1; a factor that close to 1 costs a pass over x and changes nothing.
+        near = (c_in - 1).abs() < 1e-15
+        self.c_in: Sequence[float | Tensor | None]
+        if shared:
+            self.c_in = [None if skip else c for c, skip in zip(c_in.tolist(), near.tolist(), strict=True)]
+        else:
+            self.c_in = self._column(c_in)
+        c_noise = model.c_noise_for(self.readout.c_noise.expand(point.t.shape), x)
+        self.c_noise = (c_noise[:, None].expand(-1, len(x)) if shared else c_noise).unbind(0)
+        self.cast = model.dtype if model.dtype not in (None, x.dtype) else None
 
-def check_condition(cond: object, batch: int, device: torch.device | None = None) -> Condition:
-    """Return ``cond`` if it is None or a mapping of tensors whose first dimension is the batch.
+    def outputs(self, i: int, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return F at point i, and v where the variance is learned."""
+        return self.model.outputs(self._scaled(i, x), self.c_noise[i], self.cond)
 
-    Raises:
-        ConfigError: no mapping of tensors, or of tensors elsewhere than on ``device``. ShapeError: another batch size.
-    """
-    if cond is None:
-        return None
-    if not isinstance(cond, Mapping) or not all(isinstance(v, Tensor) for v in cond.values()):
-        raise ConfigError('cond must be a dict of tensors, e.g. {"label": labels}')
-    for key, value in cond.items():
-        if value.ndim == 0 or value.shape[0] != batch:
-            raise ShapeError(f"cond[{key!r}] must have a first dimension of {batch}, got shape {tuple(value.shape)}")
-        check_device(value.device, f"cond[{key!r}]", device or value.device, "x")
-    return cond
+    def energies(self, i: int, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the energies (B,) and the scores (B, *) at point i, from one evaluation."""
+        net = self.model.net
+        if not isinstance(net, Energetic):
+            return super().energies(i, x)
+        with torch.enable_grad():
+            point = x.detach().requires_grad_(True)
+            energy = net.energy(self._scaled(i, point), self.c_noise[i], self.cond)
+            (gradient,) = torch.autograd.grad(energy.sum(), point)
+        return energy.detach().to(x), -gradient
+
+    def _scaled(self, i: int, x: Tensor) -> Tensor:
+        c_in = self.c_in[i]
+        if c_in is not None:
+            x = x * c_in
+        return x if self.cast is None else x.to(self.cast)

@@ -8,28 +8,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from scoresde.chains.ddpm import DDPM
-from scoresde.chains.smld import SMLD
-from scoresde.diffusions.sde import GaussianSDE
-from scoresde.errors import ConfigError, check_integer, unknown
+from scoresde.errors import ConfigError, check_integer
 from scoresde.metrics.floors import Comparison, Floor
 from scoresde.models.prediction import Condition
 from scoresde.models.score_model import ScoreModel
-from scoresde.sampling.kernels import Kernel, Langevin
 from scoresde.sampling.sample import SampleResult, sample
-from scoresde.solvers.adaptive import ProbabilityFlow
-from scoresde.solvers.ancestral import reverse_diffusion
-from scoresde.solvers.named import SOLVERS, by_name
-from scoresde.solvers.solver import Solver
-from scoresde.solvers.tableau import Tableau
+from scoresde.sampling.samplers import Sampler
 
-__all__ = ["DEFAULT_SAMPLERS", "Sampler", "compare", "format_table", "parse_sampler"]
+__all__ = ["DEFAULT_SAMPLERS", "compare", "format_table"]
 
 Metric = Callable[[Tensor], float]
 Floors = Mapping[str, Floor]
@@ -42,93 +33,6 @@ DEFAULT_SAMPLERS = (
     "dpmpp_2m:20",
     "flow_abm:10",
 )
-
-
-@dataclass(frozen=True)
-class Sampler:
-    """A way to draw samples, with the name under which it is shown.
-
-    Args:
-        name: the name; rows of one name are one sampler at several costs.
-        solver: what ``sample`` takes.
-        steps: number of intervals, where the solver takes one.
-        kernels: correctors.
-        samples: number of samples, where it differs from the comparison's.
-    """
-
-    name: str
-    solver: Solver | Tableau | ProbabilityFlow
-    steps: int | None = None
-    kernels: tuple[Kernel, ...] = ()
-    samples: int | None = None
-
-
-def _chain(kind: type[DDPM] | type[SMLD], which: str, home: str) -> Callable[[GaussianSDE, int], Sampler]:
-    """Return how a kind of chain samples: by its ancestral table, at the SDE's own knots."""
-    name = kind.__name__.lower()
-
-    def build(sde: GaussianSDE, steps: int) -> Sampler:
-        try:
-            chain = kind.from_sde(sde, steps)
-        except ConfigError as error:
-            raise ConfigError(
-                f"sampler {name!r} is a discrete chain {which}, and {type(sde).__name__} does not; "
-                f"use ancestral:{steps}, the same step in continuous time, or a model of {home}"
-            ) from error
-        return Sampler(name, chain.ancestral())
-
-    return build
-
-
-def _pc(sde: GaussianSDE, steps: int) -> Sampler:
-    return Sampler("pc", reverse_diffusion(), steps, kernels=(Langevin(),))
-
-
-# Samplers that are more than a solver, with their usual number of steps.
-COMPOSED: dict[str, tuple[Callable[[GaussianSDE, int], Sampler], int]] = {
-    "ddpm": (_chain(DDPM, "that preserves variance", "VPSDE"), 1000),
-    "smld": (_chain(SMLD, "that keeps the data's scale", "VESDE"), 1000),
-    "pc": (_pc, 100),
-}
-
-
-def parse_sampler(text: str, sde: GaussianSDE, *, samples: int | None = None) -> Sampler:
-    """Read "name", "name:steps" or either with "@samples" behind it, e.g. "ddpm:1000@100".
-
-    The name is one of ``solvers.SOLVERS``; "ddpm" or "smld", chains of ``steps`` indices, for SDEs that preserve
-    variance and for those with alpha = 1; or "pc", reverse diffusion with one Langevin step before each: two
-    evaluations a step.
-
-    Args:
-        text: what to read.
-        sde: the SDE to sample under.
-        samples: number of samples where the text names none.
-
-    Raises:
-        ConfigError: an unknown name (with the nearest), steps or samples that are no number, steps for an adaptive
-            solver, or a chain that the SDE cannot carry.
-        DomainError: steps or samples < 1.
-    """
-    solver_text, at, own = text.strip().partition("@")
-    name, colon, count = solver_text.partition(":")
-    if name not in SOLVERS and name not in COMPOSED:
-        raise unknown("sampler", name, [*SOLVERS, *COMPOSED])
-    if colon and not count.isdecimal():
-        raise ConfigError(f"sampler {text!r}: after the colon stands a number of steps, e.g. {name}:20")
-    if at and not own.isdecimal():
-        raise ConfigError(f"sampler {text!r}: after the @ stands a number of samples, e.g. {solver_text}@100")
-    steps = check_integer(int(count), f"steps of {name}", 1) if colon else None
-    if at:
-        samples = check_integer(int(own), f"samples of {name}", 1)
-    if name in COMPOSED:
-        build, usual = COMPOSED[name]
-        made = build(sde, steps or usual)
-    else:
-        solver = by_name(name)
-        if steps is not None and isinstance(solver, ProbabilityFlow):
-            raise ConfigError(f"sampler {text!r}: the adaptive probability flow chooses its own steps; write {name!r}")
-        made = Sampler(name, solver, steps)
-    return replace(made, samples=samples)
 
 
 def compare(

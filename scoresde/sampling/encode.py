@@ -22,12 +22,16 @@ import torch
 from torch import Generator, Tensor
 
 from scoresde.diffusions.sde import GaussianSDE
-from scoresde.errors import ConfigError, DomainError, DTypeError, ShapeError, check_integer, check_samples
-from scoresde.models.prediction import Condition
-from scoresde.models.score_model import ScoreModel, check_condition, in_mode
+from scoresde.errors import ConfigError, DomainError, DTypeError, check_integer, check_samples
+from scoresde.models.checks import check_event, check_model
+from scoresde.models.prediction import Condition, Predictor, check_condition, in_mode, select
+from scoresde.noise import TapeNoise
+from scoresde.ops import chunks
+from scoresde.sampling.flow import FlowPlan
+from scoresde.sampling.part import Part
 from scoresde.sampling.sample import SampleResult, sample
-from scoresde.solvers.adaptive import FlowResult, FlowSolver, ProbabilityFlow
-from scoresde.solvers.grids import Grid, check_times
+from scoresde.solvers.adaptive import FlowSolver, ProbabilityFlow
+from scoresde.solvers.grids import Grid, check_one_way, check_times, choose_grid
 from scoresde.solvers.named import by_name
 from scoresde.solvers.solver import Solver
 from scoresde.solvers.tableau import Tableau
@@ -35,10 +39,11 @@ from scoresde.solvers.tableau import Tableau
 __all__ = ["decode", "encode"]
 
 FLOW = ProbabilityFlow(rtol=1e-5, atol=1e-5)
+NO_NOISE = TapeNoise(())
 
 
 def encode(
-    model: ScoreModel,
+    model: Predictor,
     x: Tensor,
     *,
     sde: GaussianSDE | None = None,
@@ -95,7 +100,7 @@ def encode(
 
 
 def decode(
-    model: ScoreModel,
+    model: Predictor,
     z: Tensor,
     *,
     sde: GaussianSDE | None = None,
@@ -138,18 +143,10 @@ def decode(
 
 def _checked(
     model: object, x: Tensor, name: str, sde: GaussianSDE | None, solver: object
-) -> tuple[ScoreModel, Solver | FlowSolver]:
+) -> tuple[Predictor, Solver | FlowSolver]:
     """Return the model under the SDE to use and the solver itself."""
-    if not isinstance(model, ScoreModel):
-        raise DTypeError(
-            f"model must be a ScoreModel, got {type(model).__name__}; wrap a function with ScoreModel.from_callable"
-        )
-    check_samples(x, name)
-    if model.moments is not None and model.moments.mean.shape not in ((), x.shape[1:]):
-        raise ShapeError(
-            f"{name} must be (B, *) with the event {tuple(model.moments.mean.shape)} of the model's data, "
-            f"got {tuple(x.shape)}"
-        )
+    known = check_model(model)
+    check_event(known.moments, check_samples(x, name).shape, name)
     if isinstance(solver, str):
         solver = by_name(solver)
     if isinstance(solver, Tableau):
@@ -158,7 +155,7 @@ def _checked(
         )
     if not isinstance(solver, (Solver, FlowSolver)):
         raise DTypeError(f"solver must be a name, a Solver or a solver of the probability flow, got {solver!r}")
-    return (model if sde is None or sde is model.sde else model.with_sde(sde)), solver
+    return (known if sde is None or sde is known.sde else known.with_sde(sde)), solver
 
 
 def _span(sde: GaussianSDE, steps: int | None, times: object) -> Tensor:
@@ -175,14 +172,12 @@ def _span(sde: GaussianSDE, steps: int | None, times: object) -> Tensor:
 
 def _table(sde: GaussianSDE, solver: Solver, steps: int | None, times: Tensor | Grid | None) -> tuple[Tensor, Tableau]:
     """Return the interval ends and the table of a fixed solver on them; ConfigError where it draws noise."""
-    if times is None or isinstance(times, Grid):
-        grid = solver.grid if times is None else times
-        count = steps if steps is not None else grid.steps
-        ends = grid(sde, check_integer(20 if count is None else count, "steps", 1))
-    elif steps is not None:
-        raise ConfigError("give steps= or a tensor of times=, not both")
-    else:
+    check_one_way(steps, times)
+    if isinstance(times, Tensor):
         ends = check_times(sde, times)
+    else:
+        grid, count = choose_grid(solver.grid, steps, times)
+        ends = grid(sde, count)
     table = solver.build(sde, _noisy(ends))
     if table.stochastic:
         raise ConfigError(
@@ -203,7 +198,7 @@ def _noisy(ends: Tensor) -> Tensor:
 
 
 def _sampled(
-    model: ScoreModel,
+    model: Predictor,
     x: Tensor,
     solver: Tableau | FlowSolver,
     times: Tensor | None,
@@ -227,18 +222,15 @@ def _sampled(
 
 
 def _upwards(
-    solver: FlowSolver, model: ScoreModel, y: Tensor, span: Tensor, cond: Condition, chunk_size: int | None
+    solver: FlowSolver, model: Predictor, y: Tensor, span: Tensor, cond: Condition, chunk_size: int | None
 ) -> SampleResult:
     """Follow the flow from the last time to the first, chunk by chunk."""
-    size = max(1, y.shape[0] if chunk_size is None else check_integer(chunk_size, "chunk_size", 1))
-    late, early = (model.sde.at(t) for t in span)
-    none = torch.zeros(0, dtype=torch.long)
-    parts = [FlowResult(y[:0], none, none, none)]
-    with in_mode(model, training=False), torch.no_grad():
-        for low in range(0, y.shape[0], size):
-            here = None if cond is None else {k: v[low : low + size].to(y.device) for k, v in cond.items()}
-            parts.append(solver.solve(model, y[low : low + size], early, late, here))
-    nfe, accepted, rejected = (torch.cat([getattr(p, name) for p in parts]) for name in ("nfe", "accepted", "rejected"))
+    size = max(1, y.shape[0]) if chunk_size is None else check_integer(chunk_size, "chunk_size", 1)
     first, last = span.tolist()
-    x = torch.cat([p.x for p in parts])
-    return SampleResult(x, nfe, (last, first), None, torch.zeros_like(nfe), accepted, rejected, None)
+    upwards = FlowPlan(solver, model.sde, (last, first), "sample")
+    parts = [Part.empty(y.shape, y.dtype, y.device)]
+    with in_mode(model, training=False), torch.no_grad():
+        for rows in chunks(y.shape[0], size):
+            parts.append(upwards(model, y[rows], NO_NOISE, select(cond, rows, y.device)))
+    whole = Part.joined(parts)
+    return SampleResult(whole.x, whole.nfe, upwards.times, None, whole.status, whole.accepted, whole.rejected, None)

@@ -16,45 +16,23 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from scoresde.errors import ConfigError
-from scoresde.models.prediction import Prediction, PreparedModel, Readout
+from scoresde.models.prediction import Prediction, Prepared
 from scoresde.noise import NoiseSource
 from scoresde.sampling.kernels import Kernel
+from scoresde.sampling.part import Observer, Step
 from scoresde.solvers.rows import Row
 from scoresde.solvers.tableau import Tableau
 
-__all__ = ["Observer", "Step", "execute"]
+__all__ = ["execute"]
 
 Term = tuple[float, int]
 OUTPUT, START = 0, 1  # the buffers of the network's output and of the start state
-
-
-@dataclass(frozen=True, eq=False)
-class Step:
-    """What an observer sees after a row: read-only; x is reused by the loop, clone it to keep it.
-
-    Args:
-        index: number of the row.
-        t: time of the call.
-        s: time of the new state.
-        x: the new state (B, *).
-        prediction: what the model said at t.
-    """
-
-    index: int
-    t: float
-    s: float
-    x: Tensor
-    prediction: Prediction
-
-
-Observer = Callable[[Step], None]
 
 
 class _Sum(NamedTuple):
@@ -188,7 +166,7 @@ def _reused(rows: Sequence[Row]) -> list[bool]:
 
 def execute(
     table: Tableau,
-    model: PreparedModel,
+    model: Prepared,
     x: Tensor,
     noise: NoiseSource,
     *,
@@ -212,7 +190,7 @@ def execute(
     Raises:
         ConfigError: a table with a learned variance and a model without one, before any call.
     """
-    if table.spread and model.model.variance != "learned":
+    if table.spread and not model.learned:
         raise ConfigError(
             f"{table.name!r} takes its variance from the network, and this model learns none; pass "
             'ScoreModel(..., variance="learned"), or use the table with variance="small" or "large"'
@@ -243,7 +221,7 @@ def execute(
             buffers[stage.new] = guard(i, buffers[stage.y], buffers[stage.new])
         if observers:
             s = table.rows[i + 1].at.t if i + 1 < len(table.rows) else table.end.t
-            prediction = Prediction(buffers[stage.x], buffers[OUTPUT], _at(model.readout, i), fraction)
+            prediction = Prediction(buffers[stage.x], buffers[OUTPUT], model.reading(i), fraction)
             for observer in observers:
                 observer(Step(i, table.rows[i].at.t, s, buffers[stage.new], prediction))
     return buffers[program.result]
@@ -268,10 +246,3 @@ def _split(
     nothing = torch.zeros((), dtype=scaled.dtype, device=scaled.device)
     for part, values in ((draw, (scaled, nothing)), (other, (nothing, scaled))):
         buffers[part] = torch.where(below, *values, out=held[part])
-
-
-def _at(readout: Readout, i: int) -> Readout:
-    """Return the readout of one row."""
-    shape = readout.point.t.shape
-    p, q = (c.expand(shape)[i] for c in readout.pair)
-    return Readout(readout.point[i], (p, q), readout.c_in.expand(shape)[i], readout.c_noise[i])

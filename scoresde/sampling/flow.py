@@ -11,85 +11,56 @@ For any other SDE there are no such coordinates: y = x, u = t and dx/dt = f(x, t
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from scoresde.diffusions.gaussian import Moments
 from scoresde.diffusions.point import Point
 from scoresde.diffusions.sde import SDE, ReverseSDE
-from scoresde.errors import DomainError, DTypeError, check_floating
-from scoresde.models.prediction import Condition
-from scoresde.models.score_model import ScoreModel
-from scoresde.transforms.base import Transform
+from scoresde.errors import ConfigError, DomainError, check_samples
+from scoresde.models.prediction import Condition, Predictor, select
+from scoresde.models.scored_sde import ScoredSDE
+from scoresde.noise import NoiseSource
+from scoresde.ops import working_dtype
+from scoresde.sampling.part import Part, Start, Watch, check_final, denoised
+from scoresde.sampling.plan import plan
+from scoresde.solvers.adaptive import Field, FlowResult, FlowSolver, Stage
+from scoresde.solvers.grids import Grid, check_times
 
-__all__ = ["Field", "ScoredSDE", "flow_field"]
-
-Stage = Callable[[int, Tensor], Tensor]
-
-
-class ScoredSDE(nn.Module):
-    """A score function under any SDE, also one without alpha and sigma.
-
-    Args:
-        function: (x, t, **cond) -> score of x's shape; t has shape (B,), in float32 or in x's wider type.
-        sde: any SDE.
-    """
-
-    moments: Moments | None = None
-    transform: Transform | None = None
-
-    def __init__(self, function: Callable[..., Tensor], sde: SDE) -> None:
-        """Keep both; nothing is called."""
-        super().__init__()
-        self.function = function
-        self.sde = sde
-
-    def forward(self, x: Tensor, t: Tensor | float, cond: Condition = None) -> Tensor:
-        """Return the score at x (B, *) and t of shape () or (B,)."""
-        time = self.sde.check_time(t, check_floating(x))
-        time = time.to(x.device, torch.promote_types(torch.float32, x.dtype)).expand(x.shape[0])
-        out: object = self.function(x, time) if cond is None else self.function(x, time, **cond)
-        if not isinstance(out, Tensor):
-            raise DTypeError(f"the score function must return a tensor of x's shape, got {type(out).__name__}")
-        return out.to(x)
-
-    @property
-    def device(self) -> torch.device | None:
-        """The device of the function's parameters; None where it has none."""
-        return next((p.device for p in self.parameters()), None)
+__all__ = ["FlowPlan", "flow_field", "solve"]
 
 
-@dataclass(frozen=True, eq=False)
-class Field:
-    """The right-hand side of the flow between two times, and how a state enters and leaves its coordinates.
+def solve(
+    solver: FlowSolver,
+    model: Predictor | ScoredSDE,
+    x: Tensor,
+    start: Point | float,
+    end: Point | float,
+    cond: Condition = None,
+) -> FlowResult:
+    """Carry x (B, *) along the probability flow from one point to another, in either direction.
 
     Args:
-        stages: (u of shape (S, n), rows (n,)) -> function (i, y) giving the slope of y (n, *) at u[i]. ``u`` is in
-            float64 on the CPU, ``rows`` says which samples of the batch these are.
-        start: u at the start.
-        end: u at the end.
-        scales: x/y at the start and at the end.
-        time: u -> t, for messages.
-        name: of u.
+        solver: what integrates it.
+        model: the model, or a score under any SDE.
+        x: state at ``start``, in its scale.
+        start: a time of the model's SDE, or for a ScoreModel a single point of any Gaussian SDE.
+        end: the same, with sigma > 0.
+        cond: conditions of the batch.
+
+    Raises:
+        DTypeError, ShapeError, DomainError: x is no finite floating (B, *), or tolerances are below its epsilon.
+        SolverError: the end was not reached; ``partial`` holds the states reached, in the coordinates y.
     """
-
-    stages: Callable[[Tensor, Tensor], Stage]
-    start: float
-    end: float
-    scales: tuple[float, float]
-    time: Callable[[float], float]
-    name: str
-
-    def slope(self, y: Tensor, u: Tensor) -> Tensor:
-        """Return the slope of a whole batch y (B, *) at one u, in float64 on the CPU."""
-        return self.stages(u.expand(1, y.shape[0]), torch.arange(y.shape[0]))(0, y)
+    wide = working_dtype(x.device) if solver.double else torch.promote_types(check_samples(x).dtype, torch.float32)
+    state = check_samples(x).to(wide)
+    result = solver.integrate(flow_field(model, state, start, end, cond), state)
+    return replace(result, x=result.x.to(x.dtype))
 
 
 def flow_field(
-    model: ScoreModel | ScoredSDE, like: Tensor, start: Point | float, end: Point | float, cond: Condition = None
+    model: Predictor | ScoredSDE, like: Tensor, start: Point | float, end: Point | float, cond: Condition = None
 ) -> Field:
     """Return the probability flow of a model.
 
@@ -103,28 +74,24 @@ def flow_field(
     Raises:
         DomainError: a point where only a time has a meaning, or sigma = 0 at an end.
     """
+    inputs = (*model.parameters(), *(() if cond is None else cond.values()))
+    parameters = tuple(p for p in inputs if p.requires_grad)
     if isinstance(model, ScoredSDE):
-        return _plain_field(model, start, end, cond)
+        return replace(_plain_field(model, start, end, cond), parameters=parameters)
     ends = [p if isinstance(p, Point) else model.sde.at(p) for p in (start, end)]
     scales = [float(p.alpha + p.sigma) for p in ends]
     u = [float(p.sigma) / scale for p, scale in zip(ends, scales, strict=True)]
     if min(u) <= 0:
         raise DomainError("the probability flow must start and end where sigma > 0; stop at t_min")
-    ones = (1,) * (like.ndim - 1)
 
     def stages(u: Tensor, rows: Tensor) -> Stage:
-        flat = u.reshape(-1)
-        readout = model.readout(Point(flat, 1 - flat, flat, 2 * (torch.log1p(-flat) - flat.log())))
-        shaped = (*u.shape, *ones)
-        numbers = (*readout.weights("flow"), readout.c_in)
-        on_y, on_output, c_in = (c.expand(flat.shape).to(like).reshape(shaped) for c in numbers)
-        c_noise = model.c_noise_for(readout.c_noise, like).reshape(u.shape)
-        here = _rows_of(cond, rows)
-        dtype = model.dtype or like.dtype
+        points = Point(u, 1 - u, u, 2 * (torch.log1p(-u) - u.log()))
+        part = like[:1].expand(len(rows), *like.shape[1:])  # only its shape, type and device are used
+        prepared = model.prepare(points, part, _rows_of(cond, rows))
+        on_y, on_output = prepared.columns("flow")
 
         def stage(i: int, y: Tensor) -> Tensor:
-            output = model.raw((c_in[i] * y).to(dtype), c_noise[i], here)
-            return (on_y[i] * y).addcmul_(on_output[i], output.to(y))
+            return (on_y[i] * y).addcmul_(on_output[i], prepared.raw(i, y).to(y))
 
         return stage
 
@@ -132,7 +99,7 @@ def flow_field(
         at = torch.tensor(u, dtype=torch.float64)
         return float(model.sde.time(2 * (torch.log1p(-at) - at.log())))
 
-    return Field(stages, u[0], u[1], (scales[0], scales[1]), time, "sigma/(alpha + sigma)")
+    return Field(stages, u[0], u[1], (scales[0], scales[1]), time, "sigma/(alpha + sigma)", parameters)
 
 
 def _plain_field(model: ScoredSDE, start: Point | float, end: Point | float, cond: Condition) -> Field:
@@ -152,4 +119,61 @@ def _rows_of(cond: Condition, rows: Tensor) -> Condition:
     """Return the conditions of some samples; the mapping itself where these are all."""
     if cond is None or all(len(v) == len(rows) for v in cond.values()):
         return cond
-    return {k: v[rows.to(v.device)] for k, v in cond.items()}
+    return select(cond, rows)
+
+
+@dataclass(frozen=True, eq=False)
+class FlowPlan:
+    """Follow the probability flow between two times, chunk by chunk."""
+
+    solver: FlowSolver
+    sde: SDE
+    times: tuple[float, ...]
+    final: str
+
+    draws = 0
+    has_bar = False
+
+    @property
+    def start(self) -> Start | None:
+        """Where the flow starts."""
+        return Start.at(self.sde, self.times[0])
+
+    def __call__(self, model: Predictor | ScoredSDE, x: Tensor, noise: NoiseSource, cond: Condition) -> Part:
+        """Carry x along the flow."""
+        first, last = self.times
+        result = solve(self.solver, model, x, first, last, cond)
+        out, nfe = result.x, result.nfe
+        if self.final == "denoise":
+            out, nfe = denoised(model, out, last, cond), nfe + 1
+        return Part(out, nfe, None, torch.zeros_like(nfe), result.accepted, result.rejected)
+
+
+@plan.register(FlowSolver)
+def _plan_flow(
+    solver: FlowSolver, sde: SDE, steps: int | None, times: Tensor | Grid | None, final: str, watch: Watch
+) -> FlowPlan:
+    """Plan a flow: it chooses its own steps, so that ``times`` may name its two ends and nothing else.
+
+    Raises:
+        ConfigError: steps, a grid, or a watch that only a table has.
+    """
+    refused = watch.beyond(differentiable=solver.differentiable)
+    refused += ["steps"] * (steps is not None) + ["a grid"] * isinstance(times, Grid)
+    if refused:
+        raise ConfigError(
+            f"the adaptive probability flow chooses its own steps and takes no {', '.join(refused)}; use a fixed "
+            "solver, e.g. solver='heun'; times= may name its start and end"
+        )
+    check_final(sde, final)
+    if times is None:
+        return FlowPlan(solver, sde, (sde.t_max, sde.t_min), final)
+    ends = check_times(sde, times)
+    if len(ends) > 2:
+        raise ConfigError(
+            "the adaptive probability flow chooses its own steps: times= gives its two ends, got "
+            f"{len(ends)} times; use a fixed solver, e.g. solver='heun'"
+        )
+    if float(ends[-1]) == 0:
+        raise ConfigError("the adaptive probability flow must end at t > 0; final='denoise' goes to clean data")
+    return FlowPlan(solver, sde, (float(ends[0]), float(ends[-1])), final)

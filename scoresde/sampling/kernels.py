@@ -16,17 +16,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from scoresde.errors import ConfigError, check_integer, check_number, unknown
-from scoresde.models.prediction import Condition, PreparedModel
+from scoresde.models.prediction import Prepared
 from scoresde.noise import NoiseSource
 from scoresde.ops import expand
 
-__all__ = ["MALA", "Energetic", "Kernel", "Langevin", "adjusted"]
+__all__ = ["MALA", "Kernel", "Langevin", "adjusted"]
 
 
 class Kernel(Protocol):
@@ -40,16 +40,8 @@ class Kernel(Protocol):
     def draws(self) -> int:
         """Draws of noise in one application."""
 
-    def __call__(self, x: Tensor, index: int, model: PreparedModel, noise: NoiseSource) -> Tensor:
+    def __call__(self, x: Tensor, index: int, model: Prepared, noise: NoiseSource) -> Tensor:
         """Return the next state, of x's shape (B, *); ``index`` is the prepared point, x must not be written to."""
-
-
-@runtime_checkable
-class Energetic(Protocol):
-    """A network that has an energy, as ``EnergyModel``'s has."""
-
-    def energy(self, x: Tensor, c_noise: Tensor, cond: Condition = None) -> Tensor:
-        """Return the energies (B,) in nats of scaled states x (B, *)."""
 
 
 NormRule = Callable[[Tensor, Tensor, float], Tensor]
@@ -110,7 +102,7 @@ class Langevin:
         """One draw for each Langevin step."""
         return self.steps
 
-    def __call__(self, x: Tensor, index: int, model: PreparedModel, noise: NoiseSource) -> Tensor:
+    def __call__(self, x: Tensor, index: int, model: Prepared, noise: NoiseSource) -> Tensor:
         """Return the state after ``steps`` Langevin steps at the prepared point ``index``."""
         a, b = (weights[index] for weights in model.weights("score"))
         sigma = float(model.readout.point.sigma[index])
@@ -163,15 +155,12 @@ class MALA:
         """One draw for each proposal and one for its test."""
         return 2 * self.steps
 
-    def __call__(self, x: Tensor, index: int, model: PreparedModel, noise: NoiseSource) -> Tensor:
+    def __call__(self, x: Tensor, index: int, model: Prepared, noise: NoiseSource) -> Tensor:
         """Return the state after ``steps`` proposals at the prepared point ``index``."""
-        net = model.model.net
-        if not isinstance(net, Energetic):
-            raise ConfigError("MALA compares energies, and this model has none; use an EnergyModel, or Langevin()")
         if x.requires_grad:
             raise ConfigError("MALA accepts or rejects, which has no gradient; use Langevin() with differentiable=True")
         step = 2 * (self.snr * float(model.readout.point.sigma[index])) ** 2
-        return adjusted(lambda y: _energy_and_score(net, y, index, model), x, step, self.steps, noise)[0]
+        return adjusted(lambda y: model.energies(index, y), x, step, self.steps, noise)[0]
 
 
 def moved(x: Tensor, score: Tensor, step: Tensor | float, z: Tensor) -> Tensor:
@@ -220,14 +209,3 @@ def adjusted(
         if on_step is not None:
             on_step(k, x)
     return x, count
-
-
-def _energy_and_score(net: Energetic, x: Tensor, index: int, model: PreparedModel) -> tuple[Tensor, Tensor]:
-    """Return the energies (B,) and the scores (B, *) at the prepared point, from one evaluation."""
-    c_in = model.c_in[index]
-    with torch.enable_grad():
-        point = x.detach().requires_grad_(True)
-        scaled = point if c_in is None else point * c_in
-        energy = net.energy(scaled if model.cast is None else scaled.to(model.cast), model.c_noise[index], model.cond)
-        (gradient,) = torch.autograd.grad(energy.sum(), point)
-    return energy.detach().to(x), -gradient

@@ -26,7 +26,7 @@ from scoresde.diffusions.levels import VESDE
 from scoresde.errors import ConfigError, DTypeError, ShapeError, SolverError, check_integer, check_number, check_samples
 from scoresde.models.prediction import Condition
 from scoresde.models.score_model import ScoreModel
-from scoresde.noise import GeneratorNoise, NoiseSource, SampleNoise, TapeNoise, check_seed, fresh_seed
+from scoresde.noise import NoiseSource, Randomness, check_tape
 from scoresde.sampling.kernels import adjusted
 from scoresde.sampling.sample import SampleResult, sample
 from scoresde.solvers.langevin import annealed_langevin
@@ -93,8 +93,11 @@ def langevin(
             raise ConfigError("energy is that of one density; for levels use sample with kernels=[MALA()]")
         if not callable(energy):
             raise DTypeError(f"energy must be a function x -> (B,), got {energy!r}")
-        source, used = _source(start, 2 * n, seed, generator, noise)
-        result = _adjusted(score, energy, start, step, n, source, used, on_step)
+        randomness = Randomness(batch=len(start), device=start.device, seed=seed, generator=generator, noise=noise)
+        if noise is not None:
+            check_tape(noise, 2 * n, start.shape)
+        source = randomness.part(slice(0, len(start)), 1)
+        result = _adjusted(score, energy, start, step, n, source, randomness.seed, on_step)
         return result if full_output else result.x
     solver: Solver | Tableau
     if isinstance(score, ScoreModel):
@@ -129,26 +132,6 @@ def _table(step: float, n: int) -> Tableau:
     knot = Knot.of(VESDE().at(torch.tensor([0.5], dtype=torch.float64)))[0]
     row = Row(knot, (1.0, step), noise=(math.sqrt(2 * step),))
     return Tableau(f"langevin ({n} steps of {step:g})", "score", (row,) * n, knot, knot, 1.0)
-
-
-def _source(
-    x: Tensor, draws: int, seed: int | None, generator: torch.Generator | None, noise: Sequence[Tensor] | None
-) -> tuple[NoiseSource, int | None]:
-    """Return the noise that ``sample`` would use from a start state that is given, and the seed if there is one."""
-    if sum(source is not None for source in (seed, generator, noise)) > 1:
-        raise ConfigError("give one source of randomness: seed=, generator= or noise=")
-    if generator is not None:
-        if not isinstance(generator, torch.Generator):
-            raise DTypeError(f"generator must be a torch.Generator, got {generator!r}; a number is seed=")
-        return GeneratorNoise(generator), None
-    if noise is not None:
-        if len(noise) < draws:
-            raise ShapeError(f"noise holds {len(noise)} tensors, needed are {draws}: two for each step")
-        return TapeNoise(noise), None
-    used = fresh_seed() if seed is None else check_seed(seed)
-    source = SampleNoise(used)
-    source.rewind(1)
-    return source, used
 
 
 def _adjusted(

@@ -1,7 +1,7 @@
 r"""The adaptive probability flow: an embedded Runge-Kutta method whose step, error and acceptance are per sample.
 
-The equation and its coordinates are those of ``flows.flow_field``: for a Gaussian diffusion the rectified path's,
-y = x/(alpha + sigma) and u = sigma/(alpha + sigma).
+It integrates a ``Field``, an equation in coordinates of its own, and knows no model: ``sampling.flow`` has the
+probability flow's field, for a Gaussian diffusion in y = x/(alpha + sigma) and u = sigma/(alpha + sigma).
 
 Each sample carries its own u and its own step, so that a batch gives what its members give alone. The error of a sample
 is the root mean square over its coordinates of err/(atol + rtol max(|y|, |y_new|)); a step is accepted where it is at
@@ -13,19 +13,16 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from scoresde.diffusions.point import Point
-from scoresde.errors import DomainError, SolverError, check_integer, check_number, check_samples, unknown
-from scoresde.models.prediction import Condition
-from scoresde.models.score_model import ScoreModel
-from scoresde.sampling.flow import Field, ScoredSDE, flow_field
+from scoresde.errors import DomainError, SolverError, check_integer, check_number, unknown
 
-__all__ = ["EMBEDDED", "Embedded", "FlowResult", "FlowSolver", "ProbabilityFlow", "check_tolerances"]
+__all__ = ["EMBEDDED", "Embedded", "Field", "FlowResult", "FlowSolver", "ProbabilityFlow", "Stage", "check_tolerances"]
 
 FIRST_STEP = 0.02  # of the whole interval
 
@@ -68,6 +65,9 @@ EMBEDDED: dict[str, Embedded] = {
 }
 
 
+Stage = Callable[[int, Tensor], Tensor]
+
+
 @dataclass(frozen=True, eq=False)
 class FlowResult:
     """The end state and what it cost, sample by sample.
@@ -85,31 +85,54 @@ class FlowResult:
     rejected: Tensor
 
 
+@dataclass(frozen=True, eq=False)
+class Field:
+    """The right-hand side of an equation dy/du = slope(y, u), and how a state enters and leaves its coordinates.
+
+    Args:
+        stages: (u of shape (S, n), rows (n,)) -> function (i, y) giving the slope of y (n, *) at u[i]. ``u`` is in
+            float64 on the CPU, ``rows`` says which samples of the batch these are.
+        start: u at the start.
+        end: u at the end.
+        scales: x/y at the start and at the end.
+        time: u -> t, for messages.
+        name: of u.
+        parameters: the tensors beside y that the slope depends on and that take gradients.
+    """
+
+    stages: Callable[[Tensor, Tensor], Stage]
+    start: float
+    end: float
+    scales: tuple[float, float]
+    time: Callable[[float], float]
+    name: str
+    parameters: tuple[Tensor, ...] = ()
+
+    def slope(self, y: Tensor, u: Tensor) -> Tensor:
+        """Return the slope of a whole batch y (B, *) at one u, in float64 on the CPU."""
+        return self.stages(u.expand(1, y.shape[0]), torch.arange(y.shape[0]))(0, y)
+
+    def only(self, k: int) -> Field:
+        """Return the field of sample k alone, as a batch of one."""
+        return replace(self, stages=lambda u, rows: self.stages(u, rows + k))
+
+
 class FlowSolver(ABC):
-    """A way to carry states along the probability flow; ``differentiable`` says whether gradients pass through it."""
+    """A way to integrate a field; ``sampling.flow`` makes a model's field and has it integrated.
+
+    ``differentiable`` says whether gradients pass through it, ``double`` whether it carries states in float64.
+    """
 
     differentiable: ClassVar[bool] = False
+    double: ClassVar[bool] = False
 
     @abstractmethod
-    def solve(
-        self,
-        model: ScoreModel | ScoredSDE,
-        x: Tensor,
-        start: Point | float,
-        end: Point | float,
-        cond: Condition = None,
-    ) -> FlowResult:
-        """Carry x (B, *) from one point to another, in either direction.
-
-        Args:
-            model: the model, or a score under any SDE.
-            x: state at ``start``, in its scale.
-            start: a time of the model's SDE, or for a ScoreModel a single point of any Gaussian SDE.
-            end: the same, with sigma > 0.
-            cond: conditions of the batch.
+    def integrate(self, field: Field, x: Tensor) -> FlowResult:
+        """Carry x (B, *), finite and in at least float32, from the field's start to its end, in either direction.
 
         Raises:
-            DomainError: tolerances below the state's epsilon. SolverError: the end was not reached.
+            DomainError: tolerances below the state's epsilon. SolverError: the end was not reached; ``partial`` holds
+                the states reached, (B, *), in the coordinates y.
         """
 
 
@@ -140,28 +163,14 @@ class ProbabilityFlow(FlowSolver):
         if self.method not in EMBEDDED:
             raise unknown("method", self.method, EMBEDDED)
 
-    def solve(
-        self,
-        model: ScoreModel | ScoredSDE,
-        x: Tensor,
-        start: Point | float,
-        end: Point | float,
-        cond: Condition = None,
-    ) -> FlowResult:
-        """Carry x (B, *) from one point to another; see ``FlowSolver.solve``.
+    def integrate(self, field: Field, x: Tensor) -> FlowResult:
+        """Carry x (B, *) along a field; see ``FlowSolver.integrate``.
 
         Raises:
-            DTypeError, ShapeError, DomainError: x is no finite floating (B, *), or tolerances are below its epsilon.
-            SolverError: step underflow, too many steps or non-finite predictions, with the time reached; ``partial``
-                holds the states reached, (B, *), in the coordinates y.
+            DomainError: tolerances below x's epsilon. SolverError: step underflow, too many steps or slopes that are
+                not finite, with the time reached.
         """
-        state = check_samples(x).to(torch.promote_types(x.dtype, torch.float32))
-        check_tolerances(self.rtol, self.atol, state.dtype)
-        result = self.integrate(flow_field(model, state, start, end, cond), state)
-        return replace(result, x=result.x.to(x.dtype))
-
-    def integrate(self, field: Field, x: Tensor) -> FlowResult:
-        """Carry x (B, *) along a field of your own; ``solve`` makes the model's and calls this."""
+        check_tolerances(self.rtol, self.atol, x.dtype)
         pair = EMBEDDED[self.method]
         span, shape, count = field.end - field.start, x.shape, len(pair.stages)
         end_y = (x / field.scales[0]).reshape(shape[0], math.prod(shape[1:]))

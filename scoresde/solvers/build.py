@@ -10,8 +10,8 @@ from torch import Tensor
 
 from scoresde.diffusions.named import SCHEDULES
 from scoresde.diffusions.sde import SDE, GaussianSDE
-from scoresde.errors import ConfigError, DomainError, DTypeError, ScoreSDEError, check_integer, unknown
-from scoresde.solvers.grids import Grid
+from scoresde.errors import ConfigError, DomainError, DTypeError, ScoreSDEError, unknown
+from scoresde.solvers.grids import Grid, check_one_way, choose_grid
 from scoresde.solvers.named import SOLVERS, by_name
 from scoresde.solvers.solver import Solver
 from scoresde.solvers.tableau import Tableau
@@ -50,14 +50,11 @@ def build_table(
         raise DTypeError(
             f"sde must be a GaussianSDE, e.g. VPSDE(), got {sde!r}; any other SDE needs a solver of scoresde.bridge"
         )
-    if not (times is None or isinstance(times, (Tensor, Grid))):
-        raise DTypeError(f"times must be a floating tensor or a Grid, got {type(times).__name__}; use torch.tensor")
+    check_one_way(steps, times)
     if isinstance(solver, Tableau):
         if steps is not None or times is not None:
             raise ConfigError("a built Tableau has its own times; leave out steps= and times=, or pass its solver")
         return FINALS[final](solver)
-    if isinstance(times, Tensor) and steps is not None:
-        raise ConfigError("give steps= or a tensor of times=, not both")
     try:
         return _table(sde, solver, steps, times, final)
     except DomainError as error:
@@ -70,9 +67,7 @@ def build_table(
 def _table(sde: GaussianSDE, solver: Solver, steps: int | None, times: Tensor | Grid | None, final: str) -> Tableau:
     if isinstance(times, Tensor):
         return FINALS[final](solver(sde, times))
-    grid = solver.grid if times is None else times
-    count = steps if steps is not None else grid.steps
-    count = check_integer(20 if count is None else count, "steps", 1)
+    grid, count = choose_grid(solver.grid, steps, times)
     # A built-in SDE cannot change behind the table's back; another one may (a learned schedule).
     constant = SCHEDULES.get(type(sde).__name__) is type(sde)
     return (_built if constant else _build)(sde, solver, grid, count, final)

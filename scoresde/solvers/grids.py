@@ -28,7 +28,19 @@ from torch import Tensor
 from scoresde.diffusions.sde import SDE, GaussianSDE
 from scoresde.errors import ConfigError, DomainError, DTypeError, ShapeError, check_integer, check_number
 
-__all__ = ["Grid", "check_times", "diffused", "even", "karras", "knots", "log_snr", "rectified", "uniform"]
+__all__ = [
+    "Grid",
+    "check_one_way",
+    "check_times",
+    "choose_grid",
+    "diffused",
+    "even",
+    "karras",
+    "knots",
+    "log_snr",
+    "rectified",
+    "uniform",
+]
 
 
 FIRST_LOG_SNR = -10.0
@@ -192,6 +204,25 @@ def knots(times: Tensor, steps: int | None = None) -> Grid:
         return times.to(torch.float64)[index]
 
     return Grid(f"{len(times)} knots", rule, len(times) - 1 if steps is None else steps)
+
+
+STEPS = 20
+"""Intervals where nobody says how many."""
+
+
+def choose_grid(native: Grid, steps: int | None, times: Grid | None) -> tuple[Grid, int]:
+    """Return the grid, the solver's own unless another is named, and its number of intervals (20 by default)."""
+    grid = native if times is None else times
+    count = steps if steps is not None else grid.steps
+    return grid, check_integer(STEPS if count is None else count, "steps", 1)
+
+
+def check_one_way(steps: int | None, times: object) -> None:
+    """Raise unless ``times`` is None, a Grid or a tensor without ``steps`` beside it."""
+    if not (times is None or isinstance(times, (Tensor, Grid))):
+        raise DTypeError(f"times must be a floating tensor or a Grid, got {type(times).__name__}; use torch.tensor")
+    if isinstance(times, Tensor) and steps is not None:
+        raise ConfigError("give steps= or a tensor of times=, not both")
 
 
 def check_times(sde: SDE, times: object, *, rising: bool = False) -> Tensor:

@@ -38,7 +38,7 @@ from scoresde.diffusions.targets import TARGETS, target, view
 from scoresde.errors import ConfigError, DomainError, DTypeError, check_number, unknown
 from scoresde.solvers.rows import CLEAN, Increment, Knot, Order, Row, Weights
 
-__all__ = ["CLEAN", "Increment", "Knot", "Order", "Row", "Tableau"]
+__all__ = ["Tableau"]
 
 SHOWN = 10
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from scoresde.errors import ConfigError, ShapeError, check_number
 from scoresde.models.prediction import Condition
 from scoresde.noise import permutation, stream
-from scoresde.training.losses.denoising import move
+from scoresde.ops import move
 from scoresde.transforms.base import Transform
 
 __all__ = ["Batches", "check_labels"]

@@ -27,9 +27,9 @@ from scoresde.errors import (
     check_samples,
     unknown,
 )
-from scoresde.models import checkpoint
-from scoresde.models.prediction import Condition
-from scoresde.models.score_model import ScoreModel, in_mode
+from scoresde.models import checkpoint, saving
+from scoresde.models.prediction import Condition, in_mode
+from scoresde.models.score_model import ScoreModel
 from scoresde.noise import check_seed, fresh_seed, stream
 from scoresde.training.batches import Batches, check_labels
 from scoresde.training.loop import CHECKPOINT, LOG, Judge, Record, Run
@@ -229,7 +229,7 @@ def _resume(folder: Path | None, trainer: Trainer) -> None:
     numbers = contents.document("training")
     if numbers["seed"] != trainer.seed:
         raise ConfigError(f"{contents.folder} was trained with seed={numbers['seed']}, got seed={trainer.seed}")
-    checkpoint.load_network(contents, "weights", trainer.net)
+    saving.load_network(contents, "weights", trainer.net)
     trainer.restore(numbers, contents.tensors("training_state"))
     log = folder / LOG
     if log.is_file():

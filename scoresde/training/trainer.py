@@ -18,13 +18,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from scoresde.errors import ConfigError, DTypeError, ShapeError, check_number
+from scoresde.errors import ConfigError, DTypeError, ShapeError, check_number, named
+from scoresde.models.checks import check_score_model
 from scoresde.models.prediction import Condition
 from scoresde.models.score_model import ScoreModel
 from scoresde.noise import check_seed, normal, stream
+from scoresde.ops import move
 from scoresde.training.ema import EMA, stride
 from scoresde.training.losses.bins import LossBins
-from scoresde.training.losses.denoising import check_scalars, move, named, scalars, squared_errors
+from scoresde.training.losses.denoising import check_scalars, scalars, squared_errors
 from scoresde.training.losses.times import TIMES, TimeSampler, corrected
 from scoresde.training.losses.weights import WEIGHTS, Weight
 
@@ -193,11 +195,10 @@ class Trainer:
 
 def _network(model: object) -> nn.Module:
     """Return the network of a model that can be trained."""
-    if not isinstance(model, ScoreModel):
-        raise DTypeError(f"model must be a ScoreModel, got {type(model).__name__}; wrap it as ScoreModel(net, sde)")
-    if not isinstance(model.net, nn.Module) or not any(p.requires_grad for p in model.net.parameters()):
+    net = check_score_model(model).net
+    if not isinstance(net, nn.Module) or not any(p.requires_grad for p in net.parameters()):
         raise ConfigError("the model's network has no trainable parameters; training needs a torch.nn.Module with some")
-    return model.net
+    return net
 
 
 def _objective(objective: object, weight: object, times: object) -> Objective | None:

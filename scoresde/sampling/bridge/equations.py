@@ -1,4 +1,4 @@
-r"""The probability flow through scipy's ``solve_ivp`` and torchdiffeq, in the coordinates of ``flows.flow_field``.
+r"""Fields through scipy's ``solve_ivp`` and torchdiffeq: the probability flow in the coordinates of ``sampling.flow``.
 
 Both keep the package's rule that a sample does not depend on its batch by solving sample by sample;
 ``TorchDiffEq(together=True)`` shares one step among all of them, as torchdiffeq does by itself.
@@ -13,13 +13,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from scoresde.diffusions.point import Point
 from scoresde.errors import ConfigError, SolverError, check_integer, check_number, unknown
-from scoresde.models.prediction import Condition
-from scoresde.models.score_model import ScoreModel
-from scoresde.ops import working_dtype
-from scoresde.sampling.flow import Field, ScoredSDE, flow_field
-from scoresde.solvers.adaptive import FlowResult, FlowSolver, check_tolerances
+from scoresde.solvers.adaptive import Field, FlowResult, FlowSolver, check_tolerances
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -94,6 +89,8 @@ class ScipyODE(FlowSolver):
         DomainError: tolerances not positive. ConfigError: unknown method.
     """
 
+    double = True
+
     method: str = "RK45"
     rtol: float = 1e-5
     atol: float = 1e-5
@@ -107,20 +104,12 @@ class ScipyODE(FlowSolver):
         if self.method not in SCIPY:
             raise unknown("method", self.method, SCIPY)
 
-    def solve(
-        self,
-        model: ScoreModel | ScoredSDE,
-        x: Tensor,
-        start: Point | float,
-        end: Point | float,
-        cond: Condition = None,
-    ) -> FlowResult:
-        """Carry x (B, *) from one point to another; see ``FlowSolver.solve``."""
+    def integrate(self, field: Field, x: Tensor) -> FlowResult:
+        """Carry x (B, *) along a field, sample by sample; see ``FlowSolver.integrate``."""
         from scipy import integrate
 
-        state = x.detach().to(working_dtype(x.device))
         # scipy raises a smaller rtol to this with a warning.
-        check_tolerances(self.rtol / 100, self.atol, state.dtype)
+        check_tolerances(self.rtol / 100, self.atol, x.dtype)
         stages = {"RK23": integrate.RK23, "RK45": integrate.RK45, "DOP853": integrate.DOP853}
 
         def one(field: Field, y: Tensor) -> tuple[Tensor, _Counted]:
@@ -145,8 +134,7 @@ class ScipyODE(FlowSolver):
             return reached * field.scales[1], counted
 
         with torch.no_grad():
-            result = _one_by_one(one, model, state, start, end, cond)
-        return FlowResult(result.x.to(x.dtype), result.nfe, result.accepted, result.rejected)
+            return _one_by_one(one, field, x.detach())
 
 
 @dataclass(frozen=True)
@@ -185,33 +173,17 @@ class TorchDiffEq(FlowSolver):
             raise unknown("method", self.method, TORCHDIFFEQ)
         _torchdiffeq()
 
-    def solve(
-        self,
-        model: ScoreModel | ScoredSDE,
-        x: Tensor,
-        start: Point | float,
-        end: Point | float,
-        cond: Condition = None,
-    ) -> FlowResult:
-        """Carry x (B, *) from one point to another; see ``FlowSolver.solve``."""
-        state = x.to(torch.promote_types(x.dtype, torch.float32))
-        check_tolerances(self.rtol, self.atol, state.dtype)
-        parameters = (*model.parameters(), *(() if cond is None else cond.values()))
+    def integrate(self, field: Field, x: Tensor) -> FlowResult:
+        """Carry x (B, *) along a field; see ``FlowSolver.integrate``."""
+        check_tolerances(self.rtol, self.atol, x.dtype)
+        if not self.together:
+            return _one_by_one(self._carry, field, x)
+        moves = field.start != field.end and len(x) > 0
+        out, counted = self._carry(field, x) if moves else (x, _Counted(field, "", 1))
+        counts = torch.tensor([[counted.calls], [counted.accepted], [counted.rejected]]).expand(3, len(x))
+        return FlowResult(out, *counts.clone())
 
-        def one(field: Field, y: Tensor) -> tuple[Tensor, _Counted]:
-            return self._carry(field, y, tuple(p for p in parameters if p.requires_grad))
-
-        if self.together:
-            field = flow_field(model, state, start, end, cond)
-            moves = field.start != field.end and len(x) > 0
-            out, counted = one(field, state) if moves else (state, _Counted(field, "", 1))
-            counts = torch.tensor([[counted.calls], [counted.accepted], [counted.rejected]]).expand(3, len(x))
-            result = FlowResult(out, *counts.clone())
-        else:
-            result = _one_by_one(one, model, state, start, end, cond)
-        return FlowResult(result.x.to(x.dtype), result.nfe, result.accepted, result.rejected)
-
-    def _carry(self, field: Field, x: Tensor, parameters: tuple[Tensor, ...]) -> tuple[Tensor, _Counted]:
+    def _carry(self, field: Field, x: Tensor) -> tuple[Tensor, _Counted]:
         """Solve for one state, a sample or a batch."""
         torchdiffeq = _torchdiffeq()
         counted = _Counted(field, f"torchdiffeq's {self.method}", self.max_calls)
@@ -229,7 +201,7 @@ class TorchDiffEq(FlowSolver):
                     atol=self.atol,
                     method=self.method,
                     options=options,
-                    adjoint_params=parameters,
+                    adjoint_params=field.parameters,
                     adjoint_options={"step_t": times[:1].clone()},
                 )[-1]
             else:
@@ -241,23 +213,14 @@ class TorchDiffEq(FlowSolver):
         return out * field.scales[1], counted
 
 
-def _one_by_one(
-    solve: Callable[[Field, Tensor], tuple[Tensor, _Counted]],
-    model: ScoreModel | ScoredSDE,
-    x: Tensor,
-    start: Point | float,
-    end: Point | float,
-    cond: Condition,
-) -> FlowResult:
+def _one_by_one(solve: Callable[[Field, Tensor], tuple[Tensor, _Counted]], field: Field, x: Tensor) -> FlowResult:
     """Solve sample by sample, each in the field of its own condition."""
     parts = []
     counts = torch.zeros(3, len(x), dtype=torch.long)
     for k in range(len(x)):
-        own = None if cond is None else {key: value[k : k + 1] for key, value in cond.items()}
         part = x[k : k + 1]
-        field = flow_field(model, part, start, end, own)
         if field.start != field.end:
-            part, counted = solve(field, part)
+            part, counted = solve(field.only(k), part)
             counts[:, k] = torch.tensor([counted.calls, counted.accepted, counted.rejected])
         parts.append(part)
     return FlowResult(torch.cat(parts) if parts else x, *counts)

@@ -25,14 +25,18 @@ from torch import Tensor
 
 from scoresde.diffusions.sde import SDE, GaussianSDE, ReverseSDE
 from scoresde.errors import ConfigError, DomainError, SolverError, check_integer, check_number, check_samples, unknown
+from scoresde.models.prediction import Condition, Predictor
+from scoresde.models.scored_sde import ScoredSDE
 from scoresde.noise import NoiseSource, SampleNoise, check_seed, fresh_seed
 from scoresde.ops import expand
-from scoresde.solvers.grids import check_times
+from scoresde.sampling.part import Part, Start, Watch, check_final, denoised
+from scoresde.sampling.plan import plan
+from scoresde.solvers.grids import Grid, check_one_way, check_times, choose_grid, uniform
 
 if TYPE_CHECKING:
     from types import ModuleType
 
-__all__ = ["DRAWS", "TorchSDE", "check_start", "simulate", "walk"]
+__all__ = ["DRAWS", "PathPlan", "TorchSDE", "check_start", "simulate", "walk"]
 
 DRAWS = {"euler": 1, "milstein": 1, "srk": 2}
 """Methods and the draws that each takes in a step."""
@@ -258,3 +262,87 @@ def _increment(y: Tensor, h: float, draws: int, noise: NoiseSource | None, shape
 def _check_method(method: str) -> None:
     if method not in DRAWS:
         raise unknown("method", method, DRAWS)
+
+
+@dataclass(frozen=True, eq=False)
+class PathPlan:
+    """Walk along the reverse SDE by a scheme of torchsde, chunk by chunk."""
+
+    solver: TorchSDE
+    sde: SDE
+    knots: Tensor
+    final: str
+    trajectory: bool
+
+    has_bar = False
+
+    @property
+    def draws(self) -> int:
+        """How many draws one run takes after its start state."""
+        noisy = len(self.knots) - 1 - (self.final == "mean" and len(self.knots) > 1)
+        return DRAWS[self.solver.method] * noisy if self.solver.eta > 0 else 0
+
+    @property
+    def times(self) -> tuple[float, ...]:
+        """Start, the ends of the steps, and the time of clean data where the run goes there."""
+        return (*self.knots.tolist(), *([0.0] if self.final == "denoise" else []))
+
+    @property
+    def start(self) -> Start | None:
+        """Where the path starts."""
+        return Start.at(self.sde, float(self.knots[0]))
+
+    def __call__(self, model: Predictor | ScoredSDE, x: Tensor, noise: NoiseSource, cond: Condition) -> Part:
+        """Walk along the reverse SDE."""
+        reverse = self.sde.reverse(lambda x, t: model(x, t, cond), self.solver.eta)
+        inputs = (*model.parameters(), *(() if cond is None else cond.values()))
+        adjoint = [p for p in inputs if p.requires_grad] if self.solver.adjoint else None
+        source, silent = (noise, self.final == "mean") if self.solver.eta > 0 else (None, False)
+        states, calls = [x], 0
+        method = self.solver.method
+        for state, so_far in walk(reverse, x, self.knots, source, method=method, adjoint=adjoint, silent_end=silent):
+            states, calls = [*states, state] if self.trajectory else [state], so_far
+        if self.final == "denoise":
+            states, calls = [*states, denoised(model, states[-1], float(self.knots[-1]), cond)], calls + 1
+        counts = torch.full((x.shape[0],), calls, dtype=torch.long)
+        steps = torch.full_like(counts, len(self.times) - 1)
+        kept = torch.stack(states) if self.trajectory else None
+        return Part(states[-1], counts, kept, torch.zeros_like(counts), steps, torch.zeros_like(counts))
+
+
+@plan.register(TorchSDE)
+def _plan_path(
+    solver: TorchSDE, sde: SDE, steps: int | None, times: Tensor | Grid | None, final: str, watch: Watch
+) -> PathPlan:
+    """Plan a path.
+
+    Raises:
+        ConfigError: a watch that only a table has, a path down to t = 0. DomainError: a start where alpha is 0.
+    """
+    refused = watch.beyond(trajectory=True, differentiable=True)
+    if refused:
+        raise ConfigError(f"TorchSDE takes no {', '.join(refused)}; solver='euler_maruyama' does")
+    knots = _knots(solver, sde, steps, times, final)
+    check_final(sde, final)
+    check_start(sde, knots)
+    if float(check_times(sde, knots)[-1]) == 0:
+        raise ConfigError("a path must end at t > 0; final='denoise' goes to clean data")
+    return PathPlan(solver, sde, knots, final, watch.trajectory)
+
+
+def _knots(solver: TorchSDE, sde: SDE, steps: int | None, times: Tensor | Grid | None, final: str) -> Tensor:
+    """Return the ends of the steps of a path; with ``steps`` the last one is the jump to clean data."""
+    if times is not None and solver.dt is not None:
+        raise ConfigError("give times= or TorchSDE(dt=), not both")
+    check_one_way(steps, times)
+    if isinstance(times, Tensor):
+        return check_times(sde, times)
+    if solver.dt is not None:
+        return solver.grid(sde, steps)
+    grid, count = choose_grid(uniform(), steps, times)
+    count -= final == "denoise"
+    if isinstance(sde, GaussianSDE):
+        return grid(sde, count)
+    if times is not None:
+        raise ConfigError(f"{type(sde).__name__} has no alpha and sigma for a Grid; pass a tensor of times")
+    return solver.grid(sde, count)

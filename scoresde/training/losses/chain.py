@@ -39,10 +39,10 @@ from scoresde.chains.base import Chain
 from scoresde.errors import ConfigError, DTypeError, check_integer, check_number, unknown
 from scoresde.models.prediction import Condition
 from scoresde.models.score_model import ScoreModel
-from scoresde.noise import uniform
-from scoresde.ops import expand
+from scoresde.noise import draw_noise, on_cpu, uniform
+from scoresde.ops import expand, move
 from scoresde.solvers.ancestral import VARIANCES
-from scoresde.training.losses.denoising import check_batch, check_scalars, draw_noise, errors, move, on_cpu, scalars_at
+from scoresde.training.losses.denoising import check_batch, check_scalars, errors, scalars_at
 
 __all__ = ["ChainLoss", "ImportanceIndices"]
 

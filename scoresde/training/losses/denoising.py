@@ -19,18 +19,25 @@ Times are drawn in float64 on the CPU (``losses.times``).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from scoresde.diffusions.point import Point
-from scoresde.errors import ConfigError, DomainError, DTypeError, ShapeError, check_device, check_floating, unknown
-from scoresde.models.prediction import Condition
-from scoresde.models.score_model import ScoreModel, check_condition
-from scoresde.noise import integers, normal, stream
-from scoresde.ops import expand
+from scoresde.errors import (
+    DomainError,
+    ShapeError,
+    check_device,
+    check_floating,
+    named,
+)
+from scoresde.models.checks import check_score_model
+from scoresde.models.prediction import Condition, check_condition
+from scoresde.models.score_model import ScoreModel
+from scoresde.noise import draw_noise, on_cpu
+from scoresde.ops import expand, move
 from scoresde.training.losses.times import TIMES, TimeSampler, corrected
 from scoresde.training.losses.weights import WEIGHTS, Weight
 
@@ -38,11 +45,7 @@ __all__ = [
     "check_batch",
     "check_scalars",
     "denoising_score_matching",
-    "draw_noise",
     "errors",
-    "move",
-    "named",
-    "on_cpu",
     "scalars",
     "scalars_at",
     "squared_errors",
@@ -50,15 +53,6 @@ __all__ = [
 
 # Where alpha or sigma is 0 the limit of a product 0 * inf is taken this close to it; squares stay normal numbers.
 LIMIT = 1e-140
-
-
-def named(kind: str, choice: object, table: Mapping[str, Callable[..., Tensor]]) -> Callable[..., Tensor]:
-    """Return the entry ``choice`` of a table, or ``choice`` itself where it is a function; ConfigError otherwise."""
-    if isinstance(choice, str) and choice in table:
-        return table[choice]
-    if callable(choice):
-        return choice
-    raise unknown(kind, choice, table)
 
 
 def scalars(model: ScoreModel, t: Tensor, weight: Weight) -> Tensor:
@@ -203,44 +197,11 @@ def denoising_score_matching(
 
 def check_batch(model: object, x0: object, noise: Tensor | None, cond: Condition) -> Condition:
     """Check what the loss of a batch is made of, and return the condition."""
-    if not isinstance(model, ScoreModel):
-        raise DTypeError(f"model must be a ScoreModel, got {type(model).__name__}; wrap it as ScoreModel(net, sde)")
-    data = check_floating(x0, "x0")
+    known, data = check_score_model(model), check_floating(x0, "x0")
     cond = check_condition(cond, data.shape[0])
     if noise is not None and check_floating(noise, "noise").shape != data.shape:
         raise ShapeError(f"noise must have the shape {tuple(data.shape)} of x0, got {tuple(noise.shape)}")
-    if model.device is not None:
-        check_device(data.device, "x0", model.device, "the model")
+    known.check_device(data.device, "x0")
     if noise is not None:
         check_device(noise.device, "noise", data.device, "x0")
     return cond
-
-
-def draw_noise(x0: Tensor, generator: torch.Generator) -> Tensor:
-    """Draw noise of x0's shape on its device; on another than the CPU by a generator seeded from ``generator``."""
-    source = generator
-    if x0.device.type != "cpu":
-        source = stream(int(integers(2**62, (), generator)), "noise", device=x0.device)
-    return normal(x0.shape, source)
-
-
-def on_cpu(generator: object) -> torch.Generator:
-    """Return ``generator`` if it is one on the CPU, else raise ConfigError."""
-    if not isinstance(generator, torch.Generator):
-        raise ConfigError(
-            f"generator must be a torch.Generator on the CPU, got {generator!r}; "
-            "make one with torch.Generator().manual_seed(0), and use it for every step"
-        )
-    if generator.device.type != "cpu":
-        raise ConfigError(
-            f"generator must be on the CPU, got {generator.device}: times are drawn there; the noise is made on x0's "
-            "device by a generator seeded from it"
-        )
-    return generator
-
-
-def move(values: Tensor, device: torch.device) -> Tensor:
-    """Copy a CPU tensor to ``device`` without waiting for it."""
-    if device.type == "cuda" and values.device.type == "cpu":
-        values = values.pin_memory()
-    return values.to(device, non_blocking=True)

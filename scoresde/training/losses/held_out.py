@@ -12,12 +12,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from scoresde.errors import ShapeError, check_integer, check_samples
-from scoresde.models.prediction import Condition
-from scoresde.models.score_model import ScoreModel, check_condition, in_mode
+from scoresde.errors import ShapeError, check_integer, check_samples, named
+from scoresde.models.prediction import Condition, check_condition, in_mode
+from scoresde.models.score_model import ScoreModel
 from scoresde.noise import check_seed, normal, permutation, stream
 from scoresde.training.losses.bins import LossBins
-from scoresde.training.losses.denoising import denoising_score_matching, named
+from scoresde.training.losses.denoising import denoising_score_matching
 from scoresde.training.losses.times import TIMES, TimeSampler, corrected
 from scoresde.training.losses.weights import WEIGHTS, Weight
 

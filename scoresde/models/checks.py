@@ -1,0 +1,48 @@
+"""Checks of a model, and of a model together with what it is given."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from scoresde.diffusions.gaussian import Moments
+from scoresde.errors import DTypeError, ShapeError, check_samples
+from scoresde.models.prediction import Predictor
+from scoresde.models.score_model import ScoreModel
+
+__all__ = ["check_event", "check_model", "check_model_and_data", "check_score_model"]
+
+
+def check_model(model: object) -> Predictor:
+    """Return ``model`` if it is one, else raise DTypeError."""
+    if not isinstance(model, Predictor):
+        raise DTypeError(
+            f"model must be a ScoreModel, got {type(model).__name__}; wrap a network as ScoreModel(net, sde), a "
+            "function with ScoreModel.from_callable"
+        )
+    return model
+
+
+def check_score_model(model: object) -> ScoreModel:
+    """Return ``model`` if it is a network with its readout, which a loss needs, else raise DTypeError."""
+    known = check_model(model)
+    if not isinstance(known, ScoreModel):
+        raise DTypeError(f"this needs the network itself, and {type(model).__name__} changes a model; pass that model")
+    return known
+
+
+def check_event(moments: Moments | None, shape: Sequence[int], name: str) -> None:
+    """Raise ShapeError where samples of this shape (B, *) are no events of the model's data."""
+    if moments is not None and moments.mean.shape not in ((), tuple(shape[1:])):
+        raise ShapeError(
+            f"{name} must be (B, *) with the event {tuple(moments.mean.shape)} of the model's data, got {tuple(shape)}"
+        )
+
+
+def check_model_and_data(model: object, x: object, name: str) -> tuple[ScoreModel, Tensor]:
+    """Return both if the data are finite events of the model on its device; DTypeError where it is no model."""
+    known, tensor = check_score_model(model), check_samples(x, name).detach()
+    known.check_device(tensor.device, name)
+    check_event(known.moments, tensor.shape, name)
+    return known, tensor

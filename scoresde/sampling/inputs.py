@@ -1,0 +1,94 @@
+"""What ``sample`` is given, checked: the model, the layout of the result, and what the loop is to call."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from scoresde.diffusions.gaussian import Gaussian
+from scoresde.diffusions.sde import SDE, GaussianSDE
+from scoresde.errors import (
+    ConfigError,
+    DTypeError,
+    ShapeError,
+    check_device,
+    check_floating,
+    check_integer,
+    check_samples,
+)
+from scoresde.models.prediction import Predictor
+from scoresde.models.score_model import ScoreModel
+from scoresde.models.scored_sde import ScoredSDE
+
+__all__ = ["as_model", "check_calls", "check_prior", "layout"]
+
+
+def as_model(model: object, sde: SDE | None) -> Predictor | ScoredSDE:
+    """Return the model under the SDE to sample with."""
+    plain = isinstance(sde, SDE) and not isinstance(sde, GaussianSDE)
+    if isinstance(model, Predictor):
+        if plain:
+            raise ConfigError(
+                f"{type(sde).__name__} has no alpha and sigma that would carry a ScoreModel over to it; pass its own "
+                "score as a function (x, t) -> score"
+            )
+        return model if sde is None or sde is model.sde else model.with_sde(cast(GaussianSDE, sde))
+    if not callable(model):
+        raise DTypeError(f"model must be a ScoreModel or a callable (x, t) -> score, got {type(model).__name__}")
+    if sde is None:
+        raise ConfigError("a bare score function needs sde=, e.g. sample(score, (64, 2), sde=VPSDE())")
+    return ScoredSDE(model, sde) if plain else ScoreModel.from_callable(model, cast(GaussianSDE, sde))
+
+
+def layout(
+    model: Predictor | ScoredSDE,
+    shape: Sequence[int] | None,
+    x_init: Tensor | None,
+    dtype: object,
+    device: torch.device | str | None,
+) -> tuple[tuple[int, ...], torch.dtype, torch.device]:
+    """Return shape, type and device of the result."""
+    if x_init is not None:
+        check_floating(x_init, "x_init")
+        if shape is not None and tuple(shape) != tuple(x_init.shape):
+            raise ShapeError(f"shape {tuple(shape)} and x_init of shape {tuple(x_init.shape)} differ; leave out shape")
+        shape, dtype = tuple(x_init.shape), dtype or x_init.dtype
+        device = x_init.device if device is None else device
+    if shape is None or isinstance(shape, int) or len(shape) == 0:
+        raise ShapeError("shape must be (B, *), e.g. sample(model, (64, 2)); or pass x_init")
+    for k, n in enumerate(shape):
+        check_integer(n, f"shape[{k}]", 0)
+    dtype = torch.float32 if dtype is None else dtype
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise DTypeError(f"dtype must be a real floating type of torch, e.g. torch.float32, got {dtype!r}")
+    try:
+        place = torch.empty(0, device=device or model.device or "cpu").device
+    except (RuntimeError, AssertionError, TypeError) as error:
+        raise ConfigError(f"device must name one that torch can use, got {device!r}: {error}") from error
+    check_device(place, "device" if x_init is None else "x_init", model.device or place, "the model")
+    if x_init is not None:
+        check_samples(x_init, "x_init")
+    if model.transform is not None:  # asked of no samples, so that a misfit shows before any call
+        model.transform.inverse(torch.empty((0, *shape[1:]), dtype=dtype))
+    return tuple(shape), dtype, place
+
+
+def check_calls(kernels: object, on_step: object) -> None:
+    """Check what the loop calls."""
+    if not isinstance(kernels, Sequence) or not all(callable(kernel) for kernel in kernels):
+        raise DTypeError(f"kernels must be a list of kernels, e.g. [Langevin(snr=0.16)], got {kernels!r}")
+    if not (on_step is None or callable(on_step)):
+        raise DTypeError(f"on_step must be a function of a Step, got {on_step!r}")
+
+
+def check_prior(prior: object, shape: tuple[int, ...]) -> None:
+    """Check the law of the start state."""
+    if prior is None:
+        return
+    if not isinstance(prior, Gaussian):
+        raise DTypeError(f"prior must be a Gaussian, got {type(prior).__name__}; e.g. sde.prior(), Moments.at(...)")
+    if prior.mean.shape not in ((), shape[1:]):
+        raise ShapeError(f"prior must have the event {shape[1:]} of the samples, got {tuple(prior.mean.shape)}")
