@@ -29,7 +29,7 @@ from scoresde.models.parameterization import PARAMETERIZATIONS, Parameterization
 from scoresde.noise import normal, stream
 
 F64 = torch.float64
-PRECONDITIONING = json.loads((Path(__file__).parent / "reference" / "preconditioning.json").read_text("utf-8"))
+PRECONDITIONING = json.loads((Path(__file__).parents[1] / "reference" / "preconditioning.json").read_text("utf-8"))
 SDES = {"vp": VPSDE(), "sub_vp": SubVPSDE(), "ve": VESDE()}
 T = torch.tensor([1e-3, 0.2, 0.6, 1.0], dtype=F64)
 X0, Z = (normal((4, 3, 2), stream(0, k), dtype=F64) for k in range(2))

@@ -14,8 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import kstest, norm
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
+from watchers import NoReading, NoSync
 
 from scoresde import (
     EDMSDE,
@@ -402,30 +401,10 @@ def test_float64_stays_and_float32_agrees_with_it() -> None:
         torch.testing.assert_close(narrow.double(), wide, rtol=2e-5, atol=0)
 
 
-class NoLooking(TorchDispatchMode):
-    """Refuse what makes Python wait for a tensor's value."""
-
-    def __torch_dispatch__(self, func: object, types: object, args: tuple = (), kwargs: dict | None = None) -> object:
-        if any(
-            word in str(func) for word in ("_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "equal")
-        ):
-            raise AssertionError(f"{func} waits for the device")
-        return func(*args, **(kwargs or {}))
-
-
-class NoReading(TorchFunctionMode):
-    """Refuse ``tolist`` and ``numpy``, which no dispatcher sees."""
-
-    def __torch_function__(self, func: object, types: object, args: tuple = (), kwargs: dict | None = None) -> object:
-        if getattr(func, "__name__", "") in ("tolist", "numpy", "item"):
-            raise AssertionError(f"{func} reads values")
-        return func(*args, **(kwargs or {}))
-
-
 @pytest.mark.parametrize("predicts", PARAMETERIZATIONS)
 def test_loss_and_gradient_never_wait_for_the_device(predicts: str) -> None:
     model = ScoreModel(MLP(EVENT, width=4, depth=1), VPSDE(), predicts=predicts)
-    with NoLooking(), NoReading():
+    with NoSync(), NoReading():
         denoising_score_matching(model, X0.float(), generator=stream(5)).mean().backward()
     assert float(model.net.output.weight.grad.abs().sum()) > 0
 

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 from helpers import Net, gaussian
-from test_executor import NoSync
 from torch import Tensor, nn
+from watchers import NoSync
 
 from scoresde import (
     DDPM,

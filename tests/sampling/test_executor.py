@@ -8,7 +8,7 @@ import pytest
 import torch
 from helpers import SDES, Net, gaussian
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
+from watchers import NoSync
 
 from scoresde import VESDE, VPSDE, Langevin, ScoreModel, Solver, SolverError, Tableau, build_table, sample, solvers
 from scoresde.noise import TapeNoise
@@ -34,20 +34,6 @@ def run(net: object, name: str = "dpmpp_2m", sde: str = "vp", x: Tensor = X, **o
 
 
 # --- no synchronisation
-
-
-class NoSync(TorchDispatchMode):
-    """Refuse what waits for a device: reading a number, or a result whose shape depends on the data."""
-
-    FORBIDDEN = ("_local_scalar_dense", "item", "nonzero", "is_nonzero", "equal", "masked_select", "unique")
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        name = func.__name__.split(".")[0]
-        if name in self.FORBIDDEN or (
-            name == "index" and any(i is not None and i.dtype == torch.bool for i in args[1])
-        ):
-            raise AssertionError(f"aten.{name} waits for the device")
-        return func(*args, **(kwargs or {}))
 
 
 KERNELS = {"none": [], **{n: [Langevin(snr=0.1, steps=2, norms=n)] for n in ("level", "sample", "batch")}}

@@ -33,7 +33,7 @@ from scoresde import (
 from scoresde.diffusions.named import SCHEDULES, sde_from_dict, sde_to_dict
 
 F64 = torch.float64
-REFERENCE = Path(__file__).parent / "reference"
+REFERENCE = Path(__file__).parents[1] / "reference"
 CASES = json.loads((REFERENCE / "schedules.json").read_text(encoding="utf-8"))
 IDS = [f"{c['kind']}-{'-'.join(map(str, c['options'].values()))}" for c in CASES]
 CURVES = ("alpha", "sigma", "log_snr", "alpha_rate", "sigma_rate", "drift_rate", "diffusion")

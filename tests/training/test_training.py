@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_losses import NoLooking, NoReading
 from torch import Tensor, nn
+from watchers import NoReading, NoSync
 
 from scoresde import (
     VPSDE,
@@ -227,7 +227,7 @@ def test_coefficients_of_a_step_do_not_depend_on_the_step_before(batch: int) -> 
 def test_step_never_waits_for_the_device() -> None:
     trainer = Trainer(tiny(), seed=0)
     trainer(DATA[:16])
-    with NoLooking(), NoReading():
+    with NoSync(), NoReading():
         for _ in range(3):
             trainer(DATA[:16])
 

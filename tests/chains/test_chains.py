@@ -28,7 +28,7 @@ from scoresde import (
 from scoresde.noise import normal, stream
 
 F64 = torch.float64
-CHAINS = json.loads((Path(__file__).parent / "reference" / "chains.json").read_text(encoding="utf-8"))
+CHAINS = json.loads((Path(__file__).parents[1] / "reference" / "chains.json").read_text(encoding="utf-8"))
 betas = st.lists(st.floats(1e-5, 0.95), min_size=1, max_size=30).map(lambda b: torch.tensor(b, dtype=F64))
 
 

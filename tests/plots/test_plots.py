@@ -28,7 +28,7 @@ from scoresde.plots import motion  # noqa: E402
 from scoresde.plots.samples import enlarge, mosaic  # noqa: E402
 from scoresde.plots.style import MARKERS, PALETTE  # noqa: E402
 from scoresde.plots.tables import weights  # noqa: E402
-from scoresde.solvers.rows import Knot, Row
+from scoresde.solvers.rows import Knot, Row  # noqa: E402
 from scoresde.solvers.tableau import Tableau  # noqa: E402
 
 

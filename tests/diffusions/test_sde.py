@@ -28,7 +28,7 @@ from scoresde.diffusions.named import SCHEDULES
 from scoresde.noise import normal, stream
 
 F64 = torch.float64
-BAYES = json.loads((Path(__file__).parent / "reference" / "bayes.json").read_text(encoding="utf-8"))
+BAYES = json.loads((Path(__file__).parents[1] / "reference" / "bayes.json").read_text(encoding="utf-8"))
 
 
 class Cosine(GaussianSDE):
