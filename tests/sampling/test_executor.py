@@ -8,6 +8,7 @@ import pytest
 import torch
 from helpers import SDES, Net, gaussian
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from watchers import NoSync
 
 from scoresde import VESDE, VPSDE, Langevin, ScoreModel, Solver, SolverError, Tableau, build_table, sample, solvers
