@@ -2,9 +2,14 @@
 
 A diffusion is two curves (``VPSDE``, ``VESDE``, ...), a model is one affine readout of a network (``ScoreModel``), a
 sampler is a table of numbers (``solvers``, ``Tableau``). ``sample`` runs them.
+
+Every name of the core is here, and every room is an attribute: ``scoresde.solvers``, ``scoresde.nn``,
+``scoresde.plots``, ... Rooms that the core does not need load when they are first asked for.
 """
 
-from scoresde import solvers
+from typing import TYPE_CHECKING
+
+from scoresde import likelihood, solvers, training, transforms
 from scoresde.chains.ddpm import DDPM
 from scoresde.chains.smld import SMLD
 from scoresde.diffusions.cosine import CosineVPSDE
@@ -40,6 +45,7 @@ from scoresde.sampling.kernels import MALA, Langevin
 from scoresde.sampling.langevin import langevin
 from scoresde.sampling.part import Step
 from scoresde.sampling.sample import SampleResult, sample
+from scoresde.sampling.samplers import Sampler
 from scoresde.solvers import grids
 from scoresde.solvers.adaptive import ProbabilityFlow
 from scoresde.solvers.build import build_table
@@ -54,6 +60,10 @@ from scoresde.training.losses.implicit import implicit_score_matching, sliced_sc
 from scoresde.transforms.affine import Affine
 from scoresde.transforms.compose import Compose
 from scoresde.transforms.pixels import Dequantise, Logit
+
+if TYPE_CHECKING:
+    from scoresde import data, metrics, nn, plots
+    from scoresde.sampling.compare import compare
 
 __version__ = "0.1.0"
 
@@ -93,6 +103,7 @@ __all__ = [
     "RectifiedFlow",
     "ReverseSDE",
     "SampleResult",
+    "Sampler",
     "ScoreModel",
     "ScoreSDEError",
     "ShapeError",
@@ -105,7 +116,9 @@ __all__ = [
     "TrainResult",
     "bridge",
     "build_table",
+    "compare",
     "continuous_elbo",
+    "data",
     "decode",
     "denoising_score_matching",
     "encode",
@@ -116,10 +129,37 @@ __all__ = [
     "held_out_loss",
     "implicit_score_matching",
     "langevin",
+    "likelihood",
     "losses",
+    "metrics",
+    "nn",
     "path_log_weight",
+    "plots",
     "sample",
     "sliced_score_matching",
     "solvers",
+    "training",
+    "transforms",
     "variational_bound",
 ]
+
+
+def __getattr__(name: str) -> object:
+    """Load a room, or a name of one, that the core does without."""
+    if name == "compare":
+        from scoresde.sampling.compare import compare
+
+        return compare
+    if name in ("data", "metrics", "nn", "plots"):
+        import scoresde.data
+        import scoresde.metrics
+        import scoresde.nn
+        import scoresde.plots  # noqa: F401 they put themselves among the globals
+
+        return globals()[name]
+    raise AttributeError(f"module 'scoresde' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """List every public name, loaded or not."""
+    return sorted({*globals(), *__all__})
