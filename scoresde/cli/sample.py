@@ -6,7 +6,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, cast
 
 import torch
 import tyro
@@ -20,6 +20,7 @@ from scoresde.errors import ConfigError, DomainError, check_integer, unknown
 from scoresde.models.prediction import Condition
 from scoresde.noise import check_seed
 from scoresde.plots.style import styled
+from scoresde.sampling.part import Ending
 from scoresde.sampling.sample import SampleResult, sample
 from scoresde.sampling.samplers import COMPOSED, Sampler
 from scoresde.solvers.adaptive import ProbabilityFlow
@@ -140,7 +141,7 @@ class Sample(Work):
             (size, *run.event),
             solver=sampler.solver,
             steps=sampler.steps,
-            final=final_of(self.final, sampler),
+            final=cast(Ending, final_of(self.final, sampler)),
             kernels=sampler.kernels,
             cond=None if labels is None else {"label": labels["label"][first : first + size]},
             seed=self.seed,

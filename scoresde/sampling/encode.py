@@ -17,6 +17,7 @@ inverts to its tolerance, which is why it is the default.
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Literal, TypedDict, Unpack, overload
 
 import torch
 from torch import Generator, Tensor
@@ -40,6 +41,41 @@ __all__ = ["decode", "encode"]
 
 FLOW = ProbabilityFlow(rtol=1e-5, atol=1e-5)
 NO_NOISE = TapeNoise(())
+
+
+class DecodeOptions(TypedDict, total=False):
+    """The keyword arguments of ``decode`` but ``full_output``, for type checkers."""
+
+    sde: GaussianSDE | None
+    solver: str | Solver | FlowSolver
+    steps: int | None
+    times: Tensor | Grid | None
+    cond: Condition
+    chunk_size: int | None
+
+
+class EncodeOptions(DecodeOptions, total=False):
+    """The keyword arguments of ``encode`` but ``full_output``, for type checkers."""
+
+    generator: Generator | None
+
+
+@overload
+def encode(
+    model: Predictor, x: Tensor, *, full_output: Literal[False] = False, **options: Unpack[EncodeOptions]
+) -> Tensor: ...
+
+
+@overload
+def encode(
+    model: Predictor, x: Tensor, *, full_output: Literal[True], **options: Unpack[EncodeOptions]
+) -> SampleResult: ...
+
+
+@overload
+def encode(
+    model: Predictor, x: Tensor, *, full_output: bool, **options: Unpack[EncodeOptions]
+) -> Tensor | SampleResult: ...
 
 
 def encode(
@@ -97,6 +133,24 @@ def encode(
             ) from error
         result = _sampled(bare, y, table, None, cond, chunk_size)
     return result if full_output else result.x
+
+
+@overload
+def decode(
+    model: Predictor, z: Tensor, *, full_output: Literal[False] = False, **options: Unpack[DecodeOptions]
+) -> Tensor: ...
+
+
+@overload
+def decode(
+    model: Predictor, z: Tensor, *, full_output: Literal[True], **options: Unpack[DecodeOptions]
+) -> SampleResult: ...
+
+
+@overload
+def decode(
+    model: Predictor, z: Tensor, *, full_output: bool, **options: Unpack[DecodeOptions]
+) -> Tensor | SampleResult: ...
 
 
 def decode(

@@ -29,7 +29,7 @@ class SamplingModule(nn.Module):
     """A deterministic sampler of a model at a fixed shape: ``module(z)`` carries standard normal z to samples.
 
     It gives what ``sample`` gives from the start state that belongs to z, without its checks of what is finite.
-    ``torch.export.export(module, (z,))`` turns it into a program that needs no scoresde; ``torch.compile`` takes it too.
+    ``torch.export.export(module, (z,))`` makes of it a program that needs no scoresde; ``torch.compile`` takes it too.
 
     Args:
         model: the model; its network is put into evaluation mode here.
@@ -67,7 +67,8 @@ class SamplingModule(nn.Module):
         like = torch.empty(self.shape, dtype=dtype, device=model.device)
         self._prepared = model.prepare(self.table.points, like, check_condition(cond, self.shape[0], like.device))
         self._prepared.weights(self.table.prediction)
-        self._start = None if model.moments is None else model.moments.at(self.table.start.alpha, self.table.start.sigma)
+        start, moments = self.table.start, model.moments
+        self._start = None if moments is None else moments.at(start.alpha, start.sigma)
 
     def forward(self, z: Tensor) -> Tensor:
         """Return samples in the data's units, of z's shape (B, *) but for what the model's transform changes."""

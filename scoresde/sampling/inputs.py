@@ -45,19 +45,24 @@ def as_model(model: object, sde: SDE | None) -> Predictor | ScoredSDE:
 
 def layout(
     model: Predictor | ScoredSDE,
-    shape: Sequence[int] | None,
+    shape: Sequence[int] | int | None,
     x_init: Tensor | None,
     dtype: object,
     device: torch.device | str | None,
 ) -> tuple[tuple[int, ...], torch.dtype, torch.device]:
     """Return shape, type and device of the result."""
+    if isinstance(shape, int):
+        check_integer(shape, "shape", 0)
+        if model.moments is None:
+            raise ShapeError(f"shape must be ({shape}, *): the model knows no moments, so no event; e.g. ({shape}, 2)")
+        shape = (shape, *model.moments.mean.shape)
     if x_init is not None:
         check_floating(x_init, "x_init")
         if shape is not None and tuple(shape) != tuple(x_init.shape):
             raise ShapeError(f"shape {tuple(shape)} and x_init of shape {tuple(x_init.shape)} differ; leave out shape")
         shape, dtype = tuple(x_init.shape), dtype or x_init.dtype
         device = x_init.device if device is None else device
-    if shape is None or isinstance(shape, int) or len(shape) == 0:
+    if shape is None or len(shape) == 0:
         raise ShapeError("shape must be (B, *), e.g. sample(model, (64, 2)); or pass x_init")
     for k, n in enumerate(shape):
         check_integer(n, f"shape[{k}]", 0)

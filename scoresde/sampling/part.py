@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ from scoresde.sampling.kernels import Kernel
 from scoresde.solvers.build import FINALS
 from scoresde.solvers.rows import Knot
 
-__all__ = ["Observer", "Part", "Start", "Step", "Watch", "check_final", "denoised"]
+__all__ = ["Ending", "Observer", "Part", "Start", "Step", "Watch", "check_final", "denoised"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,6 +41,7 @@ class Step:
 
 
 Observer = Callable[[Step], None]
+Ending = Literal["denoise", "sample", "mean"]
 
 
 @dataclass(frozen=True, eq=False)

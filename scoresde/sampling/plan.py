@@ -1,13 +1,14 @@
 """A plan: how one chunk of samples is made, and what can be said of it before any call.
 
 ``plan(solver, sde, steps, times, final, watch)`` asks the solver's kind for its plan. Tables (``table_run``) and flows
-(``flow``) are known from the start; a bridge brings its own when it is imported, so that ``sample`` needs to know none.
+(``flow``) are known from the start; every other kind is a ``Planner``, so that ``sample`` needs to know no bridge.
 A plan is then called with a model, the start states, a source of noise and the conditions of the chunk.
 """
 
 from __future__ import annotations
 
 import functools
+from abc import ABC, abstractmethod
 from typing import Protocol
 
 from torch import Tensor
@@ -20,7 +21,7 @@ from scoresde.noise import NoiseSource
 from scoresde.sampling.part import Part, Start, Watch
 from scoresde.solvers.grids import Grid
 
-__all__ = ["Plan", "plan"]
+__all__ = ["Plan", "Planner", "plan"]
 
 
 class Plan(Protocol):
@@ -46,6 +47,14 @@ class Plan(Protocol):
         """Carry start states x (B, *), whose memory may be used, to samples."""
 
 
+class Planner(ABC):
+    """A solver of another kind, which brings its own plan: what a bridge, or a file of your own, subclasses."""
+
+    @abstractmethod
+    def plan(self, sde: SDE, steps: int | None, times: Tensor | Grid | None, final: str, watch: Watch) -> Plan:
+        """Return the plan with these options of ``sample``; ConfigError, DomainError where it has none."""
+
+
 @functools.singledispatch
 def plan(solver: object, sde: SDE, steps: int | None, times: Tensor | Grid | None, final: str, watch: Watch) -> Plan:
     """Return the plan of a solver with these options of ``sample``; each kind of solver registers its own.
@@ -57,3 +66,10 @@ def plan(solver: object, sde: SDE, steps: int | None, times: Tensor | Grid | Non
         f"solver must be a name, a Solver, a Tableau or a ProbabilityFlow, got {solver!r}; "
         "a builder is called first: solver=solvers.ddim()"
     )
+
+
+@plan.register(Planner)
+def _ask_planner(
+    solver: Planner, sde: SDE, steps: int | None, times: Tensor | Grid | None, final: str, watch: Watch
+) -> Plan:
+    return solver.plan(sde, steps, times, final, watch)

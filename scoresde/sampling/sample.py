@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal, TypedDict, Unpack, overload
 
 import torch
 from torch import Tensor
@@ -26,8 +27,8 @@ from scoresde.ops import chunks
 from scoresde.sampling import flow, table_run  # noqa: F401 they register their plans
 from scoresde.sampling.inputs import as_model, check_calls, check_prior, layout
 from scoresde.sampling.kernels import Kernel
-from scoresde.sampling.part import Observer, Part, Start, Watch
-from scoresde.sampling.plan import plan
+from scoresde.sampling.part import Ending, Observer, Part, Start, Watch
+from scoresde.sampling.plan import Planner, plan
 from scoresde.sampling.samplers import read_solver
 from scoresde.solvers.adaptive import FlowSolver
 from scoresde.solvers.grids import Grid
@@ -62,16 +63,88 @@ class SampleResult:
     rejected: Tensor
     seed: int | None
 
+    def __repr__(self) -> str:
+        """Say in one line what was drawn and at what cost."""
+        cost = f"{float(self.nfe.double().mean()):g} evaluations each" if len(self.nfe) else "no evaluations"
+        seed = "" if self.seed is None else f", seed {self.seed}"
+        frozen = f", {int(self.status.sum())} frozen" if bool(self.status.any()) else ""
+        return f"<SampleResult {tuple(self.x.shape)} {self.x.dtype}, {cost}{seed}{frozen}>"
+
+    def _repr_html_(self) -> str:
+        """Show the figures as a table, for notebooks."""
+        means = {"x": self.x, "evaluations": self.nfe, "accepted steps": self.accepted, "rejected steps": self.rejected}
+        figures = {f"mean of {name}": f"{float(values.double().mean()):.6g}" for name, values in means.items()}
+        figures = {"shape": str(tuple(self.x.shape)), **figures, "frozen": str(int(self.status.sum()))}
+        cells = (f"<tr><th>{name}</th><td>{text}</td></tr>" for name, text in (*figures.items(), ("seed", self.seed)))
+        return f"<table>{''.join(cells)}</table>"
+
+
+class SampleOptions(TypedDict, total=False):
+    """The keyword arguments of ``sample`` but ``full_output``, for type checkers; ``sample`` says what they are."""
+
+    sde: SDE | None
+    solver: str | Solver | Tableau | FlowSolver | Planner
+    steps: int | None
+    times: Tensor | Grid | None
+    final: Ending
+    kernels: Sequence[Kernel]
+    cond: Condition
+    x_init: Tensor | None
+    prior: Gaussian | None
+    seed: int | None
+    seeds: Sequence[int] | None
+    first_sample: int
+    generator: torch.Generator | None
+    noise: Sequence[Tensor] | None
+    device: torch.device | str | None
+    dtype: torch.dtype | None
+    chunk_size: int | None
+    on_step: Observer | None
+    on_nonfinite: Literal["raise", "freeze"]
+    trajectory: bool
+    differentiable: bool
+    progress: bool
+
+
+@overload
+def sample(
+    model: Predictor | Callable[..., Tensor],
+    shape: Sequence[int] | int | None = None,
+    *,
+    full_output: Literal[False] = False,
+    **options: Unpack[SampleOptions],
+) -> Tensor: ...
+
+
+@overload
+def sample(
+    model: Predictor | Callable[..., Tensor],
+    shape: Sequence[int] | int | None = None,
+    *,
+    full_output: Literal[True],
+    **options: Unpack[SampleOptions],
+) -> SampleResult: ...
+
+
+@overload
+def sample(
+    model: Predictor | Callable[..., Tensor],
+    shape: Sequence[int] | int | None = None,
+    *,
+    full_output: bool,
+    **options: Unpack[SampleOptions],
+) -> Tensor | SampleResult: ...
+
 
 def sample(
     model: Predictor | Callable[..., Tensor],
-    shape: Sequence[int] | None = None,
+    shape: Sequence[int] | int | None = None,
     *,
     sde: SDE | None = None,
-    solver: str | Solver | Tableau | FlowSolver | object = DEFAULT,
+    solver: str | Solver | Tableau | FlowSolver | Planner = DEFAULT,
     steps: int | None = None,
     times: Tensor | Grid | None = None,
-    final: str = "denoise",
+    final: Ending = "denoise",
     kernels: Sequence[Kernel] = (),
     cond: Condition = None,
     x_init: Tensor | None = None,
@@ -85,7 +158,7 @@ def sample(
     dtype: torch.dtype | None = None,
     chunk_size: int | None = None,
     on_step: Observer | None = None,
-    on_nonfinite: str = "raise",
+    on_nonfinite: Literal["raise", "freeze"] = "raise",
     trajectory: bool = False,
     differentiable: bool = False,
     progress: bool = False,
@@ -95,7 +168,8 @@ def sample(
 
     Args:
         model: a ScoreModel, or a callable (x, t) -> score together with ``sde``.
-        shape: (B, *) of the result; may be left out with ``x_init``.
+        shape: (B, *) of the result, or B alone where the model knows its data's moments; may be left out with
+            ``x_init``.
         sde: the SDE to sample under; by default the model's. Another one carries the model over at equal log-SNR.
         solver: a name as on the command line ("dpmpp_2m", "dpmpp_2m:20", "pc:100", "ddpm:1000"), a Solver, a built
             Tableau, a ProbabilityFlow, or one of ``scoresde.bridge``; by default ``flow_abm``. An SDE without alpha and
@@ -128,7 +202,7 @@ def sample(
     """
     check_calls(kernels, on_step)
     model = as_model(model, sde)
-    solver, steps, kernels = read_solver(solver, model.sde, steps, kernels)
+    method, steps, kernels = read_solver(solver, model.sde, steps, kernels)
     shape, dtype, device = layout(model, shape, x_init, dtype, device)
     cond = check_condition(cond, shape[0])
     randomness = Randomness(
@@ -150,7 +224,7 @@ def sample(
         differentiable=differentiable,
         progress=progress,
     )
-    run = plan(solver, model.sde, steps, times, final, watch)
+    run = plan(method, model.sde, steps, times, final, watch)
     first_draw = int(x_init is not None)
     if noise is not None:
         check_tape(noise, run.draws + 1 - first_draw, shape)

@@ -58,7 +58,7 @@ REFUSED: dict[str, tuple[dict[str, object], type[ScoreSDEError], str]] = {
     "x_init of another shape": ({"shape": (3, 3), "x_init": X}, ShapeError, r"\(3, 3\) and x_init of shape \(3, 2\)"),
     "no shape": ({"shape": None}, ShapeError, "or pass x_init"),
     "shape ()": ({"shape": ()}, ShapeError, r"shape must be \(B, \*\)"),
-    "shape a number": ({"shape": 3}, ShapeError, r"shape must be \(B, \*\)"),
+    "shape a number": ({"shape": 3}, ShapeError, r"shape must be \(3, \*\): the model knows no moments"),
     "shape of floats": ({"shape": (3, 2.0)}, DTypeError, r"shape\[1\] must be an integer"),
     "negative shape": ({"shape": (3, -2)}, DomainError, r"shape\[1\] must be at least 0, got -2"),
     "integer dtype": ({"dtype": torch.long}, DTypeError, "dtype must be a real floating type"),

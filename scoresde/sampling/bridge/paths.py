@@ -30,7 +30,7 @@ from scoresde.models.scored_sde import ScoredSDE
 from scoresde.noise import NoiseSource, SampleNoise, check_seed, fresh_seed
 from scoresde.ops import expand
 from scoresde.sampling.part import Part, Start, Watch, check_final, denoised
-from scoresde.sampling.plan import plan
+from scoresde.sampling.plan import Planner
 from scoresde.solvers.grids import Grid, check_one_way, check_times, choose_grid, uniform
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def _torchsde() -> ModuleType:
 
 
 @dataclass(frozen=True)
-class TorchSDE:
+class TorchSDE(Planner):
     """Sample by integrating the reverse SDE with a scheme of torchsde.
 
     Args:
@@ -95,6 +95,22 @@ class TorchSDE:
         times = torch.linspace(sde.t_max, sde.t_min, steps + 1, dtype=torch.float64)
         times[0] = sde.t_max
         return times
+
+    def plan(self, sde: SDE, steps: int | None, times: Tensor | Grid | None, final: str, watch: Watch) -> PathPlan:
+        """Plan a path; see ``sample``.
+
+        Raises:
+            ConfigError: a watch that only a table has, a path down to t = 0. DomainError: a start where alpha is 0.
+        """
+        refused = watch.beyond(trajectory=True, differentiable=True)
+        if refused:
+            raise ConfigError(f"TorchSDE takes no {', '.join(refused)}; solver='euler_maruyama' does")
+        knots = _knots(self, sde, steps, times, final)
+        check_final(sde, final)
+        check_start(sde, knots)
+        if float(check_times(sde, knots)[-1]) == 0:
+            raise ConfigError("a path must end at t > 0; final='denoise' goes to clean data")
+        return PathPlan(self, sde, knots, final, watch.trajectory)
 
 
 def simulate(
@@ -308,26 +324,6 @@ class PathPlan:
         steps = torch.full_like(counts, len(self.times) - 1)
         kept = torch.stack(states) if self.trajectory else None
         return Part(states[-1], counts, kept, torch.zeros_like(counts), steps, torch.zeros_like(counts))
-
-
-@plan.register(TorchSDE)
-def _plan_path(
-    solver: TorchSDE, sde: SDE, steps: int | None, times: Tensor | Grid | None, final: str, watch: Watch
-) -> PathPlan:
-    """Plan a path.
-
-    Raises:
-        ConfigError: a watch that only a table has, a path down to t = 0. DomainError: a start where alpha is 0.
-    """
-    refused = watch.beyond(trajectory=True, differentiable=True)
-    if refused:
-        raise ConfigError(f"TorchSDE takes no {', '.join(refused)}; solver='euler_maruyama' does")
-    knots = _knots(solver, sde, steps, times, final)
-    check_final(sde, final)
-    check_start(sde, knots)
-    if float(check_times(sde, knots)[-1]) == 0:
-        raise ConfigError("a path must end at t > 0; final='denoise' goes to clean data")
-    return PathPlan(solver, sde, knots, final, watch.trajectory)
 
 
 def _knots(solver: TorchSDE, sde: SDE, steps: int | None, times: Tensor | Grid | None, final: str) -> Tensor:
