@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from scoresde.diffusions.sde import GaussianSDE, schedule
+from scoresde.diffusions.sde import GaussianSDE, curve
 from scoresde.errors import check_number
 
 __all__ = ["CosineVPSDE"]
@@ -34,7 +34,6 @@ class CosineVPSDE(GaussianSDE):
     offset: float = 0.008
 
     def __post_init__(self) -> None:
-        """Check offset >= 0 and t_max <= 1."""
         super().__post_init__()
         check_number(self.offset, "offset", 0.0)
         check_number(self.t_max, "t_max", 0.0, 1.0)
@@ -49,12 +48,12 @@ class CosineVPSDE(GaussianSDE):
         """theta_0."""
         return self.speed * self.offset
 
-    @schedule
+    @curve
     def alpha(self, t: Tensor) -> Tensor:
         """Return cos(theta_t)/cos(theta_0), with the cosine as the sine of what is left to pi/2."""
         return torch.sin(self.speed * (1 - t)) / math.cos(self.first)
 
-    @schedule
+    @curve
     def sigma(self, t: Tensor) -> Tensor:
         """Return sqrt(sin(theta_t - theta_0) sin(theta_t + theta_0))/cos(theta_0)."""
         return self._squared(t).sqrt() / math.cos(self.first)
@@ -67,32 +66,32 @@ class CosineVPSDE(GaussianSDE):
         """Return cos(theta_0)^2 - cos(theta_t)^2 without cancellation."""
         return torch.sin(self.speed * t) * torch.sin(self.speed * t + 2 * self.first)
 
-    @schedule
+    @curve
     def alpha_rate(self, t: Tensor) -> Tensor:
         """Return -sin(theta_t) theta'/cos(theta_0)."""
         return -self.speed * torch.sin(self.first + self.speed * t) / math.cos(self.first)
 
-    @schedule
+    @curve
     def sigma_rate(self, t: Tensor) -> Tensor:
         """Return -alpha alpha'/sigma."""
         return -self.alpha(t) * self.alpha_rate(t) / self.sigma(t)
 
-    @schedule
+    @curve
     def drift_rate(self, t: Tensor) -> Tensor:
         """Return -theta' tan(theta_t)."""
         return -self.speed * self._tangent(t)
 
-    @schedule
+    @curve
     def diffusion(self, t: Tensor) -> Tensor:
         """Return sqrt(beta), beta = 2 theta' tan(theta_t)."""
         return (2 * self.speed * self._tangent(t)).sqrt()
 
-    @schedule
+    @curve
     def log_snr(self, t: Tensor) -> Tensor:
         """Return 2 log cos(theta_t) - log(sin(theta_t - theta_0) sin(theta_t + theta_0))."""
         return 2 * torch.sin(self.speed * (1 - t)).log() - self._squared(t).log()
 
-    @schedule
+    @curve
     def time(self, log_snr: Tensor) -> Tensor:
         """Return the t with cos(theta_t)^2 = cos(theta_0)^2 sigmoid(log_snr)."""
         inner = math.cos(self.first)
@@ -102,7 +101,7 @@ class CosineVPSDE(GaussianSDE):
         gap = torch.asin((inner**2 * torch.sigmoid(-log_snr) / torch.sin(theta + self.first)).clamp_max(1.0))
         return torch.where(theta - self.first < 0.5, gap, theta - self.first) / self.speed
 
-    @schedule
+    @curve
     def prior_std(self, t: Tensor) -> Tensor:
         """Return 1, at every t."""
         return torch.ones_like(t)

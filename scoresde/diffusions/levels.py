@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from scoresde.diffusions.sde import GaussianSDE, schedule
+from scoresde.diffusions.sde import GaussianSDE, curve
 from scoresde.errors import check_number
 
 __all__ = ["EDMSDE", "VESDE", "RectifiedFlow"]
@@ -18,12 +18,12 @@ __all__ = ["EDMSDE", "VESDE", "RectifiedFlow"]
 class _UnitAlpha(GaussianSDE):
     """What the diffusions that only add noise share."""
 
-    @schedule
+    @curve
     def alpha(self, t: Tensor) -> Tensor:
         """Return 1."""
         return torch.ones_like(t)
 
-    @schedule
+    @curve
     def alpha_rate(self, t: Tensor) -> Tensor:
         """Return 0."""
         return torch.zeros_like(t)
@@ -49,7 +49,6 @@ class VESDE(_UnitAlpha):
     sigma_max: float = 50.0
 
     def __post_init__(self) -> None:
-        """Check 0 < sigma_min < sigma_max."""
         super().__post_init__()
         check_number(self.sigma_min, "sigma_min", 0.0, open_low=True)
         check_number(self.sigma_max, "sigma_max", self.sigma_min, open_low=True)
@@ -59,27 +58,27 @@ class VESDE(_UnitAlpha):
         """log(sigma_max/sigma_min), the rate of log sigma."""
         return math.log(self.sigma_max / self.sigma_min)
 
-    @schedule
+    @curve
     def sigma(self, t: Tensor) -> Tensor:
         """Return sigma_min (sigma_max/sigma_min)^t; the end points are exact."""
         return torch.pow(self.sigma_min, 1 - t) * torch.pow(self.sigma_max, t)
 
-    @schedule
+    @curve
     def sigma_rate(self, t: Tensor) -> Tensor:
         """Return sigma log(sigma_max/sigma_min)."""
         return self.sigma(t) * self.log_ratio
 
-    @schedule
+    @curve
     def diffusion(self, t: Tensor) -> Tensor:
         """Return sigma sqrt(2 log(sigma_max/sigma_min))."""
         return self.sigma(t) * math.sqrt(2 * self.log_ratio)
 
-    @schedule
+    @curve
     def log_snr(self, t: Tensor) -> Tensor:
         """Return -2 log sigma."""
         return -2 * (math.log(self.sigma_min) + t * self.log_ratio)
 
-    @schedule
+    @curve
     def time(self, log_snr: Tensor) -> Tensor:
         """Return log(sigma/sigma_min) / log(sigma_max/sigma_min)."""
         return (-0.5 * log_snr - math.log(self.sigma_min)) / self.log_ratio
@@ -88,12 +87,12 @@ class VESDE(_UnitAlpha):
 class _SigmaIsTime:
     """What the diffusions share whose time is the noise level itself."""
 
-    @schedule
+    @curve
     def sigma(self, t: Tensor) -> Tensor:
         """Return t."""
         return t.clone()
 
-    @schedule
+    @curve
     def sigma_rate(self, t: Tensor) -> Tensor:
         """Return 1."""
         return torch.ones_like(t)
@@ -119,23 +118,22 @@ class EDMSDE(_SigmaIsTime, _UnitAlpha):
     sigma_max: float = 80.0
 
     def __post_init__(self) -> None:
-        """Check 0 < sigma_min < sigma_max; they are the ends of time."""
         check_number(self.sigma_min, "sigma_min", 0.0, open_low=True)
         check_number(self.sigma_max, "sigma_max", self.sigma_min, open_low=True)
         object.__setattr__(self, "t_min", float(self.sigma_min))
         object.__setattr__(self, "t_max", float(self.sigma_max))
 
-    @schedule
+    @curve
     def diffusion(self, t: Tensor) -> Tensor:
         """Return sqrt(2 t)."""
         return (2 * t).sqrt()
 
-    @schedule
+    @curve
     def log_snr(self, t: Tensor) -> Tensor:
         """Return -2 log t."""
         return -2 * t.log()
 
-    @schedule
+    @curve
     def time(self, log_snr: Tensor) -> Tensor:
         """Return e^{-log_snr/2}."""
         return (-0.5 * log_snr).exp()
@@ -154,31 +152,30 @@ class RectifiedFlow(_SigmaIsTime, GaussianSDE):
     """
 
     def __post_init__(self) -> None:
-        """Check t_max <= 1."""
         super().__post_init__()
         check_number(self.t_max, "t_max", 0.0, 1.0)
 
-    @schedule
+    @curve
     def alpha(self, t: Tensor) -> Tensor:
         """Return 1 - t."""
         return 1 - t
 
-    @schedule
+    @curve
     def alpha_rate(self, t: Tensor) -> Tensor:
         """Return -1."""
         return -torch.ones_like(t)
 
-    @schedule
+    @curve
     def diffusion(self, t: Tensor) -> Tensor:
         """Return sqrt(2 t/(1 - t))."""
         return (2 * t / (1 - t)).sqrt()
 
-    @schedule
+    @curve
     def log_snr(self, t: Tensor) -> Tensor:
         """Return 2 log((1 - t)/t)."""
         return 2 * (torch.log1p(-t) - t.log())
 
-    @schedule
+    @curve
     def time(self, log_snr: Tensor) -> Tensor:
         """Return sigmoid(-log_snr/2)."""
         return torch.sigmoid(-0.5 * log_snr)

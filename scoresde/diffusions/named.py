@@ -11,12 +11,12 @@ from scoresde.diffusions.levels import EDMSDE, VESDE, RectifiedFlow
 from scoresde.diffusions.sde import GaussianSDE
 from scoresde.diffusions.tabulated import TabulatedSDE
 from scoresde.diffusions.vp import VPSDE, SubVPSDE
-from scoresde.errors import ConfigError, check_number, unknown
+from scoresde.errors import ConfigError, DTypeError, check_number, unknown
 
-__all__ = ["SCHEDULES", "sde_from_dict", "sde_to_dict"]
+__all__ = ["DIFFUSIONS", "check_sde", "sde_from_dict", "sde_to_dict"]
 
 
-SCHEDULES: dict[str, type[GaussianSDE]] = {
+DIFFUSIONS: dict[str, type[GaussianSDE]] = {
     "CosineVPSDE": CosineVPSDE,
     "EDMSDE": EDMSDE,
     "RectifiedFlow": RectifiedFlow,
@@ -24,6 +24,19 @@ SCHEDULES: dict[str, type[GaussianSDE]] = {
     "VESDE": VESDE,
     "VPSDE": VPSDE,
 }
+
+
+def check_sde(sde: object) -> GaussianSDE:
+    """Return ``sde`` if it is a Gaussian diffusion; DTypeError, with what was probably meant, where it is none."""
+    if isinstance(sde, GaussianSDE):
+        return sde
+    if isinstance(sde, type) and issubclass(sde, GaussianSDE):
+        cure = f"{sde.__name__}() makes one"
+    else:
+        short = {kind.lower().removesuffix("sde"): kind for kind in DIFFUSIONS}
+        plain = "".join(c for c in sde.lower() if c.isalnum()).removesuffix("sde") if isinstance(sde, str) else ""
+        cure = f"e.g. {short.get(plain, 'VPSDE')}()"
+    raise DTypeError(f"sde must be a GaussianSDE, {cure}, got {sde!r}")
 
 
 def sde_to_dict(sde: GaussianSDE) -> dict[str, object]:
@@ -37,7 +50,7 @@ def sde_to_dict(sde: GaussianSDE) -> dict[str, object]:
             "log_alpha": alpha,
         }
     kind = type(sde).__name__
-    if SCHEDULES.get(kind) is not type(sde):
+    if DIFFUSIONS.get(kind) is not type(sde):
         raise ConfigError(f"{kind} is your own SDE: JSON cannot rebuild it; pass sde= when the model is loaded")
     return {"kind": kind, **{f.name: getattr(sde, f.name) for f in dataclasses.fields(sde) if f.init}}
 
@@ -57,10 +70,10 @@ def sde_from_dict(config: dict[str, object]) -> GaussianSDE:
             torch.tensor(options["log_snr"], dtype=torch.float64),
             None if log_alpha is None else torch.tensor(log_alpha, dtype=torch.float64),
         )
-    if not isinstance(kind, str) or kind not in SCHEDULES:
-        raise unknown("SDE", kind, [*SCHEDULES, "TabulatedSDE"])
-    _check_keys(kind, options, {f.name for f in dataclasses.fields(SCHEDULES[kind]) if f.init})
-    return SCHEDULES[kind](**{key: check_number(value, key) for key, value in options.items()})
+    if not isinstance(kind, str) or kind not in DIFFUSIONS:
+        raise unknown("SDE", kind, [*DIFFUSIONS, "TabulatedSDE"])
+    _check_keys(kind, options, {f.name for f in dataclasses.fields(DIFFUSIONS[kind]) if f.init})
+    return DIFFUSIONS[kind](**{key: check_number(value, key) for key, value in options.items()})
 
 
 def _check_keys(kind: str, options: dict[str, object], names: set[str]) -> None:

@@ -13,12 +13,13 @@ motion seen through the scale alpha and the clock nu^2, and all else follows:
 
 (Song et al. 2021, "Score-based generative modeling through stochastic differential equations"; Kingma et al. 2021,
 "Variational diffusion models"). Differences of variances are written with expm1 of differences of log_snr, which do not
-cancel. Schedule functions are evaluated in float64 and return the type of their argument.
+cancel. Curves are evaluated in float64 and return the type of their argument.
 """
 
 from __future__ import annotations
 
 import functools
+import html
 import numbers
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -42,7 +43,7 @@ from scoresde.errors import (
 )
 from scoresde.ops import combine, expand, time_derivative, working_dtype
 
-__all__ = ["SDE", "GaussianSDE", "ReverseSDE", "posterior_weights", "schedule", "transition_weights"]
+__all__ = ["SDE", "GaussianSDE", "ReverseSDE", "curve", "posterior_weights", "transition_weights"]
 
 Owner = TypeVar("Owner", bound="SDE")
 
@@ -58,7 +59,7 @@ class Scored(Protocol):
 ScoreFunction = Callable[[Tensor, Tensor], "Tensor | Scored"]
 
 
-def schedule(function: Callable[[Any, Tensor], Tensor]) -> Callable[[Any, Tensor | float], Tensor]:
+def curve(function: Callable[[Any, Tensor], Tensor]) -> Callable[[Any, Tensor | float], Tensor]:
     """Let ``function(self, t)`` take numbers and tensors of any floating type: float64 inside, t's own type outside."""
 
     @functools.wraps(function)
@@ -99,7 +100,6 @@ class SDE(ABC):
     t_max: float = field(default=1.0, kw_only=True)
 
     def __post_init__(self) -> None:
-        """Check the interval of time."""
         check_number(self.t_min, "t_min", 0.0, open_low=True)
         check_number(self.t_max, "t_max", self.t_min, open_low=True)
 
@@ -146,7 +146,8 @@ class SDE(ABC):
         inside = (time >= low) & (time <= high)
         if zero:
             inside |= time == 0
-        if not bool(inside.all()):
+        # A traced graph (torch.export, torch.compile) holds no values to look at.
+        if not torch.compiler.is_compiling() and not bool(inside.all()):
             bad = float(time[~inside].reshape(-1)[0]) if time.ndim else float(time)
             raise DomainError(f"{name} must lie in [{self.t_min:g}, {self.t_max:g}], got {bad:g}")
         return time
@@ -168,14 +169,17 @@ class GaussianSDE(SDE):
     def sigma(self, t: Tensor | float) -> Tensor:
         """Give the noise standard deviation; sigma/alpha increases."""
 
-    @schedule
+    @curve
     def log_snr(self, t: Tensor) -> Tensor:
         """Return log(alpha^2/sigma^2), twice the literature's lambda."""
         return 2 * (self.alpha(t).log() - self.sigma(t).log())
 
-    @schedule
+    @curve
     def time(self, log_snr: Tensor) -> Tensor:
-        """Return the t with this log_snr, by bisection on (0, t_max] (to 1e-16 t_max) where no closed form is given."""
+        """Return the t with this log_snr, the inverse of ``log_snr(t)``, inside (0, t_max].
+
+        By bisection, to 1e-16 t_max, where a class gives no closed form. It reads values: it cannot be traced.
+        """
         low = torch.zeros_like(log_snr)
         high = torch.full_like(log_snr, self.t_max)
         # Written so that a NaN fails and minus infinity, where alpha(t_max) = 0, does not.
@@ -190,22 +194,22 @@ class GaussianSDE(SDE):
             low, high = torch.where(above, middle, low), torch.where(above, high, middle)
         return high
 
-    @schedule
+    @curve
     def alpha_rate(self, t: Tensor) -> Tensor:
         """Return d alpha/dt."""
         return time_derivative(self.alpha, t)
 
-    @schedule
+    @curve
     def sigma_rate(self, t: Tensor) -> Tensor:
         """Return d sigma/dt."""
         return time_derivative(self.sigma, t)
 
-    @schedule
+    @curve
     def diffusion(self, t: Tensor) -> Tensor:
         """Return g(t) = sigma sqrt(-d log_snr/dt), in units of x per square root of t."""
         return self.sigma(t) * (-time_derivative(self.log_snr, t)).sqrt()
 
-    @schedule
+    @curve
     def drift_rate(self, t: Tensor) -> Tensor:
         """Return d log alpha/dt, the factor of x in the drift."""
         return self.alpha_rate(t) / self.alpha(t)
@@ -214,7 +218,7 @@ class GaussianSDE(SDE):
         """Return f(x, t) = (d log alpha/dt) x, of x's shape."""
         return combine((self.drift_rate(self.check_time(t, check_floating(x))), x))
 
-    @schedule
+    @curve
     def prior_std(self, t: Tensor) -> Tensor:
         """Return the standard deviation of the zero-mean prior at t: sigma(t), unless a class knows better."""
         return self.sigma(t)
@@ -244,7 +248,7 @@ class GaussianSDE(SDE):
     def transition(self, x_s: Tensor, s: Tensor | float, t: Tensor | float) -> tuple[Tensor, Tensor]:
         """Return mean, of shape (B, *), and standard deviation, of t's shape, of x_t | x_s for s < t."""
         check_floating(x_s, "x_s")
-        a, b = self.transition_weights(*self._ordered(x_s, s, t))
+        a, b = self.transition_weights(*self._check_order(x_s, s, t))
         return combine((a, x_s)), b.to(x_s)
 
     def posterior_weights(self, s: Tensor | float, t: Tensor | float) -> tuple[Tensor, Tensor, Tensor]:
@@ -256,10 +260,10 @@ class GaussianSDE(SDE):
         if check_floating(x0, "x0").shape != check_floating(x_t, "x_t").shape:
             raise ShapeError(f"x0 and x_t must agree, got shapes {tuple(x0.shape)} and {tuple(x_t.shape)}")
         check_device(x0.device, "x0", x_t.device, "x_t")
-        on_xt, on_x0, std = self.posterior_weights(*self._ordered(x0, s, t))
+        on_xt, on_x0, std = self.posterior_weights(*self._check_order(x0, s, t))
         return combine((on_x0, x0), (on_xt, x_t)), std.to(x0)
 
-    def _ordered(self, x: Tensor, s: Tensor | float, t: Tensor | float) -> Pair:
+    def _check_order(self, x: Tensor, s: Tensor | float, t: Tensor | float) -> Pair:
         early, late = self.check_time(s, x, name="s", zero=True), self.check_time(t, x)
         if bool((early > late).any()):
             raise DomainError(f"s must not exceed t, got s = {early.max():g} and t = {late.min():g}; swap them")
@@ -281,22 +285,27 @@ class GaussianSDE(SDE):
 
     def describe(self) -> str:
         """Return the curves at five times as text: t, alpha, sigma, log_snr, drift rate and g."""
-        times = torch.linspace(self.t_min, self.t_max, 5, dtype=torch.float64)
-        columns = {
-            "t": times,
-            "alpha": self.alpha(times),
-            "sigma": self.sigma(times),
-            "log_snr": self.log_snr(times),
-            "d log alpha/dt": self.drift_rate(times),
-            "g": self.diffusion(times),
-        }
-        head = f"{self}: x_t = alpha(t) x_0 + sigma(t) z on [{self.t_min:g}, {self.t_max:g}]"
-        lines = ["".join(f"{name:>16}" for name in columns)]
-        lines += ["".join(f"{float(c[i]):>16.6g}" for c in columns.values()) for i in range(len(times))]
-        prior = (
-            f"prior at t_max: mean 0, standard deviation {float(self.prior_std(self.t_max)):g} (data moments unknown)"
-        )
-        return "\n".join([head, *lines, prior])
+        lines = ["".join(f"{cell:>16}" for cell in row) for row in self._rows()]
+        prior = float(self.prior_std(self.t_max))
+        end = f"prior at t_max: mean 0, standard deviation {prior:g} (data moments unknown)"
+        return "\n".join([self._head(), *lines, end])
+
+    def _repr_html_(self) -> str:
+        first, *rest = ("".join(f"<td>{cell}</td>" for cell in row) for row in self._rows())
+        body = "".join(f"<tr>{row}</tr>" for row in rest)
+        names = first.replace("td>", "th>")
+        return f"<p>{html.escape(self._head())}</p><table><tr>{names}</tr>{body}</table>"
+
+    def _head(self) -> str:
+        return f"{self}: x_t = alpha(t) x_0 + sigma(t) z on [{self.t_min:g}, {self.t_max:g}]"
+
+    def _rows(self) -> list[tuple[str, ...]]:
+        """Return the names of the curves, and their values at five times."""
+        t = torch.linspace(self.t_min, self.t_max, 5, dtype=torch.float64)
+        columns = t, self.alpha(t), self.sigma(t), self.log_snr(t), self.drift_rate(t), self.diffusion(t)
+        values = torch.stack(columns, 1).tolist()
+        names = ("t", "alpha", "sigma", "log_snr", "d log alpha/dt", "g")
+        return [names, *(tuple(f"{value:.6g}" for value in row) for row in values)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -314,7 +323,6 @@ class ReverseSDE(SDE):
     sde_type = "ito"
 
     def __post_init__(self) -> None:
-        """Check eta and the model."""
         super().__post_init__()
         check_number(self.eta, "eta", 0.0)
         if not callable(self.model):

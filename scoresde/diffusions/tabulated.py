@@ -1,4 +1,4 @@
-r"""Tabulated diffusions, two curves through given knots, and the JSON form of every built-in SDE.
+r"""Tabulated diffusions: two curves through given knots.
 
 log_snr (and log alpha, where it is not variance preserving) is a monotone cubic between the knots (Fritsch and Carlson
 1980, "Monotone piecewise cubic interpolation"), so that drift and diffusion exist there.
@@ -15,13 +15,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from scoresde.diffusions.sde import GaussianSDE, schedule
+from scoresde.diffusions.sde import GaussianSDE, curve
 from scoresde.errors import DomainError, ShapeError
 from scoresde.ops import time_derivative
 
-__all__ = [
-    "TabulatedSDE",
-]
+__all__ = ["TabulatedSDE"]
 
 
 @dataclass(frozen=True, init=False, eq=False, repr=False)
@@ -46,18 +44,16 @@ class TabulatedSDE(GaussianSDE):
     knot_log_alpha: Tensor | None
 
     def __init__(self, t: Tensor, log_snr: Tensor, log_alpha: Tensor | None = None) -> None:
-        """Check the knots and fit the interpolants."""
-        curves = [torch.as_tensor(c).detach().to("cpu", torch.float64) for c in (t, log_snr)]
-        curves += [] if log_alpha is None else [torch.as_tensor(log_alpha).detach().to("cpu", torch.float64)]
-        names = ("t", "log_snr", "log_alpha")
-        for name, curve in zip(names, curves, strict=False):
-            if curve.shape != curves[0].shape or curve.ndim != 1 or len(curve) < 2:
+        given = (t, log_snr) if log_alpha is None else (t, log_snr, log_alpha)
+        curves = [torch.as_tensor(c).detach().to("cpu", torch.float64) for c in given]
+        for name, values in zip(("t", "log_snr", "log_alpha"), curves, strict=False):
+            if values.shape != curves[0].shape or values.ndim != 1 or len(values) < 2:
                 raise ShapeError(
-                    f"{name} must be a vector of at least two knots, one for each t, got {tuple(curve.shape)}"
+                    f"{name} must be a vector of at least two knots, one for each t, got {tuple(values.shape)}"
                 )
-            steps = curve.diff()
+            steps = values.diff()
             wrong = ~(steps > 0) if name == "t" else ~(steps < 0) if name == "log_snr" else ~(steps <= 0)
-            if not torch.isfinite(curve).all() or wrong.any():
+            if not torch.isfinite(values).all() or wrong.any():
                 way = "increase" if name == "t" else "decrease"
                 raise DomainError(f"{name} must be finite and {way} along the knots")
         if curves[0][0] <= 0:
@@ -68,14 +64,13 @@ class TabulatedSDE(GaussianSDE):
         put(self, "knots", curves[0])
         put(self, "knot_log_snr", curves[1])
         put(self, "knot_log_alpha", None if log_alpha is None else curves[2])
-        put(self, "_snr_pieces", _pieces(curves[0], curves[1]))
-        put(self, "_alpha_pieces", None if log_alpha is None else _pieces(curves[0], curves[2]))
+        put(self, "_snr_pieces", _fit_pieces(curves[0], curves[1]))
+        put(self, "_alpha_pieces", None if log_alpha is None else _fit_pieces(curves[0], curves[2]))
 
     _snr_pieces: Tensor = dataclasses.field(init=False)
     _alpha_pieces: Tensor | None = dataclasses.field(init=False)
 
     def __repr__(self) -> str:
-        """Say how many knots there are and where."""
         return f"TabulatedSDE({len(self.knots)} knots on [{self.t_min:g}, {self.t_max:g}])"
 
     def _interpolate(self, t: Tensor, pieces: Tensor, values: Tensor) -> Tensor:
@@ -88,13 +83,13 @@ class TabulatedSDE(GaussianSDE):
         # The last knot keeps its last bit; the detached correction leaves the derivative alone.
         return inside + torch.where(t == knots[-1], values[-1] - inside, torch.zeros_like(inside)).detach()
 
-    @schedule
+    @curve
     def log_snr(self, t: Tensor) -> Tensor:
         """Return the interpolated log_snr; infinite at t = 0, which lies before the knots and is clean data."""
         inside = self._interpolate(t, self._snr_pieces, self.knot_log_snr)
         return torch.where(t == 0, torch.full_like(inside, math.inf), inside)
 
-    @schedule
+    @curve
     def log_alpha(self, t: Tensor) -> Tensor:
         """Return log alpha: interpolated, or variance preserving, log(sigmoid(log_snr))/2."""
         if self._alpha_pieces is None or self.knot_log_alpha is None:
@@ -102,29 +97,29 @@ class TabulatedSDE(GaussianSDE):
         inside = self._interpolate(t, self._alpha_pieces, self.knot_log_alpha)
         return torch.where(t == 0, torch.zeros_like(inside), inside)
 
-    @schedule
+    @curve
     def alpha(self, t: Tensor) -> Tensor:
         """Return e^{log_alpha}."""
         return self.log_alpha(t).exp()
 
-    @schedule
+    @curve
     def sigma(self, t: Tensor) -> Tensor:
         """Return alpha e^{-log_snr/2}, or sqrt(sigmoid(-log_snr)) when variance preserving."""
         if self._alpha_pieces is None:
             return (0.5 * logsigmoid(-self.log_snr(t))).exp()
         return (self.log_alpha(t) - 0.5 * self.log_snr(t)).exp()
 
-    @schedule
+    @curve
     def diffusion(self, t: Tensor) -> Tensor:
         """Return sigma sqrt(-d log_snr/dt); the interpolant may be flat at its ends, where rounding has no sign."""
         return self.sigma(t) * (-time_derivative(self.log_snr, t)).clamp_min(0.0).sqrt()
 
-    @schedule
+    @curve
     def prior_std(self, t: Tensor) -> Tensor:
         """Return 1 when variance preserving, else sigma."""
         return torch.ones_like(t) if self._alpha_pieces is None else self.sigma(t)
 
-    @schedule
+    @curve
     def time(self, log_snr: Tensor) -> Tensor:
         """Return the t with this log_snr, by bisection between its knots and Newton's method (clamped to the knots)."""
         knots, values, pieces = self.knots.to(log_snr), self.knot_log_snr.to(log_snr), self._snr_pieces.to(log_snr)
@@ -144,7 +139,7 @@ class TabulatedSDE(GaussianSDE):
         return torch.where(wanted == values[-1], knots[-1], inside)
 
 
-def _pieces(t: Tensor, values: Tensor) -> Tensor:
+def _fit_pieces(t: Tensor, values: Tensor) -> Tensor:
     """Return the cubic coefficients (4, n - 1), highest power first, of the monotone interpolant."""
     # Imported here, since it takes longer than the rest of the package together.
     from scipy.interpolate import PchipInterpolator

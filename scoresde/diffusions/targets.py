@@ -26,26 +26,69 @@ of the literature are the special case P = x_0: c_skip = q / Delta, c_out = -sig
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import Literal
 
 import torch
 
 from scoresde.diffusions.point import Pair, Point
-from scoresde.errors import DomainError, unknown
+from scoresde.errors import ConfigError, DomainError, unknown
 
-__all__ = ["TARGETS", "target", "view"]
+__all__ = ["TARGETS", "Kind", "target", "unknown_kind", "view"]
+
+Kind = Literal["data", "noise", "v", "score", "flow", "velocity"]
+
+# What papers and other libraries call the kinds.
+ELSEWHERE = {
+    "epsilon": "noise",
+    "eps": "noise",
+    "pred_noise": "noise",
+    "x0": "data",
+    "x_0": "data",
+    "x_start": "data",
+    "pred_x0": "data",
+    "sample": "data",
+    "denoised": "data",
+    "v_prediction": "v",
+    "v-prediction": "v",
+    "flow": "velocity",
+    "flow_matching": "velocity",
+    "flow_prediction": "velocity",
+    "karras": "edm",
+}
+
+
+def _data(p: Point) -> Pair:
+    return torch.ones_like(p.alpha), torch.zeros_like(p.alpha)
+
+
+def _noise(p: Point) -> Pair:
+    return torch.zeros_like(p.alpha), torch.ones_like(p.alpha)
+
+
+def _v(p: Point) -> Pair:
+    return -p.sigma / p.r, p.alpha / p.r
+
+
+def _score(p: Point) -> Pair:
+    return torch.zeros_like(p.alpha), -1.0 / p.sigma
+
+
+def _flow(p: Point) -> Pair:
+    return -torch.ones_like(p.alpha), torch.ones_like(p.alpha)
 
 
 def _velocity(p: Point) -> Pair:
     return p.rates
 
 
+# Functions with names, so that whatever holds one can be pickled.
 TARGETS: dict[str, Callable[[Point], Pair]] = {
-    "data": lambda p: (torch.ones_like(p.alpha), torch.zeros_like(p.alpha)),
-    "noise": lambda p: (torch.zeros_like(p.alpha), torch.ones_like(p.alpha)),
-    "v": lambda p: (-p.sigma / p.r, p.alpha / p.r),
-    "score": lambda p: (torch.zeros_like(p.alpha), -1.0 / p.sigma),
-    "flow": lambda p: (-torch.ones_like(p.alpha), torch.ones_like(p.alpha)),
+    "data": _data,
+    "noise": _noise,
+    "v": _v,
+    "score": _score,
+    "flow": _flow,
     "velocity": _velocity,
 }
 
@@ -53,8 +96,22 @@ TARGETS: dict[str, Callable[[Point], Pair]] = {
 def target(kind: str, point: Point) -> Pair:
     """Return the pair (p, q) of ``kind`` at ``point``; ConfigError for an unknown kind."""
     if kind not in TARGETS:
-        raise unknown("prediction", kind, TARGETS)
+        raise unknown_kind("prediction", kind, TARGETS)
     return TARGETS[kind](point)
+
+
+def unknown_kind(what: str, got: object, choices: Iterable[str]) -> ConfigError:
+    """Build the error for an unknown kind: the word used here for what others call ``got``, and every choice.
+
+    Args:
+        what: what the name is of.
+        got: the name.
+        choices: the names that there are.
+    """
+    names, word = sorted(choices), ELSEWHERE.get(str(got).lower())
+    if word not in names:
+        return unknown(what, got, names)
+    return ConfigError(f"unknown {what} {got!r}; it is called {word!r} here; choices: {', '.join(names)}")
 
 
 def view(known: Pair, wanted: Pair, point: Point, name: str = "this view") -> Pair:
@@ -71,7 +128,8 @@ def view(known: Pair, wanted: Pair, point: Point, name: str = "this view") -> Pa
     a = torch.where(parallel, torch.zeros_like(cross), cross / delta)
     b = torch.where(parallel, ratio, (point.alpha * q_wanted - point.sigma * p_wanted) / delta)
     bad = ~(torch.isfinite(a) & torch.isfinite(b))
-    if bad.any():
+    # A traced graph holds no values to look at; where a view is not finite it then gives what is not.
+    if not torch.compiler.is_compiling() and bad.any():
         first = int(bad.reshape(-1).nonzero()[0])
         t, alpha, sigma = (float(c.expand(bad.shape).reshape(-1)[first]) for c in (point.t, point.alpha, point.sigma))
         raise DomainError(

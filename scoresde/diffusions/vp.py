@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from scoresde.diffusions.sde import GaussianSDE, schedule
+from scoresde.diffusions.sde import GaussianSDE, curve
 from scoresde.errors import DomainError, check_number
 
 __all__ = ["VPSDE", "SubVPSDE"]
@@ -23,19 +23,18 @@ class _LinearBeta(GaussianSDE):
     beta_max: float = 20.0
 
     def __post_init__(self) -> None:
-        """Check 0 <= beta_min <= beta_max, not both 0."""
         super().__post_init__()
         check_number(self.beta_min, "beta_min", 0.0)
         check_number(self.beta_max, "beta_max", self.beta_min)
         if self.beta_max == 0:
             raise DomainError("beta_max must be positive, got 0: nothing would diffuse")
 
-    @schedule
+    @curve
     def beta(self, t: Tensor) -> Tensor:
         """Evaluate the rate beta_min + t (beta_max - beta_min), in 1/t."""
         return self.beta_min + t * (self.beta_max - self.beta_min)
 
-    @schedule
+    @curve
     def integral(self, t: Tensor) -> Tensor:
         """Return B(t), the integral of beta from 0 to t."""
         return t * (self.beta_min + 0.5 * t * (self.beta_max - self.beta_min))
@@ -45,22 +44,22 @@ class _LinearBeta(GaussianSDE):
         slope = self.beta_max - self.beta_min
         return 2 * b / (self.beta_min + (self.beta_min**2 + 2 * slope * b).sqrt())
 
-    @schedule
+    @curve
     def alpha(self, t: Tensor) -> Tensor:
         """Return e^{-B/2}."""
         return (-0.5 * self.integral(t)).exp()
 
-    @schedule
+    @curve
     def alpha_rate(self, t: Tensor) -> Tensor:
         """Return -beta alpha / 2."""
         return -0.5 * self.beta(t) * self.alpha(t)
 
-    @schedule
+    @curve
     def drift_rate(self, t: Tensor) -> Tensor:
         """Return -beta/2."""
         return -0.5 * self.beta(t)
 
-    @schedule
+    @curve
     def prior_std(self, t: Tensor) -> Tensor:
         """Return 1, at every t."""
         return torch.ones_like(t)
@@ -82,28 +81,28 @@ class VPSDE(_LinearBeta):
         DomainError: unless 0 <= beta_min <= beta_max and 0 < t_min < t_max.
     """
 
-    @schedule
+    @curve
     def sigma(self, t: Tensor) -> Tensor:
         """Return sqrt(1 - e^{-B})."""
         return (-torch.expm1(-self.integral(t))).sqrt()
 
-    @schedule
+    @curve
     def sigma_rate(self, t: Tensor) -> Tensor:
         """Return beta e^{-B} / (2 sigma)."""
         return 0.5 * self.beta(t) * (-self.integral(t)).exp() / self.sigma(t)
 
-    @schedule
+    @curve
     def diffusion(self, t: Tensor) -> Tensor:
         """Return sqrt(beta)."""
         return self.beta(t).sqrt()
 
-    @schedule
+    @curve
     def log_snr(self, t: Tensor) -> Tensor:
         """Return -B - log(1 - e^{-B})."""
         b = self.integral(t)
         return -b - (-torch.expm1(-b)).log()
 
-    @schedule
+    @curve
     def time(self, log_snr: Tensor) -> Tensor:
         """Return the t with B(t) = log(1 + e^{-log_snr})."""
         return self.inverse_integral(softplus(-log_snr, threshold=math.inf))
@@ -116,28 +115,28 @@ class SubVPSDE(_LinearBeta):
     Source: Song et al. 2021, eq. 12. Arguments and errors as for VPSDE.
     """
 
-    @schedule
+    @curve
     def sigma(self, t: Tensor) -> Tensor:
         """Return 1 - e^{-B}."""
         return -torch.expm1(-self.integral(t))
 
-    @schedule
+    @curve
     def sigma_rate(self, t: Tensor) -> Tensor:
         """Return beta e^{-B}."""
         return self.beta(t) * (-self.integral(t)).exp()
 
-    @schedule
+    @curve
     def diffusion(self, t: Tensor) -> Tensor:
         """Return sqrt(beta (1 - e^{-2B}))."""
         return (self.beta(t) * -torch.expm1(-2 * self.integral(t))).sqrt()
 
-    @schedule
+    @curve
     def log_snr(self, t: Tensor) -> Tensor:
         """Return -B - 2 log(1 - e^{-B})."""
         b = self.integral(t)
         return -b - 2 * (-torch.expm1(-b)).log()
 
-    @schedule
+    @curve
     def time(self, log_snr: Tensor) -> Tensor:
         """Return the t with B(t) = 2 asinh(e^{-log_snr/2} / 2)."""
         return self.inverse_integral(2 * torch.asinh(0.5 * (-0.5 * log_snr).exp()))

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from scoresde.diffusions.named import SCHEDULES
+from scoresde.diffusions.named import DIFFUSIONS
 from scoresde.diffusions.sde import SDE, GaussianSDE
 from scoresde.errors import ConfigError, DomainError, DTypeError, ScoreSDEError, unknown
 from scoresde.solvers.grids import Grid, check_one_way, choose_grid
@@ -69,7 +69,7 @@ def _table(sde: GaussianSDE, solver: Solver, steps: int | None, times: Tensor | 
         return FINALS[final](solver(sde, times))
     grid, count = choose_grid(solver.grid, steps, times)
     # A built-in SDE cannot change behind the table's back; another one may (a learned schedule).
-    constant = SCHEDULES.get(type(sde).__name__) is type(sde)
+    constant = DIFFUSIONS.get(type(sde).__name__) is type(sde)
     return (_built if constant else _build)(sde, solver, grid, count, final)
 
 

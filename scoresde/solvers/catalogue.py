@@ -6,7 +6,7 @@ import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from scoresde.diffusions.named import SCHEDULES
+from scoresde.diffusions.named import DIFFUSIONS
 from scoresde.errors import ScoreSDEError
 from scoresde.solvers.adaptive import EMBEDDED, ProbabilityFlow
 from scoresde.solvers.named import SOLVERS, by_name
@@ -57,8 +57,8 @@ def _entry(name: str) -> Entry:
     solver = by_name(name)
     if isinstance(solver, ProbabilityFlow):
         order = Order(deterministic=float(EMBEDDED[solver.method].order))
-        return Entry(name, order, None, False, tuple(sorted(SCHEDULES)), "adaptive", "Dormand and Prince 1980")
-    tables = {kind: _table(solver, kind) for kind in sorted(SCHEDULES)}
+        return Entry(name, order, None, False, tuple(sorted(DIFFUSIONS)), "adaptive", "Dormand and Prince 1980")
+    tables = {kind: _table(solver, kind) for kind in sorted(DIFFUSIONS)}
     built = {kind: table for kind, table in tables.items() if table is not None}
     stochastic = any(table.stochastic for table in built.values())
     return Entry(name, solver.order, solver.calls, stochastic, tuple(built), solver.grid.name, solver.paper)
@@ -66,7 +66,7 @@ def _entry(name: str) -> Entry:
 
 def _table(solver: Solver, kind: str) -> Tableau | None:
     """Return a small table, or None where the solver refuses the SDE."""
-    sde = SCHEDULES[kind]()
+    sde = DIFFUSIONS[kind]()
     try:
         return solver.build(sde, solver.grid(sde, STEPS))
     except ScoreSDEError:

@@ -33,7 +33,6 @@ class Affine:
     scale: float | tuple[float, ...] = 1.0
 
     def __post_init__(self) -> None:
-        """Check the numbers."""
         lengths = set()
         for name in ("shift", "scale"):
             given = getattr(self, name)

@@ -31,7 +31,6 @@ class Compose:
     parts: tuple[Transform, ...]
 
     def __post_init__(self) -> None:
-        """Check the parts."""
         if not isinstance(self.parts, tuple):
             raise DTypeError(f"parts must be a tuple of transforms, got {type(self.parts).__name__}; Compose((a, b))")
         for k, part in enumerate(self.parts):

@@ -39,7 +39,6 @@ class Dequantise:
     high: float = 1.0
 
     def __post_init__(self) -> None:
-        """Check the lattice."""
         check_integer(self.levels, "levels", 2)
         check_interval(self.low, self.high)
 
@@ -127,7 +126,6 @@ class Logit:
     high: float = 1.0
 
     def __post_init__(self) -> None:
-        """Check the numbers."""
         check_number(self.epsilon, "epsilon", 0.0, 0.5, open_high=True)
         check_interval(self.low, self.high)
 

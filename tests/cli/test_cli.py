@@ -27,7 +27,7 @@ from scoresde.cli.sample import Sample
 from scoresde.cli.train import Train
 from scoresde.cli.yardsticks import yardstick
 from scoresde.data import DATASETS, TABLES, digits, moons
-from scoresde.diffusions.named import SCHEDULES
+from scoresde.diffusions.named import DIFFUSIONS
 from scoresde.metrics import Comparison, energy_distance, sliced_wasserstein
 from scoresde.models.checkpoint import read
 from scoresde.nn import MLP, UNet
@@ -626,7 +626,7 @@ def test_an_interrupted_comparison_keeps_its_rows(
 
 
 def test_tables_of_names_are_complete() -> None:
-    assert {one.build for one in SDES.values()} == set(SCHEDULES.values())
+    assert {one.build for one in SDES.values()} == set(DIFFUSIONS.values())
     assert set(DATA) == {"digits", "photographs", "time_series", *DATASETS, *TABLES}
     labelled = {"digits", "photographs", *TABLES}
     for name, data in DATA.items():

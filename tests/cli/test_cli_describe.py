@@ -15,7 +15,7 @@ from PIL import Image
 
 from scoresde import VPSDE, ScoreModel, build_table, sample
 from scoresde.cli.presets import SDES
-from scoresde.diffusions.named import SCHEDULES
+from scoresde.diffusions.named import DIFFUSIONS
 from scoresde.nn import MLP
 from scoresde.solvers import SOLVERS, ProbabilityFlow, by_name
 from scoresde.solvers.tableau import Tableau
@@ -89,10 +89,10 @@ def test_a_network_and_an_sde_of_your_own_are_named(here: Path, capsys: pytest.C
     assert "training" not in told
 
 
-@pytest.mark.parametrize("name", [*SDES, *SCHEDULES])
+@pytest.mark.parametrize("name", [*SDES, *DIFFUSIONS])
 def test_a_diffusion_is_described_by_name(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["describe", name]) == 0
-    built = SCHEDULES[name]() if name in SCHEDULES else SDES[name].build()
+    built = DIFFUSIONS[name]() if name in DIFFUSIONS else SDES[name].build()
     out = capsys.readouterr().out
     assert out.startswith(built.describe() + "\n")
     assert ("sampler " in out) == (name in SOLVERS)

@@ -30,7 +30,7 @@ from scoresde import (
     TabulatedSDE,
     sample,
 )
-from scoresde.diffusions.named import SCHEDULES, sde_from_dict, sde_to_dict
+from scoresde.diffusions.named import DIFFUSIONS, sde_from_dict, sde_to_dict
 
 F64 = torch.float64
 REFERENCE = Path(__file__).parents[1] / "reference"
@@ -41,7 +41,7 @@ TOLERANCE = {torch.float64: 1e-12, torch.float32: 5e-7}
 
 
 def build(case: dict) -> GaussianSDE:
-    return SCHEDULES[case["kind"]](**case["options"])
+    return DIFFUSIONS[case["kind"]](**case["options"])
 
 
 def representable(values: list[float], dtype: torch.dtype) -> tuple[Tensor, Tensor]:

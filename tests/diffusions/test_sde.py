@@ -24,7 +24,7 @@ from scoresde import (
     SubVPSDE,
     TabulatedSDE,
 )
-from scoresde.diffusions.named import SCHEDULES
+from scoresde.diffusions.named import DIFFUSIONS
 from scoresde.noise import normal, stream
 
 F64 = torch.float64
@@ -72,7 +72,7 @@ def between(sde: GaussianSDE, u: float) -> float:
 
 @pytest.mark.parametrize("row", BAYES, ids=[f"{r['kind']}-{i % 8}" for i, r in enumerate(BAYES)])
 def test_transition_and_posterior_match_references(row: dict) -> None:
-    sde = SCHEDULES[row["kind"]](**row["options"])
+    sde = DIFFUSIONS[row["kind"]](**row["options"])
     s, t = row["s"], row["t"]
     gap = float(sde.log_snr(t) - sde.log_snr(s))
     # Both come from the difference of two rounded log_snr.

@@ -38,7 +38,7 @@ from scoresde import (
     sample,
     solvers,
 )
-from scoresde.diffusions.named import SCHEDULES
+from scoresde.diffusions.named import DIFFUSIONS
 from scoresde.solvers import SOLVERS, Solver, by_name, grids
 
 NAN, INF = math.nan, math.inf
@@ -293,7 +293,7 @@ def test_an_inner_stage_is_checked_under_its_own_name(make: Callable[..., Solver
     assert make(**{name: end - 0.01}).calls == (3 if end < 1 else 2)
 
 
-@pytest.mark.parametrize("kind", [k for k in SCHEDULES.values() if k is not EDMSDE])
+@pytest.mark.parametrize("kind", [k for k in DIFFUSIONS.values() if k is not EDMSDE])
 @pytest.mark.parametrize(
     ("options", "error", "words"),
     [
@@ -317,7 +317,7 @@ def test_every_diffusion_checks_its_interval(
 # One step, and solvers that an SDE cannot carry
 
 
-EVERY_SDE: dict[str, GaussianSDE] = {name: kind() for name, kind in SCHEDULES.items()}
+EVERY_SDE: dict[str, GaussianSDE] = {name: kind() for name, kind in DIFFUSIONS.items()}
 
 
 @pytest.mark.parametrize("name", FIXED)

@@ -23,11 +23,11 @@ from scoresde import (
     build_table,
     sample,
 )
-from scoresde.diffusions.named import SCHEDULES
+from scoresde.diffusions.named import DIFFUSIONS
 from scoresde.errors import DomainError
 from scoresde.solvers import SOLVERS, by_name
 
-DIFFUSIONS: dict[str, GaussianSDE] = {name: kind() for name, kind in SCHEDULES.items()}
+BUILT: dict[str, GaussianSDE] = {name: kind() for name, kind in DIFFUSIONS.items()}
 START = torch.linspace(-1.5, 1.5, 5, dtype=torch.float64)
 
 
@@ -38,10 +38,10 @@ def counted(sde: GaussianSDE) -> tuple[ScoreModel, list[int]]:
     return model, calls
 
 
-@pytest.mark.parametrize("kind", DIFFUSIONS)
+@pytest.mark.parametrize("kind", BUILT)
 @pytest.mark.parametrize("name", sorted(SOLVERS))
 def test_few_steps_are_the_tables_or_are_refused(name: str, kind: str) -> None:
-    sde, solver = DIFFUSIONS[kind], by_name(name)
+    sde, solver = BUILT[kind], by_name(name)
     model, calls = counted(sde)
     if isinstance(solver, ProbabilityFlow):
         start = START * float(sde.prior_std(sde.t_max))
@@ -74,10 +74,10 @@ def test_few_steps_are_the_tables_or_are_refused(name: str, kind: str) -> None:
             calls.clear()
 
 
-@pytest.mark.parametrize("kind", DIFFUSIONS)
+@pytest.mark.parametrize("kind", BUILT)
 def test_the_closing_step_of_a_long_run_multiplies_no_error(kind: str) -> None:
     """The step into sigma = 0 is far longer than those before it, and extrapolation over it would be by thousands."""
-    sde = DIFFUSIONS[kind]
+    sde = BUILT[kind]
     for steps in (20, 300, 1000):
         last = build_table(sde, by_name("flow_abm"), steps=steps).rows[-1]
         assert sum(abs(weight) for weight in last.state[1:]) < 0.1
