@@ -37,6 +37,7 @@ from scoresde.likelihood.fokker_planck.evolve import evolve_density
 from scoresde.likelihood.paths import forward_path, path_log_weight
 from scoresde.models.energy import EnergyModel
 from scoresde.models.exact import EmpiricalModel, GaussianMixtureModel, GaussianModel
+from scoresde.models.mapped import map_prediction
 from scoresde.models.prediction import Prediction
 from scoresde.models.score_model import ScoreModel
 from scoresde.sampling import bridge
@@ -131,6 +132,7 @@ __all__ = [
     "langevin",
     "likelihood",
     "losses",
+    "map_prediction",
     "metrics",
     "nn",
     "path_log_weight",

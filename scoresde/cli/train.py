@@ -203,13 +203,13 @@ class Train(Work):
                 f"gone (alpha = 0), and the {self.predicts} tells nothing of the data; use --predicts {able[0]} (or "
                 f"{', '.join(able[1:])})"
             )
-        return ScoreModel(net, sde, predicts=self.predicts, transform=data.transform())
+        return ScoreModel(net, sde, predicts=PARAMETERIZATIONS[self.predicts], transform=data.transform())
 
 
 def _stands(predicts: str, sde: GaussianSDE) -> bool:
     """Return whether a prediction can stand under an SDE, which zero terminal signal forbids to some."""
     try:
-        ScoreModel(torch.zeros_like, sde, predicts=predicts)
+        ScoreModel(torch.zeros_like, sde, predicts=PARAMETERIZATIONS[predicts])
     except DomainError:
         return False
     return True

@@ -38,6 +38,9 @@ class Gaussian:
     variance: Tensor
     basis: Tensor | None = None
 
+    def __repr__(self) -> str:
+        return f"Gaussian({_summarise(self.mean, self.variance, self.basis)})"
+
     def from_noise(self, z: Tensor) -> Tensor:
         """Map standard normal ``z`` of shape (B, *) to samples of this law: mean + U sqrt(variance) U^T z."""
         dtype, z = self._check(z, "z").dtype, z.to(torch.promote_types(z.dtype, torch.float32))
@@ -69,6 +72,19 @@ class Gaussian:
         return x
 
 
+def _summarise(mean: Tensor, variance: Tensor, basis: Tensor | None) -> str:
+    """Return the event, the kind of covariance, and the ranges of the means and of the principal deviations."""
+
+    def span(values: Tensor) -> str:
+        low, high = float(values.min()), float(values.max())
+        return f"{low:.4g}" if low == high else f"{low:.4g} to {high:.4g}"
+
+    kind = "diagonal" if basis is None else "full"
+    return (
+        f"event {tuple(mean.shape)}, {kind} covariance, mean {span(mean)}, standard deviation {span(variance.sqrt())}"
+    )
+
+
 def _flat(x: Tensor) -> Tensor:
     """Return x (B, *) as (B, D), also where B is 0."""
     return x.reshape(x.shape[0], math.prod(x.shape[1:]))
@@ -87,6 +103,9 @@ class Moments:
     mean: Tensor
     variance: Tensor
     basis: Tensor | None = None
+
+    def __repr__(self) -> str:
+        return f"Moments({_summarise(self.mean, self.variance, self.basis)})"
 
     @classmethod
     def of(cls, x: Tensor) -> Moments:

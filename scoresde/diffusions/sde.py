@@ -228,6 +228,10 @@ class GaussianSDE(SDE):
         time = t.to("cpu", torch.float64) if isinstance(t, Tensor) else torch.tensor(float(t), dtype=torch.float64)
         return Point(time, self.alpha(time), self.sigma(time), self.log_snr(time), self)
 
+    def match(self, point: Point) -> Point:
+        """Return the points of this SDE at the log-SNR of ``point``: itself where it lies on this very SDE."""
+        return point if point.owner is self else self.at(self.time(point.log_snr))
+
     def marginal(self, x0: Tensor, t: Tensor | float) -> tuple[Tensor, Tensor]:
         """Return the mean alpha x_0, of shape (B, *), and the standard deviation sigma, of t's shape, of x_t | x_0."""
         time = self.check_time(t, check_floating(x0, "x0"))

@@ -32,9 +32,10 @@ from torch import Tensor
 
 from scoresde.errors import CheckpointError
 
-__all__ = ["MANIFEST", "Contents", "check_target", "read", "write"]
+__all__ = ["MANIFEST", "Contents", "check_target", "find", "read", "write"]
 
 MANIFEST = "manifest.json"
+IN_RUN = "checkpoint"  # the name of the checkpoint in a run's folder
 FORMAT, VERSION = "scoresde checkpoint", 1
 PICKLES = {".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".bin"}
 OURS = re.compile(r"[a-z_]+-[0-9a-f]{16}\.(json|safetensors)|\.[^/]+\.tmp")
@@ -137,6 +138,13 @@ def check_target(folder: Path) -> None:
         raise CheckpointError(f"{folder} is not empty: it holds {foreign[0]!r}; choose an empty or a new folder")
 
 
+def find(folder: str | os.PathLike[str]) -> Path:
+    """Return the folder of a checkpoint: ``folder`` itself, or the one that a run keeps inside it."""
+    where = Path(folder)
+    inside = where / IN_RUN
+    return inside if (inside / MANIFEST).is_file() and not (where / MANIFEST).is_file() else where
+
+
 def read(folder: str | os.PathLike[str]) -> Contents:
     """Read and verify a checkpoint.
 
@@ -160,7 +168,7 @@ def read(folder: str | os.PathLike[str]) -> Contents:
     files: dict[str, str] = {}
     for name, entry in _read_manifest(where / MANIFEST).items():
         file = where / _file(entry)
-        data = _verified(file, entry)
+        data = _read_verified(file, entry)
         files[name] = file.name
         if file.suffix == ".json":
             documents[name] = json.loads(data)
@@ -206,7 +214,7 @@ def _file(entry: object) -> str:
     return str(entry["file"])
 
 
-def _verified(file: Path, entry: dict[str, object]) -> bytes:
+def _read_verified(file: Path, entry: dict[str, object]) -> bytes:
     data = _bytes(file)
     if len(data) != entry["bytes"]:
         raise CheckpointError(
@@ -255,7 +263,3 @@ def _free(folder: Path) -> int:
     while not folder.is_dir() and folder != folder.parent:
         folder = folder.parent
     return shutil.disk_usage(folder).free
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# What a model is made of

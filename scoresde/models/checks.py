@@ -4,28 +4,40 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from scoresde.diffusions.gaussian import Moments
 from scoresde.errors import DTypeError, ShapeError, check_samples
+from scoresde.models.networks import bare_network
 from scoresde.models.prediction import Predictor
 from scoresde.models.score_model import ScoreModel
 
-__all__ = ["check_event", "check_model", "check_model_and_data", "check_score_model"]
+__all__ = ["check_event", "check_model", "check_model_and_data", "check_score_model", "unwrap_model"]
+
+
+def unwrap_model(model: object) -> object:
+    """Return the model inside the wrappers of other tools, anything else as it is.
+
+    ``torch.compile(model)``, ``DistributedDataParallel(model)`` and what ``accelerate`` prepares are taken for the
+    model they hold: samplers and losses ask its network, not the wrapper's own call. To have the network itself
+    compiled, or its gradients averaged over processes, wrap the network: ``ScoreModel(torch.compile(net), sde)``.
+    """
+    return bare_network(model) if isinstance(model, nn.Module) else model
 
 
 def check_model(model: object) -> Predictor:
-    """Return ``model`` if it is one, else raise DTypeError."""
-    if not isinstance(model, Predictor):
+    """Return the model, out of its wrappers (``unwrap_model``); DTypeError where it is none."""
+    known = unwrap_model(model)
+    if not isinstance(known, Predictor):
         raise DTypeError(
             f"model must be a ScoreModel, got {type(model).__name__}; wrap a network as ScoreModel(net, sde), a "
             "function with ScoreModel.from_callable"
         )
-    return model
+    return known
 
 
 def check_score_model(model: object) -> ScoreModel:
-    """Return ``model`` if it is a network with its readout, which a loss needs, else raise DTypeError."""
+    """Return the model, out of its wrappers; DTypeError unless it is a network with its readout, as a loss needs."""
     known = check_model(model)
     if not isinstance(known, ScoreModel):
         raise DTypeError(f"this needs the network itself, and {type(model).__name__} changes a model; pass that model")

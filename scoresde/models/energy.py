@@ -16,41 +16,18 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from scoresde.diffusions.gaussian import Moments
 from scoresde.diffusions.sde import GaussianSDE
-from scoresde.errors import DTypeError, ShapeError, check_floating
+from scoresde.errors import DTypeError, check_floating
+from scoresde.models.networks import Gradient
 from scoresde.models.prediction import Condition, check_condition
 from scoresde.models.score_model import ScoreModel
 from scoresde.ops import combine
 from scoresde.transforms.base import Transform
 
 __all__ = ["EnergyModel"]
-
-
-class _Gradient(nn.Module):
-    """-dE/dx, with the graph to the parameters wherever gradients are being recorded."""
-
-    def __init__(self, net: Callable[..., Tensor]) -> None:
-        super().__init__()
-        self.net = net
-
-    def energy(self, x: Tensor, c_noise: Tensor, cond: Condition = None) -> Tensor:
-        """Return E, (B,); ShapeError where the network returns another shape."""
-        out = self.net(x, c_noise) if cond is None else self.net(x, c_noise, **cond)
-        if out.shape != (len(x),):
-            raise ShapeError(f"an energy network must return one number a sample, ({len(x)},), got {tuple(out.shape)}")
-        return out
-
-    def forward(self, x: Tensor, c_noise: Tensor, **cond: Tensor) -> Tensor:
-        recording = torch.is_grad_enabled()
-        with torch.enable_grad():
-            point = x if x.requires_grad else x.detach().requires_grad_(True)
-            (gradient,) = torch.autograd.grad(
-                self.energy(point, c_noise, cond or None).sum(), point, create_graph=recording
-            )
-        return -gradient
 
 
 class EnergyModel(ScoreModel):
@@ -73,7 +50,7 @@ class EnergyModel(ScoreModel):
     ) -> None:
         if not callable(net):
             raise DTypeError(f"net must be a network, net(x, c_noise) -> energies (B,), got {net!r}")
-        super().__init__(_Gradient(net), sde, predicts="score", moments=moments, transform=transform)
+        super().__init__(Gradient(net), sde, predicts="score", moments=moments, transform=transform)
 
     def energy(self, x: Tensor, t: Tensor | float, cond: Condition = None) -> Tensor:
         """Return the energy of x (B, *) at t, (B,): minus the log density of x_t up to a constant of t, in nats."""
@@ -82,5 +59,5 @@ class EnergyModel(ScoreModel):
         readout = self.readout(self.sde.at(self.sde.check_time(t, x)))
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
         scaled = combine((readout.c_in, wide)).to(self.dtype or wide.dtype)
-        assert isinstance(self.net, _Gradient)
+        assert isinstance(self.net, Gradient)
         return self.net.energy(scaled, self.c_noise_for(readout.c_noise, x).expand(len(x)), cond)

@@ -12,6 +12,8 @@ data and noise are their averages of the components' own.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Never
 
 import torch
 from torch import Tensor, nn
@@ -19,11 +21,12 @@ from torch import Tensor, nn
 from scoresde.diffusions.gaussian import Gaussian, Moments
 from scoresde.diffusions.sde import GaussianSDE
 from scoresde.errors import ConfigError, DomainError, ShapeError, check_floating, check_integer, check_samples
+from scoresde.models.prediction import describe_data
 from scoresde.models.score_model import ScoreModel
 from scoresde.noise import normal, uniform
 from scoresde.ops import expand
 
-__all__ = ["EmpiricalModel", "GaussianMixtureModel", "GaussianModel"]
+__all__ = ["EmpiricalModel", "ExactModel", "GaussianMixtureModel", "GaussianModel"]
 
 
 def _curves(log_snr: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -53,7 +56,21 @@ class _GaussianNet(nn.Module):
         return part - sigma * m
 
 
-class GaussianModel(ScoreModel):
+class ExactModel(ScoreModel):
+    """What the models have in common whose score is a formula."""
+
+    def contents(self, ema: Mapping[str, Tensor] | None = None) -> Never:
+        """Raise ConfigError: a formula has no weights that a checkpoint could hold."""
+        raise ConfigError(
+            f"{type(self).__name__} is a formula and has no weights to save; keep what it was made from and make it "
+            "again, or keep the object with torch.save(model, file)"
+        )
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join([repr(self.sde), *describe_data(self.moments, self.transform)])})"
+
+
+class GaussianModel(ExactModel):
     """The exact model of data N(mean, covariance).
 
     Args:
@@ -67,7 +84,6 @@ class GaussianModel(ScoreModel):
     """
 
     def __init__(self, *, sde: GaussianSDE, mean: Tensor, covariance: Tensor) -> None:
-        """Decompose the covariance once."""
         mean, covariance = torch.as_tensor(mean), torch.as_tensor(covariance)
         if not bool(torch.isfinite(mean).all() and torch.isfinite(covariance).all()):
             raise DomainError("mean and covariance must be finite")
@@ -134,7 +150,7 @@ class _MixtureNet(nn.Module):
         return v.reshape(x.shape)
 
 
-class GaussianMixtureModel(ScoreModel):
+class GaussianMixtureModel(ExactModel):
     """The exact model of a mixture of isotropic Gaussians.
 
     Args:
@@ -148,7 +164,6 @@ class GaussianMixtureModel(ScoreModel):
     """
 
     def __init__(self, *, sde: GaussianSDE, weights: Tensor, means: Tensor, std: float | Tensor) -> None:
-        """Check and normalise the components."""
         means = check_samples(torch.as_tensor(means), "means").detach().to("cpu", torch.float64)
         if len(means) == 0:
             raise ShapeError("means is empty: a mixture needs at least one component")
@@ -224,7 +239,7 @@ class _EmpiricalNet(nn.Module):
         return (mean / total).reshape(x.shape)
 
 
-class EmpiricalModel(ScoreModel):
+class EmpiricalModel(ExactModel):
     """The exact model of a data set taken as the law itself: each point with weight 1/N.
 
     It is what a network that memorises its training set perfectly would be; its samples are training points. Memory is

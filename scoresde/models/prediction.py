@@ -8,6 +8,8 @@ wraps another's, so that every table, the probability flow and every likelihood 
 
 from __future__ import annotations
 
+import copy
+import html
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,11 +23,22 @@ from scoresde.diffusions.gaussian import Moments
 from scoresde.diffusions.point import Pair, Point
 from scoresde.diffusions.sde import GaussianSDE
 from scoresde.diffusions.targets import target, view
-from scoresde.errors import ConfigError, ShapeError, check_device, check_floating
+from scoresde.errors import ConfigError, DTypeError, ShapeError, check_device, check_floating
 from scoresde.ops import combine
 from scoresde.transforms.base import Transform
 
-__all__ = ["Condition", "Prediction", "Predictor", "Prepared", "Readout", "check_condition", "in_mode", "select"]
+__all__ = [
+    "Condition",
+    "Prediction",
+    "Predictor",
+    "Prepared",
+    "Readout",
+    "check_condition",
+    "check_output",
+    "describe_data",
+    "in_mode",
+    "select",
+]
 
 Condition = Mapping[str, Tensor] | None
 
@@ -69,9 +82,14 @@ class Prediction:
     variance_fraction: Tensor | None = None
 
     def view(self, kind: str) -> Tensor:
-        """Return the view ``kind`` (a key of ``readout.TARGETS``); DomainError where it is not finite."""
+        """Return the view ``kind`` (a key of ``targets.TARGETS``); DomainError where it is not finite."""
         a, b = self.readout.weights(kind)
         return combine((a, self.x), (b, self.output))
+
+    def __repr__(self) -> str:
+        t = sorted(set(self.readout.point.t.reshape(-1).tolist()))
+        at = ", at t = " + " to ".join(f"{time:g}" for time in dict.fromkeys((t[0], t[-1]))) if t else ""
+        return f"Prediction(data, noise, score, v and velocity, each {tuple(self.x.shape)}{at})"
 
     @property
     def data(self) -> Tensor:
@@ -149,6 +167,14 @@ class Prepared(ABC):
         output, fraction = self.outputs(i, x)
         return Prediction(x, output, self.reading(i), fraction)
 
+    def _factors(self, values: Tensor) -> Sequence[float | Tensor | None]:
+        """Return what a state is multiplied by at each point: a number, a column (B, 1, ...), or None for 1."""
+        shape = self.readout.point.t.shape
+        if len(shape) == 2:
+            return self._column(values)
+        # 1e-15 is rounding of alpha^2 + sigma^2 = 1; a factor that close to 1 costs a pass over x and changes nothing.
+        return [None if abs(c - 1) < 1e-15 else c for c in values.expand(shape).tolist()]
+
     def _column(self, values: Tensor) -> Sequence[Tensor]:
         """Give numbers (n, B) the type, the device and the dimensions of the state."""
         shape = self.readout.point.t.shape
@@ -185,23 +211,42 @@ class Predictor(nn.Module, ABC):
     def with_sde(self, sde: GaussianSDE) -> Self:
         """Return the same predictor under another SDE: equal log-SNR means an equal call."""
 
+    def _share(self) -> Self:
+        """Return another wrapper around the same parts, which can be changed without changing this one."""
+        other = copy.copy(self)
+        # A shallow copy of a module shares the tables of its parts, buffers and hooks.
+        vars(other).update({name: value.copy() for name, value in vars(self).items() if isinstance(value, dict)})
+        return other
+
+    def _repr_html_(self) -> str:
+        return f"<p>{html.escape(repr(self))}</p>{self.sde._repr_html_()}"
+
     @property
     def device(self) -> torch.device | None:
         """The device of the parameters; None where there are none."""
         return next((p.device for p in self.parameters()), None)
 
+    @property
+    def dtype(self) -> torch.dtype | None:
+        """The type of the floating parameters; None where there are none and x's serves, in at least float32."""
+        return next((p.dtype for p in self.parameters() if p.is_floating_point()), None)
+
     def check_device(self, device: torch.device, name: str = "x") -> None:
         """Raise ConfigError where ``name`` is on another device than the network."""
         check_device(device, name, self.device or device, "the model")
 
-    def forward(self, x: Tensor, t: Tensor | float, cond: Condition = None) -> Prediction:
-        """Return the prediction at x of shape (B, *) and t of shape () or (B,).
+    def forward(self, x: Tensor, t: Tensor | float, cond: Condition = None, **stray: object) -> Prediction:
+        """Return the prediction at x of shape (B, *) and t of shape () or (B,); ``cond={"label": y}`` conditions it.
 
         Raises:
             DTypeError, ShapeError, DomainError, ConfigError: x is no floating (B, *), t is not in the SDE's interval or
-                of another shape, ``cond`` is of another batch, x, ``cond`` and the network are on different devices, or
-                the network returns something else than x's shape.
+                of another shape, ``cond`` is of another batch or not taken by the network, a condition is passed by
+                itself and not in ``cond``, x, ``cond`` and the network are on different devices, or the network returns
+                something else than x's shape.
         """
+        if stray:
+            pairs = ", ".join(f'"{key}": {key}' for key in stray)
+            raise DTypeError(f"conditions go in one dict: pass cond={{{pairs}}}, got {', '.join(stray)}= by itself")
         check_floating(x)
         self.check_device(x.device)
         check_condition(cond, x.shape[0], x.device)
@@ -214,6 +259,23 @@ class Predictor(nn.Module, ABC):
         # No samples need no call.
         output, fraction = prepared.outputs(0, wide) if len(x) else (x, x if prepared.learned else None)
         return Prediction(x, output, prepared.reading(0), fraction)
+
+
+def describe_data(moments: Moments | None, transform: Transform | None) -> list[str]:
+    """Return what is known of a model's data, in a few words each."""
+    event = [] if moments is None or not moments.mean.ndim else [f"event {tuple(moments.mean.shape)}"]
+    return event if transform is None else [*event, repr(transform)]
+
+
+def check_output(out: object, x: Tensor, who: str) -> Tensor:
+    """Return what was made of x if it is a real floating tensor where x is; DTypeError, naming ``who``, otherwise."""
+    if not isinstance(out, Tensor):
+        raise DTypeError(f"{who} must return a tensor of x's shape, got {type(out).__name__}")
+    if not out.is_floating_point() or out.device != x.device:
+        raise DTypeError(
+            f"{who} must return a real floating tensor on {x.device}, as its input, got {out.dtype} on {out.device}"
+        )
+    return out
 
 
 def check_condition(cond: object, batch: int, device: torch.device | None = None) -> Condition:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +15,15 @@ from scoresde.diffusions.gaussian import Moments
 from scoresde.diffusions.named import sde_from_dict, sde_to_dict
 from scoresde.diffusions.sde import GaussianSDE
 from scoresde.errors import CheckpointError, ConfigError, unknown
-from scoresde.models.checkpoint import Contents
+from scoresde.models.checkpoint import Contents, Documents, Tensors, find, read
+from scoresde.models.energy import EnergyModel
+from scoresde.models.networks import Gradient, bare_network, network_state, plain_names
+from scoresde.models.parameterization import PARAMETERIZATIONS
+from scoresde.models.score_model import ScoreModel
+from scoresde.transforms.compose import transform_from_dict
 
 __all__ = [
+    "load",
     "load_network",
     "load_sdes",
     "load_weights",
@@ -23,17 +31,99 @@ __all__ = [
     "moments_to_tensors",
     "network_to_dict",
     "sde_to_document",
+    "take_apart",
 ]
+
+SAVE_THE_NETWORK = "save the weights, safetensors.torch.save_file(net.state_dict(), file), and give the model anew its"
+
+
+def take_apart(model: ScoreModel, ema: Mapping[str, Tensor] | None = None) -> tuple[Documents, Tensors]:
+    """Return what a checkpoint of the model holds: the JSON documents and the groups of tensors.
+
+    Args:
+        model: the model; names of weights come without the prefixes of wrappers (``torch.compile``, ...).
+        ema: averaged weights to keep beside the network's own.
+
+    Raises:
+        ConfigError: something that JSON cannot hold, with what to save instead.
+    """
+    how = model.parameterization
+    if how.name.startswith("literal "):
+        raise ConfigError(
+            "a model made by from_callable holds a function, which a file cannot; keep the function and wrap it again "
+            "(of a network in it, save the weights: safetensors.torch.save_file(net.state_dict(), file))"
+        )
+    if how.name not in PARAMETERIZATIONS or replace(PARAMETERIZATIONS[how.name], sigma_data=how.sigma_data) != how:
+        raise ConfigError(
+            f"the parameterisation {how.name!r} is your own: JSON cannot hold it; {SAVE_THE_NETWORK} predicts="
+        )
+    if not isinstance(model.condition_on, str):
+        raise ConfigError(f"condition_on is a function: JSON cannot hold it; {SAVE_THE_NETWORK} condition_on=")
+    trained = sde_to_document(model.trained_sde)
+    current = None if model.sde is model.trained_sde else sde_to_document(model.sde)
+    if current is not None and current["kind"] is None and trained["kind"] is None:
+        raise ConfigError("the model carries two SDEs of your own; save the one it was trained under")
+    document: dict[str, object] = {
+        "network": network_to_dict(model.net),
+        "trained_sde": trained,
+        "sde": current,
+        "predicts": how.name,
+        "sigma_data": how.sigma_data,
+        "condition_on": model.condition_on,
+        "transform": None if model.transform is None else model.transform.to_dict(),
+        "variance": model.variance,
+    }
+    net = model.net
+    tensors = {"weights": network_state(net) if isinstance(net, nn.Module) else {}}
+    if ema is not None:
+        # An average may be of the network in its wrappers, or of the one inside.
+        names = {**plain_names(bare_network(net)), **plain_names(net)} if isinstance(net, nn.Module) else {}
+        tensors["ema"] = {names.get(key, key): value for key, value in ema.items()}
+    if model.moments is not None:
+        tensors["moments"] = moments_to_tensors(model.moments)
+    return {"model": document}, tensors
+
+
+def load(
+    folder: str | PathLike[str], net: Callable[..., Tensor] | None, sde: GaussianSDE | None, weights: str | None
+) -> ScoreModel:
+    """Read a model from a checkpoint, or from a run's folder that holds one; ``ScoreModel.load`` says more."""
+    if weights not in (None, "ema", "raw"):
+        raise unknown("weights", weights, ("ema", "raw"))
+    contents = read(find(folder))
+    config = contents.document("model")
+    part = "weights" if weights == "raw" or (weights is None and "ema" not in contents.parts) else "ema"
+    trained, current = load_sdes(contents, sde)
+    made = load_network(contents, part, net)
+    moments = moments_from_tensors(contents.tensors("moments")) if "moments" in contents.parts else None
+    transform = None if config["transform"] is None else transform_from_dict(config["transform"])
+    if isinstance(made, Gradient):
+        model: ScoreModel = EnergyModel(made.net, trained, moments=moments, transform=transform)
+    else:
+        model = ScoreModel(
+            made,
+            trained,
+            predicts=replace(PARAMETERIZATIONS[config["predicts"]], sigma_data=config["sigma_data"]),
+            condition_on=config["condition_on"],
+            moments=moments,
+            transform=transform,
+            # Checkpoints of the first versions do not name it.
+            variance=config.get("variance", "fixed"),
+        )
+    return model if current is None else model.with_sde(current)
 
 
 def network_to_dict(net: object) -> dict[str, object]:
-    """Return a network's class name, with its config where it is one of ``scoresde.nn``'s."""
+    """Return a network's class name, with its config where it is one of ``scoresde.nn``'s; without its wrappers."""
     from scoresde.nn import NETWORKS
 
+    inner = bare_network(net) if isinstance(net, nn.Module) else net
+    if isinstance(inner, Gradient):
+        return {**network_to_dict(inner.net), "energy": True}
     for name, known in NETWORKS.items():
-        if type(net) is known:
-            return {"kind": name, "config": dict(net.config)}
-    return {"kind": type(net).__name__, "config": None}
+        if type(inner) is known:
+            return {"kind": name, "config": dict(inner.config)}
+    return {"kind": type(inner).__name__, "config": None}
 
 
 def load_network(contents: Contents, part: str, net: Callable[..., Tensor] | None) -> Callable[..., Tensor]:
@@ -48,8 +138,9 @@ def load_network(contents: Contents, part: str, net: Callable[..., Tensor] | Non
     kind, file = config["kind"], contents.folder / contents.files[part]
     if net is None:
         if config["config"] is None:
+            what = "the energy network" if config.get("energy") else "your own network"
             raise CheckpointError(
-                f"{contents.folder} holds the weights of your own network {kind}, which JSON cannot rebuild; "
+                f"{contents.folder} holds the weights of {what} {kind}, which JSON cannot rebuild; "
                 f"build it and pass it: ScoreModel.load(folder, net={kind}(...))"
             )
         if kind not in NETWORKS:
@@ -57,6 +148,8 @@ def load_network(contents: Contents, part: str, net: Callable[..., Tensor] | Non
         made: nn.Module = NETWORKS[kind](**config["config"])
         types = {t.dtype for t in weights.values() if t.dtype.is_floating_point}
         net = made.to(types.pop()) if len(types) == 1 else made
+    elif config.get("energy") and not isinstance(net, Gradient):
+        net = Gradient(net)
     if isinstance(net, nn.Module):
         load_weights(net, weights, file)
     elif weights:
@@ -65,12 +158,12 @@ def load_network(contents: Contents, part: str, net: Callable[..., Tensor] | Non
 
 
 def load_weights(net: nn.Module, weights: Mapping[str, Tensor], file: Path) -> None:
-    """Copy weights into a network, all or none.
+    """Copy weights into a network, which may stand in wrappers, all or none.
 
     Raises:
         CheckpointError: keys that are missing or unexpected, or a tensor of another shape or type, all listed.
     """
-    own = net.state_dict()
+    own = network_state(net)
     wrong = [f"missing {key}" for key in own if key not in weights]
     wrong += [f"unexpected {key}" for key in weights if key not in own]
     for key, mine in own.items():
@@ -83,7 +176,7 @@ def load_weights(net: nn.Module, weights: Mapping[str, Tensor], file: Path) -> N
     if wrong:
         more = f", and {len(wrong) - 12} more" if len(wrong) > 12 else ""
         raise CheckpointError(
-            f"{file} does not fit the network {type(net).__name__}: {'; '.join(wrong[:12])}{more}; "
+            f"{file} does not fit the network {type(bare_network(net)).__name__}: {'; '.join(wrong[:12])}{more}; "
             "build the network with the options it was saved with"
         )
     with torch.no_grad():

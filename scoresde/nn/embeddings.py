@@ -152,3 +152,8 @@ def check_call(x: Tensor, c_noise: Tensor, label: Tensor | None) -> None:
 def check_classes(classes: int | None) -> int | None:
     """Return ``classes`` if it is None or at least 1, else raise DTypeError or DomainError."""
     return None if classes is None else check_integer(classes, "classes", 1)
+
+
+def label_names(classes: int | None) -> frozenset[str]:
+    """Return the names of the conditions of a network with this many classes."""
+    return frozenset() if classes is None else frozenset({"label"})

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from scoresde.errors import ConfigError, ShapeError, check_integer
-from scoresde.nn.embeddings import Conditioning, add_linear, check_call, check_classes, initialise
+from scoresde.nn.embeddings import Conditioning, add_linear, check_call, check_classes, initialise, label_names
 from scoresde.noise import check_seed
 
 __all__ = ["UNet"]
@@ -247,6 +247,11 @@ class UNet(nn.Module):
             "out_channels": self.out_channels,
             "seed": self.seed,
         }
+
+    @property
+    def condition_names(self) -> frozenset[str]:
+        """The conditions that ``forward`` takes: label, where there are classes."""
+        return label_names(self.classes)
 
     def forward(self, x: Tensor, c_noise: Tensor, label: Tensor | None = None) -> Tensor:
         """Return the network's output, of x's shape but for ``out_channels``.

@@ -1,0 +1,161 @@
+"""Networks as a model meets them: inside the wrappers of other tools, with conditions, or as the slope of an energy.
+
+``torch.compile``, ``DataParallel`` and ``DistributedDataParallel`` put a module around a network and a prefix before
+the names of its weights. The wrapper is what is called; the network inside is what is named, described and saved.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Protocol, TypeVar, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
+
+from scoresde.errors import ConfigError, ShapeError, unknown
+from scoresde.models.prediction import Condition
+
+__all__ = [
+    "Energetic",
+    "Gradient",
+    "bare_network",
+    "check_names",
+    "condition_names",
+    "describe_network",
+    "network_state",
+    "plain_names",
+]
+
+Network = TypeVar("Network", bound=Callable[..., object])
+
+
+@runtime_checkable
+class Energetic(Protocol):
+    """A network that has an energy, as ``EnergyModel``'s has."""
+
+    def energy(self, x: Tensor, c_noise: Tensor, cond: Condition = None) -> Tensor:
+        """Return the energies (B,) in nats of scaled states x (B, *)."""
+
+
+@runtime_checkable
+class Conditioned(Protocol):
+    """A network that says itself which conditions it takes, as those of ``scoresde.nn`` do."""
+
+    @property
+    def condition_names(self) -> frozenset[str] | None:
+        """The names; None for any."""
+
+
+class Gradient(nn.Module):
+    """-dE/dx of an energy network, with the graph to the parameters wherever gradients are being recorded.
+
+    Args:
+        net: ``net(x, c_noise, **cond)`` -> energies (B,) in nats.
+    """
+
+    def __init__(self, net: Callable[..., Tensor]) -> None:
+        super().__init__()
+        self.net = net
+
+    @property
+    def condition_names(self) -> frozenset[str] | None:
+        """The conditions that the energy network takes."""
+        return condition_names(self.net)
+
+    def energy(self, x: Tensor, c_noise: Tensor, cond: Condition = None) -> Tensor:
+        """Return E, (B,); ShapeError where the network returns another shape."""
+        out = self.net(x, c_noise) if cond is None else self.net(x, c_noise, **cond)
+        if out.shape != (len(x),):
+            raise ShapeError(f"an energy network must return one number a sample, ({len(x)},), got {tuple(out.shape)}")
+        return out
+
+    def forward(self, x: Tensor, c_noise: Tensor, **cond: Tensor) -> Tensor:
+        """Return -dE/dx, of x's shape."""
+        recording = torch.is_grad_enabled()
+        with torch.enable_grad():
+            point = x if x.requires_grad else x.detach().requires_grad_(True)
+            (gradient,) = torch.autograd.grad(
+                self.energy(point, c_noise, cond or None).sum(), point, create_graph=recording
+            )
+        return -gradient
+
+
+def _wrapping(module: nn.Module) -> str | None:
+    """Return the attribute under which a wrapper holds its module; None for anything else."""
+    if isinstance(module, (DataParallel, DistributedDataParallel)):
+        return "module"
+    return "_orig_mod" if "_orig_mod" in module._modules else None
+
+
+def bare_network(net: Network) -> Network:
+    """Return the network, or model, inside any number of wrappers; ``net`` itself where there are none."""
+    inner: object = net
+    while isinstance(inner, nn.Module) and (name := _wrapping(inner)) is not None:
+        inner = inner.get_submodule(name)
+    return inner  # type: ignore[return-value]
+
+
+def plain_names(net: nn.Module) -> dict[str, str]:
+    """Return, for each key of the network's state dict, its name without the prefixes of wrappers at any depth."""
+    prefixes = []
+    for path, part in net.named_modules():
+        if (name := _wrapping(part)) is not None:
+            outer = f"{path}." if path else ""
+            prefixes.append((f"{outer}{name}.", outer))
+    names = {}
+    for key in net.state_dict():
+        plain = key
+        # From the inside out, since a path runs through the wrappers around it.
+        for inside, outside in sorted(prefixes, key=lambda pair: len(pair[0]), reverse=True):
+            if plain.startswith(inside):
+                plain = outside + plain.removeprefix(inside)
+        names[key] = plain
+    return names
+
+
+def network_state(net: nn.Module) -> dict[str, Tensor]:
+    """Return the network's state dict, its own tensors, under names without the prefixes of wrappers."""
+    names = plain_names(net)
+    return {names[key]: value for key, value in net.state_dict().items()}
+
+
+def condition_names(net: Callable[..., object]) -> frozenset[str] | None:
+    """Return the conditions that a network takes by its signature; None where it takes any, or does not say."""
+    inner = bare_network(net)
+    if isinstance(inner, Conditioned):
+        return inner.condition_names
+    try:
+        parameters = inspect.signature(inner.forward if isinstance(inner, nn.Module) else inner).parameters.values()
+    except (TypeError, ValueError):
+        return None
+    if any(p.kind in (p.VAR_KEYWORD, p.VAR_POSITIONAL) for p in parameters):
+        return None
+    return frozenset(p.name for p in list(parameters)[2:] if p.kind is not p.POSITIONAL_ONLY)
+
+
+def check_names(net: Callable[..., object], cond: Condition) -> None:
+    """Raise ConfigError for a condition that the network does not take, with those that it takes."""
+    if not cond or torch.compiler.is_compiling():
+        return
+    names = condition_names(net)
+    for key in cond:
+        if names is not None and key not in names:
+            if not names:
+                raise ConfigError(
+                    f"cond has {key!r}, and the network takes no conditions; one of scoresde.nn takes label= if it is "
+                    "built with classes=n"
+                )
+            raise unknown("condition", key, names)
+
+
+def describe_network(net: Callable[..., object]) -> str:
+    """Return a network's name, with the number of its parameters if it has some."""
+    inner = bare_network(net)
+    if not isinstance(inner, nn.Module):
+        return str(getattr(inner, "__name__", type(inner).__name__))
+    count = sum(p.numel() for p in inner.parameters())
+    if isinstance(inner, Gradient):
+        return f"the gradient of {describe_network(inner.net)}"
+    return f"{type(inner).__name__} of {count:,} parameters" if count else type(inner).__name__
