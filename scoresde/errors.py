@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping
 from os import PathLike
 from pathlib import Path
@@ -146,11 +147,17 @@ def check_number(
 
 
 def unknown(kind: str, got: object, choices: Iterable[str]) -> ConfigError:
-    """Build the error for an unknown name: the nearest match, then every choice."""
+    """Build the error for an unknown name: the nearest match, whatever its case and dashes, then every choice."""
     names = sorted(choices)
-    near = difflib.get_close_matches(str(got), names, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ";"
+    folded = {_fold(name): name for name in names}
+    near = difflib.get_close_matches(_fold(str(got)), folded, n=1)
+    hint = f"; did you mean {folded[near[0]]!r}?" if near else ";"
     return ConfigError(f"unknown {kind} {got!r}{hint} choices: {', '.join(names)}")
+
+
+def _fold(name: str) -> str:
+    """Return the letters and digits of a name; "++" is "pp", and "DPM-Solver++" is "dpmpp", as many write it."""
+    return re.sub("[^a-z0-9]", "", name.casefold().replace("solver++", "++").replace("++", "pp"))
 
 
 def named(kind: str, choice: object, table: Mapping[str, Callable[..., Tensor]]) -> Callable[..., Tensor]:

@@ -18,7 +18,7 @@ from scoresde.noise import TapeNoise
 from scoresde.sampling.executor import execute
 from scoresde.solvers.build import build_table
 from scoresde.solvers.grids import Grid
-from scoresde.solvers.named import DEFAULT
+from scoresde.solvers.named import DEFAULT, SolverName
 from scoresde.solvers.solver import Solver
 from scoresde.solvers.tableau import Tableau
 
@@ -50,7 +50,7 @@ class SamplingModule(nn.Module):
         model: Predictor,
         shape: Sequence[int],
         *,
-        solver: str | Solver | Tableau = DEFAULT,
+        solver: SolverName | Solver | Tableau = DEFAULT,
         steps: int | None = None,
         times: Tensor | Grid | None = None,
         final: str = "denoise",

@@ -13,7 +13,6 @@ from scoresde.solvers.exponential import (
     exponential_euler,
     exponential_rk2,
     exponential_rk3,
-    res,
     seeds_1,
     seeds_2,
     seeds_3,
@@ -21,7 +20,7 @@ from scoresde.solvers.exponential import (
 from scoresde.solvers.jumps import churned, dpmpp_2s_ancestral, edm, restart
 from scoresde.solvers.langevin import annealed_langevin, corrector_only
 from scoresde.solvers.multistep import multistep
-from scoresde.solvers.named import SOLVERS, by_name
+from scoresde.solvers.named import SOLVERS, SolverName, by_name
 from scoresde.solvers.published import (
     deis,
     dpmpp_2m,
@@ -40,11 +39,9 @@ from scoresde.solvers.runge_kutta import (
     AdditiveNoise,
     Butcher,
     euler,
-    euler_heun,
     euler_maruyama,
     heun,
     midpoint,
-    milstein,
     ralston,
     rk3,
     rk4,
@@ -53,6 +50,10 @@ from scoresde.solvers.runge_kutta import (
 )
 from scoresde.solvers.solver import Solver
 
+# As ``named.ALIASES`` has it.
+milstein = euler_heun = euler_maruyama
+res = exponential_rk2
+
 __all__ = [
     "SOLVERS",
     "AdditiveNoise",
@@ -60,6 +61,7 @@ __all__ = [
     "Entry",
     "ProbabilityFlow",
     "Solver",
+    "SolverName",
     "ancestral",
     "annealed_langevin",
     "by_name",

@@ -23,7 +23,8 @@ and, out of alpha = 0, where the transition says nothing about the data, the lim
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import Final, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -32,25 +33,38 @@ from scoresde.diffusions.point import Point
 from scoresde.diffusions.sde import GaussianSDE, transition_weights
 from scoresde.errors import DomainError, check_number, unknown
 from scoresde.solvers.grids import even, karras
-from scoresde.solvers.one_step import OneStep, Stage, increments, readout
-from scoresde.solvers.rows import Order
-from scoresde.solvers.solver import Solver, one_stage_table
+from scoresde.solvers.one_step import OneStep, Stage, express, name_increments
+from scoresde.solvers.rows import Increment, Knot, Order, Row
+from scoresde.solvers.solver import Method, Solver
 from scoresde.solvers.tableau import Tableau
 
-__all__ = ["ancestral", "ancestral_table", "ddim", "ddim_table", "euler_ancestral", "reverse_diffusion"]
-
-VARIANCES = ("small", "large", "learned")
-
-
-def _prior(sde: GaussianSDE, times: Tensor) -> float:
-    return float(sde.prior_std(times[0]))
+Variance = Literal["small", "large", "learned"]
+VARIANCES: Final = get_args(Variance)
 
 
-def _orders(eta: float) -> Order:
+def _declare_order(eta: float) -> Order:
     return Order(deterministic=1.0) if eta == 0 else Order(strong=1.0, weak=1.0)
 
 
-def ancestral_table(points: Point, *, prior_std: float, eta: float = 1.0, variance: str = "small") -> Tableau:
+def _write_table(
+    name: str,
+    points: Point,
+    weights: tuple[Tensor, Tensor, Tensor],
+    *,
+    prior_std: float,
+    power: float,
+    order: Order,
+) -> Tableau:
+    """Build the table of x <- weights[0] x + weights[1] data + weights[2] z on each interval."""
+    knots = Knot.of(points)
+    rows = []
+    for i, (on_x, on_data, on_noise) in enumerate(zip(*(w.tolist() for w in weights), strict=True)):
+        increment = Increment(knots[i].t, knots[i + 1].t, power) if on_noise else None
+        rows.append(Row(knots[i], (on_x, on_data), noise=(on_noise,) if on_noise else (), increment=increment))
+    return Tableau(name, "data", tuple(rows), knots[0], knots[-1], prior_std, order=order)
+
+
+def ancestral_table(points: Point, *, prior_std: float, eta: float = 1.0, variance: Variance = "small") -> Tableau:
     """Build the exponential first-order step on decreasing points; see ``ancestral``."""
     late, early = points[:-1], points[1:]
     h = 0.5 * (early.log_snr - late.log_snr)
@@ -59,14 +73,13 @@ def ancestral_table(points: Point, *, prior_std: float, eta: float = 1.0, varian
     on_data = early.alpha * -torch.expm1(-(1 + eta**2) * h)
     on_noise = early.sigma * (-torch.expm1(-2 * eta**2 * h)).nan_to_num(0.0).sqrt()
     large = torch.where(early.sigma > 0, transition_weights(early, late)[1], on_noise)
-    table = one_stage_table(
+    table = _write_table(
         f"ancestral (eta = {eta:g}, {variance} variance)",
-        "data",
         points,
         (on_x, on_data, large if variance == "large" else on_noise),
         prior_std=prior_std,
         power=-2.0 * eta**2,
-        order=_orders(eta) if variance == "small" else Order(weak=1.0),
+        order=_declare_order(eta) if variance == "small" else Order(weak=1.0),
     )
     if variance != "learned":
         return table
@@ -74,11 +87,12 @@ def ancestral_table(points: Point, *, prior_std: float, eta: float = 1.0, varian
     return replace(table, rows=tuple(replace(row, spread=(low, high)) if low else row for row, low, high in pairs))
 
 
-def ancestral(*, eta: float = 1.0, variance: str = "small") -> Solver:
+def ancestral(*, eta: float = 1.0, variance: Variance = "small") -> Solver:
     """Return ancestral sampling: Bayes' posterior with the data prediction in the place of x_0.
 
-    Source: Ho et al. 2020, "Denoising diffusion probabilistic models", eq. 6 and 7 (eta = 1); Nichol and Dhariwal
-    2021, "Improved denoising diffusion probabilistic models", eq. 15 (the learned variance).
+    Source: Ho et al. 2020, "Denoising diffusion probabilistic models", arXiv:2006.11239, eq. 6 and 7 (eta = 1); Nichol
+    and Dhariwal 2021, "Improved denoising diffusion probabilistic models", arXiv:2102.09672, eq. 15 (the learned
+    variance).
 
     Args:
         eta: the reverse family's index, >= 0; 1 is DDPM, 0 is DDIM.
@@ -95,10 +109,25 @@ def ancestral(*, eta: float = 1.0, variance: str = "small") -> Solver:
     if variance != "small" and eta != 1.0:
         raise DomainError(f"the {variance} variance belongs to eta = 1, got eta = {eta:g}")
 
-    def build(sde: GaussianSDE, times: Tensor) -> Tableau:
-        return ancestral_table(sde.at(times), prior_std=_prior(sde, times), eta=eta, variance=variance)
+    return Solver("ancestral", Ancestral(eta, variance), even(), 1, _declare_order(eta), "Ho et al. 2020")
 
-    return Solver("ancestral", build, even(), 1, _orders(eta), "Ho et al. 2020")
+
+@dataclass(frozen=True)
+class Ancestral(Method):
+    """The exponential first-order step on the data prediction; ``ancestral`` checks its options."""
+
+    eta: float
+    variance: Variance
+
+    @property
+    def options(self) -> str:
+        """Eta and the variance."""
+        return f"eta = {self.eta:g}, {self.variance} variance"
+
+    def __call__(self, sde: GaussianSDE, times: Tensor) -> Tableau:
+        """Return the table on decreasing times."""
+        std = float(sde.prior_std(times[0]))
+        return ancestral_table(sde.at(times), prior_std=std, eta=self.eta, variance=self.variance)
 
 
 def ddim_table(points: Point, *, prior_std: float, eta: float = 0.0) -> Tableau:
@@ -112,14 +141,13 @@ def ddim_table(points: Point, *, prior_std: float, eta: float = 0.0) -> Tableau:
     on_x = early.sigma / late.sigma * (1 - eta**2 + eta**2 * gap.exp()).sqrt()
     on_data = early.alpha * -torch.expm1(share)
     on_noise = eta * early.sigma * (-torch.expm1(gap)).sqrt()
-    return one_stage_table(
+    return _write_table(
         f"ddim (eta = {eta:g})",
-        "data",
         points,
         (on_x, on_data, on_noise),
         prior_std=prior_std,
         power=-2.0,
-        order=_orders(eta),
+        order=_declare_order(eta),
     )
 
 
@@ -129,17 +157,29 @@ def ddim(eta: float = 0.0) -> Solver:
     It equals the reverse family's index at 0 (the first-order exponential integrator of the probability flow) and at 1
     (ancestral sampling), and differs between.
 
-    Source: Song, Meng and Ermon 2021, "Denoising diffusion implicit models", eq. 12 and 16.
+    Source: Song, Meng and Ermon 2021, "Denoising diffusion implicit models", arXiv:2010.02502, eq. 12 and 16.
 
     Raises:
         DomainError: eta < 0, or so large that a step has no room for the noise.
     """
     check_number(eta, "eta", 0.0)
+    return Solver("ddim", DDIM(eta), even(), 1, _declare_order(eta), "Song, Meng and Ermon 2021")
 
-    def build(sde: GaussianSDE, times: Tensor) -> Tableau:
-        return ddim_table(sde.at(times), prior_std=_prior(sde, times), eta=eta)
 
-    return Solver("ddim", build, even(), 1, _orders(eta), "Song, Meng and Ermon 2021")
+@dataclass(frozen=True)
+class DDIM(Method):
+    """DDIM's step with its own eta; ``ddim`` checks it."""
+
+    eta: float
+
+    @property
+    def options(self) -> str:
+        """The paper's eta."""
+        return f"eta = {self.eta:g}"
+
+    def __call__(self, sde: GaussianSDE, times: Tensor) -> Tableau:
+        """Return the table on decreasing times."""
+        return ddim_table(sde.at(times), prior_std=float(sde.prior_std(times[0])), eta=self.eta)
 
 
 def euler_ancestral(eta: float = 1.0) -> Solver:
@@ -160,20 +200,32 @@ def euler_ancestral(eta: float = 1.0) -> Solver:
 def reverse_diffusion(*, eta: float = 1.0) -> Solver:
     """Return the reverse-diffusion predictor: the forward transition's own drift and noise, run backwards.
 
-    Source: Song et al. 2021, appendix E, eq. 46.
+    Source: Song et al. 2021, arXiv:2011.13456, appendix E, eq. 46.
     """
     check_number(eta, "eta", 0.0)
+    order = _declare_order(eta)
+    build = ReverseDiffusion(f"reverse_diffusion (eta = {eta:g})", "noise", eta, order)
+    return Solver("reverse_diffusion", build, even(), 1, order, "Song et al. 2021")
 
-    def limits(late: Point, early: Point) -> Tensor:
+
+@dataclass(frozen=True)
+class ReverseDiffusion(OneStep):
+    """The forward transition run backwards; ``reverse_diffusion`` checks eta."""
+
+    @property
+    def options(self) -> str:
+        """The reverse family's index."""
+        return f"eta = {self.eta:g}"
+
+    def limits(self, late: Point, early: Point) -> Tensor:
+        """Tell steps out of alpha = 0."""
         return late.alpha == 0
 
-    def stages(sde: GaussianSDE, late: Point, early: Point, prediction: str) -> list[Stage]:
+    def stages(self, sde: GaussianSDE, late: Point, early: Point, prediction: str) -> list[Stage]:
+        """Return the one stage of n steps."""
         a, b = transition_weights(early, late)
-        seen = readout(prediction, "noise", late, "reverse_diffusion")
-        weights = (-0.5 * (1 + eta**2) * b.square() / late.sigma,)
-        if not eta:
+        seen = express("noise", prediction, late, "reverse_diffusion")
+        weights = (-0.5 * (1 + self.eta**2) * b.square() / late.sigma,)
+        if not self.eta:
             return [Stage(late, seen, 2 - a, weights)]
-        return [Stage(late, seen, 2 - a, weights, (eta * b,), increments(late, early, 2.0))]
-
-    build = OneStep(f"reverse_diffusion (eta = {eta:g})", "noise", stages, limits, _orders(eta), eta)
-    return Solver("reverse_diffusion", build, even(), 1, _orders(eta), "Song et al. 2021")
+        return [Stage(late, seen, 2 - a, weights, (self.eta * b,), name_increments(late, early, 2.0))]

@@ -11,8 +11,9 @@ from torch import Tensor
 from scoresde.diffusions.named import DIFFUSIONS
 from scoresde.diffusions.sde import SDE, GaussianSDE
 from scoresde.errors import ConfigError, DomainError, DTypeError, ScoreSDEError, unknown
+from scoresde.solvers.adaptive import FlowSolver
 from scoresde.solvers.grids import Grid, check_one_way, choose_grid
-from scoresde.solvers.named import SOLVERS, by_name
+from scoresde.solvers.named import SOLVERS, SolverName, by_name
 from scoresde.solvers.solver import Solver
 from scoresde.solvers.tableau import Tableau
 
@@ -27,21 +28,24 @@ FINALS: dict[str, Callable[[Tableau], Tableau]] = {
 
 def build_table(
     sde: SDE,
-    solver: Solver | Tableau,
+    solver: Solver | Tableau | SolverName,
     *,
     steps: int | None = None,
     times: Tensor | Grid | None = None,
     final: str = "denoise",
 ) -> Tableau:
-    """Return the table that ``sample`` runs with these options.
+    """Return the table that ``sample`` runs with these options; ``solver`` may be a name of ``solvers.SOLVERS``.
 
     Raises:
-        ConfigError: options that do not go together, an unknown ``final``. DomainError, DTypeError: bad steps or times,
-            or a solver that the SDE cannot carry on them, with the names of those that it can.
+        ConfigError: options that do not go together, an unknown name or ``final``. DomainError, DTypeError: bad steps
+            or times, or a solver that the SDE cannot carry on them, with the names of those that it can.
     """
     if final not in FINALS:
         raise unknown("final", final, FINALS)
-    if not isinstance(solver, (Solver, Tableau)):
+    made = by_name(solver) if isinstance(solver, str) else solver
+    if isinstance(made, FlowSolver):
+        raise DTypeError(f"{solver!r} chooses its own steps and has no table; take a solver that makes tables")
+    if not isinstance(made, (Solver, Tableau)):
         raise DTypeError(
             f"solver must be a name, a Solver, a Tableau or a ProbabilityFlow, got {solver!r}; "
             "a builder is called first: solver=solvers.ddim()"
@@ -51,33 +55,35 @@ def build_table(
             f"sde must be a GaussianSDE, e.g. VPSDE(), got {sde!r}; any other SDE needs a solver of scoresde.bridge"
         )
     check_one_way(steps, times)
-    if isinstance(solver, Tableau):
+    if isinstance(made, Tableau):
         if steps is not None or times is not None:
             raise ConfigError("a built Tableau has its own times; leave out steps= and times=, or pass its solver")
-        return FINALS[final](solver)
+        return FINALS[final](made)
     try:
-        return _table(sde, solver, steps, times, final)
+        return _choose_table(sde, made, steps, times, final)
     except DomainError as error:
-        able = [name for name in SOLVERS if _carries(sde, name, steps, times, final)]
+        able = [name for name in sorted(SOLVERS) if _can_carry(sde, name, steps, times, final)]
         if not able:
             raise
         raise DomainError(f"{error}; on these times {sde} carries {', '.join(able)}") from error
 
 
-def _table(sde: GaussianSDE, solver: Solver, steps: int | None, times: Tensor | Grid | None, final: str) -> Tableau:
+def _choose_table(
+    sde: GaussianSDE, solver: Solver, steps: int | None, times: Tensor | Grid | None, final: str
+) -> Tableau:
     if isinstance(times, Tensor):
         return FINALS[final](solver(sde, times))
     grid, count = choose_grid(solver.grid, steps, times)
     # A built-in SDE cannot change behind the table's back; another one may (a learned schedule).
     constant = DIFFUSIONS.get(type(sde).__name__) is type(sde)
-    return (_built if constant else _build)(sde, solver, grid, count, final)
+    return (_build_once if constant else _build)(sde, solver, grid, count, final)
 
 
-def _carries(sde: GaussianSDE, name: str, steps: int | None, times: Tensor | Grid | None, final: str) -> bool:
+def _can_carry(sde: GaussianSDE, name: str, steps: int | None, times: Tensor | Grid | None, final: str) -> bool:
     """Say whether the solver of this name has a table here."""
     solver = by_name(name)
     try:
-        return isinstance(solver, Solver) and bool(_table(sde, solver, steps, times, final).rows)
+        return isinstance(solver, Solver) and bool(_choose_table(sde, solver, steps, times, final).rows)
     except ScoreSDEError:
         return False
 
@@ -92,4 +98,4 @@ def _build(sde: GaussianSDE, solver: Solver, grid: Grid, count: int, final: str)
     return solver.build(sde, grid(sde, count - 1)).denoised()
 
 
-_built = functools.lru_cache(maxsize=64)(_build)
+_build_once = functools.lru_cache(maxsize=64)(_build)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from scoresde.diffusions.named import DIFFUSIONS
 from scoresde.errors import ScoreSDEError
 from scoresde.solvers.adaptive import EMBEDDED, ProbabilityFlow
-from scoresde.solvers.named import SOLVERS, by_name
+from scoresde.solvers.named import ALIASES, SOLVERS, by_name
 from scoresde.solvers.rows import Order
 from scoresde.solvers.solver import Solver
 from scoresde.solvers.tableau import Tableau
@@ -30,7 +30,7 @@ class Entry:
         stochastic: whether noise enters after the start state.
         serves: the built-in SDEs that it can sample from t_max on, with their default options.
         grid: its native time grid.
-        paper: authors, year.
+        paper: authors, year; "as ..." for another name of the same solver.
     """
 
     name: str
@@ -50,21 +50,23 @@ class Entry:
 @functools.cache
 def catalogue() -> tuple[Entry, ...]:
     """Return a record of every named solver, in alphabetical order."""
-    return tuple(_entry(name) for name in sorted(SOLVERS))
+    return tuple(_describe(name) for name in sorted(SOLVERS))
 
 
-def _entry(name: str) -> Entry:
+def _describe(name: str) -> Entry:
+    """Return the record of a name."""
     solver = by_name(name)
     if isinstance(solver, ProbabilityFlow):
         order = Order(deterministic=float(EMBEDDED[solver.method].order))
         return Entry(name, order, None, False, tuple(sorted(DIFFUSIONS)), "adaptive", "Dormand and Prince 1980")
-    tables = {kind: _table(solver, kind) for kind in sorted(DIFFUSIONS)}
+    tables = {kind: _build_small(solver, kind) for kind in sorted(DIFFUSIONS)}
     built = {kind: table for kind, table in tables.items() if table is not None}
+    paper = f"as {ALIASES[name].__name__}" if name in ALIASES else solver.paper
     stochastic = any(table.stochastic for table in built.values())
-    return Entry(name, solver.order, solver.calls, stochastic, tuple(built), solver.grid.name, solver.paper)
+    return Entry(name, solver.order, solver.calls, stochastic, tuple(built), solver.grid.name, paper)
 
 
-def _table(solver: Solver, kind: str) -> Tableau | None:
+def _build_small(solver: Solver, kind: str) -> Tableau | None:
     """Return a small table, or None where the solver refuses the SDE."""
     sde = DIFFUSIONS[kind]()
     try:

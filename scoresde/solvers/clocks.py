@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -27,7 +28,9 @@ from scoresde.diffusions.point import Pair, Point
 from scoresde.diffusions.sde import GaussianSDE
 from scoresde.solvers.grids import Grid, even, karras, log_snr, rectified
 
-__all__ = ["VARIABLES", "Variable"]
+__all__ = ["VARIABLES", "Variable", "VariableName"]
+
+VariableName = Literal["t", "nu", "rectified", "log_snr"]
 
 
 @dataclass(frozen=True)
@@ -42,12 +45,12 @@ class Variable:
         scale: S at a point.
         field: (sde, point) -> (A, C).
         rate: (sde, point) -> lambda'.
-        power: the clock v as in ``tableau.Increment``.
+        power: the clock v as in ``rows.Increment``.
         clocked: whether the clock has such a name.
         grid: the grid that is native to it.
     """
 
-    name: str
+    name: VariableName
     of_lambda: Callable[[GaussianSDE, Tensor], Tensor]
     at: Callable[[Point], Tensor]
     time: Callable[[GaussianSDE, Tensor], Tensor]
@@ -68,7 +71,7 @@ def _share(p: Point) -> Tensor:
     return p.alpha / (p.alpha + p.sigma)
 
 
-VARIABLES: dict[str, Variable] = {
+VARIABLES: dict[VariableName, Variable] = {
     v.name: v
     for v in (
         Variable(

@@ -17,15 +17,16 @@ e^{(1 - theta) z} theta^{k-1}/(k-1)!, the classical forms are
 every later state by the exact linear part.
 
 Source: Hochbruck and Ostermann 2005, "Explicit exponential Runge-Kutta methods for semilinear parabolic problems"; Lu
-et al. 2022, "DPM-Solver" and "DPM-Solver++"; Zhang et al. 2023, "Improved order analysis and design of exponential
-integrator for diffusion models sampling" (RES); Gonzalez et al. 2023, "SEEDS: exponential SDE solvers for fast
-high-quality sampling from diffusion models".
+et al. 2022, "DPM-Solver", arXiv:2206.00927, and "DPM-Solver++", arXiv:2211.01095; Zhang et al. 2023, "Improved order
+analysis and design of exponential integrator for diffusion models sampling" (RES), arXiv:2308.02157; Gonzalez et al.
+2023, "SEEDS: exponential SDE solvers for fast high-quality sampling from diffusion models", arXiv:2305.14267.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -35,38 +36,23 @@ from scoresde.diffusions.sde import GaussianSDE
 from scoresde.errors import ConfigError, check_integer, check_number, unknown
 from scoresde.solvers.forms import FORMS, NODES, WEIGHTS
 from scoresde.solvers.grids import Grid, diffused, log_snr
-from scoresde.solvers.one_step import OneStep, Stage, increments, readout
+from scoresde.solvers.one_step import OneStep, Stage, express, name_increments
 from scoresde.solvers.rows import Order
 from scoresde.solvers.solver import Solver
 
-__all__ = [
-    "dpm_solver_2",
-    "dpm_solver_3",
-    "dpmpp_2s",
-    "dpmpp_3s",
-    "exponential",
-    "exponential_euler",
-    "exponential_rk2",
-    "exponential_rk3",
-    "res",
-    "seeds_1",
-    "seeds_2",
-    "seeds_3",
-]
-
 SHARE, MEASURE = 0.5 * (NODES + 1), 0.5 * WEIGHTS
-EXPONENTS: dict[str, Callable[[float], float]] = {"data": lambda eta: -(1 + eta**2), "noise": lambda eta: 1.0}
 STAGES: dict[int, tuple[float, ...]] = {1: (0.0,), 2: (0.0, 1 / 2), 3: (0.0, 1 / 3, 2 / 3)}
-COEFFICIENTS = ("exact", "published")
+Prediction = Literal["data", "noise"]
+Weighting = Literal["exact", "published"]
 
 
 def exponential(
     *,
-    prediction: str = "data",
+    prediction: Prediction = "data",
     order: int = 2,
     eta: float = 0.0,
     nodes: tuple[float, ...] | None = None,
-    coefficients: str = "exact",
+    coefficients: Weighting = "exact",
     grid: Grid | None = None,
     name: str | None = None,
     paper: str = "Hochbruck and Ostermann 2005",
@@ -89,10 +75,10 @@ def exponential(
     Raises:
         ConfigError: unknown names, or nodes that do not fit the order. DomainError: order, eta or a node out of range.
     """
-    if prediction not in EXPONENTS:
-        raise unknown("prediction of an exponential method", prediction, EXPONENTS)
-    if coefficients not in COEFFICIENTS:
-        raise unknown("coefficients", coefficients, COEFFICIENTS)
+    if prediction not in get_args(Prediction):
+        raise unknown("prediction of an exponential method", prediction, get_args(Prediction))
+    if coefficients not in get_args(Weighting):
+        raise unknown("coefficients", coefficients, get_args(Weighting))
     check_integer(order, "order", 1, 3)
     check_number(eta, "eta", 0.0)
     places = STAGES[order] if nodes is None else (0.0, *nodes)
@@ -104,77 +90,77 @@ def exponential(
         raise ConfigError(f"nodes of a method of order 3 must end at 2/3, got {places[2]}; elsewhere it has order 2")
     declared = Order(float(order)) if eta == 0 else Order(strong=1.0, weak=float(min(order, 2)))
     title = name or f"exponential {order} ({prediction}, eta = {eta:g})"
-
-    def limits(late: Point, early: Point) -> Tensor:
-        return torch.isinf(late.log_snr) | torch.isinf(early.log_snr)
-
-    def stages(sde: GaussianSDE, late: Point, early: Point, written: str) -> list[Stage]:
-        return _stages(prediction, places, eta, coefficients, sde, late, early, written, title)
-
-    build = OneStep(title, prediction, stages, limits, declared, eta)
-    native = grid or _native(prediction, order, eta)
+    build = Exponential(title, prediction, eta, declared, places, coefficients)
+    native = grid or _choose_grid(prediction, order, eta)
     return Solver(name or "exponential", build, native, calls=order, order=declared, paper=paper)
 
 
-def _native(prediction: str, order: int, eta: float) -> Grid:
+def _choose_grid(prediction: Prediction, order: int, eta: float) -> Grid:
     """Return the grid of the settings; a noise prediction with noise diverges in long steps from almost no signal."""
     if prediction == "noise" and eta > 0:
         return diffused(power=2.0)
     return diffused() if order > 1 and eta == 0 else log_snr()
 
 
-def _stages(
-    prediction: str,
-    nodes: tuple[float, ...],
-    eta: float,
-    coefficients: str,
-    sde: GaussianSDE,
-    late: Point,
-    early: Point,
-    written: str,
-    name: str,
-) -> list[Stage]:
-    form, start = FORMS[prediction], 0.5 * late.log_snr
-    h, etas = 0.5 * early.log_snr - start, torch.full_like(start, eta)
-    ends = [late, *(sde.at(sde.time(2 * (start + c * h))) for c in nodes[1:]), early]
-    places = (*nodes, 1.0)
-    fresh = [form.linear(p, q, (d - c) * h, etas)[1] for (p, q), (c, d) in _parts(ends, places)] if eta else []
-    stages = []
-    for j, (c, end) in enumerate(zip(places[1:], ends[1:], strict=True)):
-        final = c == 1.0 and coefficients == "published"
-        weights = _weights(c * EXPONENTS[prediction](eta) * h, [n / c for n in nodes[: j + 1]], final)
-        front = form.edge(end, etas) * c * h
-        # Noise made up to a place is carried from there to the stage's end.
-        carried = [form.linear(p, end, (c - d) * h, etas)[0] for p, d in zip(ends[1 : j + 1], places[1:], strict=False)]
-        draws = tuple(a * z for a, z in zip([*carried, torch.ones_like(h)], fresh, strict=False))
-        stages.append(
-            Stage(
-                ends[j],
-                readout(written, prediction, ends[j], name),
-                form.linear(late, end, c * h, etas)[0],
-                tuple(front * w for w in weights),
-                draws,
-                increments(ends[j], end, float(form.power(etas[:1]))) if eta else (),
+@dataclass(frozen=True)
+class Exponential(OneStep):
+    """An exponential Runge-Kutta method with these stages; ``exponential`` checks its options."""
+
+    nodes: tuple[float, ...]
+    coefficients: Weighting
+
+    @property
+    def options(self) -> str:
+        """The prediction, eta, inner stages and coefficients."""
+        eta = f", eta = {self.eta:g}" if self.eta else ""
+        nodes = "".join(f", node {c:.3g}" for c in self.nodes[1:])
+        return f"{self.prediction}{eta}{nodes}, {self.coefficients}"
+
+    def limits(self, late: Point, early: Point) -> Tensor:
+        """Tell steps whose ends are infinite in lambda."""
+        return torch.isinf(late.log_snr) | torch.isinf(early.log_snr)
+
+    def stages(self, sde: GaussianSDE, late: Point, early: Point, prediction: str) -> list[Stage]:
+        """Return the stages of n steps, each an exponential step of its own."""
+        form, start, eta = FORMS[self.prediction], 0.5 * late.log_snr, self.eta
+        h, etas = 0.5 * early.log_snr - start, torch.full_like(start, eta)
+        exponent = -(1 + eta**2) if self.prediction == "data" else 1.0
+        ends = [late, *(sde.at(sde.time(2 * (start + c * h))) for c in self.nodes[1:]), early]
+        places = (*self.nodes, 1.0)
+        parts = zip(itertools.pairwise(ends), itertools.pairwise(places), strict=True)
+        fresh = [form.linear(p, q, (d - c) * h, etas)[1] for (p, q), (c, d) in parts] if eta else []
+        stages = []
+        for j, (c, end) in enumerate(zip(places[1:], ends[1:], strict=True)):
+            final = c == 1.0 and self.coefficients == "published"
+            weights = _weigh(c * exponent * h, [n / c for n in self.nodes[: j + 1]], final)
+            front = form.edge(end, etas) * c * h
+            # Noise made up to a place is carried from there to the stage's end.
+            before = zip(ends[1 : j + 1], places[1:], strict=False)
+            carried = [form.linear(p, end, (c - d) * h, etas)[0] for p, d in before]
+            draws = tuple(a * z for a, z in zip([*carried, torch.ones_like(h)], fresh, strict=False))
+            stages.append(
+                Stage(
+                    ends[j],
+                    express(self.prediction, prediction, ends[j], self.name),
+                    form.linear(late, end, c * h, etas)[0],
+                    tuple(front * w for w in weights),
+                    draws,
+                    name_increments(ends[j], end, float(form.power(etas[:1]))) if eta else (),
+                )
             )
-        )
-    return stages
+        return stages
 
 
-def _parts(ends: list[Point], places: tuple[float, ...]) -> list[tuple[tuple[Point, Point], tuple[float, float]]]:
-    """Return the parts of the step between its stages: their end points and their places."""
-    return list(zip(itertools.pairwise(ends), itertools.pairwise(places), strict=True))
-
-
-def _integral(z: Tensor, values: Tensor) -> Tensor:
+def _integrate(z: Tensor, values: Tensor) -> Tensor:
     """Return the integral of e^{(1 - theta) z} times the values at the quadrature nodes, (n,)."""
     return (((1 - SHARE) * z[:, None]).exp() * values * MEASURE).sum(1)
 
 
-def _weights(z: Tensor, nodes: list[float], published: bool) -> list[Tensor]:
+def _weigh(z: Tensor, nodes: list[float], published: bool) -> list[Tensor]:
     """Return the weights of the predictions at ``nodes`` (shares of the step) in a step of exponent z."""
     if published and len(nodes) > 1:
-        whole, last = _integral(z, torch.ones_like(SHARE)), nodes[-1]
-        newest = whole / (2 * last) if len(nodes) == 2 else _integral(z, SHARE) / last
+        whole, last = _integrate(z, torch.ones_like(SHARE)), nodes[-1]
+        newest = whole / (2 * last) if len(nodes) == 2 else _integrate(z, SHARE) / last
         return [whole - newest, *(torch.zeros_like(z) for _ in nodes[1:-1]), newest]
     weights = []
     for c in nodes:
@@ -182,16 +168,16 @@ def _weights(z: Tensor, nodes: list[float], published: bool) -> list[Tensor]:
         for other in nodes:
             if other != c:
                 basis = basis * (SHARE - other) / (c - other)
-        weights.append(_integral(z, basis))
+        weights.append(_integrate(z, basis))
     return weights
 
 
-def _place(value: float, name: str, before: float = 1.0) -> float:
+def _check_place(value: float, name: str, before: float = 1.0) -> float:
     """Return the place of a method's inner stage, checked under the method's own name for it."""
     return check_number(value, name, 0.0, before, open_low=True, open_high=True)
 
 
-def exponential_euler(*, prediction: str = "data", eta: float = 1.0) -> Solver:
+def exponential_euler(*, prediction: Prediction = "data", eta: float = 1.0) -> Solver:
     """Return the exponential Euler method: the prediction frozen, the linear part and the noise exact.
 
     For the data prediction it is ancestral sampling (eta = 0: DDIM), for the noise prediction SEEDS-1. Order 1, strong
@@ -200,12 +186,19 @@ def exponential_euler(*, prediction: str = "data", eta: float = 1.0) -> Solver:
     return exponential(prediction=prediction, order=1, eta=eta, name="exponential_euler")
 
 
-def exponential_rk2(*, prediction: str = "data", eta: float = 0.0, node: float = 1 / 2) -> Solver:
-    """Return Hochbruck and Ostermann's exponential method of order 2: b_2 = phi_2/c_2, two evaluations a step."""
-    return exponential(prediction=prediction, order=2, eta=eta, nodes=(_place(node, "node"),), name="exponential_rk2")
+def exponential_rk2(*, prediction: Prediction = "data", eta: float = 0.0, node: float = 1 / 2) -> Solver:
+    """Return Hochbruck and Ostermann's exponential method of order 2: b_2 = phi_2/c_2, two evaluations a step.
+
+    On the data prediction it is the single-step refined exponential solver of Zhang et al. 2023, "Improved order
+    analysis and design of exponential integrator for diffusion models sampling", arXiv:2308.02157, which has eta = 0:
+    "res" is a name of it.
+    """
+    return exponential(
+        prediction=prediction, order=2, eta=eta, nodes=(_check_place(node, "node"),), name="exponential_rk2"
+    )
 
 
-def exponential_rk3(*, prediction: str = "data", eta: float = 0.0, node: float = 1 / 3) -> Solver:
+def exponential_rk3(*, prediction: Prediction = "data", eta: float = 0.0, node: float = 1 / 3) -> Solver:
     """Return Hochbruck and Ostermann's exponential method of order 3 with c_3 = 2/3: three evaluations a step.
 
     Source: their section 5.2: a_32 = 2/(3 c_2) phi_2(2/3 z) in units of c_3, b_3 = 3/2 phi_2, b_2 = 0.
@@ -214,76 +207,67 @@ def exponential_rk3(*, prediction: str = "data", eta: float = 0.0, node: float =
         prediction=prediction,
         order=3,
         eta=eta,
-        nodes=(_place(node, "node", 2 / 3), 2 / 3),
+        nodes=(_check_place(node, "node", 2 / 3), 2 / 3),
         coefficients="published",
         name="exponential_rk3",
     )
 
 
-def res(*, node: float = 1 / 2, eta: float = 0.0) -> Solver:
-    """Return the single-step refined exponential solver: exponential Runge-Kutta of order 2 on the data prediction.
-
-    Source: Zhang et al. 2023, "Improved order analysis and design of exponential integrator for diffusion models
-    sampling", which has eta = 0.
-    """
-    return exponential(order=2, eta=eta, nodes=(_place(node, "node"),), name="res", paper="Zhang et al. 2023")
-
-
-def dpm_solver_2(*, r: float = 1 / 2, coefficients: str = "published") -> Solver:
+def dpm_solver_2(*, r: float = 1 / 2, coefficients: Weighting = "published") -> Solver:
     """Return DPM-Solver-2: noise prediction, one inner stage at the share r of the step in log(alpha/sigma); order 2.
 
     u = alpha_m/alpha_t x - sigma_m (e^{r h} - 1) noise(x), x_s = alpha_s/alpha_t x - sigma_s (e^h - 1) [(1 - 1/(2 r))
     noise(x) + 1/(2 r) noise(u)]. At r = 1/2 it is the midpoint method in nu with the geometric middle, k-diffusion's
     DPM2. ``coefficients="exact"`` has phi_2/r in the place of phi_1/(2 r). Source: Lu et al. 2022, "DPM-Solver: a fast
-    ODE solver for diffusion probabilistic model sampling in around 10 steps", algorithms 1 and 4.
+    ODE solver for diffusion probabilistic model sampling in around 10 steps", arXiv:2206.00927, algorithms 1 and 4.
     """
     return exponential(
         prediction="noise",
         order=2,
-        nodes=(_place(r, "r"),),
+        nodes=(_check_place(r, "r"),),
         coefficients=coefficients,
         name="dpm_solver_2",
         paper="Lu et al. 2022a",
     )
 
 
-def dpm_solver_3(*, r: float = 1 / 3, coefficients: str = "published") -> Solver:
+def dpm_solver_3(*, r: float = 1 / 3, coefficients: Weighting = "published") -> Solver:
     """Return DPM-Solver-3: noise prediction, inner stages at r and 2/3; order 3, three evaluations a step.
 
     It is ``exponential_rk3(prediction="noise", node=r)``; ``coefficients="exact"`` integrates the parabola through all
-    three stages. Source: Lu et al. 2022, "DPM-Solver", algorithm 2 (r_1 = 1/3, r_2 = 2/3).
+    three stages. Source: Lu et al. 2022, "DPM-Solver", arXiv:2206.00927, algorithm 2 (r_1 = 1/3, r_2 = 2/3).
     """
     return exponential(
         prediction="noise",
         order=3,
-        nodes=(_place(r, "r", 2 / 3), 2 / 3),
+        nodes=(_check_place(r, "r", 2 / 3), 2 / 3),
         coefficients=coefficients,
         name="dpm_solver_3",
         paper="Lu et al. 2022a",
     )
 
 
-def dpmpp_2s(*, r: float = 1 / 2, coefficients: str = "published") -> Solver:
+def dpmpp_2s(*, r: float = 1 / 2, coefficients: Weighting = "published") -> Solver:
     """Return DPM-Solver++(2S): data prediction, one inner stage at the share r of the step; order 2.
 
     u = sigma_m/sigma_t x - alpha_m (e^{-r h} - 1) data(x), x_s = sigma_s/sigma_t x - alpha_s (e^{-h} - 1)
     [(1 - 1/(2 r)) data(x) + 1/(2 r) data(u)]. ``coefficients="exact"`` is RES. Source: Lu et al. 2022, "DPM-Solver++:
-    fast solver for guided sampling of diffusion probabilistic models", algorithm 1.
+    fast solver for guided sampling of diffusion probabilistic models", arXiv:2211.01095, algorithm 1.
     """
     return exponential(
-        order=2, nodes=(_place(r, "r"),), coefficients=coefficients, name="dpmpp_2s", paper="Lu et al. 2022b"
+        order=2, nodes=(_check_place(r, "r"),), coefficients=coefficients, name="dpmpp_2s", paper="Lu et al. 2022b"
     )
 
 
-def dpmpp_3s(*, r: float = 1 / 3, coefficients: str = "published") -> Solver:
+def dpmpp_3s(*, r: float = 1 / 3, coefficients: Weighting = "published") -> Solver:
     """Return DPM-Solver++(3S): data prediction, inner stages at r and 2/3; order 3, three evaluations a step.
 
     It is ``exponential_rk3(node=r)``: DPM-Solver-3's formula with data predictions. Source: Lu et al. 2022,
-    "DPM-Solver++", in the authors' program.
+    "DPM-Solver++", arXiv:2211.01095, in the authors' program.
     """
     return exponential(
         order=3,
-        nodes=(_place(r, "r", 2 / 3), 2 / 3),
+        nodes=(_check_place(r, "r", 2 / 3), 2 / 3),
         coefficients=coefficients,
         name="dpmpp_3s",
         paper="Lu et al. 2022b",
@@ -294,29 +278,29 @@ def seeds_1(*, eta: float = 1.0) -> Solver:
     """Return SEEDS-1: exponential Euler on the noise prediction.
 
     x_s = alpha_s/alpha_t x - 2 sigma_s (e^h - 1) noise(x) + sigma_s sqrt(e^{2h} - 1) z at eta = 1. Source: Gonzalez et
-    al. 2023, "SEEDS".
+    al. 2023, "SEEDS", arXiv:2305.14267.
     """
-    return _seeds(1, eta, "published")
+    return _make_seeds(1, eta, "published")
 
 
-def seeds_2(*, eta: float = 1.0, coefficients: str = "published") -> Solver:
+def seeds_2(*, eta: float = 1.0, coefficients: Weighting = "published") -> Solver:
     """Return SEEDS-2: DPM-Solver-2's stages with twice the weight of the noise prediction and the noise of one path.
 
     Two draws a step, one for each half of it in log(alpha/sigma); weak order 2, strong order 1. Source: Gonzalez et al.
-    2023, "SEEDS".
+    2023, "SEEDS", arXiv:2305.14267.
     """
-    return _seeds(2, eta, coefficients)
+    return _make_seeds(2, eta, coefficients)
 
 
-def seeds_3(*, eta: float = 1.0, coefficients: str = "published") -> Solver:
+def seeds_3(*, eta: float = 1.0, coefficients: Weighting = "published") -> Solver:
     """Return SEEDS-3: DPM-Solver-3's stages with the noise of one path, three draws a step; weak order 2, strong 1.
 
-    Source: Gonzalez et al. 2023, "SEEDS".
+    Source: Gonzalez et al. 2023, "SEEDS", arXiv:2305.14267.
     """
-    return _seeds(3, eta, coefficients)
+    return _make_seeds(3, eta, coefficients)
 
 
-def _seeds(order: int, eta: float, coefficients: str) -> Solver:
+def _make_seeds(order: int, eta: float, coefficients: Weighting) -> Solver:
     return exponential(
         prediction="noise",
         order=order,

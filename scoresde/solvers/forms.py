@@ -11,14 +11,15 @@ With lambda = log(alpha/sigma), an interval from t down to s, h = lambda_s - lam
 The *measure* is what multiplies P under the integral, as Gauss-Legendre nodes in lambda and weights, in float64. Its
 *edge* is its density in lambda at the end s: what the measure per unit of h tends to as h goes to 0.
 
-Source: Lu et al. 2022, "DPM-Solver++"; Zhang and Chen 2023, "Fast sampling of diffusion models with exponential
-integrator"; Xue et al. 2023, "SA-Solver" (all eta).
+Source: Lu et al. 2022, "DPM-Solver++", arXiv:2211.01095; Zhang and Chen 2023, "Fast sampling of diffusion models with
+exponential integrator", arXiv:2204.13902; Xue et al. 2023, "SA-Solver", arXiv:2309.05019 (all eta).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -26,7 +27,9 @@ from torch import Tensor
 
 from scoresde.diffusions.point import Point
 
-__all__ = ["FORMS", "Form"]
+__all__ = ["FORMS", "Form", "FormName"]
+
+FormName = Literal["data", "noise", "flow"]
 
 NODES, WEIGHTS = (torch.from_numpy(c) for c in np.polynomial.legendre.leggauss(48))
 
@@ -41,7 +44,7 @@ class Form:
         edge: (early, eta) -> density of the measure in lambda at s, (n,).
         closing: (late, early) -> weight of P in a step into sigma = 0 or out of alpha = 0, where lambda is infinite;
             None where the measure serves there too.
-        power: eta -> the clock of the noise, (n,), as in ``tableau.Increment``.
+        power: eta -> the clock of the noise, (n,), as in ``rows.Increment``.
     """
 
     linear: Callable[[Point, Point, Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -91,7 +94,7 @@ def _flow_measure(early: Point, start: Tensor, end: Tensor, eta: Tensor) -> tupl
     return torch.log1p(-u) - u.log(), (early.alpha + early.sigma)[:, None] * weights
 
 
-FORMS: dict[str, Form] = {
+FORMS: dict[FormName, Form] = {
     "data": Form(
         _data_linear,
         _data_measure,

@@ -8,7 +8,7 @@ is uniform in a variable of its own:
 | ``uniform()`` | t^(1/power) |
 | ``even()`` | t, and under an SDE whose time is its noise level as ``diffused(power=2)`` |
 | ``log_snr()`` | l = log(alpha^2/sigma^2), or with a width asinh((l - centre)/width) |
-| ``karras(rho=7)`` | nu^(1/rho), nu = sigma/alpha (Karras et al. 2022, "Elucidating the design space", eq. 5) |
+| ``karras(rho=7)`` | nu^(1/rho), nu = sigma/alpha (Karras et al. 2022, arXiv:2206.00364, eq. 5) |
 | ``rectified()`` | u^(1/power), u = sigma/(alpha + sigma) |
 | ``diffused()`` | b^(1/power), b = log(1 + nu^2): the integral of beta of the VP diffusion with the same nu |
 | ``knots(times)`` | a chain's index: every time, or a strided choice of them |
@@ -54,11 +54,14 @@ class Grid:
         name: what it is, for people.
         rule: (sde, fractions in [0, 1]) -> times, 0 at t_max and 1 at t_min; or (sde, fractions) -> knots.
         steps: the number of steps where the grid fixes it.
+        options: further arguments of ``rule``; with a rule that is a function of a module, grids compare by value and
+            travel.
     """
 
     name: str
-    rule: Callable[[GaussianSDE, Tensor], Tensor]
+    rule: Callable[..., Tensor]
     steps: int | None = None
+    options: tuple[float | None, ...] = ()
 
     def __call__(self, sde: GaussianSDE, steps: int | None = None) -> Tensor:
         """Return steps + 1 times from sde.t_max down to sde.t_min (t_max alone for 0 steps)."""
@@ -67,10 +70,14 @@ class Grid:
             raise ConfigError(f"the grid {self.name!r} needs a number of steps; pass steps=")
         check_integer(n, "steps", 0)
         fractions = torch.arange(n + 1, dtype=torch.float64) / max(n, 1)
-        return self.rule(sde, fractions)
+        return self.rule(sde, fractions, *self.options)
+
+    def __repr__(self) -> str:
+        """Say in one line what the grid is."""
+        return f"<Grid {self.name}{'' if self.steps is None else f', {self.steps} steps'}>"
 
 
-def _pinned(sde: GaussianSDE, times: Tensor) -> Tensor:
+def _pin(sde: GaussianSDE, times: Tensor) -> Tensor:
     """Make the end points exact."""
     times = times.clone()
     if len(times) > 1:
@@ -79,19 +86,19 @@ def _pinned(sde: GaussianSDE, times: Tensor) -> Tensor:
     return times
 
 
-def _between(high: Tensor, low: Tensor, fractions: Tensor) -> Tensor:
+def _interpolate(high: Tensor, low: Tensor, fractions: Tensor) -> Tensor:
     return high + (low - high) * fractions
 
 
 def uniform(steps: int | None = None, *, power: float = 1.0) -> Grid:
     """Return the grid uniform in t^(1/power): power 1 is uniform in t, 2 is quadratic."""
     check_number(power, "power", 0.0, open_low=True)
+    return Grid("uniform" if power == 1.0 else f"power {power:g}", _place_uniform, steps, (power,))
 
-    def rule(sde: GaussianSDE, fractions: Tensor) -> Tensor:
-        ends = torch.tensor([sde.t_max, sde.t_min], dtype=torch.float64) ** (1 / power)
-        return _pinned(sde, _between(ends[0], ends[1], fractions) ** power)
 
-    return Grid("uniform" if power == 1.0 else f"power {power:g}", rule, steps)
+def _place_uniform(sde: GaussianSDE, fractions: Tensor, power: float) -> Tensor:
+    ends = torch.tensor([sde.t_max, sde.t_min], dtype=torch.float64) ** (1 / power)
+    return _pin(sde, _interpolate(ends[0], ends[1], fractions) ** power)
 
 
 def even(steps: int | None = None) -> Grid:
@@ -100,14 +107,13 @@ def even(steps: int | None = None) -> Grid:
     Where t is the noise level itself, alpha = 1 and sigma = t as in ``EDMSDE``, steps of one length would nearly all
     fall on large noise: there it is ``diffused(power=2)``, close to VPSDE's own grid uniform in t.
     """
-    plain, levels = uniform(), diffused(power=2.0)
+    return Grid("even", _place_even, steps)
 
-    def rule(sde: GaussianSDE, fractions: Tensor) -> Tensor:
-        ends = sde.at(torch.tensor([sde.t_max, sde.t_min], dtype=torch.float64))
-        is_level = bool((ends.alpha == 1).all()) and bool((ends.sigma == ends.t).all())
-        return (levels if is_level else plain).rule(sde, fractions)
 
-    return Grid("even", rule, steps)
+def _place_even(sde: GaussianSDE, fractions: Tensor) -> Tensor:
+    ends = sde.at(torch.tensor([sde.t_max, sde.t_min], dtype=torch.float64))
+    is_level = bool((ends.alpha == 1).all()) and bool((ends.sigma == ends.t).all())
+    return _place_diffused(sde, fractions, 2.0) if is_level else _place_uniform(sde, fractions, 1.0)
 
 
 def log_snr(steps: int | None = None, *, centre: float | None = None, width: float | None = None) -> Grid:
@@ -127,40 +133,41 @@ def log_snr(steps: int | None = None, *, centre: float | None = None, width: flo
     middle = 0.0 if centre is None else centre
     if width is not None:
         check_number(width, "width", 0.0, open_low=True)
+    name = "log_snr" if width is None else f"log_snr (centre = {middle:g}, width = {width:g})"
+    return Grid(name, _place_log_snr, steps, (middle, width))
 
-    def rule(sde: GaussianSDE, fractions: Tensor) -> Tensor:
-        # Where alpha reaches 0 the grid is uniform from VPSDE's own end on, and starts at t_max all the same.
-        ends = _ends(sde)
-        if width is None:
-            return _pinned(sde, sde.time(_between(ends[0], ends[1], fractions)))
-        ends = ((ends - middle) / width).asinh()
-        return _pinned(sde, sde.time(middle + width * _between(ends[0], ends[1], fractions).sinh()))
 
-    return Grid("log_snr" if width is None else f"log_snr (centre = {middle:g}, width = {width:g})", rule, steps)
+def _place_log_snr(sde: GaussianSDE, fractions: Tensor, middle: float, width: float | None) -> Tensor:
+    # Where alpha reaches 0 the grid is uniform from VPSDE's own end on, and starts at t_max all the same.
+    ends = _find_ends(sde)
+    if width is None:
+        return _pin(sde, sde.time(_interpolate(ends[0], ends[1], fractions)))
+    ends = ((ends - middle) / width).asinh()
+    return _pin(sde, sde.time(middle + width * _interpolate(ends[0], ends[1], fractions).sinh()))
 
 
 def karras(steps: int | None = None, *, rho: float = 7.0) -> Grid:
     """Return EDM's grid, uniform in (sigma/alpha)^(1/rho)."""
     check_number(rho, "rho", 0.0, open_low=True)
+    return Grid(f"karras (rho = {rho:g})", _place_karras, steps, (rho,))
 
-    def rule(sde: GaussianSDE, fractions: Tensor) -> Tensor:
-        ends = (-0.5 / rho * _ends(sde)).exp()
-        return _pinned(sde, sde.time(-2 * rho * _between(ends[0], ends[1], fractions).log()))
 
-    return Grid(f"karras (rho = {rho:g})", rule, steps)
+def _place_karras(sde: GaussianSDE, fractions: Tensor, rho: float) -> Tensor:
+    ends = (-0.5 / rho * _find_ends(sde)).exp()
+    return _pin(sde, sde.time(-2 * rho * _interpolate(ends[0], ends[1], fractions).log()))
 
 
 def rectified(steps: int | None = None, *, power: float = 1.0) -> Grid:
     """Return the grid uniform in u^(1/power), u = sigma/(alpha + sigma), the rectified flow's own time."""
     check_number(power, "power", 0.0, open_low=True)
+    return Grid("rectified" if power == 1.0 else f"rectified (power = {power:g})", _place_rectified, steps, (power,))
 
-    def rule(sde: GaussianSDE, fractions: Tensor) -> Tensor:
-        ends = torch.sigmoid(-0.5 * sde.log_snr(torch.tensor([sde.t_max, sde.t_min], dtype=torch.float64)))
-        ends = ends ** (1 / power)
-        u = _between(ends[0], ends[1], fractions) ** power
-        return _pinned(sde, sde.time(2 * (torch.log1p(-u) - u.log())))
 
-    return Grid("rectified" if power == 1.0 else f"rectified (power = {power:g})", rule, steps)
+def _place_rectified(sde: GaussianSDE, fractions: Tensor, power: float) -> Tensor:
+    ends = torch.sigmoid(-0.5 * sde.log_snr(torch.tensor([sde.t_max, sde.t_min], dtype=torch.float64)))
+    ends = ends ** (1 / power)
+    u = _interpolate(ends[0], ends[1], fractions) ** power
+    return _pin(sde, sde.time(2 * (torch.log1p(-u) - u.log())))
 
 
 def diffused(steps: int | None = None, *, power: float = 4.0) -> Grid:
@@ -171,17 +178,17 @@ def diffused(steps: int | None = None, *, power: float = 4.0) -> Grid:
     it is made as if it began at log_snr = -10.
     """
     check_number(power, "power", 0.0, open_low=True)
-
-    def rule(sde: GaussianSDE, fractions: Tensor) -> Tensor:
-        ends = _ends(sde)
-        b = torch.nn.functional.softplus(-ends)
-        log_snr = -torch.expm1(b[1] + (b[0] - b[1]) * (1 - fractions) ** power).log()
-        return _pinned(sde, sde.time(log_snr.clamp(ends[0], ends[1])))
-
-    return Grid(f"diffused (power = {power:g})", rule, steps)
+    return Grid(f"diffused (power = {power:g})", _place_diffused, steps, (power,))
 
 
-def _ends(sde: GaussianSDE) -> Tensor:
+def _place_diffused(sde: GaussianSDE, fractions: Tensor, power: float) -> Tensor:
+    ends = _find_ends(sde)
+    b = torch.nn.functional.softplus(-ends)
+    log_snr = -torch.expm1(b[1] + (b[0] - b[1]) * (1 - fractions) ** power).log()
+    return _pin(sde, sde.time(log_snr.clamp(ends[0], ends[1])))
+
+
+def _find_ends(sde: GaussianSDE) -> Tensor:
     """Return log_snr at t_max, or where a grid in log_snr begins if alpha is 0 there, and at t_min."""
     ends = sde.log_snr(torch.tensor([sde.t_max, sde.t_min], dtype=torch.float64))
     return torch.where(ends == -math.inf, FIRST_LOG_SNR, ends)
@@ -193,17 +200,18 @@ def knots(times: Tensor, steps: int | None = None) -> Grid:
     Raises:
         DomainError: when called with more steps than there are intervals.
     """
+    chosen = tuple(times.to(torch.float64).tolist())
+    return Grid(f"{len(times)} knots", _choose_knots, len(times) - 1 if steps is None else steps, chosen)
 
-    def rule(sde: GaussianSDE, fractions: Tensor) -> Tensor:
-        last = len(times) - 1
-        if len(fractions) - 1 > last:
-            raise DomainError(
-                f"steps must be at most {last}, the number of intervals of the chain, got {len(fractions) - 1}"
-            )
-        index = ((1 - fractions) * last).round().long()
-        return times.to(torch.float64)[index]
 
-    return Grid(f"{len(times)} knots", rule, len(times) - 1 if steps is None else steps)
+def _choose_knots(sde: GaussianSDE, fractions: Tensor, *times: float) -> Tensor:
+    last = len(times) - 1
+    if len(fractions) - 1 > last:
+        raise DomainError(
+            f"steps must be at most {last}, the number of intervals of the chain, got {len(fractions) - 1}"
+        )
+    index = ((1 - fractions) * last).round().long()
+    return torch.tensor(times, dtype=torch.float64)[index]
 
 
 STEPS = 20

@@ -18,7 +18,8 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -30,30 +31,28 @@ from scoresde.solvers.exponential import dpmpp_2s
 from scoresde.solvers.grids import Grid, karras
 from scoresde.solvers.multistep import Multistep
 from scoresde.solvers.one_step import OneStep
-from scoresde.solvers.rows import Knot, Order, Row
+from scoresde.solvers.rows import Order, Row
 from scoresde.solvers.runge_kutta import HEUN, runge_kutta
-from scoresde.solvers.solver import Solver
+from scoresde.solvers.solver import Method, Solver
 from scoresde.solvers.tableau import Tableau
-
-__all__ = ["churned", "dpmpp_2s_ancestral", "edm", "restart"]
 
 Build = Callable[[GaussianSDE, Tensor], Tableau]
 Jump = tuple[float, float]
 
 
-def _strung(points: list[Point]) -> Point:
+def _join(points: list[Point]) -> Point:
     """Put points one after the other."""
     columns = zip(*((p.t, p.alpha, p.sigma, p.log_snr) for p in points), strict=True)
     t, alpha, sigma, log_snr = (torch.cat(column) for column in columns)
     return Point(t, alpha, sigma, log_snr)
 
 
-def _legs(
+def _write_legs(
     build: Build, sde: GaussianSDE, late: Point, early: Point, cuts: list[int]
 ) -> tuple[str, list[list[Row]], list[Jump]]:
     """Return the prediction, the rows of the legs that start at the steps ``cuts``, and what lifts each leg's start."""
     if isinstance(build, OneStep | Multistep):
-        return build.written_in(sde), build.legs(sde, late, early, cuts), [(1.0, 0.0)] * len(cuts)
+        return build.choose_prediction(sde), build.write_legs(sde, late, early, cuts), [(1.0, 0.0)] * len(cuts)
     bounds = list(itertools.pairwise([*cuts, len(late.t)]))
     tables = [build(sde, torch.cat([late.t[low:high], early.t[high - 1 : high]])) for low, high in bounds]
     written = sorted({table.prediction for table in tables})
@@ -62,7 +61,7 @@ def _legs(
     return written[0], [list(table.rows) for table in tables], [table.lift for table in tables]
 
 
-def _raised(row: Row, scale: float, width: float) -> Row:
+def _raise(row: Row, scale: float, width: float) -> Row:
     """Follow a row by x <- scale x + width z."""
     fresh, *earlier = row.noise or (0.0,)
     noise = (math.hypot(scale * fresh, width), *(scale * w for w in earlier))
@@ -70,7 +69,7 @@ def _raised(row: Row, scale: float, width: float) -> Row:
     return replace(row, state=state, anchor=None, anchor_noise=(), noise=noise, increment=None)
 
 
-def _path(
+def _write_path(
     name: str,
     build: Build,
     sde: GaussianSDE,
@@ -84,10 +83,10 @@ def _path(
 
     Where a step does not start at the end of the one before it, there is a jump, whose noise ``width`` multiplies.
     """
-    before, after = _strung([ends[:1], early]), _strung([late, ends[-1:]])
+    before, after = _join([ends[:1], early]), _join([late, ends[-1:]])
     moved = (before.log_snr != after.log_snr).tolist()
     cuts = [i for i in range(len(late.t)) if i == 0 or moved[i]]
-    prediction, rows, lifts = _legs(build, sde, late, early, cuts)
+    prediction, rows, lifts = _write_legs(build, sde, late, early, cuts)
     a, b = (w.tolist() for w in transition_weights(before, after))
     jumps: list[Jump] = []
     for i, (scale, weight) in zip([*cuts, -1], [*lifts, (1.0, 0.0)], strict=True):
@@ -96,13 +95,11 @@ def _path(
         jumps.append((scale * p, math.hypot(scale * q, weight)))
     for k, jump in enumerate(jumps[1:], start=1):
         if jump != (1.0, 0.0):
-            rows[k - 1][-1] = _raised(rows[k - 1][-1], *jump)
+            rows[k - 1][-1] = _raise(rows[k - 1][-1], *jump)
             if k < len(rows):
                 rows[k][0] = replace(rows[k][0], restart=True)
-    start, end = Knot.of(ends[:1])[0], Knot.of(ends[-1:])[0]
-    std = float(sde.prior_std(ends.t[0]))
-    flat = tuple(row for leg in rows for row in leg)
-    return Tableau(name, prediction, flat, start, end, std, lift=jumps[0], order=order)
+    flat = itertools.chain.from_iterable(rows)
+    return Tableau.between(sde, ends, flat, name=name, prediction=prediction, lift=jumps[0], order=order)
 
 
 def churned(
@@ -119,8 +116,8 @@ def churned(
     gamma = min(churn/N, sqrt(2) - 1) where s_min <= nu <= s_max, else 0, with N the number of noise levels above 0 on
     the grid; no level rises above the SDE's own at t_max, beyond which no network was trained. Around a one-step method
     it is algorithm 2 of Karras et al. 2022, "Elucidating the design space of diffusion-based generative models",
-    written for x/alpha. The last jump of ``final="denoise"`` is not churned; a step of ``times`` into sigma = 0 is, as
-    in the source.
+    arXiv:2206.00364, written for x/alpha. The last jump of ``final="denoise"`` is not churned; a step of ``times`` into
+    sigma = 0 is, as in the source.
 
     The law converges with the deterministic or weak order of a one-step method. A multistep method starts anew after
     each jump, which leaves it order 1. ``s_noise`` other than 1 leaves a bias.
@@ -142,28 +139,47 @@ def churned(
     if s_max != math.inf:
         check_number(s_max, "s_max", s_min)
     check_number(s_noise, "s_noise", 0.0, open_low=True)
-    order = _law(solver.order, s_noise == 1.0) if churn else solver.order
+    order = _weaken(solver.order, s_noise == 1.0) if churn else solver.order
     if churn and order.weak is not None and not isinstance(solver.build, OneStep):
         order = Order(weak=min(order.weak, 1.0))
     title = name or f"{solver.name}, churned"
+    return replace(solver, name=title, build=Churned(title, solver, churn, s_min, s_max, s_noise, order), order=order)
 
-    def build(sde: GaussianSDE, times: Tensor) -> Tableau:
+
+@dataclass(frozen=True)
+class Churned(Method):
+    """A solver with EDM's churn; ``churned`` checks its options."""
+
+    name: str
+    solver: Solver
+    churn: float
+    s_min: float
+    s_max: float
+    s_noise: float
+    order: Order
+
+    @property
+    def options(self) -> str:
+        """What is churned, how much, and where."""
+        span = f"{self.s_min:g} to {self.s_max:g}"
+        return f"{self.solver.name}, churn = {self.churn:g} from {span}, s_noise = {self.s_noise:g}"
+
+    def __call__(self, sde: GaussianSDE, times: Tensor) -> Tableau:
+        """Return the table on decreasing times."""
         points = sde.at(times)
         late = points[:-1]
         nu = late.sigma / late.alpha
-        inside = (nu >= s_min) & (nu <= s_max) & torch.isfinite(nu)
-        gamma = min(churn / max(int((points.sigma > 0).sum()), 1), 2**0.5 - 1) * inside.double()
+        inside = (nu >= self.s_min) & (nu <= self.s_max) & torch.isfinite(nu)
+        gamma = min(self.churn / max(int((points.sigma > 0).sum()), 1), 2**0.5 - 1) * inside.double()
         room = torch.expm1(0.5 * (late.log_snr - sde.log_snr(sde.t_max)))
         gamma = torch.where(room > 1e-9, torch.minimum(gamma, room), 0.0)
         if not bool(gamma.any()):
-            return replace(solver.build(sde, times), name=title)
-        raised = _lifted(sde, late, gamma)
-        return _path(title, solver.build, sde, raised, points[1:], points, order, s_noise)
-
-    return replace(solver, name=title, build=build, order=order)
+            return replace(self.solver.build(sde, times), name=self.name)
+        raised = _lift(sde, late, gamma)
+        return _write_path(self.name, self.solver.build, sde, raised, points[1:], points, self.order, self.s_noise)
 
 
-def _lifted(sde: GaussianSDE, points: Point, gamma: Tensor) -> Point:
+def _lift(sde: GaussianSDE, points: Point, gamma: Tensor) -> Point:
     """Return the points where nu is (1 + gamma) times as large; those with gamma = 0 keep their last bit."""
     up = gamma > 0
     high = sde.at(sde.time(points.log_snr[up] - 2 * torch.log1p(gamma[up])))
@@ -184,12 +200,12 @@ def _check_solver(solver: object, wrapper: str) -> None:
         )
 
 
-def _restarted(order: Order, build: Build) -> Order:
+def _limit_order(order: Order, build: Build) -> Order:
     """Return the weak order where a leg begins anew: the first step of a multistep method is of first order."""
     return order if isinstance(build, OneStep) or order.weak is None else Order(weak=min(order.weak, 2.0))
 
 
-def _law(order: Order, unbiased: bool = True) -> Order:
+def _weaken(order: Order, unbiased: bool = True) -> Order:
     """Return the order in law of a method of these orders with exact noise between its steps."""
     return Order(weak=order.deterministic if order.weak is None else order.weak) if unbiased else Order()
 
@@ -207,7 +223,8 @@ def edm(
     churn = 0 is the deterministic sampler. The defaults are the authors' for ImageNet at 64 pixels (their table 5); the
     levels are in the unit of the data, which the authors scale to a standard deviation of 0.5.
 
-    Source: Karras et al. 2022, "Elucidating the design space of diffusion-based generative models", algorithm 2.
+    Source: Karras et al. 2022, "Elucidating the design space of diffusion-based generative models", arXiv:2206.00364,
+    algorithm 2.
     """
     base = runge_kutta(HEUN, variable="nu", grid=grid, paper="Karras et al. 2022")
     return churned(base, churn=churn, s_min=s_min, s_max=s_max, s_noise=s_noise, name="edm")
@@ -231,7 +248,7 @@ def restart(
         steps: intervals of each repeat; None for the grid's own.
         name: name of the solver.
 
-    Source: Xu et al. 2023, "Restart sampling for improving generative processes", algorithm 1.
+    Source: Xu et al. 2023, "Restart sampling for improving generative processes", arXiv:2306.14878, algorithm 1.
 
     Raises:
         DTypeError: what is wrapped is no Solver.
@@ -244,9 +261,31 @@ def restart(
     if steps is not None:
         check_integer(steps, "steps", 1)
     title = name or f"{solver.name}, restarted"
-    order = _restarted(_law(solver.order, steps is None), solver.build)
+    order = _limit_order(_weaken(solver.order, steps is None), solver.build)
+    return replace(solver, name=title, build=Restarted(title, solver, t_min, t_max, repeats, steps, order), order=order)
 
-    def build(sde: GaussianSDE, times: Tensor) -> Tableau:
+
+@dataclass(frozen=True)
+class Restarted(Method):
+    """A solver with jumps from t_min to t_max; ``restart`` checks its options."""
+
+    name: str
+    solver: Solver
+    t_min: float
+    t_max: float
+    repeats: int
+    steps: int | None
+    order: Order
+
+    @property
+    def options(self) -> str:
+        """What is restarted, where, and how often."""
+        steps = "" if self.steps is None else f" of {self.steps} steps"
+        return f"{self.solver.name}, {self.repeats} from t = {self.t_min:g} to {self.t_max:g}{steps}"
+
+    def __call__(self, sde: GaussianSDE, times: Tensor) -> Tableau:
+        """Return the table on decreasing times."""
+        t_min, t_max = self.t_min, self.t_max
         if not sde.t_min * (1 - 1e-6) <= t_min < t_max <= sde.t_max * (1 + 1e-6):
             raise DomainError(
                 f"t_min and t_max must lie in [{sde.t_min:g}, {sde.t_max:g}], the SDE's times, got {t_min:g} and "
@@ -257,7 +296,7 @@ def restart(
             raise DomainError(f"t_max = {t_max:g} is where alpha = 0: nothing would be left of the state; lower it")
         # Float times of another spelling of the same grid may differ in the last places.
         if len(times) < 2 or not (times[0] >= t_max * (1 - 1e-9) and times[-1] <= t_min * (1 + 1e-9)):
-            return replace(solver.build(sde, times), name=title)
+            return replace(self.solver.build(sde, times), name=self.name)
         gaps = (points.log_snr - sde.log_snr(t_min)).abs()
         low = int(gaps[:-1].argmin()) if float(points.sigma[-1]) == 0 else int(gaps.argmin())
         if low == 0 or not bool(points.log_snr[low] > high.log_snr + 1e-5):
@@ -265,16 +304,14 @@ def restart(
                 f"the grid has no time near t_min = {t_min:g} below t_max = {t_max:g}; use more steps, or times= with "
                 "t_min among them"
             )
-        again = _strung([high, _between(sde, points, high, low, steps)])
-        legs = [points[: low + 1], *([_strung([again, points[low : low + 1]])] * (repeats - 1))]
-        legs.append(_strung([again, points[low:]]))
-        late, early = _strung([leg[:-1] for leg in legs]), _strung([leg[1:] for leg in legs])
-        return _path(title, solver.build, sde, late, early, points, order)
-
-    return replace(solver, name=title, build=build, order=order)
+        again = _join([high, _place_ends(sde, points, high, low, self.steps)])
+        legs = [points[: low + 1], *([_join([again, points[low : low + 1]])] * (self.repeats - 1))]
+        legs.append(_join([again, points[low:]]))
+        late, early = _join([leg[:-1] for leg in legs]), _join([leg[1:] for leg in legs])
+        return _write_path(self.name, self.solver.build, sde, late, early, points, self.order)
 
 
-def _between(sde: GaussianSDE, points: Point, high: Point, low: int, steps: int | None) -> Point:
+def _place_ends(sde: GaussianSDE, points: Point, high: Point, low: int, steps: int | None) -> Point:
     """Return the interval ends between ``high`` and point number ``low``, without the two."""
     if steps is None:
         # A knot that is t_max but for rounding would make a step of no length.
@@ -298,18 +335,33 @@ def dpmpp_2s_ancestral(*, eta: float = 1.0) -> Solver:
     """
     check_number(eta, "eta", 0.0, 1.0)
     base = dpmpp_2s()
-    order = _law(base.order) if eta else base.order
-    name = "dpmpp_2s_ancestral"
+    order = _weaken(base.order) if eta else base.order
+    build = Ancestral2S(base, eta, order)
+    return replace(base, name=build.name, build=build, order=order, grid=karras(), paper="Crowson 2022")
 
-    def build(sde: GaussianSDE, times: Tensor) -> Tableau:
+
+@dataclass(frozen=True)
+class Ancestral2S(Method):
+    """DPM-Solver++(2S) to a level below each step's end and noise up to it; ``dpmpp_2s_ancestral`` checks eta."""
+
+    base: Solver
+    eta: float
+    order: Order
+    name: ClassVar[str] = "dpmpp_2s_ancestral"
+
+    @property
+    def options(self) -> str:
+        """DDIM's eta."""
+        return f"eta = {self.eta:g}"
+
+    def __call__(self, sde: GaussianSDE, times: Tensor) -> Tableau:
+        """Return the table on decreasing times."""
         points = sde.at(times)
-        if eta == 0 or len(times) < 2:
-            return replace(base.build(sde, times), name=name)
+        if self.eta == 0 or len(times) < 2:
+            return replace(self.base.build(sde, times), name=self.name)
         late, early = points[:-1], points[1:]
         # nu_down may lie below the SDE's smallest level, but no call is made there: only its level counts.
-        gap, share = late.log_snr - early.log_snr, torch.tensor(eta, dtype=torch.float64).square()
+        gap, share = late.log_snr - early.log_snr, torch.tensor(self.eta, dtype=torch.float64).square()
         level = early.log_snr - torch.logaddexp(torch.log1p(-share), share.log() + gap)
         below = Point(early.t, early.alpha, early.alpha * (-0.5 * level).exp(), level)
-        return _path(name, base.build, sde, late, below, points, order)
-
-    return replace(base, name=name, build=build, order=order, grid=karras(), paper="Crowson 2022")
+        return _write_path(self.name, self.base.build, sde, late, below, points, self.order)

@@ -29,6 +29,7 @@ which is above 1 for every c in (0, 1); c is where it is smallest. Steps with c 
 from __future__ import annotations
 
 import itertools
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -39,18 +40,17 @@ from scoresde.diffusions.sde import GaussianSDE
 from scoresde.errors import DomainError, check_integer, check_number
 from scoresde.solvers.grids import Grid, log_snr
 from scoresde.solvers.rows import Knot, Row
-from scoresde.solvers.solver import Solver
+from scoresde.solvers.solver import Method, Solver
 from scoresde.solvers.tableau import Tableau
-
-__all__ = ["annealed_langevin", "annealed_langevin_table", "corrector_only", "ncsnv2_step"]
 
 NCSN_STEP = 0.1
 
 
-def ncsnv2_step(gamma: Tensor, repeats: int) -> Tensor:
+def choose_step(gamma: Tensor, repeats: int) -> Tensor:
     """Return the step c in (0, 1), in units of sigma^2, that minimises f(c) of NCSNv2's technique 4.
 
-    Source: Song and Ermon 2020, "Improved techniques for training score-based generative models", proposition 3.
+    Source: Song and Ermon 2020, "Improved techniques for training score-based generative models", arXiv:2006.09011,
+    proposition 3.
 
     Args:
         gamma: ratio of sigma/alpha at the level before and at the level, above 1, any shape, float64.
@@ -79,22 +79,26 @@ def annealed_langevin_table(points: Point, *, prior_std: float, repeats: int, st
     levels = [k for k in knots if k.sigma > 0]
     _check_levels(levels, "annealed Langevin")
     rows = []
-    for i, (level, c) in enumerate(zip(levels, _sizes(points[: len(levels)], repeats, step), strict=True)):
+    for i, (level, c) in enumerate(zip(levels, _choose_sizes(points[: len(levels)], repeats, step), strict=True)):
         for k in range(repeats):
             ratio = levels[i + 1].alpha / level.alpha if k + 1 == repeats and i + 1 < len(levels) else 1.0
             noise = (ratio * (2 * c) ** 0.5 * level.sigma,)
             rows.append(Row(level, (ratio, -ratio * c * level.sigma), noise=noise))
-    name = f"annealed_langevin ({repeats} steps of {'NCSNv2 size' if step is None else f'{step:g} sigma^2'} a level)"
-    return _ended(Tableau(name, "noise", tuple(rows), knots[0], (levels or knots)[-1], prior_std), knots)
+    name = f"annealed_langevin ({repeats} steps of {_name_size(step)} a level)"
+    return _close(Tableau(name, "noise", tuple(rows), knots[0], (levels or knots)[-1], prior_std), knots)
 
 
-def _sizes(points: Point, repeats: int, step: float | None) -> list[float]:
+def _choose_sizes(points: Point, repeats: int, step: float | None) -> list[float]:
     """Return c at each level."""
     if step is None and len(points.t) > 1:
-        chosen: list[float] = ncsnv2_step((0.5 * points.log_snr.diff()).exp(), repeats).tolist()
+        chosen: list[float] = choose_step((0.5 * points.log_snr.diff()).exp(), repeats).tolist()
         # No level stands before the first one, where the start state is: it takes the next one's size.
         return [chosen[0], *chosen]
     return [NCSN_STEP if step is None else step] * len(points.t)
+
+
+def _name_size(step: float | None) -> str:
+    return "NCSNv2 size" if step is None else f"{step:g} sigma^2"
 
 
 def _check_levels(levels: list[Knot], name: str) -> None:
@@ -105,7 +109,7 @@ def _check_levels(levels: list[Knot], name: str) -> None:
         )
 
 
-def _ended(table: Tableau, knots: list[Knot]) -> Tableau:
+def _close(table: Tableau, knots: list[Knot]) -> Tableau:
     """Add the jump to clean data where the last knot is that."""
     return table.denoised() if knots[-1].sigma == 0 else table
 
@@ -119,8 +123,9 @@ def annealed_langevin(*, repeats: int = 5, step: float | None = None, grid: Grid
 
     The result is no discretisation of the reverse SDE: no order in the grid's steps is declared.
 
-    Source: Song and Ermon 2019, "Generative modeling by estimating gradients of the data distribution", alg. 1; Song
-    and Ermon 2020, "Improved techniques for training score-based generative models".
+    Source: Song and Ermon 2019, "Generative modeling by estimating gradients of the data distribution",
+    arXiv:1907.05600, alg. 1; Song and Ermon 2020, "Improved techniques for training score-based generative models",
+    arXiv:2006.09011.
 
     Args:
         repeats: Langevin steps at each level (100 in NCSN, 3 to 5 in NCSNv2).
@@ -134,32 +139,57 @@ def annealed_langevin(*, repeats: int = 5, step: float | None = None, grid: Grid
     check_integer(repeats, "repeats", 1)
     if step is not None:
         check_number(step, "step", 0.0, 2.0, open_low=True, open_high=True)
-
-    def build(sde: GaussianSDE, times: Tensor) -> Tableau:
-        return annealed_langevin_table(
-            sde.at(times), prior_std=float(sde.prior_std(times[0])), repeats=repeats, step=step
-        )
-
+    build = AnnealedLangevin(repeats, step)
     return Solver("annealed_langevin", build, grid or log_snr(), repeats, paper="Song and Ermon 2020")
+
+
+@dataclass(frozen=True)
+class AnnealedLangevin(Method):
+    """Langevin steps at every level; ``annealed_langevin`` checks its options."""
+
+    repeats: int
+    step: float | None
+
+    @property
+    def options(self) -> str:
+        """How many steps at a level, and how long they are."""
+        return f"{self.repeats} steps of {_name_size(self.step)} a level"
+
+    def __call__(self, sde: GaussianSDE, times: Tensor) -> Tableau:
+        """Return the table on decreasing times."""
+        std = float(sde.prior_std(times[0]))
+        return annealed_langevin_table(sde.at(times), prior_std=std, repeats=self.repeats, step=self.step)
 
 
 def corrector_only(*, grid: Grid | None = None) -> Solver:
     """Return the predictor that does nothing: x/alpha stays as it is from one time to the next.
 
-    With ``kernels=[Langevin(...)]`` it is the sampler of Song et al. 2021 without a predictor ("corrector only"), with
-    any of the kernel's norms. The model is asked once more at each time than the kernels ask it, and that answer is not
-    used; where the norms are the level's, ``annealed_langevin`` has the same steps without that.
+    With ``kernels=[Langevin(...)]`` it is the sampler of Song et al. 2021, arXiv:2011.13456, without a predictor
+    ("corrector only"), with any of the kernel's norms. The model is asked once more at each time than the kernels ask
+    it, and that answer is not used; where the norms are the level's, ``annealed_langevin`` has the same steps without
+    that.
 
     Args:
         grid: native time grid; uniform in log-SNR by default.
     """
+    return Solver("corrector_only", CorrectorOnly(), grid or log_snr(), 1, paper="Song et al. 2021")
 
-    def build(sde: GaussianSDE, times: Tensor) -> Tableau:
-        knots = Knot.of(sde.at(times))
+
+@dataclass(frozen=True)
+class CorrectorOnly(Method):
+    """x/alpha stays as it is."""
+
+    @property
+    def options(self) -> str:
+        """It has none."""
+        return ""
+
+    def __call__(self, sde: GaussianSDE, times: Tensor) -> Tableau:
+        """Return the table on decreasing times."""
+        points = sde.at(times)
+        knots = Knot.of(points)
         levels = [k for k in knots if k.sigma > 0]
         _check_levels(levels, "corrector_only")
-        rows = tuple(Row(late, (early.alpha / late.alpha,)) for late, early in itertools.pairwise(levels))
-        prior_std = float(sde.prior_std(times[0]))
-        return _ended(Tableau("corrector_only", "noise", rows, knots[0], (levels or knots)[-1], prior_std), knots)
-
-    return Solver("corrector_only", build, grid or log_snr(), 1, paper="Song et al. 2021")
+        rows = (Row(late, (early.alpha / late.alpha,)) for late, early in itertools.pairwise(levels))
+        kept = points[: len(levels) or len(knots)]
+        return _close(Tableau.between(sde, kept, rows, name="corrector_only", prediction="noise"), knots)

@@ -2,7 +2,7 @@ r"""Linear multistep methods, with or without a corrector, with exact integratin
 
 An interval from t_i down to t_{i+1} is a linear part, exact, and the integral of the prediction against a measure
 (``solvers/forms.py``). P is replaced by the polynomial through some of its values in a chosen variable, and the
-integral becomes weights of those values (``solvers/rules.py``):
+integral becomes weights of those values (``solvers/quadrature.py``):
 
     predict   x~_{i+1} = a_i x_i + w_0 P_i + w_1 P_{i-1} + ...                   + b_i z_i      (Adams-Bashforth)
     correct   x_{i+1}  = a_i x_i + c_0 P~_{i+1} + c_1 P_i + c_2 P_{i-1} + ...    + b_i z_i      (Adams-Moulton)
@@ -19,8 +19,9 @@ A step into sigma = 0 is of first order in the data and noise predictions, where
 alpha = 0 is too; it is not corrected, and leaves no history where the variable is infinite. The noise prediction has
 no such step.
 
-Source: Lu et al. 2022, "DPM-Solver++"; Zhang and Chen 2023, "Fast sampling of diffusion models with exponential
-integrator"; Zhao et al. 2023, "UniPC"; Xue et al. 2023, "SA-Solver".
+Source: Lu et al. 2022, "DPM-Solver++", arXiv:2211.01095; Zhang and Chen 2023, "Fast sampling of diffusion models with
+exponential integrator", arXiv:2204.13902; Zhao et al. 2023, "UniPC", arXiv:2302.04867; Xue et al. 2023, "SA-Solver",
+arXiv:2309.05019.
 """
 
 from __future__ import annotations
@@ -35,15 +36,13 @@ from torch import Tensor
 from scoresde.diffusions.point import Point
 from scoresde.diffusions.sde import GaussianSDE
 from scoresde.errors import ConfigError, DomainError, check_integer, check_number, unknown
-from scoresde.solvers.clocks import VARIABLES, Variable
-from scoresde.solvers.forms import FORMS, Form
+from scoresde.solvers.clocks import VARIABLES, VariableName
+from scoresde.solvers.forms import FORMS, Form, FormName
 from scoresde.solvers.grids import Grid, log_snr
-from scoresde.solvers.quadrature import COEFFICIENTS, Coefficients, Integral
+from scoresde.solvers.quadrature import COEFFICIENTS, Coefficients, CoefficientsName, Integral
 from scoresde.solvers.rows import Increment, Knot, Order, Row
-from scoresde.solvers.solver import Solver
+from scoresde.solvers.solver import Method, Solver
 from scoresde.solvers.tableau import Tableau
-
-__all__ = ["Eta", "Multistep", "multistep"]
 
 Eta = float | Callable[[float], float]
 LARGEST = 10.0
@@ -54,12 +53,12 @@ GRID = log_snr(centre=3.0, width=4.5)
 
 def multistep(
     *,
-    prediction: str = "data",
-    variable: str = "log_snr",
+    prediction: FormName = "data",
+    variable: VariableName = "log_snr",
     order: int = 2,
     corrector: int = 0,
     eta: Eta = 0.0,
-    coefficients: str = "exact",
+    coefficients: CoefficientsName = "exact",
     lower_order_final: bool = False,
     first_alone: bool = False,
     grid: Grid | None = None,
@@ -77,7 +76,7 @@ def multistep(
             no corrector, else up to 5. It costs no evaluation.
         eta: the reverse family's index, >= 0, or a function t -> eta, read where an interval starts.
         coefficients: "exact", or a publication's rounding: "midpoint" (DPM-Solver++(2M)), "dpmpp_3m", "dpmpp_3m_sde",
-            "bh1" and "bh2" (UniPC), "constant" (iPNDM); ``solvers/rules.py`` has the formulas.
+            "bh1" and "bh2" (UniPC), "constant" (iPNDM); ``solvers/quadrature.py`` has the formulas.
         lower_order_final: let a step with k steps to go, itself among them, use at most k predictions (and its
             corrector k + 1), as some publications do.
         first_alone: let the first prediction serve its own step alone. Where alpha is near 0 a network that predicts
@@ -110,32 +109,24 @@ def multistep(
     random = callable(eta) or check_number(eta, "eta", 0.0) > 0
     if prediction == "flow" and random:
         raise ConfigError("the flow prediction has no stochastic form; use prediction='data' with eta > 0")
-    plan = Multistep(
-        name or _title(prediction, variable, order, corrector, eta, coefficients),
+    build = Multistep(
+        name or "",
         prediction,
-        VARIABLES[variable],
-        rule,
+        variable,
         order,
         corrector,
         eta,
+        coefficients,
         lower_order_final,
         first_alone,
-        _declared(rule, order, corrector, random),
+        _declare_order(rule, order, corrector, random),
     )
     # Only the flow's polynomial stays bounded into sigma = 0, in a variable that is finite there.
     closes = prediction == "flow" and variable != "log_snr"
-    return Solver(name or "multistep", plan, grid or GRID, 1, plan.declared, paper, closes)
+    return Solver(name or "multistep", build, grid or GRID, 1, build.declared, paper, closes)
 
 
-def _title(prediction: str, variable: str, order: int, corrector: int, eta: Eta, coefficients: str) -> str:
-    index = "eta(t)" if callable(eta) else f"{eta:g}"
-    parts = [prediction, variable, f"order {order}", f"eta = {index}"]
-    parts += [f"corrector {corrector}"] if corrector else []
-    parts += [coefficients] if coefficients != "exact" else []
-    return f"multistep ({', '.join(parts)})"
-
-
-def _declared(rule: Coefficients, order: int, corrector: int, random: bool) -> Order:
+def _declare_order(rule: Coefficients, order: int, corrector: int, random: bool) -> Order:
     """Return the declared orders."""
     reached = min(order + 1, corrector) if corrector else order
     if random:
@@ -143,27 +134,41 @@ def _declared(rule: Coefficients, order: int, corrector: int, random: bool) -> O
     return Order(deterministic=min(float(reached), rule.limit))
 
 
-@dataclass(frozen=True, eq=False)
-class Multistep:
-    """The settings of one method, checked: the ``build`` of a Solver, which can also say the rows of legs of a path."""
+@dataclass(frozen=True)
+class Multistep(Method):
+    """The settings of one method, checked by ``multistep``, which can also say the rows of legs of a path."""
 
     name: str
-    prediction: str
-    clock: Variable
-    rule: Coefficients
+    prediction: FormName
+    variable: VariableName
     order: int
     corrector: int
     eta: Eta
+    coefficients: CoefficientsName
     lower_order_final: bool
     first_alone: bool
     declared: Order
+
+    @property
+    def options(self) -> str:
+        """The prediction, the variable, the order and what else is set."""
+        index = "eta(t)" if callable(self.eta) else f"{self.eta:g}"
+        parts = [self.prediction, self.variable, f"order {self.order}", f"eta = {index}"]
+        parts += [f"corrector {self.corrector}"] if self.corrector else []
+        parts += [self.coefficients] if self.coefficients != "exact" else []
+        return ", ".join(parts)
+
+    @property
+    def title(self) -> str:
+        """The name of its tables."""
+        return self.name or f"multistep ({self.options})"
 
     @property
     def form(self) -> Form:
         """The exact solution that the prediction stands in."""
         return FORMS[self.prediction]
 
-    def written_in(self, sde: GaussianSDE) -> str:
+    def choose_prediction(self, sde: GaussianSDE) -> FormName:
         """Return the prediction of its tables."""
         return self.prediction
 
@@ -171,43 +176,41 @@ class Multistep:
         """Return the table on decreasing times."""
         points = sde.at(times)
         late, early = points[:-1], points[1:]
-        rows = [row for leg in self.legs(sde, late, early, [0][: len(late.t)]) for row in leg]
-        start, end = Knot.of(points[:1])[0], Knot.of(points[-1:])[0]
-        prior_std = float(sde.prior_std(times[0]))
-        return Tableau(self.name, self.prediction, tuple(rows), start, end, prior_std, order=self.declared)
+        rows = itertools.chain.from_iterable(self.write_legs(sde, late, early, [0][: len(late.t)]))
+        return Tableau.between(sde, points, rows, name=self.title, prediction=self.prediction, order=self.declared)
 
-    def legs(self, sde: GaussianSDE, late: Point, early: Point, cuts: Sequence[int]) -> list[list[Row]]:
+    def write_legs(self, sde: GaussianSDE, late: Point, early: Point, cuts: Sequence[int]) -> list[list[Row]]:
         """Return the rows of the steps from ``late`` to ``early``, with a list for each leg that starts at ``cuts``.
 
         A leg starts with no history. DomainError where one starts at alpha = 0 and the prediction is of the noise.
         """
         if self.prediction == "noise" and bool((late.alpha == 0).any()):
             raise DomainError(
-                f"at t = {float(late.t[late.alpha == 0][0]):g} alpha is 0 and the noise prediction of {self.name!r} "
+                f"at t = {float(late.t[late.alpha == 0][0]):g} alpha is 0 and the noise prediction of {self.title!r} "
                 "says nothing of the data there; start below it with times=, or take a data or flow prediction"
             )
         lam = torch.stack([0.5 * late.log_snr, 0.5 * early.log_snr])
-        eta = self._eta(late.t)
+        eta = self._read_eta(late.t)
         on_x, on_noise = self.form.linear(late, early, lam[1] - lam[0], eta)
         bounds = list(itertools.pairwise([*cuts, len(late.t)]))
-        clock = self.clock.of_lambda(sde, lam)
-        counts = self._counts(late, early, clock, bounds)
-        predicted, corrected = self._weights(sde, early, lam, clock, eta, counts)
+        clock = VARIABLES[self.variable].of_lambda(sde, lam)
+        counts = self._count(late, early, clock, bounds)
+        predicted, corrected = self._weigh(sde, early, lam, clock, eta, counts)
         if self.form.closing is not None and 0 in counts[0]:
             for i, weight in enumerate(self.form.closing(late, early).tolist()):
                 predicted[i] = predicted[i] if counts[0][i] else [weight]
         linear = on_x.tolist(), on_noise.tolist()
-        rows = _rows((late, early), linear, (predicted, corrected), self.form.power(eta).tolist())
+        rows = _write_rows((late, early), linear, (predicted, corrected), self.form.power(eta).tolist())
         return [rows[start:end] for start, end in bounds]
 
-    def _eta(self, times: Tensor) -> Tensor:
+    def _read_eta(self, times: Tensor) -> Tensor:
         """Return eta on each interval."""
         if not callable(self.eta):
             return torch.full_like(times, self.eta)
         values = [check_number(self.eta(t), f"eta at t = {t:g}", 0.0) for t in times.tolist()]
         return torch.tensor(values, dtype=torch.float64)
 
-    def _counts(
+    def _count(
         self, late: Point, early: Point, clock: Tensor, bounds: Sequence[tuple[int, int]]
     ) -> tuple[list[int], list[int]]:
         """Return how many predictions each interval's predictor and corrector use; 0 where there is none of it."""
@@ -226,10 +229,12 @@ class Multistep:
                 predict.append(0 if at_end else max(1, min(self.order, i + 1 - skip, left)))
                 correct.append(0 if i < skip or last else min(self.corrector, i + 2 - skip, left + 1))
             if into_data and predict[-1] > 1:
-                predict[-1] = min(predict[-1], _reach(torch.cat([clock[0, end - 2 : end], clock[1, end - 1 : end]])))
+                predict[-1] = min(
+                    predict[-1], _limit_reach(torch.cat([clock[0, end - 2 : end], clock[1, end - 1 : end]]))
+                )
         return predict, correct
 
-    def _weights(
+    def _weigh(
         self,
         sde: GaussianSDE,
         early: Point,
@@ -243,7 +248,7 @@ class Multistep:
         place = {int(i): k for k, i in enumerate(used)}
         start, end = lam[:, used]
         values, measure = self.form.measure(early[used], start, end, eta[used])
-        values, edge = self.clock.of_lambda(sde, values), self.form.edge(early, eta)[used]
+        values, edge = VARIABLES[self.variable].of_lambda(sde, values), self.form.edge(early, eta)[used]
         found: list[list[list[float]]] = []
         for lead, which in enumerate(counts):
             weights: list[list[float]] = [[] for _ in which]
@@ -253,13 +258,13 @@ class Multistep:
                 nodes = [clock[1, index]] * lead + [clock[0, index - k] for k in range(count - lead)]
                 at = torch.tensor([place[int(i)] for i in index])
                 step = Integral(torch.stack(nodes, 1), values[at], measure[at], start[at], end[at], edge[at])
-                for i, row in zip(index.tolist(), self.rule.weights(step).tolist(), strict=True):
+                for i, row in zip(index.tolist(), COEFFICIENTS[self.coefficients].weights(step).tolist(), strict=True):
                     weights[i] = row
             found.append(weights)
         return found[0], found[1]
 
 
-def _reach(last: Tensor) -> int:
+def _limit_reach(last: Tensor) -> int:
     """Return how many predictions a step into sigma = 0 may use, from the variable at the last three knots.
 
     With k of them the weights grow as ratio^(k - 1), the ratio of the step's length to that of the one before. On a
@@ -269,7 +274,7 @@ def _reach(last: Tensor) -> int:
     return next((k for k in (4, 3, 2) if (length / before) ** (k - 1) <= LARGEST), 1)
 
 
-def _rows(
+def _write_rows(
     ends: tuple[Point, Point],
     linear: tuple[Sequence[float], Sequence[float]],
     integrals: tuple[Sequence[list[float]], Sequence[list[float]]],
@@ -283,7 +288,7 @@ def _rows(
     # What a step starts from, as weights of [anchor, predictions newest first] and of the newest earlier draw.
     base, base_noise = [1.0], 0.0
     for i in range(len(on_x)):
-        state = _added([on_x[i] * w for w in base], [0.0, *predicted[i]])
+        state = _add([on_x[i] * w for w in base], [0.0, *predicted[i]])
         drawn, again = on_noise[i], on_x[i] * base_noise
         rows.append(
             Row(
@@ -299,7 +304,7 @@ def _rows(
     return rows
 
 
-def _added(one: list[float], two: list[float]) -> list[float]:
+def _add(one: list[float], two: list[float]) -> list[float]:
     """Add weights of which one may have more."""
     size = max(len(one), len(two))
     one, two = (w + [0.0] * (size - len(w)) for w in (one, two))

@@ -1,9 +1,13 @@
-"""The published names: one dict literal, used by ``sample(solver="...")`` and by the command line."""
+"""The published names: one dict literal, used by ``sample(solver="...")`` and by the command line.
+
+Some methods are published under several names; ``ALIASES`` has those that are the same function here.
+"""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from typing import Literal
 
 from scoresde.errors import unknown
 from scoresde.solvers.adaptive import ProbabilityFlow
@@ -16,7 +20,6 @@ from scoresde.solvers.exponential import (
     exponential_euler,
     exponential_rk2,
     exponential_rk3,
-    res,
     seeds_1,
     seeds_2,
     seeds_3,
@@ -39,11 +42,9 @@ from scoresde.solvers.published import (
 )
 from scoresde.solvers.runge_kutta import (
     euler,
-    euler_heun,
     euler_maruyama,
     heun,
     midpoint,
-    milstein,
     ralston,
     rk3,
     rk4,
@@ -51,10 +52,54 @@ from scoresde.solvers.runge_kutta import (
 )
 from scoresde.solvers.solver import Solver
 
-__all__ = ["DEFAULT", "SOLVERS", "by_name"]
+__all__ = ["ALIASES", "DEFAULT", "SOLVERS", "SolverName", "by_name"]
 
+SolverName = Literal[
+    "ancestral",
+    "annealed_langevin",
+    "ddim",
+    "deis",
+    "dpm_solver_2",
+    "dpm_solver_3",
+    "dpmpp_2m",
+    "dpmpp_2m_sde",
+    "dpmpp_2s",
+    "dpmpp_2s_ancestral",
+    "dpmpp_3m",
+    "dpmpp_3m_sde",
+    "dpmpp_3s",
+    "edm",
+    "euler",
+    "euler_ancestral",
+    "euler_heun",
+    "euler_maruyama",
+    "exponential_ab",
+    "exponential_euler",
+    "exponential_rk2",
+    "exponential_rk3",
+    "flow_ab",
+    "flow_abm",
+    "heun",
+    "ipndm",
+    "lms",
+    "midpoint",
+    "milstein",
+    "probability_flow",
+    "ralston",
+    "res",
+    "reverse_diffusion",
+    "rk3",
+    "rk4",
+    "sa_solver",
+    "seeds_1",
+    "seeds_2",
+    "seeds_3",
+    "sra1",
+    "unipc",
+]
+"""The names, as a type."""
 
-DEFAULT = "flow_abm"
+DEFAULT: SolverName = "flow_abm"
 """The solver of ``sample`` where none is named."""
 
 SOLVERS: dict[str, Callable[[], Solver | ProbabilityFlow]] = {
@@ -74,7 +119,6 @@ SOLVERS: dict[str, Callable[[], Solver | ProbabilityFlow]] = {
     "edm": edm,
     "euler": euler,
     "euler_ancestral": euler_ancestral,
-    "euler_heun": euler_heun,
     "euler_maruyama": euler_maruyama,
     "exponential_ab": exponential_ab,
     "exponential_euler": exponential_euler,
@@ -86,10 +130,8 @@ SOLVERS: dict[str, Callable[[], Solver | ProbabilityFlow]] = {
     "ipndm": ipndm,
     "lms": lms,
     "midpoint": midpoint,
-    "milstein": milstein,
     "probability_flow": ProbabilityFlow,
     "ralston": ralston,
-    "res": res,
     "reverse_diffusion": reverse_diffusion,
     "rk3": rk3,
     "rk4": rk4,
@@ -100,6 +142,15 @@ SOLVERS: dict[str, Callable[[], Solver | ProbabilityFlow]] = {
     "sra1": sra1,
     "unipc": unipc,
 }
+
+ALIASES: dict[str, Callable[[], Solver | ProbabilityFlow]] = {
+    # The noise of the reverse family does not depend on the state: what sets these two apart is 0.
+    "euler_heun": euler_maruyama,
+    "milstein": euler_maruyama,
+    # Zhang et al. 2023, "Improved order analysis and design of exponential integrator", arXiv:2308.02157.
+    "res": exponential_rk2,
+}
+SOLVERS |= ALIASES
 
 
 @functools.cache

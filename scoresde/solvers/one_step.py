@@ -1,7 +1,7 @@
 r"""What every one-step method shares: from the weights of its stages to the rows of a table, for all steps at once.
 
 A step from t down to s makes k calls. Call j is made at the state x_j and gives the value V_j = a_j x_j + b_j P_j,
-where P_j is the table's prediction and (a_j, b_j) a readout; z_1, z_2, ... are the step's draws. Every state is linear
+where P_j is the table's prediction; z_1, z_2, ... are the step's draws. Every state is linear
 in the state x that the step starts from, in the values so far and in the draws so far,
 
     x_{j+1} = on_x x + sum_i on_values_i V_i + sum_m on_draws_m z_m,
@@ -19,7 +19,8 @@ takes the limit of the first-order one with the data prediction D frozen,
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from abc import abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -28,11 +29,12 @@ from torch import Tensor
 from scoresde.diffusions.point import Pair, Point
 from scoresde.diffusions.sde import GaussianSDE
 from scoresde.diffusions.targets import target, view
-from scoresde.solvers.forms import FORMS
+from scoresde.solvers.forms import FORMS, FormName
 from scoresde.solvers.rows import Increment, Knot, Order, Row
+from scoresde.solvers.solver import Method
 from scoresde.solvers.tableau import Tableau
 
-__all__ = ["OneStep", "Stage", "increments", "readout"]
+__all__ = ["OneStep", "Stage", "express", "name_increments"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,7 +43,7 @@ class Stage:
 
     Args:
         at: where the call is made, (n,).
-        readout: (a, b) of the value that the method multiplies, (n,) each.
+        value: (a, b) of the value that the method multiplies, a x + b P, (n,) each.
         on_x: weight of the state that the step starts from, (n,).
         on_values: weights of the values so far, oldest first, (n,) each.
         on_draws: weights of the draws so far, oldest first; one more than at the stage before where this one draws.
@@ -49,22 +51,19 @@ class Stage:
     """
 
     at: Point
-    readout: Pair
+    value: Pair
     on_x: Tensor
     on_values: tuple[Tensor, ...]
     on_draws: tuple[Tensor, ...] = ()
     drawn: tuple[Increment, ...] = ()
 
 
-Stages = Callable[[GaussianSDE, Point, Point, str], list[Stage]]
-
-
-def readout(prediction: str, wanted: str, point: Point, name: str) -> Pair:
+def express(wanted: str, prediction: str, point: Point, name: str) -> Pair:
     """Return (a, b) such that ``wanted`` = a x + b P for the prediction P; DomainError where it has no finite value."""
     return view(target(prediction, point), target(wanted, point), point, f"{name!r}, written in the {prediction},")
 
 
-def increments(start: Point, end: Point, power: float | None, *shape: float) -> tuple[Increment, ...]:
+def name_increments(start: Point, end: Point, power: float | None, *shape: float) -> tuple[Increment, ...]:
     """Name the parts of the path on n intervals."""
     return tuple(
         Increment(*ends, power, shape or (1.0,)) for ends in zip(start.t.tolist(), end.t.tolist(), strict=True)
@@ -72,41 +71,45 @@ def increments(start: Point, end: Point, power: float | None, *shape: float) -> 
 
 
 @dataclass(frozen=True)
-class OneStep:
-    """A one-step method: the ``build`` of a Solver, which can also say the rows of single steps.
+class OneStep(Method):
+    """A one-step method, which can also say the rows of single steps.
 
     Args:
         name: name of the table.
         prediction: the prediction in which its rows are written; "flow" in the place of "noise" from alpha = 0.
-        stages: (sde, late, early, prediction) -> the stages of n steps.
-        limits: (late, early) -> (n,), where the limiting first-order step stands in.
-        order: declared orders.
         eta: the reverse family's index.
+        order: declared orders.
     """
 
     name: str
-    prediction: str
-    stages: Stages
-    limits: Callable[[Point, Point], Tensor]
+    prediction: FormName
+    eta: float
     order: Order
-    eta: float = 0.0
 
-    def written_in(self, sde: GaussianSDE) -> str:
+    @abstractmethod
+    def stages(self, sde: GaussianSDE, late: Point, early: Point, prediction: str) -> list[Stage]:
+        """Return the stages of the n steps from ``late`` to ``early``, for rows in this prediction."""
+
+    @abstractmethod
+    def limits(self, late: Point, early: Point) -> Tensor:
+        """Tell the steps in whose place the limiting first-order one stands, (n,)."""
+
+    def choose_prediction(self, sde: GaussianSDE) -> FormName:
         """Return the prediction of its tables: one for all legs of a path, wherever they start."""
         from_noise = bool(sde.alpha(torch.tensor(sde.t_max, dtype=torch.float64)) == 0)
         return "flow" if self.prediction == "noise" and from_noise else self.prediction
 
-    def legs(self, sde: GaussianSDE, late: Point, early: Point, cuts: Sequence[int]) -> list[list[Row]]:
+    def write_legs(self, sde: GaussianSDE, late: Point, early: Point, cuts: Sequence[int]) -> list[list[Row]]:
         """Return the rows of the steps from ``late`` to ``early``, with a list for each leg that starts at ``cuts``."""
-        steps = self.steps(sde, late, early)
+        steps = self.write_steps(sde, late, early)
         return [[row for step in steps[i:j] for row in step] for i, j in itertools.pairwise([*cuts, len(steps)])]
 
-    def steps(self, sde: GaussianSDE, late: Point, early: Point) -> list[list[Row]]:
+    def write_steps(self, sde: GaussianSDE, late: Point, early: Point) -> list[list[Row]]:
         """Return the rows of each step from ``late`` to ``early``, (n,) each; steps need not follow one another."""
-        prediction, special = self.written_in(sde), self.limits(late, early)
+        prediction, special = self.choose_prediction(sde), self.limits(late, early)
         whole = ~special
-        plain = _rows(self.stages(sde, late[whole], early[whole], prediction)) if bool(whole.any()) else []
-        limit = _rows([self._limit(late[special], early[special], prediction)]) if bool(special.any()) else []
+        plain = _write_rows(self.stages(sde, late[whole], early[whole], prediction)) if bool(whole.any()) else []
+        limit = _write_rows([self._limit(late[special], early[special], prediction)]) if bool(special.any()) else []
         ordinary, limiting = iter(plain), iter(limit)
         return [next(limiting) if odd else next(ordinary) for odd in special.tolist()]
 
@@ -115,21 +118,20 @@ class OneStep:
         eta = torch.full_like(late.t, self.eta)
         on_x, on_noise = FORMS["data"].linear(late, early, 0.5 * (early.log_snr - late.log_snr), eta)
         draws = (on_noise,) if bool(on_noise.any()) else ()
-        drawn = increments(late, early, -2 * self.eta**2) if draws else ()
-        seen = readout(prediction, "data", late, self.name)
+        drawn = name_increments(late, early, -2 * self.eta**2) if draws else ()
+        seen = express("data", prediction, late, self.name)
         return Stage(late, seen, on_x, (early.alpha,), draws, drawn)
 
     def __call__(self, sde: GaussianSDE, times: Tensor) -> Tableau:
         """Return the table on decreasing times."""
         points = sde.at(times)
-        late, early = points[:-1], points[1:]
-        rows = tuple(row for step in self.steps(sde, late, early) for row in step)
-        start, end = Knot.of(points[:1])[0], Knot.of(points[-1:])[0]
-        std = float(sde.prior_std(times[0]))
-        return Tableau(self.name, self.written_in(sde), rows, start, end, std, order=self.order)
+        rows = itertools.chain.from_iterable(self.write_steps(sde, points[:-1], points[1:]))
+        return Tableau.between(
+            sde, points, rows, name=self.name, prediction=self.choose_prediction(sde), order=self.order
+        )
 
 
-def _rows(stages: list[Stage]) -> list[list[Row]]:
+def _write_rows(stages: list[Stage]) -> list[list[Row]]:
     """Write n steps as rows; each quantity is its weights on [x, P_1, ..., P_k, z_1, ...], (n, 1 + k + draws)."""
     count, draws = len(stages), len(stages[-1].on_draws)
     unit = torch.eye(1 + count + draws, dtype=torch.float64)
@@ -137,7 +139,7 @@ def _rows(stages: list[Stage]) -> list[list[Row]]:
     values: list[Tensor] = []
     columns, held = [], 0
     for j, stage in enumerate(stages):
-        on_state, on_prediction = stage.readout
+        on_state, on_prediction = stage.value
         values.append(on_state[:, None] * state + on_prediction[:, None] * unit[1 + j])
         state = stage.on_x[:, None] * unit[0]
         for weight, value in zip(stage.on_values, values, strict=True):

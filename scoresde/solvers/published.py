@@ -2,28 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, get_args
+
 from scoresde.errors import check_integer, check_number, unknown
+from scoresde.solvers.clocks import VariableName
+from scoresde.solvers.forms import FormName
 from scoresde.solvers.grids import Grid, diffused, karras, rectified
 from scoresde.solvers.multistep import Eta, multistep
 from scoresde.solvers.solver import Solver
 
-__all__ = [
-    "deis",
-    "dpmpp_2m",
-    "dpmpp_2m_sde",
-    "dpmpp_3m",
-    "dpmpp_3m_sde",
-    "exponential_ab",
-    "flow_ab",
-    "flow_abm",
-    "ipndm",
-    "lms",
-    "sa_solver",
-    "unipc",
-]
-
-ROUNDINGS = ("exact", "bh1", "bh2")
-"""The coefficients that UniPC and SA-Solver have."""
+# The coefficients that UniPC and SA-Solver have.
+Rounding = Literal["exact", "bh1", "bh2"]
 
 
 def dpmpp_2m(*, eta: float = 0.0, lower_order_final: bool = False, grid: Grid | None = None) -> Solver:
@@ -33,7 +24,8 @@ def dpmpp_2m(*, eta: float = 0.0, lower_order_final: bool = False, grid: Grid | 
     prediction, the step h in log(alpha/sigma) and the one before it h_1. Order 2; weak 2 and strong 1 for eta > 0.
     ``multistep(order=2)`` has the exact coefficients.
 
-    Source: Lu et al. 2022, "DPM-Solver++: fast solver for guided sampling of diffusion probabilistic models", alg. 2.
+    Source: Lu et al. 2022, "DPM-Solver++: fast solver for guided sampling of diffusion probabilistic models",
+    arXiv:2211.01095, alg. 2.
     """
     return multistep(
         order=2,
@@ -48,7 +40,7 @@ def dpmpp_2m(*, eta: float = 0.0, lower_order_final: bool = False, grid: Grid | 
 def dpmpp_2m_sde(*, eta: float = 1.0, lower_order_final: bool = False, grid: Grid | None = None) -> Solver:
     """Return SDE-DPM-Solver++(2M): ``dpmpp_2m`` on the reverse SDE. Weak order 2, strong order 1.
 
-    Source: Lu et al. 2022, "DPM-Solver++".
+    Source: Lu et al. 2022, "DPM-Solver++", arXiv:2211.01095.
     """
     return multistep(
         order=2,
@@ -67,7 +59,7 @@ def dpmpp_3m(*, lower_order_final: bool = False, grid: Grid | None = None) -> So
     predictions and m_k the moments of the measure. The exact step has m_2 P''/2, so that the published one is of order
     2. Its second step is DPM-Solver++(2M)'s. ``multistep(order=3)`` has the exact coefficients and order 3.
 
-    Source: Lu et al. 2022, "DPM-Solver++", and the authors' implementation of it.
+    Source: Lu et al. 2022, "DPM-Solver++", arXiv:2211.01095, and the authors' implementation of it.
     """
     return multistep(order=3, coefficients="dpmpp_3m", lower_order_final=lower_order_final, grid=grid, name="dpmpp_3m")
 
@@ -91,14 +83,16 @@ def dpmpp_3m_sde(*, eta: float = 1.0, lower_order_final: bool = False, grid: Gri
     )
 
 
-def deis(*, order: int = 3, variable: str = "t", lower_order_final: bool = False, grid: Grid | None = None) -> Solver:
+def deis(
+    *, order: int = 3, variable: VariableName = "t", lower_order_final: bool = False, grid: Grid | None = None
+) -> Solver:
     """Return DEIS's exponential Adams-Bashforth method on the noise prediction.
 
     x_s = alpha_s [x_t/alpha_t + int_nu_t^nu_s P dnu], with P the polynomial through the last ``order`` noise
     predictions: in t (the paper's tAB), in nu = sigma/alpha (its rho-AB) or in log_snr (diffusers' form in log rho,
     which is -log_snr/2). The paper counts the polynomial's degree, order - 1. Order ``order``.
 
-    Source: Zhang and Chen 2023, "Fast sampling of diffusion models with exponential integrator".
+    Source: Zhang and Chen 2023, "Fast sampling of diffusion models with exponential integrator", arXiv:2204.13902.
     """
     return multistep(
         prediction="noise",
@@ -111,7 +105,7 @@ def deis(*, order: int = 3, variable: str = "t", lower_order_final: bool = False
     )
 
 
-def exponential_ab(*, order: int = 3, prediction: str = "data", grid: Grid | None = None) -> Solver:
+def exponential_ab(*, order: int = 3, prediction: FormName = "data", grid: Grid | None = None) -> Solver:
     """Return the exponential Adams-Bashforth method in log_snr on the data (or noise) prediction. Order ``order``.
 
     x_s = sigma_s/sigma_t x_t + int alpha_s e^{-(lambda_s - l)} P(l) dl, with P the polynomial in lambda through the
@@ -136,8 +130,8 @@ def ipndm(*, order: int = 4, grid: Grid | None = None) -> Solver:
     (nu): elsewhere the method is of order 2, however many predictions it uses. Its native grid is
     ``grids.rectified(power=1.5)``: on one uniform in log_snr its error rises and falls below 20 evaluations.
 
-    Source: Liu et al. 2022, "Pseudo numerical methods for diffusion models on manifolds"; Zhang and Chen 2023, who
-    start with lower orders.
+    Source: Liu et al. 2022, "Pseudo numerical methods for diffusion models on manifolds", arXiv:2202.09778; Zhang and
+    Chen 2023, arXiv:2204.13902, who start with lower orders.
     """
     return multistep(
         prediction="noise",
@@ -156,7 +150,7 @@ def lms(*, order: int = 4, grid: Grid | None = None) -> Solver:
     predictions, which are Karras et al.'s derivatives (x - D)/sigma. k-diffusion steps into sigma = 0 at full order,
     this method at first order, as all multistep methods here do.
 
-    Source: Crowson 2022, "k-diffusion"; Karras et al. 2022 (the derivative).
+    Source: Crowson 2022, "k-diffusion"; Karras et al. 2022, arXiv:2206.00364 (the derivative).
     """
     return multistep(
         prediction="noise", variable="nu", order=order, grid=grid or karras(), name="lms", paper="Crowson 2022"
@@ -166,8 +160,8 @@ def lms(*, order: int = 4, grid: Grid | None = None) -> Solver:
 def unipc(
     *,
     order: int = 3,
-    variant: str = "bh2",
-    prediction: str = "data",
+    variant: Rounding = "bh2",
+    prediction: FormName = "data",
     corrected: bool = True,
     lower_order_final: bool = False,
     grid: Grid | None = None,
@@ -180,13 +174,14 @@ def unipc(
     (``"bh2"``) stands for the exact integral, which ``variant="exact"`` has (the paper's UniPC_v). Order ``order`` + 1
     with the corrector, ``order`` without.
 
-    Source: Zhao et al. 2023, "UniPC: a unified predictor-corrector framework for fast sampling of diffusion models".
+    Source: Zhao et al. 2023, "UniPC: a unified predictor-corrector framework for fast sampling of diffusion models",
+    arXiv:2302.04867.
 
     Raises:
         ConfigError: unknown variant or prediction. DomainError: order not in [1, 4].
     """
-    if variant not in ROUNDINGS:
-        raise unknown("variant", variant, ROUNDINGS)
+    if variant not in get_args(Rounding):
+        raise unknown("variant", variant, get_args(Rounding))
     check_integer(order, "order", 1, 4)
     return multistep(
         prediction=prediction,
@@ -205,8 +200,8 @@ def sa_solver(
     predictor_order: int = 3,
     corrector_order: int = 4,
     tau: Eta = 1.0,
-    prediction: str = "data",
-    coefficients: str = "exact",
+    prediction: FormName = "data",
+    coefficients: Rounding = "exact",
     lower_order_final: bool = False,
     grid: Grid | None = None,
 ) -> Solver:
@@ -218,20 +213,21 @@ def sa_solver(
     corrector_order) where tau is 0. The coefficients are the paper's, which are exact; ``coefficients="bh1"`` is the
     authors' code, which rounds steps of two predictions as UniPC does.
 
-    Source: Xue et al. 2023, "SA-Solver: stochastic Adams solver for fast sampling of diffusion models".
+    Source: Xue et al. 2023, "SA-Solver: stochastic Adams solver for fast sampling of diffusion models",
+    arXiv:2309.05019.
 
     Raises:
         ConfigError: unknown coefficients or prediction. DomainError: an order or tau out of range.
     """
-    if coefficients not in ROUNDINGS:
-        raise unknown("coefficients", coefficients, ROUNDINGS)
+    if coefficients not in get_args(Rounding):
+        raise unknown("coefficients", coefficients, get_args(Rounding))
     check_integer(predictor_order, "predictor_order", 1, 4)
     check_integer(corrector_order, "corrector_order", 0, 5)
     return multistep(
         prediction=prediction,
         order=predictor_order,
         corrector=corrector_order,
-        eta=_checked(tau),
+        eta=CheckedTau(tau) if callable(tau) else check_number(tau, "tau", 0.0),
         coefficients=coefficients,
         lower_order_final=lower_order_final,
         grid=grid,
@@ -240,11 +236,15 @@ def sa_solver(
     )
 
 
-def _checked(tau: Eta) -> Eta:
-    """Return the same stochasticity, with its own name in the errors."""
-    if callable(tau):
-        return lambda t: check_number(tau(t), f"tau at t = {t:g}", 0.0)
-    return check_number(tau, "tau", 0.0)
+@dataclass(frozen=True)
+class CheckedTau:
+    """A function of t that calls itself tau in its errors."""
+
+    tau: Callable[[float], float]
+
+    def __call__(self, t: float) -> float:
+        """Return tau at t, at least 0."""
+        return check_number(self.tau(t), f"tau at t = {t:g}", 0.0)
 
 
 def flow_ab(*, order: int = 3, grid: Grid | None = None) -> Solver:
@@ -253,7 +253,8 @@ def flow_ab(*, order: int = 3, grid: Grid | None = None) -> Solver:
     y_s = y_t + int_u_t^u_s P du for y = x/(alpha + sigma), with P the polynomial in u through the last ``order``
     predictions of noise - data. Order ``order``.
 
-    Source: Liu et al. 2023, "Flow straight and fast" (the path); Bashforth and Adams 1883 (the weights).
+    Source: Liu et al. 2023, "Flow straight and fast", arXiv:2209.03003 (the path); Bashforth and Adams 1883 (the
+    weights).
     """
     return multistep(
         prediction="flow",
@@ -274,7 +275,7 @@ def flow_abm(*, order: int = 3, corrector: int = 4, grid: Grid | None = None) ->
     The first prediction, made where alpha is near 0, serves the first step alone, so that a network's error there is
     not extrapolated; the last step ends at sigma = 0.
 
-    Source: Liu et al. 2023, "Flow straight and fast" (the path); Moulton 1926 (the corrector).
+    Source: Liu et al. 2023, "Flow straight and fast", arXiv:2209.03003 (the path); Moulton 1926 (the corrector).
     """
     return multistep(
         prediction="flow",

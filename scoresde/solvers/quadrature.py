@@ -20,11 +20,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-__all__ = ["COEFFICIENTS", "Coefficients", "Integral", "exact"]
+__all__ = ["COEFFICIENTS", "Coefficients", "CoefficientsName", "Integral", "integrate"]
+
+CoefficientsName = Literal["exact", "midpoint", "dpmpp_3m", "dpmpp_3m_sde", "bh1", "bh2", "constant"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,7 +62,7 @@ class Integral:
 Rule = Callable[[Integral], Tensor]
 
 
-def exact(step: Integral) -> Tensor:
+def integrate(step: Integral) -> Tensor:
     """Integrate the Lagrange basis against the measure: (n, k)."""
     weights = []
     for k in range(step.nodes.shape[1]):
@@ -70,7 +73,7 @@ def exact(step: Integral) -> Tensor:
     return torch.stack(weights, 1)
 
 
-def _rounded(step: Integral, total: Tensor) -> Tensor:
+def _round(step: Integral, total: Tensor) -> Tensor:
     """Return the weights of m_0 f + total h/2 f' for two nodes: (n, 2)."""
     reach = 0.5 * total * (step.end - step.start)[:, None]
     whole = step.moment(0)
@@ -81,18 +84,18 @@ def _rounded(step: Integral, total: Tensor) -> Tensor:
     return torch.cat(weights, 1)
 
 
-def _by_measure(step: Integral) -> Tensor:
-    return _rounded(step, step.moment(0))
+def _round_by_measure(step: Integral) -> Tensor:
+    return _round(step, step.moment(0))
 
 
-def _by_edge(step: Integral) -> Tensor:
-    return _rounded(step, (step.edge * (step.end - step.start))[:, None])
+def _round_by_edge(step: Integral) -> Tensor:
+    return _round(step, (step.edge * (step.end - step.start))[:, None])
 
 
-def _halved(step: Integral) -> Tensor:
+def _halve_last(step: Integral) -> Tensor:
     """Return the exact weights less half of the last term, m_2 times the second divided difference: (n, 3)."""
     shares = [1 / torch.stack([step.nodes[:, k] - other for other in step.others(k)]).prod(0) for k in range(3)]
-    return exact(step) - 0.5 * step.moment(2) * torch.stack(shares, 1)
+    return integrate(step) - 0.5 * step.moment(2) * torch.stack(shares, 1)
 
 
 EVEN_STEPS = {
@@ -103,7 +106,7 @@ EVEN_STEPS = {
 }
 
 
-def _constant(step: Integral) -> Tensor:
+def _share_evenly(step: Integral) -> Tensor:
     """Share m_0 by the weights of Adams and Bashforth for even steps: (n, k)."""
     return step.moment(0) * torch.tensor(EVEN_STEPS[step.nodes.shape[1]], dtype=torch.float64)
 
@@ -128,15 +131,15 @@ class Coefficients:
 
     def weights(self, step: Integral) -> Tensor:
         """Return the weights (n, k)."""
-        return self.rules.get(step.nodes.shape[1], exact)(step)
+        return self.rules.get(step.nodes.shape[1], integrate)(step)
 
 
-COEFFICIENTS: dict[str, Coefficients] = {
+COEFFICIENTS: dict[CoefficientsName, Coefficients] = {
     "exact": Coefficients(in_log_snr=False),
-    "midpoint": Coefficients({2: _by_measure}, order=2, corrects=False),
-    "dpmpp_3m": Coefficients({2: _by_measure, 3: _halved}, order=3, limit=2.0, corrects=False),
-    "dpmpp_3m_sde": Coefficients({3: _halved}, order=3, limit=2.0, corrects=False),
-    "bh1": Coefficients({2: _by_edge}),
-    "bh2": Coefficients({2: _by_measure}),
-    "constant": Coefficients(dict.fromkeys(EVEN_STEPS, _constant), limit=2.0, corrects=False, in_log_snr=False),
+    "midpoint": Coefficients({2: _round_by_measure}, order=2, corrects=False),
+    "dpmpp_3m": Coefficients({2: _round_by_measure, 3: _halve_last}, order=3, limit=2.0, corrects=False),
+    "dpmpp_3m_sde": Coefficients({3: _halve_last}, order=3, limit=2.0, corrects=False),
+    "bh1": Coefficients({2: _round_by_edge}),
+    "bh2": Coefficients({2: _round_by_measure}),
+    "constant": Coefficients(dict.fromkeys(EVEN_STEPS, _share_evenly), limit=2.0, corrects=False, in_log_snr=False),
 }

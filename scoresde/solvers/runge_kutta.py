@@ -1,7 +1,7 @@
 r"""Explicit Runge-Kutta methods in the variable of choice, for the probability flow and for additive noise.
 
-With y = x/S the reverse family of index eta is dy = (A y + C F) dv + b dW in the clock v (``solvers/variables.py``
-lists S, v, A, C and b). Its noise is additive: b depends on v alone. A method of stages c_i, a_ij and weights b_i takes
+With y = x/S the reverse family of index eta is dy = (A y + C F) dv + b dW in the clock v (``solvers/clocks.py`` lists
+S, v, A, C and b). Its noise is additive: b depends on v alone. A method of stages c_i, a_ij and weights b_i takes
 
     H_i     = y + sum_j a_ij h f(H_j) + sum_k e_ik b(v + d_k h) J
     y_next  = y + sum_j b_j h f(H_j) + sum_k [p_k I + q_k J] b(v + d_k h),
@@ -15,8 +15,9 @@ independent normal z_1 and z_2,
 and on the path z_1 is the increment weighted with sqrt(3) (1 - theta), z_2 with 3 theta - 1, where theta is the share
 of the step that has passed. Without J one draw I = sqrt(|h|) z is enough.
 
-For additive noise Milstein's correction and the Stratonovich correction of Euler-Heun vanish: both methods *are* Euler-
-Maruyama.
+For additive noise Milstein's correction, g dg/dx (dW^2 - dt)/2, and the Stratonovich correction of Euler-Heun, which
+averages g over the step's start and a predicted state, vanish: both methods *are* Euler-Maruyama (Milstein 1974;
+Kloeden and Platen 1992).
 """
 
 from __future__ import annotations
@@ -29,34 +30,11 @@ from torch import Tensor
 from scoresde.diffusions.point import Point
 from scoresde.diffusions.sde import GaussianSDE
 from scoresde.errors import ConfigError, check_number, unknown
-from scoresde.solvers.clocks import VARIABLES, Variable
+from scoresde.solvers.clocks import VARIABLES, Variable, VariableName
 from scoresde.solvers.grids import Grid
-from scoresde.solvers.one_step import OneStep, Stage, increments
+from scoresde.solvers.one_step import OneStep, Stage, name_increments
 from scoresde.solvers.rows import Order
 from scoresde.solvers.solver import Solver
-
-__all__ = [
-    "EULER",
-    "HEUN",
-    "KUTTA3",
-    "MIDPOINT",
-    "RALSTON",
-    "RK4",
-    "SRA1",
-    "AdditiveNoise",
-    "Butcher",
-    "euler",
-    "euler_heun",
-    "euler_maruyama",
-    "heun",
-    "midpoint",
-    "milstein",
-    "ralston",
-    "rk3",
-    "rk4",
-    "runge_kutta",
-    "sra1",
-]
 
 
 @dataclass(frozen=True)
@@ -114,7 +92,7 @@ SRA1 = Butcher(
 def runge_kutta(
     method: Butcher,
     *,
-    variable: str = "rectified",
+    variable: VariableName = "rectified",
     eta: float = 0.0,
     grid: Grid | None = None,
     name: str | None = None,
@@ -142,59 +120,83 @@ def runge_kutta(
             f"{method.name} in {variable} has no stochastic form, got eta = {eta:g}; "
             "take EULER or SRA1 in t, nu or log_snr, or eta = 0"
         )
-    ends = {*method.nodes, *(noise.nodes if eta and noise else ())}
     order = Order(float(method.order)) if not eta or not noise else Order(strong=noise.strong, weak=noise.weak)
+    called = name or method.name
+    build = RungeKutta(f"{called} ({_name_options(variable, eta)})", "flow", eta, order, method, variable)
+    closes = variable == "rectified" and 1.0 not in build.ends
+    return Solver(called, build, grid or clock.grid, len(method.stages), order, paper, closes)
 
-    def limits(late: Point, early: Point) -> Tensor:
+
+@dataclass(frozen=True)
+class RungeKutta(OneStep):
+    """An explicit Runge-Kutta method in a variable; ``runge_kutta`` checks its options."""
+
+    method: Butcher
+    variable: VariableName
+
+    @property
+    def options(self) -> str:
+        """The variable and eta."""
+        return _name_options(self.variable, self.eta)
+
+    @property
+    def noise(self) -> AdditiveNoise | None:
+        """How noise enters; None where there is none."""
+        return self.method.noise if self.eta else None
+
+    @property
+    def ends(self) -> set[float]:
+        """The places in the step where the field or the noise is taken."""
+        return {*self.method.nodes, *(self.noise.nodes if self.noise else ())}
+
+    def limits(self, late: Point, early: Point) -> Tensor:
         """Tell steps whose ends are infinite in the variable, or that would ask for the noise at sigma = 0."""
+        clock = VARIABLES[self.variable]
         infinite = ~(torch.isfinite(clock.at(late)) & torch.isfinite(clock.at(early)))
-        return infinite | ((early.sigma == 0) & (1.0 in ends)) | ((late.alpha == 0) & (eta > 0))
+        return infinite | ((early.sigma == 0) & (1.0 in self.ends)) | ((late.alpha == 0) & (self.eta > 0))
 
-    def stages(sde: GaussianSDE, late: Point, early: Point, prediction: str) -> list[Stage]:
-        return _stages(method, clock, eta, sde, late, early)
-
-    title = f"{name or method.name} ({variable}{f', eta = {eta:g}' if eta else ''})"
-    build = OneStep(title, "flow", stages, limits, order, eta)
-    closes = variable == "rectified" and 1.0 not in ends
-    return Solver(name or method.name, build, grid or clock.grid, len(method.stages), order, paper, closes)
-
-
-def _stages(method: Butcher, clock: Variable, eta: float, sde: GaussianSDE, late: Point, early: Point) -> list[Stage]:
-    """Return the stages of n steps: x_i = S_i H_i, and V_i = f(H_i)."""
-    noise = method.noise if eta else None
-    v = clock.at(late)
-    h = clock.at(early) - v
-    places = {0.0: late, 1.0: early}
-    for c in (*method.nodes, *(noise.nodes if noise else ())):
-        if c not in places:
-            places[c] = sde.at(clock.time(sde, v + c * h))
-    scale = {c: clock.scale(point) for c, point in places.items()}
-    width = {c: _width(clock, eta, sde, places[c]) * h.abs().sqrt() for c in noise.nodes} if noise else {}
-    count = len(method.nodes)
-    # The first row draws z_1 and the last one z_2; without J the last row makes the only draw.
-    parts: dict[int, tuple[float, ...]] = {}
-    if noise is not None:
-        parts = {0: (3**0.5, -(3**0.5)), count - 1: (-1.0, 3.0)} if noise.double else {count - 1: ()}
-    stages = []
-    for j, c in enumerate(method.nodes):
-        last = j + 1 == count
-        weights, to = (method.weights, scale[1.0]) if last else (method.stages[j + 1], scale[method.nodes[j + 1]])
-        rate, push = _field(clock, eta, sde, places[c])
-        draws = () if noise is None else _draws(noise, [width[d] for d in noise.nodes], None if last else j + 1)
-        stages.append(
-            Stage(
-                places[c],
-                (rate / scale[c], push),
-                to / scale[0.0],
-                tuple(w * h * to for w in weights),
-                tuple(w * to for w in draws),
-                increments(late, early, clock.power, *parts[j]) if j in parts else (),
+    def stages(self, sde: GaussianSDE, late: Point, early: Point, prediction: str) -> list[Stage]:
+        """Return the stages of n steps: x_i = S_i H_i, and V_i = f(H_i)."""
+        method, clock, eta, noise = self.method, VARIABLES[self.variable], self.eta, self.noise
+        v = clock.at(late)
+        h = clock.at(early) - v
+        places = {0.0: late, 1.0: early}
+        for c in (*method.nodes, *(noise.nodes if noise else ())):
+            if c not in places:
+                places[c] = sde.at(clock.time(sde, v + c * h))
+        scale = {c: clock.scale(point) for c, point in places.items()}
+        width = {c: _find_width(clock, eta, sde, places[c]) * h.abs().sqrt() for c in noise.nodes} if noise else {}
+        count = len(method.nodes)
+        # The first row draws z_1 and the last one z_2; without J the last row makes the only draw.
+        parts: dict[int, tuple[float, ...]] = {}
+        if noise is not None:
+            parts = {0: (3**0.5, -(3**0.5)), count - 1: (-1.0, 3.0)} if noise.double else {count - 1: ()}
+        stages = []
+        for j, c in enumerate(method.nodes):
+            last = j + 1 == count
+            weights, to = (method.weights, scale[1.0]) if last else (method.stages[j + 1], scale[method.nodes[j + 1]])
+            rate, push = _find_field(clock, eta, sde, places[c])
+            draws = (
+                () if noise is None else _weigh_draws(noise, [width[d] for d in noise.nodes], None if last else j + 1)
             )
-        )
-    return stages
+            stages.append(
+                Stage(
+                    places[c],
+                    (rate / scale[c], push),
+                    to / scale[0.0],
+                    tuple(w * h * to for w in weights),
+                    tuple(w * to for w in draws),
+                    name_increments(late, early, clock.power, *parts[j]) if j in parts else (),
+                )
+            )
+        return stages
 
 
-def _draws(noise: AdditiveNoise, width: list[Tensor], stage: int | None) -> tuple[Tensor, ...]:
+def _name_options(variable: str, eta: float) -> str:
+    return variable + (f", eta = {eta:g}" if eta else "")
+
+
+def _weigh_draws(noise: AdditiveNoise, width: list[Tensor], stage: int | None) -> tuple[Tensor, ...]:
     """Return the weights of the step's draws in the state of a stage, or in the step's last state."""
 
     def total(weights: tuple[float, ...]) -> Tensor:
@@ -208,7 +210,7 @@ def _draws(noise: AdditiveNoise, width: list[Tensor], stage: int | None) -> tupl
     return 3**0.5 / 2 * single + total(noise.double) / 3**0.5, 0.5 * single
 
 
-def _field(clock: Variable, eta: float, sde: GaussianSDE, point: Point) -> tuple[Tensor, Tensor]:
+def _find_field(clock: Variable, eta: float, sde: GaussianSDE, point: Point) -> tuple[Tensor, Tensor]:
     """Return (A, C) of the reverse family."""
     rate, push = clock.field(sde, point)
     if not eta:
@@ -217,34 +219,34 @@ def _field(clock: Variable, eta: float, sde: GaussianSDE, point: Point) -> tuple
     return rate + extra, push + extra * point.alpha / clock.scale(point)
 
 
-def _width(clock: Variable, eta: float, sde: GaussianSDE, point: Point) -> Tensor:
+def _find_width(clock: Variable, eta: float, sde: GaussianSDE, point: Point) -> Tensor:
     """Return b, the noise of y per square root of the clock."""
     return eta * point.sigma / clock.scale(point) * (2 * clock.rate(sde, point).abs()).sqrt()
 
 
-def euler(*, variable: str = "rectified", grid: Grid | None = None) -> Solver:
+def euler(*, variable: VariableName = "rectified", grid: Grid | None = None) -> Solver:
     """Return Euler's method on the probability flow; in nu, log_snr's data form and rectified it is DDIM's step.
 
-    Order 1. In t it is the classical one of Song et al. 2021.
+    Order 1. In t it is the classical one of Song et al. 2021, arXiv:2011.13456.
     """
     return runge_kutta(EULER, variable=variable, grid=grid, paper="Euler 1768")
 
 
-def heun(*, variable: str = "rectified", grid: Grid | None = None) -> Solver:
+def heun(*, variable: VariableName = "rectified", grid: Grid | None = None) -> Solver:
     """Return Heun's method on the probability flow: two evaluations a step, order 2.
 
     In nu it is the deterministic sampler of Karras et al. 2022, "Elucidating the design space of diffusion-based
-    generative models", algorithm 1; in t the classical Heun method of Song et al.'s probability flow.
+    generative models", arXiv:2206.00364, algorithm 1; in t the classical Heun method of Song et al.'s probability flow.
     """
     return runge_kutta(HEUN, variable=variable, grid=grid, paper="Karras et al. 2022")
 
 
-def midpoint(*, variable: str = "rectified", grid: Grid | None = None) -> Solver:
+def midpoint(*, variable: VariableName = "rectified", grid: Grid | None = None) -> Solver:
     """Return the midpoint method on the probability flow: two evaluations a step, order 2 (Runge 1895)."""
     return runge_kutta(MIDPOINT, variable=variable, grid=grid, paper="Runge 1895")
 
 
-def ralston(*, variable: str = "rectified", grid: Grid | None = None) -> Solver:
+def ralston(*, variable: VariableName = "rectified", grid: Grid | None = None) -> Solver:
     """Return Ralston's method on the probability flow: two evaluations, order 2, the least error bound of such methods.
 
     Source: Ralston 1962, "Runge-Kutta methods with minimum error bounds".
@@ -252,45 +254,27 @@ def ralston(*, variable: str = "rectified", grid: Grid | None = None) -> Solver:
     return runge_kutta(RALSTON, variable=variable, grid=grid, paper="Ralston 1962")
 
 
-def rk3(*, variable: str = "rectified", grid: Grid | None = None) -> Solver:
+def rk3(*, variable: VariableName = "rectified", grid: Grid | None = None) -> Solver:
     """Return Kutta's method on the probability flow: three evaluations a step, order 3 (Kutta 1901)."""
     return runge_kutta(KUTTA3, variable=variable, grid=grid, paper="Kutta 1901")
 
 
-def rk4(*, variable: str = "rectified", grid: Grid | None = None) -> Solver:
+def rk4(*, variable: VariableName = "rectified", grid: Grid | None = None) -> Solver:
     """Return the classical Runge-Kutta method on the probability flow: four evaluations, order 4 (Kutta 1901)."""
     return runge_kutta(RK4, variable=variable, grid=grid, paper="Kutta 1901")
 
 
-def euler_maruyama(*, eta: float = 1.0, variable: str = "t", grid: Grid | None = None) -> Solver:
+def euler_maruyama(*, eta: float = 1.0, variable: VariableName = "t", grid: Grid | None = None) -> Solver:
     """Return Euler-Maruyama for the reverse family (eta = 0: Euler's method on the probability flow).
 
     x_s = x_t - (t - s) [f x_t - (1 + eta^2)/2 g^2 score] + eta g sqrt(t - s) z with f, g and score taken at t. The
-    noise is additive, so it converges strongly at order 1. Source: Song et al. 2021, appendix D.
+    noise is additive, so it converges strongly at order 1, and is Milstein's method and Euler-Heun as well: "milstein"
+    and "euler_heun" are names of it. Source: Song et al. 2021, arXiv:2011.13456, appendix D.
     """
     return runge_kutta(EULER, variable=variable, eta=eta, grid=grid, name="euler_maruyama", paper="Song et al. 2021")
 
 
-def milstein(*, eta: float = 1.0, variable: str = "t", grid: Grid | None = None) -> Solver:
-    """Return Euler-Maruyama under Milstein's name.
-
-    Milstein's correction is g dg/dx (dW^2 - dt)/2; the noise of the reverse family is additive, dg/dx = 0, and the two
-    methods coincide: strong order 1.
-    """
-    return runge_kutta(EULER, variable=variable, eta=eta, grid=grid, name="milstein", paper="Milstein 1974")
-
-
-def euler_heun(*, eta: float = 1.0, variable: str = "t", grid: Grid | None = None) -> Solver:
-    """Return Euler-Maruyama under Euler-Heun's name.
-
-    Euler-Heun averages g over the step's start and a predicted state, which turns Ito's integral into Stratonovich's.
-    With the noise of the reverse family, which does not depend on the state, g stays what it is and the two methods
-    coincide: strong order 1.
-    """
-    return runge_kutta(EULER, variable=variable, eta=eta, grid=grid, name="euler_heun", paper="Kloeden and Platen 1992")
-
-
-def sra1(*, eta: float = 1.0, variable: str = "t", grid: Grid | None = None) -> Solver:
+def sra1(*, eta: float = 1.0, variable: VariableName = "t", grid: Grid | None = None) -> Solver:
     """Return Roessler's SRA1 for the reverse family: two evaluations and two draws a step.
 
     Strong order 1.5 and weak order 2; at eta = 0 an ordinary Runge-Kutta method of order 2. A step into sigma = 0 and

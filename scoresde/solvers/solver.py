@@ -1,19 +1,36 @@
-"""What a solver is: a frozen rule (sde, times) -> Tableau, with the facts that people need to choose it."""
+"""What a solver is: a frozen rule (sde, times) -> Tableau, with the facts that people need to choose it.
+
+Solvers made with the same options are equal and travel (``pickle``, ``copy.deepcopy``, ``torch.save``, processes): what
+builds their tables is a ``Method``, a frozen record of the options, and never a function made on the spot.
+"""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from scoresde.diffusions.point import Point
 from scoresde.diffusions.sde import GaussianSDE
 from scoresde.solvers.grids import Grid, check_times, log_snr
-from scoresde.solvers.rows import Increment, Knot, Order, Row
+from scoresde.solvers.rows import Order
 from scoresde.solvers.tableau import Tableau
 
-__all__ = ["Solver", "one_stage_table"]
+__all__ = ["Method", "Solver"]
+
+
+class Method(ABC):
+    """The ``build`` of a Solver: a frozen dataclass of its options, called with (sde, times)."""
+
+    @property
+    @abstractmethod
+    def options(self) -> str:
+        """The options that matter, in a few words."""
+
+    @abstractmethod
+    def __call__(self, sde: GaussianSDE, times: Tensor) -> Tableau:
+        """Return the table on decreasing float64 times."""
 
 
 @dataclass(frozen=True)
@@ -27,8 +44,9 @@ class Solver:
         calls: evaluations of the model in each step.
         order: declared orders.
         paper: authors, year, title.
-        closes: whether its step into sigma = 0 is as good as its others. Under ``final="denoise"`` its last interval
-            then ends at t = 0, in the place of a step to t_min and a jump from there.
+        closes: whether its step into sigma = 0, from the last noise level to clean data, is as good as its others.
+            Under ``final="denoise"`` its last interval then ends at t = 0, in the place of a step to t_min and a jump
+            from there.
     """
 
     name: str
@@ -47,21 +65,18 @@ class Solver:
         ends = times(sde) if isinstance(times, Grid) else check_times(sde, times)
         return self.build(sde, ends)
 
+    def __hash__(self) -> int:
+        """Hash what tells solvers apart at a glance: tables are kept by their solver, and options may be long."""
+        build = type(self.build) if isinstance(self.build, Method) else self.build
+        return hash((self.name, build, self.grid.name, self.calls, self.closes))
 
-def one_stage_table(
-    name: str,
-    prediction: str,
-    points: Point,
-    weights: tuple[Tensor, Tensor, Tensor],
-    *,
-    prior_std: float,
-    power: float | None,
-    order: Order,
-) -> Tableau:
-    """Build the table of a method without history: x <- weights[0] x + weights[1] P + weights[2] z on each interval."""
-    knots = Knot.of(points)
-    rows = []
-    for i, (on_x, on_prediction, on_noise) in enumerate(zip(*(w.tolist() for w in weights), strict=True)):
-        increment = Increment(knots[i].t, knots[i + 1].t, power) if on_noise else None
-        rows.append(Row(knots[i], (on_x, on_prediction), noise=(on_noise,) if on_noise else (), increment=increment))
-    return Tableau(name, prediction, tuple(rows), knots[0], knots[-1], prior_std, order=order)
+    def __repr__(self) -> str:
+        """Say in one line what the solver is."""
+        options = self.build.options if isinstance(self.build, Method) else ""
+        parts = [
+            f"{self.name} ({options})" if options else self.name,
+            f"{self.calls} evaluation{'s' if self.calls > 1 else ''} a step",
+            str(self.order),
+            f"grid {self.grid.name}",
+        ]
+        return f"<Solver {', '.join(part for part in parts if part)}>"

@@ -20,7 +20,7 @@ between the two the weight of the fresh draw lies,
 the one coefficient that depends on the data. At a constant v the row is an ordinary one: ``at_fraction``.
 
 With Gaussian data N(m, c) the prediction is affine in x, so the law of the output is a recursion on the rows and is
-exact: ``affine_map`` and ``law``.
+exact: ``affine_map`` and ``law``, whose recursion is in ``solvers/law.py``.
 """
 
 from __future__ import annotations
@@ -28,19 +28,21 @@ from __future__ import annotations
 import functools
 import json
 import math
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
 
 import numpy as np
 import torch
 
 from scoresde.diffusions.point import Point
+from scoresde.diffusions.sde import GaussianSDE
 from scoresde.diffusions.targets import TARGETS, target, view
-from scoresde.errors import ConfigError, DomainError, DTypeError, check_number, unknown
-from scoresde.solvers.rows import CLEAN, Increment, Knot, Order, Row, Weights
+from scoresde.errors import ConfigError, DomainError, check_number, unknown
+from scoresde.solvers.law import fix_variance, map_rows
+from scoresde.solvers.rows import CLEAN, Knot, Order, Row, check_rows, read_row
+from scoresde.solvers.text import write_html, write_lines
 
 __all__ = ["Tableau"]
-
-SHOWN = 10
 
 
 @dataclass(frozen=True)
@@ -49,12 +51,13 @@ class Tableau:
 
     Args:
         name: what it is, for people.
-        prediction: which prediction the weights multiply: a kind of ``readout.TARGETS`` that needs no rates.
+        prediction: which prediction the weights multiply: a kind of ``diffusions.targets.TARGETS`` that needs no rates.
         rows: one for each call of the model.
         start: where the start state lives.
         end: where the last state lives.
         prior_std: standard deviation of the zero-mean start state, where the data's moments are unknown.
-        lift: (scale, weight): the first call sees scale * x + weight * z (churn at the top).
+        lift: (scale, weight) of what happens to the start state x before the first call, which sees scale * x +
+            weight * z: a jump upwards in noise, as churn makes at the top; (1, 0) for none.
         order: declared orders.
 
     Raises:
@@ -72,67 +75,31 @@ class Tableau:
     order: Order = field(default_factory=Order)
 
     def __post_init__(self) -> None:
-        """Check that every weight is finite and multiplies something that exists."""
         if self.prediction not in TARGETS or self.prediction == "velocity":
             raise unknown("prediction of a table", self.prediction, [k for k in TARGETS if k != "velocity"])
         if not all(map(math.isfinite, (*self.lift, self.prior_std))):
             raise DomainError(f"lift and prior_std must be finite, got {self.lift} and {self.prior_std}")
-        held, drawn = 0, int(self.lift[1] != 0.0)
-        for i, row in enumerate(self.rows):
-            held = 1 if row.restart else held + 1
-            draws = row.draws
-            drawn += draws
-            past = drawn + (not draws)
-            anchor = row.anchor or ()
-            # A sum is finite only where every term is: one look at a sound row, which nearly every row is.
-            try:
-                total = sum((row.at.t, row.at.alpha, row.at.sigma, *row.state, *anchor, *row.noise, *row.anchor_noise))
-            except TypeError as error:
-                raise DTypeError(f"row {i} of {self.name!r} holds something that is no number: {row}") from error
-            longest = max(len(row.state), len(anchor)) - 1, max(len(row.noise), len(row.anchor_noise))
-            if not row.state or not math.isfinite(total) or longest[0] > held or longest[1] > past:
-                self._check_row(i, row, held, past)
-            if row.anchor_noise and row.anchor is None:
-                raise ConfigError(f"row {i} of {self.name!r} gives noise to an anchor that follows the state")
-        if self.spread:
-            for i, row in enumerate(self.rows):
-                self._check_spread(i, row)
+        check_rows(self.rows, self.name, drawn=int(self.lift[1] != 0.0))
 
-    def _check_row(self, i: int, row: Row, held: int, past: int) -> None:
-        """Check a row against the predictions and the draws that there are."""
-        if not row.state:
-            raise ConfigError(f"row {i} of {self.name!r} has no weights of the state; (1.0,) leaves it as it is")
-        if not all(map(math.isfinite, (row.at.t, row.at.alpha, row.at.sigma))):
-            raise DomainError(f"row {i} of {self.name!r} is called at {row.at}, which is not finite")
-        for name, weights, limit in (
-            ("state", row.state, held + 1),
-            ("anchor", row.anchor or (), held + 1),
-            ("noise", row.noise, past),
-            ("anchor_noise", row.anchor_noise, past),
-        ):
-            if not all(map(math.isfinite, weights)):
-                raise DomainError(
-                    f"row {i} of {self.name!r} (t = {row.at.t:g}) has {name} weights {weights}, not all finite: "
-                    "the method has no such step here; move the grid's ends or take another solver"
-                )
-            if len(weights) > limit:
-                raise ConfigError(f"row {i} of {self.name!r} weighs {len(weights)} {name} terms, but {limit} exist")
+    @classmethod
+    def between(
+        cls,
+        sde: GaussianSDE,
+        points: Point,
+        rows: Iterable[Row],
+        *,
+        name: str,
+        prediction: str,
+        lift: tuple[float, float] = (1.0, 0.0),
+        order: Order | None = None,
+    ) -> Tableau:
+        """Return the table of these rows on a path from the first to the last of ``points``, (n,).
 
-    def _check_spread(self, i: int, row: Row) -> None:
-        """Check a row's spread, and that no row names a draw again whose weight is the model's to choose."""
-        low_high = row.spread or (1.0, 1.0)
-        sound = all(math.isfinite(w) and w > 0 for w in low_high) and row.noise[:1] == low_high[:1]
-        if row.spread is not None and (not sound or row.anchor is not None):
-            raise ConfigError(
-                f"row {i} of {self.name!r} has the spread {row.spread}, the noise weights {row.noise} and the anchor "
-                f"{row.anchor}; a spread is (small, large), both positive and finite, noise[0] is small, and the new "
-                "state is the anchor"
-            )
-        for again in (row.noise[1:], row.anchor_noise[1:]):
-            if any(again):
-                earlier = [before for before in self.rows[:i] if before.draws][::-1]
-                if any(w and before.spread is not None for w, before in zip(again, earlier, strict=False)):
-                    raise ConfigError(f"row {i} of {self.name!r} uses a draw again that an earlier row has spread")
+        The start state is the SDE's prior at the first one; the other arguments are the table's.
+        """
+        start, end = Knot.of(points[:1])[0], Knot.of(points[-1:])[0]
+        std = float(sde.prior_std(points.t[0]))
+        return cls(name, prediction, tuple(rows), start, end, std, lift, order or Order())
 
     @property
     def nfe(self) -> int:
@@ -202,7 +169,7 @@ class Tableau:
         Raises DTypeError, DomainError where the fraction is no finite number.
         """
         v = check_number(fraction, "fraction")
-        return replace(self, rows=tuple(_at_fraction(row, v) for row in self.rows))
+        return replace(self, rows=tuple(fix_variance(row, v) for row in self.rows))
 
     def affine_map(self, mean: float = 0.0, variance: float = 1.0) -> np.ndarray:
         """Return the output's weights on [1, start state, draw 1, draw 2, ...] for exact predictions of Gaussian data.
@@ -217,39 +184,7 @@ class Tableau:
                 f"the noise of {self.name!r} depends on the network; take its table.at_fraction(v), e.g. v = 0 for "
                 "the small and 1 for the large variance"
             )
-        draws = sum(row.draws for row in self.rows) + (self.lift[1] != 0.0)
-        unit = np.eye(2 + draws)
-        x = self.lift[0] * unit[1]
-        z: list[np.ndarray] = []
-        if self.lift[1] != 0.0:
-            x = x + self.lift[1] * unit[2]
-            z.append(unit[2])
-        y, past = x, list[np.ndarray]()
-        for row in self.rows:
-            past = [self._gaussian_prediction(row.at, x, unit[0], mean, variance), *([] if row.restart else past)]
-            if row.draws:
-                z.insert(0, unit[2 + len(z)])
-            terms, noises = [y, *past], z if row.draws else [np.zeros_like(x), *z]
-            x, y = (
-                sum((w * v for w, v in zip(weights, terms, strict=False)), np.zeros_like(x))
-                + sum((w * v for w, v in zip(noise, noises, strict=False)), np.zeros_like(x))
-                for weights, noise in (
-                    (row.state, row.noise),
-                    (row.state, row.noise) if row.anchor is None else (row.anchor, row.anchor_noise),
-                )
-            )
-        return np.asarray(x)
-
-    def _gaussian_prediction(
-        self, at: Knot, x: np.ndarray, one: np.ndarray, mean: float, variance: float
-    ) -> np.ndarray:
-        """Return the exact prediction for data N(mean, variance) of the state with weights ``x``."""
-        total = at.alpha**2 * variance + at.sigma**2
-        centred = x - at.alpha * mean * one
-        data = mean * one + at.alpha * variance / total * centred
-        noise = at.sigma / total * centred
-        p, q = target(self.prediction, at.point())
-        return float(p) * data + float(q) * noise
+        return map_rows(self.rows, self.prediction, self.lift, mean, variance)
 
     def law(
         self, mean: float = 0.0, variance: float = 1.0, start: tuple[float, float] | None = None
@@ -284,7 +219,7 @@ class Tableau:
             if not isinstance(got["name"], str):
                 raise TypeError(f"its name is {got['name']!r}")
             scale, weight = got.pop("lift")
-            rows = tuple(_row(entry) for entry in got.pop("rows"))
+            rows = tuple(read_row(entry) for entry in got.pop("rows"))
             return cls(
                 rows=rows,
                 start=Knot(**got.pop("start")),
@@ -306,45 +241,8 @@ class Tableau:
 
     def __str__(self) -> str:
         """Print the rows: time, log_snr and the weights; the middle of a long table is left out."""
-        lines = [repr(self), f"{'t':>12} {'log_snr':>10}  weights of [anchor, predictions newest first] + noise"]
-        for i, row in enumerate(self.rows):
-            if len(self.rows) > 2 * SHOWN and SHOWN <= i < len(self.rows) - SHOWN:
-                if i == SHOWN:
-                    lines.append(f"{'...':>12}  {len(self.rows) - 2 * SHOWN} more rows")
-                continue
-            parts = [f"x <- [{_join(row.state)}]"]
-            if row.spread is not None:
-                parts.append(f"+ [{row.spread[0]:.6g} to {row.spread[1]:.6g}] z")
-            elif any(row.noise):
-                parts.append(f"+ [{_join(row.noise)}] z")
-            if row.anchor is not None:
-                parts.append(f"; y <- [{_join(row.anchor)}]")
-            if any(row.anchor_noise):
-                parts.append(f"+ [{_join(row.anchor_noise)}] z")
-            lines.append(f"{row.at.t:>12.6g} {row.at.log_snr:>10.4g}  {' '.join(parts)}")
-        return "\n".join(lines)
+        return "\n".join([repr(self), *write_lines(self.rows)])
 
-
-def _at_fraction(row: Row, v: float) -> Row:
-    """Return a row whose learned variance stands at v; exactly small at 0 and large at 1."""
-    if row.spread is None:
-        return row
-    small, large = row.spread
-    return replace(row, noise=(small ** (1 - v) * large**v, *row.noise[1:]), spread=None)
-
-
-def _join(weights: Weights) -> str:
-    return ", ".join(f"{w:.6g}" for w in weights)
-
-
-def _row(entry: dict[str, object]) -> Row:
-    """Rebuild a row from JSON, whose lists were tuples."""
-    got = dict(entry)
-    at, increment = got.pop("at"), got.pop("increment")
-    if not isinstance(at, dict) or not (increment is None or isinstance(increment, dict)):
-        raise TypeError("a row's point is not an object")
-    tuples = {key: tuple(value) if isinstance(value, list) else value for key, value in got.items()}
-    part = None
-    if increment is not None:
-        part = Increment(**{**increment, "shape": tuple(increment.get("shape", (1.0,)))})
-    return Row(at=Knot(**at), increment=part, **tuples)  # type: ignore[arg-type]
+    def _repr_html_(self) -> str:
+        """Show the same in a notebook."""
+        return write_html(repr(self).strip("<>"), self.rows)

@@ -27,7 +27,7 @@ from scoresde import (
     sample,
     solvers,
 )
-from scoresde.solvers.langevin import ncsnv2_step
+from scoresde.solvers.langevin import choose_step
 
 F64 = torch.float64
 CHAIN = SMLD.geometric(5, sigma_min=0.1, sigma_max=9.0)
@@ -110,7 +110,7 @@ def test_the_default_step_is_technique_4(gamma: float, repeats: int) -> None:
         return v
 
     best = minimize_scalar(variance, bounds=(0, 1), method="bounded", options={"xatol": 1e-10})
-    got = float(ncsnv2_step(torch.tensor(gamma, dtype=F64), repeats))
+    got = float(choose_step(torch.tensor(gamma, dtype=F64), repeats))
     assert got == pytest.approx(best.x, abs=1e-6)
     assert variance(got) <= best.fun + 1e-12
     # No other minimum: the brute force of a grid finds none below.
@@ -124,7 +124,7 @@ def test_the_default_step_is_chosen_level_by_level() -> None:
     chain = SMLD(torch.tensor([0.1, 0.3, 0.6, 4.0], dtype=F64))
     table = chain.annealed_langevin(repeats=2)
     for row, ratio in zip(table.rows[:-1], np.repeat([4 / 0.6, 4 / 0.6, 2, 3], 2), strict=True):
-        c = float(ncsnv2_step(torch.tensor(ratio, dtype=F64), 2))
+        c = float(choose_step(torch.tensor(ratio, dtype=F64), 2))
         assert row.state == pytest.approx((1.0, -c * row.at.sigma), rel=1e-12)
         assert row.noise == pytest.approx((math.sqrt(2 * c) * row.at.sigma,), rel=1e-12)
     # One level has no neighbour: NCSN's own size.

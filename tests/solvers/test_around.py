@@ -167,7 +167,7 @@ def test_a_multistep_method_has_no_history_where_a_leg_starts(name: str) -> None
         at = torch.tensor([1.0, 0.8, 1.0, 0.7, 0.4, 0.3, 0.6, 0.5, 0.9, 0.5, 0.2, 0.1, 0.0], dtype=torch.float64)
         legs = [at[0:2], at[2:6], at[6:8], at[8:]]
         late, early = (sde.at(torch.cat([leg[part] for leg in legs])) for part in (slice(-1), slice(1, None)))
-        together = build.legs(sde, late, early, cuts)
+        together = build.write_legs(sde, late, early, cuts)
         for rows, leg in zip(together, legs, strict=True):
             alone = build(sde, leg)
             assert len(rows) == len(alone.rows)

@@ -30,7 +30,7 @@ from scoresde import (
     sample,
     solvers,
 )
-from scoresde.solvers.exponential import _integral
+from scoresde.solvers.exponential import _integrate
 from scoresde.solvers.rows import Increment
 from scoresde.solvers.runge_kutta import HEUN, KUTTA3, MIDPOINT
 
@@ -545,7 +545,7 @@ def test_the_integrals_are_the_phi_functions() -> None:
     for z in (-25.0, -3.0, -1e-4, 1e-4, 0.7, 12.0, 30.0):
         exact = (mpmath.e ** mpmath.mpf(z) - 1) / z
         for k in (1, 2, 3):
-            got = float(_integral(torch.tensor([z], dtype=torch.float64), theta ** (k - 1) / math.factorial(k - 1)))
+            got = float(_integrate(torch.tensor([z], dtype=torch.float64), theta ** (k - 1) / math.factorial(k - 1)))
             assert got == pytest.approx(float(exact), rel=1e-13)
             exact = (exact - mpmath.mpf(1) / math.factorial(k)) / z
 
