@@ -19,7 +19,7 @@ from scoresde.diffusions.sde import GaussianSDE
 from scoresde.diffusions.targets import TARGETS, Kind, target, unknown_kind
 from scoresde.errors import ConfigError, DTypeError, ShapeError, SolverError
 from scoresde.models.checks import check_model
-from scoresde.models.prediction import Condition, Prediction, Predictor, Prepared, Readout, check_output
+from scoresde.models.prediction import Condition, Prediction, Predictor, Prepared, Readout, check_output, count_writes
 
 __all__ = ["MappedModel", "map_prediction"]
 
@@ -108,10 +108,10 @@ class _PreparedMap(Prepared):
         scale = self.scale[i]
         x = x if scale is None else x * scale
         output, fraction = self.inner.outputs(i, x)
-        version = None if x.is_inference() else x._version
+        version = count_writes(x)
         made = check_output(self.change(Prediction(x, output, self.inner.reading(i), fraction)), x, "change")
         if made.shape != x.shape:
             raise ShapeError(f"change must return x's shape {tuple(x.shape)}, got {tuple(made.shape)}")
-        if version is not None and x._version != version:
+        if count_writes(x) != version:
             raise SolverError("change wrote to the prediction's state; clone p.x first")
         return made, fraction

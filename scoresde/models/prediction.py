@@ -35,6 +35,7 @@ __all__ = [
     "Readout",
     "check_condition",
     "check_output",
+    "count_writes",
     "describe_data",
     "in_mode",
     "select",
@@ -265,6 +266,11 @@ def describe_data(moments: Moments | None, transform: Transform | None) -> list[
     """Return what is known of a model's data, in a few words each."""
     event = [] if moments is None or not moments.mean.ndim else [f"event {tuple(moments.mean.shape)}"]
     return event if transform is None else [*event, repr(transform)]
+
+
+def count_writes(x: Tensor) -> int | None:
+    """Return how often x was written to; None where nobody counts: for inference tensors and in a traced graph."""
+    return None if torch.compiler.is_compiling() or x.is_inference() else x._version
 
 
 def check_output(out: object, x: Tensor, who: str) -> Tensor:

@@ -45,7 +45,15 @@ from scoresde.models.parameterization import (
     find_parameterization,
     literal_parameterization,
 )
-from scoresde.models.prediction import Condition, Predictor, Prepared, Readout, check_output, describe_data
+from scoresde.models.prediction import (
+    Condition,
+    Predictor,
+    Prepared,
+    Readout,
+    check_output,
+    count_writes,
+    describe_data,
+)
 from scoresde.transforms.base import Transform, check_transform
 
 __all__ = ["ConditionOn", "PreparedNetwork", "ScoreModel", "Variance"]
@@ -209,17 +217,17 @@ class ScoreModel(Predictor):
         learned = self.variance == "learned"
         if learned and x.ndim < 2:
             raise ShapeError(f"x must be (B, C, *) where the variance is learned, got {tuple(x.shape)}; use x[:, None]")
-        if x.is_inference():
-            # Inference tensors have no version to compare: the network works on a copy of its own.
+        version = count_writes(x)
+        if version is None and not torch.compiler.is_compiling():
+            # Nobody counts what is written to an inference tensor: the network works on a copy of its own.
             x = x.clone()
-        version = None if x.is_inference() else x._version
         answer: object = self.net(x, c_noise) if cond is None else self.net(x, c_noise, **cond)
         # Networks of other libraries put their answer into a record.
         answer = answer if isinstance(answer, Tensor) else getattr(answer, "sample", answer)
         out = check_output(answer, x, "the network")
         if out.shape != ((len(x), 2 * x.shape[1], *x.shape[2:]) if learned else x.shape):
             raise self._describe_shape(x, out)
-        if version is not None and x._version != version:
+        if version is not None and count_writes(x) != version:
             raise SolverError("the network changed its input in place; clone x inside the network first")
         if not learned:
             return out, None
