@@ -15,7 +15,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -42,12 +42,11 @@ class Embedded:
     order: int
 
 
-EMBEDDED: dict[str, Embedded] = {
+EmbeddedName = Literal["bosh3", "dopri5"]
+EMBEDDED: dict[EmbeddedName, Embedded] = {
     # Bogacki and Shampine 1989, "A 3(2) pair of Runge-Kutta formulas".
     "bosh3": Embedded(
-        ((1 / 2,), (0.0, 3 / 4), (2 / 9, 1 / 3, 4 / 9)),
-        (2 / 9 - 7 / 24, 1 / 3 - 1 / 4, 4 / 9 - 1 / 3, -1 / 8),
-        3,
+        ((1 / 2,), (0.0, 3 / 4), (2 / 9, 1 / 3, 4 / 9)), (2 / 9 - 7 / 24, 1 / 3 - 1 / 4, 4 / 9 - 1 / 3, -1 / 8), 3
     ),
     # Dormand and Prince 1980, "A family of embedded Runge-Kutta formulae".
     "dopri5": Embedded(
@@ -152,11 +151,10 @@ class ProbabilityFlow(FlowSolver):
 
     rtol: float = 1e-4
     atol: float = 1e-4
-    method: str = "dopri5"
+    method: EmbeddedName = "dopri5"
     max_steps: int = 10_000
 
     def __post_init__(self) -> None:
-        """Check the options."""
         check_number(self.rtol, "rtol", 0.0, open_low=True)
         check_number(self.atol, "atol", 0.0, open_low=True)
         check_integer(self.max_steps, "max_steps", 1)
@@ -190,25 +188,25 @@ class ProbabilityFlow(FlowSolver):
             stage = field.stages(u + nodes * h, active)
             proposal = y
             for i, weights in enumerate(pair.stages):
-                proposal = torch.addcmul(y, step, _weighted(weights, slopes))
+                proposal = torch.addcmul(y, step, _sum_weighted(weights, slopes))
                 slopes[i + 1] = stage(i, proposal.view(-1, *shape[1:])).reshape(y.shape)
             scale = torch.maximum(y.abs(), proposal.abs()).mul_(self.rtol).add_(self.atol)
-            error = _weighted(pair.error, slopes).mul_(step).div_(scale)
+            error = _sum_weighted(pair.error, slopes).mul_(step).div_(scale)
             size = error.square_().mean(1).sqrt_().to("cpu", torch.float64)
             ok = size <= 1
             done = ok & (h == remaining)
             counts[:, active] += torch.stack([torch.full_like(active, count), ok.long(), (~ok).long()])
-            wrong = self._wrong(size, h / span, done, counts[1:, active].sum(0))
+            wrong = self._find_stuck(size, h / span, done, counts[1:, active].sum(0))
             if wrong is not None:
                 end_y[active.to(y.device)] = y
-                raise _error(field, u, *wrong, end_y.reshape(shape))
+                raise _build_error(field, u, *wrong, end_y.reshape(shape))
             u = torch.where(ok, u + h, u)
             if bool(ok.all()):
                 y, slopes[0] = proposal, slopes[count]
             else:
                 accepted = ok.to(y.device)[:, None]
                 y, slopes[0] = torch.where(accepted, proposal, y), torch.where(accepted, slopes[count], slopes[0])
-            h, before = self._next_step(h, size, before, ok, pair.order)
+            h, before = self._scale_steps(h, size, before, ok, pair.order)
             if bool(done.any()):
                 end_y[active[done].to(y.device)] = y[done.to(y.device)]
                 keep = (~done).nonzero()[:, 0]
@@ -225,7 +223,7 @@ class ProbabilityFlow(FlowSolver):
                 slopes[0] = first
         return FlowResult((end_y * field.scales[1]).reshape(shape), *counts)
 
-    def _wrong(self, size: Tensor, h: Tensor, done: Tensor, taken: Tensor) -> tuple[Tensor, str] | None:
+    def _find_stuck(self, size: Tensor, h: Tensor, done: Tensor, taken: Tensor) -> tuple[Tensor, str] | None:
         """Return which samples cannot go on, and why."""
         for wrong, why in (
             (~torch.isfinite(size), "the prediction is not finite"),
@@ -237,7 +235,7 @@ class ProbabilityFlow(FlowSolver):
         return None
 
     @staticmethod
-    def _next_step(h: Tensor, size: Tensor, before: Tensor, ok: Tensor, order: int) -> tuple[Tensor, Tensor]:
+    def _scale_steps(h: Tensor, size: Tensor, before: Tensor, ok: Tensor, order: int) -> tuple[Tensor, Tensor]:
         """Scale the steps by the PI controller: after a rejection by the error alone, and never up."""
         # Powers as exp(p log): torch's own pow rounds by the place in the batch.
         error = size.clamp_min(1e-10)
@@ -247,7 +245,7 @@ class ProbabilityFlow(FlowSolver):
         return h * factor, torch.where(ok, error.clamp_min(1e-4), before)
 
 
-def _weighted(weights: tuple[float, ...], slopes: Tensor) -> Tensor:
+def _sum_weighted(weights: tuple[float, ...], slopes: Tensor) -> Tensor:
     """Return the weighted sum of the first slopes."""
     # Element by element: a product of matrices would round by the size of the batch.
     total = slopes[0] * weights[0]
@@ -264,7 +262,7 @@ def check_tolerances(rtol: float, atol: float, dtype: torch.dtype) -> None:
         raise DomainError(f"rtol and atol must be at least {epsilon:g} for {dtype}, got {rtol:g}, {atol:g}")
 
 
-def _error(field: Field, u: Tensor, wrong: Tensor, why: str, partial: Tensor) -> SolverError:
+def _build_error(field: Field, u: Tensor, wrong: Tensor, why: str, partial: Tensor) -> SolverError:
     """Build the error that says where and for how many."""
     at = float(u[wrong][0])
     return SolverError(

@@ -47,13 +47,7 @@ def _declare_order(eta: float) -> Order:
 
 
 def _write_table(
-    name: str,
-    points: Point,
-    weights: tuple[Tensor, Tensor, Tensor],
-    *,
-    prior_std: float,
-    power: float,
-    order: Order,
+    name: str, points: Point, weights: tuple[Tensor, Tensor, Tensor], *, prior_std: float, power: float, order: Order
 ) -> Tableau:
     """Build the table of x <- weights[0] x + weights[1] data + weights[2] z on each interval."""
     knots = Knot.of(points)
@@ -108,24 +102,20 @@ def ancestral(*, eta: float = 1.0, variance: Variance = "small") -> Solver:
         raise unknown("variance", variance, VARIANCES)
     if variance != "small" and eta != 1.0:
         raise DomainError(f"the {variance} variance belongs to eta = 1, got eta = {eta:g}")
-
-    return Solver("ancestral", Ancestral(eta, variance), even(), 1, _declare_order(eta), "Ho et al. 2020")
+    return Solver("ancestral", _Ancestral(eta, variance), even(), 1, _declare_order(eta), "Ho et al. 2020")
 
 
 @dataclass(frozen=True)
-class Ancestral(Method):
+class _Ancestral(Method):
     """The exponential first-order step on the data prediction; ``ancestral`` checks its options."""
 
     eta: float
     variance: Variance
 
-    @property
-    def options(self) -> str:
-        """Eta and the variance."""
+    def __str__(self) -> str:
         return f"eta = {self.eta:g}, {self.variance} variance"
 
     def __call__(self, sde: GaussianSDE, times: Tensor) -> Tableau:
-        """Return the table on decreasing times."""
         std = float(sde.prior_std(times[0]))
         return ancestral_table(sde.at(times), prior_std=std, eta=self.eta, variance=self.variance)
 
@@ -141,14 +131,8 @@ def ddim_table(points: Point, *, prior_std: float, eta: float = 0.0) -> Tableau:
     on_x = early.sigma / late.sigma * (1 - eta**2 + eta**2 * gap.exp()).sqrt()
     on_data = early.alpha * -torch.expm1(share)
     on_noise = eta * early.sigma * (-torch.expm1(gap)).sqrt()
-    return _write_table(
-        f"ddim (eta = {eta:g})",
-        points,
-        (on_x, on_data, on_noise),
-        prior_std=prior_std,
-        power=-2.0,
-        order=_declare_order(eta),
-    )
+    weights, order = (on_x, on_data, on_noise), _declare_order(eta)
+    return _write_table(f"ddim (eta = {eta:g})", points, weights, prior_std=prior_std, power=-2.0, order=order)
 
 
 def ddim(eta: float = 0.0) -> Solver:
@@ -163,22 +147,19 @@ def ddim(eta: float = 0.0) -> Solver:
         DomainError: eta < 0, or so large that a step has no room for the noise.
     """
     check_number(eta, "eta", 0.0)
-    return Solver("ddim", DDIM(eta), even(), 1, _declare_order(eta), "Song, Meng and Ermon 2021")
+    return Solver("ddim", _DDIM(eta), even(), 1, _declare_order(eta), "Song, Meng and Ermon 2021")
 
 
 @dataclass(frozen=True)
-class DDIM(Method):
+class _DDIM(Method):
     """DDIM's step with its own eta; ``ddim`` checks it."""
 
     eta: float
 
-    @property
-    def options(self) -> str:
-        """The paper's eta."""
+    def __str__(self) -> str:
         return f"eta = {self.eta:g}"
 
     def __call__(self, sde: GaussianSDE, times: Tensor) -> Tableau:
-        """Return the table on decreasing times."""
         return ddim_table(sde.at(times), prior_std=float(sde.prior_std(times[0])), eta=self.eta)
 
 
@@ -204,25 +185,21 @@ def reverse_diffusion(*, eta: float = 1.0) -> Solver:
     """
     check_number(eta, "eta", 0.0)
     order = _declare_order(eta)
-    build = ReverseDiffusion(f"reverse_diffusion (eta = {eta:g})", "noise", eta, order)
+    build = _ReverseDiffusion(f"reverse_diffusion (eta = {eta:g})", "noise", eta, order)
     return Solver("reverse_diffusion", build, even(), 1, order, "Song et al. 2021")
 
 
 @dataclass(frozen=True)
-class ReverseDiffusion(OneStep):
+class _ReverseDiffusion(OneStep):
     """The forward transition run backwards; ``reverse_diffusion`` checks eta."""
 
-    @property
-    def options(self) -> str:
-        """The reverse family's index."""
+    def __str__(self) -> str:
         return f"eta = {self.eta:g}"
 
     def limits(self, late: Point, early: Point) -> Tensor:
-        """Tell steps out of alpha = 0."""
         return late.alpha == 0
 
     def stages(self, sde: GaussianSDE, late: Point, early: Point, prediction: str) -> list[Stage]:
-        """Return the one stage of n steps."""
         a, b = transition_weights(early, late)
         seen = express("noise", prediction, late, "reverse_diffusion")
         weights = (-0.5 * (1 + self.eta**2) * b.square() / late.sigma,)

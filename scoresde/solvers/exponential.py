@@ -90,7 +90,7 @@ def exponential(
         raise ConfigError(f"nodes of a method of order 3 must end at 2/3, got {places[2]}; elsewhere it has order 2")
     declared = Order(float(order)) if eta == 0 else Order(strong=1.0, weak=float(min(order, 2)))
     title = name or f"exponential {order} ({prediction}, eta = {eta:g})"
-    build = Exponential(title, prediction, eta, declared, places, coefficients)
+    build = _Exponential(title, prediction, eta, declared, places, coefficients)
     native = grid or _choose_grid(prediction, order, eta)
     return Solver(name or "exponential", build, native, calls=order, order=declared, paper=paper)
 
@@ -103,25 +103,21 @@ def _choose_grid(prediction: Prediction, order: int, eta: float) -> Grid:
 
 
 @dataclass(frozen=True)
-class Exponential(OneStep):
+class _Exponential(OneStep):
     """An exponential Runge-Kutta method with these stages; ``exponential`` checks its options."""
 
     nodes: tuple[float, ...]
     coefficients: Weighting
 
-    @property
-    def options(self) -> str:
-        """The prediction, eta, inner stages and coefficients."""
+    def __str__(self) -> str:
         eta = f", eta = {self.eta:g}" if self.eta else ""
         nodes = "".join(f", node {c:.3g}" for c in self.nodes[1:])
         return f"{self.prediction}{eta}{nodes}, {self.coefficients}"
 
     def limits(self, late: Point, early: Point) -> Tensor:
-        """Tell steps whose ends are infinite in lambda."""
         return torch.isinf(late.log_snr) | torch.isinf(early.log_snr)
 
     def stages(self, sde: GaussianSDE, late: Point, early: Point, prediction: str) -> list[Stage]:
-        """Return the stages of n steps, each an exponential step of its own."""
         form, start, eta = FORMS[self.prediction], 0.5 * late.log_snr, self.eta
         h, etas = 0.5 * early.log_snr - start, torch.full_like(start, eta)
         exponent = -(1 + eta**2) if self.prediction == "data" else 1.0

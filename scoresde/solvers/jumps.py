@@ -19,7 +19,6 @@ import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -69,37 +68,44 @@ def _raise(row: Row, scale: float, width: float) -> Row:
     return replace(row, state=state, anchor=None, anchor_noise=(), noise=noise, increment=None)
 
 
-def _write_path(
-    name: str,
-    build: Build,
-    sde: GaussianSDE,
-    late: Point,
-    early: Point,
-    ends: Point,
-    order: Order,
-    width: float = 1.0,
-) -> Tableau:
-    """Return the table of the steps from ``late`` to ``early``, (n,), on a path from ``ends[0]`` to ``ends[-1]``.
+@dataclass(frozen=True)
+class _Around(Method):
+    """What all three share: the solver that runs the legs, and the name and orders of the tables of its paths."""
 
-    Where a step does not start at the end of the one before it, there is a jump, whose noise ``width`` multiplies.
-    """
-    before, after = _join([ends[:1], early]), _join([late, ends[-1:]])
-    moved = (before.log_snr != after.log_snr).tolist()
-    cuts = [i for i in range(len(late.t)) if i == 0 or moved[i]]
-    prediction, rows, lifts = _write_legs(build, sde, late, early, cuts)
-    a, b = (w.tolist() for w in transition_weights(before, after))
-    jumps: list[Jump] = []
-    for i, (scale, weight) in zip([*cuts, -1], [*lifts, (1.0, 0.0)], strict=True):
-        # A leg's own lift follows the jump to its start.
-        p, q = (a[i], width * b[i]) if moved[i] else (1.0, 0.0)
-        jumps.append((scale * p, math.hypot(scale * q, weight)))
-    for k, jump in enumerate(jumps[1:], start=1):
-        if jump != (1.0, 0.0):
-            rows[k - 1][-1] = _raise(rows[k - 1][-1], *jump)
-            if k < len(rows):
-                rows[k][0] = replace(rows[k][0], restart=True)
-    flat = itertools.chain.from_iterable(rows)
-    return Tableau.between(sde, ends, flat, name=name, prediction=prediction, lift=jumps[0], order=order)
+    name: str
+    solver: Solver
+    order: Order
+
+    def write_path(self, sde: GaussianSDE, late: Point, early: Point, ends: Point, width: float = 1.0) -> Tableau:
+        """Return the table of the steps from ``late`` to ``early``, (n,), on a path from ``ends[0]`` to ``ends[-1]``.
+
+        Where a step does not start at the end of the one before it, there is a jump, whose noise ``width`` multiplies.
+        """
+        before, after = _join([ends[:1], early]), _join([late, ends[-1:]])
+        moved = (before.log_snr != after.log_snr).tolist()
+        cuts = [i for i in range(len(late.t)) if i == 0 or moved[i]]
+        prediction, rows, lifts = _write_legs(self.solver.build, sde, late, early, cuts)
+        a, b = (w.tolist() for w in transition_weights(before, after))
+        jumps: list[Jump] = []
+        for i, (scale, weight) in zip([*cuts, -1], [*lifts, (1.0, 0.0)], strict=True):
+            # A leg's own lift follows the jump to its start.
+            p, q = (a[i], width * b[i]) if moved[i] else (1.0, 0.0)
+            jumps.append((scale * p, math.hypot(scale * q, weight)))
+        for k, jump in enumerate(jumps[1:], start=1):
+            if jump != (1.0, 0.0):
+                rows[k - 1][-1] = _raise(rows[k - 1][-1], *jump)
+                if k < len(rows):
+                    rows[k][0] = replace(rows[k][0], restart=True)
+        flat = itertools.chain.from_iterable(rows)
+        return Tableau.between(sde, ends, flat, name=self.name, prediction=prediction, lift=jumps[0], order=self.order)
+
+    def leave(self, sde: GaussianSDE, times: Tensor) -> Tableau:
+        """Return the solver's own table under this name."""
+        return replace(self.solver.build(sde, times), name=self.name)
+
+    def wrap(self) -> Solver:
+        """Return the solver with this around it."""
+        return replace(self.solver, name=self.name, build=self, order=self.order)
 
 
 def churned(
@@ -142,30 +148,23 @@ def churned(
     order = _weaken(solver.order, s_noise == 1.0) if churn else solver.order
     if churn and order.weak is not None and not isinstance(solver.build, OneStep):
         order = Order(weak=min(order.weak, 1.0))
-    title = name or f"{solver.name}, churned"
-    return replace(solver, name=title, build=Churned(title, solver, churn, s_min, s_max, s_noise, order), order=order)
+    return _Churned(name or f"{solver.name}, churned", solver, order, churn, s_min, s_max, s_noise).wrap()
 
 
 @dataclass(frozen=True)
-class Churned(Method):
+class _Churned(_Around):
     """A solver with EDM's churn; ``churned`` checks its options."""
 
-    name: str
-    solver: Solver
     churn: float
     s_min: float
     s_max: float
     s_noise: float
-    order: Order
 
-    @property
-    def options(self) -> str:
-        """What is churned, how much, and where."""
+    def __str__(self) -> str:
         span = f"{self.s_min:g} to {self.s_max:g}"
         return f"{self.solver.name}, churn = {self.churn:g} from {span}, s_noise = {self.s_noise:g}"
 
     def __call__(self, sde: GaussianSDE, times: Tensor) -> Tableau:
-        """Return the table on decreasing times."""
         points = sde.at(times)
         late = points[:-1]
         nu = late.sigma / late.alpha
@@ -174,9 +173,9 @@ class Churned(Method):
         room = torch.expm1(0.5 * (late.log_snr - sde.log_snr(sde.t_max)))
         gamma = torch.where(room > 1e-9, torch.minimum(gamma, room), 0.0)
         if not bool(gamma.any()):
-            return replace(self.solver.build(sde, times), name=self.name)
+            return self.leave(sde, times)
         raised = _lift(sde, late, gamma)
-        return _write_path(self.name, self.solver.build, sde, raised, points[1:], points, self.order, self.s_noise)
+        return self.write_path(sde, raised, points[1:], points, self.s_noise)
 
 
 def _lift(sde: GaussianSDE, points: Point, gamma: Tensor) -> Point:
@@ -211,12 +210,7 @@ def _weaken(order: Order, unbiased: bool = True) -> Order:
 
 
 def edm(
-    *,
-    churn: float = 40.0,
-    s_min: float = 0.05,
-    s_max: float = 50.0,
-    s_noise: float = 1.003,
-    grid: Grid | None = None,
+    *, churn: float = 40.0, s_min: float = 0.05, s_max: float = 50.0, s_noise: float = 1.003, grid: Grid | None = None
 ) -> Solver:
     """Return EDM's stochastic sampler: Heun's method in nu = sigma/alpha with churn; ``churned`` has the arguments.
 
@@ -260,31 +254,24 @@ def restart(
     check_integer(repeats, "repeats", 1)
     if steps is not None:
         check_integer(steps, "steps", 1)
-    title = name or f"{solver.name}, restarted"
     order = _limit_order(_weaken(solver.order, steps is None), solver.build)
-    return replace(solver, name=title, build=Restarted(title, solver, t_min, t_max, repeats, steps, order), order=order)
+    return _Restarted(name or f"{solver.name}, restarted", solver, order, t_min, t_max, repeats, steps).wrap()
 
 
 @dataclass(frozen=True)
-class Restarted(Method):
+class _Restarted(_Around):
     """A solver with jumps from t_min to t_max; ``restart`` checks its options."""
 
-    name: str
-    solver: Solver
     t_min: float
     t_max: float
     repeats: int
     steps: int | None
-    order: Order
 
-    @property
-    def options(self) -> str:
-        """What is restarted, where, and how often."""
+    def __str__(self) -> str:
         steps = "" if self.steps is None else f" of {self.steps} steps"
         return f"{self.solver.name}, {self.repeats} from t = {self.t_min:g} to {self.t_max:g}{steps}"
 
     def __call__(self, sde: GaussianSDE, times: Tensor) -> Tableau:
-        """Return the table on decreasing times."""
         t_min, t_max = self.t_min, self.t_max
         if not sde.t_min * (1 - 1e-6) <= t_min < t_max <= sde.t_max * (1 + 1e-6):
             raise DomainError(
@@ -296,7 +283,7 @@ class Restarted(Method):
             raise DomainError(f"t_max = {t_max:g} is where alpha = 0: nothing would be left of the state; lower it")
         # Float times of another spelling of the same grid may differ in the last places.
         if len(times) < 2 or not (times[0] >= t_max * (1 - 1e-9) and times[-1] <= t_min * (1 + 1e-9)):
-            return replace(self.solver.build(sde, times), name=self.name)
+            return self.leave(sde, times)
         gaps = (points.log_snr - sde.log_snr(t_min)).abs()
         low = int(gaps[:-1].argmin()) if float(points.sigma[-1]) == 0 else int(gaps.argmin())
         if low == 0 or not bool(points.log_snr[low] > high.log_snr + 1e-5):
@@ -308,7 +295,7 @@ class Restarted(Method):
         legs = [points[: low + 1], *([_join([again, points[low : low + 1]])] * (self.repeats - 1))]
         legs.append(_join([again, points[low:]]))
         late, early = _join([leg[:-1] for leg in legs]), _join([leg[1:] for leg in legs])
-        return _write_path(self.name, self.solver.build, sde, late, early, points, self.order)
+        return self.write_path(sde, late, early, points)
 
 
 def _place_ends(sde: GaussianSDE, points: Point, high: Point, low: int, steps: int | None) -> Point:
@@ -336,32 +323,26 @@ def dpmpp_2s_ancestral(*, eta: float = 1.0) -> Solver:
     check_number(eta, "eta", 0.0, 1.0)
     base = dpmpp_2s()
     order = _weaken(base.order) if eta else base.order
-    build = Ancestral2S(base, eta, order)
-    return replace(base, name=build.name, build=build, order=order, grid=karras(), paper="Crowson 2022")
+    made = _Ancestral2S("dpmpp_2s_ancestral", base, order, eta).wrap()
+    return replace(made, grid=karras(), paper="Crowson 2022")
 
 
 @dataclass(frozen=True)
-class Ancestral2S(Method):
+class _Ancestral2S(_Around):
     """DPM-Solver++(2S) to a level below each step's end and noise up to it; ``dpmpp_2s_ancestral`` checks eta."""
 
-    base: Solver
     eta: float
-    order: Order
-    name: ClassVar[str] = "dpmpp_2s_ancestral"
 
-    @property
-    def options(self) -> str:
-        """DDIM's eta."""
+    def __str__(self) -> str:
         return f"eta = {self.eta:g}"
 
     def __call__(self, sde: GaussianSDE, times: Tensor) -> Tableau:
-        """Return the table on decreasing times."""
         points = sde.at(times)
         if self.eta == 0 or len(times) < 2:
-            return replace(self.base.build(sde, times), name=self.name)
+            return self.leave(sde, times)
         late, early = points[:-1], points[1:]
         # nu_down may lie below the SDE's smallest level, but no call is made there: only its level counts.
         gap, share = late.log_snr - early.log_snr, torch.tensor(self.eta, dtype=torch.float64).square()
         level = early.log_snr - torch.logaddexp(torch.log1p(-share), share.log() + gap)
         below = Point(early.t, early.alpha, early.alpha * (-0.5 * level).exp(), level)
-        return _write_path(self.name, self.base.build, sde, late, below, points, self.order)
+        return self.write_path(sde, late, below, points)

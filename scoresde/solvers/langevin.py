@@ -72,9 +72,7 @@ def annealed_langevin_table(points: Point, *, prior_std: float, repeats: int, st
 
     A last point with sigma = 0 is no level: the jump to it is the data prediction.
     """
-    check_integer(repeats, "repeats", 1)
-    if step is not None:
-        check_number(step, "step", 0.0, 2.0, open_low=True, open_high=True)
+    _check_steps(repeats, step)
     knots = Knot.of(points)
     levels = [k for k in knots if k.sigma > 0]
     _check_levels(levels, "annealed Langevin")
@@ -95,6 +93,12 @@ def _choose_sizes(points: Point, repeats: int, step: float | None) -> list[float
         # No level stands before the first one, where the start state is: it takes the next one's size.
         return [chosen[0], *chosen]
     return [NCSN_STEP if step is None else step] * len(points.t)
+
+
+def _check_steps(repeats: int, step: float | None) -> None:
+    check_integer(repeats, "repeats", 1)
+    if step is not None:
+        check_number(step, "step", 0.0, 2.0, open_low=True, open_high=True)
 
 
 def _name_size(step: float | None) -> str:
@@ -136,27 +140,22 @@ def annealed_langevin(*, repeats: int = 5, step: float | None = None, grid: Grid
     Raises:
         DTypeError, DomainError: options out of range; when built, a level at which alpha is 0.
     """
-    check_integer(repeats, "repeats", 1)
-    if step is not None:
-        check_number(step, "step", 0.0, 2.0, open_low=True, open_high=True)
-    build = AnnealedLangevin(repeats, step)
+    _check_steps(repeats, step)
+    build = _AnnealedLangevin(repeats, step)
     return Solver("annealed_langevin", build, grid or log_snr(), repeats, paper="Song and Ermon 2020")
 
 
 @dataclass(frozen=True)
-class AnnealedLangevin(Method):
+class _AnnealedLangevin(Method):
     """Langevin steps at every level; ``annealed_langevin`` checks its options."""
 
     repeats: int
     step: float | None
 
-    @property
-    def options(self) -> str:
-        """How many steps at a level, and how long they are."""
+    def __str__(self) -> str:
         return f"{self.repeats} steps of {_name_size(self.step)} a level"
 
     def __call__(self, sde: GaussianSDE, times: Tensor) -> Tableau:
-        """Return the table on decreasing times."""
         std = float(sde.prior_std(times[0]))
         return annealed_langevin_table(sde.at(times), prior_std=std, repeats=self.repeats, step=self.step)
 
@@ -172,20 +171,17 @@ def corrector_only(*, grid: Grid | None = None) -> Solver:
     Args:
         grid: native time grid; uniform in log-SNR by default.
     """
-    return Solver("corrector_only", CorrectorOnly(), grid or log_snr(), 1, paper="Song et al. 2021")
+    return Solver("corrector_only", _CorrectorOnly(), grid or log_snr(), 1, paper="Song et al. 2021")
 
 
 @dataclass(frozen=True)
-class CorrectorOnly(Method):
+class _CorrectorOnly(Method):
     """x/alpha stays as it is."""
 
-    @property
-    def options(self) -> str:
-        """It has none."""
+    def __str__(self) -> str:
         return ""
 
     def __call__(self, sde: GaussianSDE, times: Tensor) -> Tableau:
-        """Return the table on decreasing times."""
         points = sde.at(times)
         knots = Knot.of(points)
         levels = [k for k in knots if k.sigma > 0]

@@ -149,9 +149,7 @@ class Multistep(Method):
     first_alone: bool
     declared: Order
 
-    @property
-    def options(self) -> str:
-        """The prediction, the variable, the order and what else is set."""
+    def __str__(self) -> str:
         index = "eta(t)" if callable(self.eta) else f"{self.eta:g}"
         parts = [self.prediction, self.variable, f"order {self.order}", f"eta = {index}"]
         parts += [f"corrector {self.corrector}"] if self.corrector else []
@@ -161,7 +159,7 @@ class Multistep(Method):
     @property
     def title(self) -> str:
         """The name of its tables."""
-        return self.name or f"multistep ({self.options})"
+        return self.name or f"multistep ({self})"
 
     @property
     def form(self) -> Form:

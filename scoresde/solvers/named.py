@@ -40,63 +40,20 @@ from scoresde.solvers.published import (
     sa_solver,
     unipc,
 )
-from scoresde.solvers.runge_kutta import (
-    euler,
-    euler_maruyama,
-    heun,
-    midpoint,
-    ralston,
-    rk3,
-    rk4,
-    sra1,
-)
+from scoresde.solvers.runge_kutta import euler, euler_maruyama, heun, midpoint, ralston, rk3, rk4, sra1
 from scoresde.solvers.solver import Solver
 
 __all__ = ["ALIASES", "DEFAULT", "SOLVERS", "SolverName", "by_name"]
 
+# fmt: off
 SolverName = Literal[
-    "ancestral",
-    "annealed_langevin",
-    "ddim",
-    "deis",
-    "dpm_solver_2",
-    "dpm_solver_3",
-    "dpmpp_2m",
-    "dpmpp_2m_sde",
-    "dpmpp_2s",
-    "dpmpp_2s_ancestral",
-    "dpmpp_3m",
-    "dpmpp_3m_sde",
-    "dpmpp_3s",
-    "edm",
-    "euler",
-    "euler_ancestral",
-    "euler_heun",
-    "euler_maruyama",
-    "exponential_ab",
-    "exponential_euler",
-    "exponential_rk2",
-    "exponential_rk3",
-    "flow_ab",
-    "flow_abm",
-    "heun",
-    "ipndm",
-    "lms",
-    "midpoint",
-    "milstein",
-    "probability_flow",
-    "ralston",
-    "res",
-    "reverse_diffusion",
-    "rk3",
-    "rk4",
-    "sa_solver",
-    "seeds_1",
-    "seeds_2",
-    "seeds_3",
-    "sra1",
-    "unipc",
+    "ancestral", "annealed_langevin", "ddim", "deis", "dpm_solver_2", "dpm_solver_3", "dpmpp_2m", "dpmpp_2m_sde",
+    "dpmpp_2s", "dpmpp_2s_ancestral", "dpmpp_3m", "dpmpp_3m_sde", "dpmpp_3s", "edm", "euler", "euler_ancestral",
+    "euler_heun", "euler_maruyama", "exponential_ab", "exponential_euler", "exponential_rk2", "exponential_rk3",
+    "flow_ab", "flow_abm", "heun", "ipndm", "lms", "midpoint", "milstein", "probability_flow", "ralston", "res",
+    "reverse_diffusion", "rk3", "rk4", "sa_solver", "seeds_1", "seeds_2", "seeds_3", "sra1", "unipc",
 ]
+# fmt: on
 """The names, as a type."""
 
 DEFAULT: SolverName = "flow_abm"

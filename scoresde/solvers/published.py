@@ -28,12 +28,7 @@ def dpmpp_2m(*, eta: float = 0.0, lower_order_final: bool = False, grid: Grid | 
     arXiv:2211.01095, alg. 2.
     """
     return multistep(
-        order=2,
-        eta=eta,
-        coefficients="midpoint",
-        lower_order_final=lower_order_final,
-        grid=grid,
-        name="dpmpp_2m",
+        order=2, eta=eta, coefficients="midpoint", lower_order_final=lower_order_final, grid=grid, name="dpmpp_2m"
     )
 
 
@@ -43,12 +38,7 @@ def dpmpp_2m_sde(*, eta: float = 1.0, lower_order_final: bool = False, grid: Gri
     Source: Lu et al. 2022, "DPM-Solver++", arXiv:2211.01095.
     """
     return multistep(
-        order=2,
-        eta=eta,
-        coefficients="midpoint",
-        lower_order_final=lower_order_final,
-        grid=grid,
-        name="dpmpp_2m_sde",
+        order=2, eta=eta, coefficients="midpoint", lower_order_final=lower_order_final, grid=grid, name="dpmpp_2m_sde"
     )
 
 
@@ -114,11 +104,7 @@ def exponential_ab(*, order: int = 3, prediction: FormName = "data", grid: Grid 
     Source: Hochbruck and Ostermann 2010, "Exponential integrators".
     """
     return multistep(
-        prediction=prediction,
-        order=order,
-        grid=grid,
-        name="exponential_ab",
-        paper="Hochbruck and Ostermann 2010",
+        prediction=prediction, order=order, grid=grid, name="exponential_ab", paper="Hochbruck and Ostermann 2010"
     )
 
 
@@ -227,7 +213,7 @@ def sa_solver(
         prediction=prediction,
         order=predictor_order,
         corrector=corrector_order,
-        eta=CheckedTau(tau) if callable(tau) else check_number(tau, "tau", 0.0),
+        eta=_CheckedTau(tau) if callable(tau) else check_number(tau, "tau", 0.0),
         coefficients=coefficients,
         lower_order_final=lower_order_final,
         grid=grid,
@@ -237,13 +223,12 @@ def sa_solver(
 
 
 @dataclass(frozen=True)
-class CheckedTau:
+class _CheckedTau:
     """A function of t that calls itself tau in its errors."""
 
     tau: Callable[[float], float]
 
     def __call__(self, t: float) -> float:
-        """Return tau at t, at least 0."""
         return check_number(self.tau(t), f"tau at t = {t:g}", 0.0)
 
 

@@ -98,12 +98,7 @@ def _halve_last(step: Integral) -> Tensor:
     return integrate(step) - 0.5 * step.moment(2) * torch.stack(shares, 1)
 
 
-EVEN_STEPS = {
-    1: (1.0,),
-    2: (3 / 2, -1 / 2),
-    3: (23 / 12, -16 / 12, 5 / 12),
-    4: (55 / 24, -59 / 24, 37 / 24, -9 / 24),
-}
+EVEN_STEPS = {1: (1.0,), 2: (3 / 2, -1 / 2), 3: (23 / 12, -16 / 12, 5 / 12), 4: (55 / 24, -59 / 24, 37 / 24, -9 / 24)}
 
 
 def _share_evenly(step: Integral) -> Tensor:

@@ -79,9 +79,10 @@ class Order:
     weak: float | None = None
 
     def __str__(self) -> str:
-        """Name the orders that are declared, e.g. "strong order 1, weak order 2"."""
-        named = (("order", self.deterministic), ("strong order", self.strong), ("weak order", self.weak))
-        return ", ".join(f"{kind} {order:g}" for kind, order in named if order is not None)
+        """Name the orders that are declared, e.g. "order 1 strong, 2 weak"; nothing where there is none."""
+        named = ((self.deterministic, ""), (self.strong, " strong"), (self.weak, " weak"))
+        declared = ", ".join(f"{order:g}{kind}" for order, kind in named if order is not None)
+        return declared and f"order {declared}"
 
 
 @dataclass(frozen=True)

@@ -122,21 +122,19 @@ def runge_kutta(
         )
     order = Order(float(method.order)) if not eta or not noise else Order(strong=noise.strong, weak=noise.weak)
     called = name or method.name
-    build = RungeKutta(f"{called} ({_name_options(variable, eta)})", "flow", eta, order, method, variable)
+    build = _RungeKutta(f"{called} ({_name_options(variable, eta)})", "flow", eta, order, method, variable)
     closes = variable == "rectified" and 1.0 not in build.ends
     return Solver(called, build, grid or clock.grid, len(method.stages), order, paper, closes)
 
 
 @dataclass(frozen=True)
-class RungeKutta(OneStep):
+class _RungeKutta(OneStep):
     """An explicit Runge-Kutta method in a variable; ``runge_kutta`` checks its options."""
 
     method: Butcher
     variable: VariableName
 
-    @property
-    def options(self) -> str:
-        """The variable and eta."""
+    def __str__(self) -> str:
         return _name_options(self.variable, self.eta)
 
     @property
@@ -150,13 +148,13 @@ class RungeKutta(OneStep):
         return {*self.method.nodes, *(self.noise.nodes if self.noise else ())}
 
     def limits(self, late: Point, early: Point) -> Tensor:
-        """Tell steps whose ends are infinite in the variable, or that would ask for the noise at sigma = 0."""
+        # Steps whose ends are infinite in the variable, or that would ask for the noise at sigma = 0.
         clock = VARIABLES[self.variable]
         infinite = ~(torch.isfinite(clock.at(late)) & torch.isfinite(clock.at(early)))
         return infinite | ((early.sigma == 0) & (1.0 in self.ends)) | ((late.alpha == 0) & (self.eta > 0))
 
     def stages(self, sde: GaussianSDE, late: Point, early: Point, prediction: str) -> list[Stage]:
-        """Return the stages of n steps: x_i = S_i H_i, and V_i = f(H_i)."""
+        # x_i = S_i H_i, and V_i = f(H_i).
         method, clock, eta, noise = self.method, VARIABLES[self.variable], self.eta, self.noise
         v = clock.at(late)
         h = clock.at(early) - v

@@ -23,10 +23,9 @@ __all__ = ["Method", "Solver"]
 class Method(ABC):
     """The ``build`` of a Solver: a frozen dataclass of its options, called with (sde, times)."""
 
-    @property
     @abstractmethod
-    def options(self) -> str:
-        """The options that matter, in a few words."""
+    def __str__(self) -> str:
+        """Say the options that matter in a few words."""
 
     @abstractmethod
     def __call__(self, sde: GaussianSDE, times: Tensor) -> Tableau:
@@ -72,7 +71,7 @@ class Solver:
 
     def __repr__(self) -> str:
         """Say in one line what the solver is."""
-        options = self.build.options if isinstance(self.build, Method) else ""
+        options = str(self.build) if isinstance(self.build, Method) else ""
         parts = [
             f"{self.name} ({options})" if options else self.name,
             f"{self.calls} evaluation{'s' if self.calls > 1 else ''} a step",

@@ -3,42 +3,34 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from scoresde.solvers.rows import Row, Weights
 
 __all__ = ["write_html", "write_lines"]
 
 SHOWN = 10
-HEAD = "weights of [anchor, predictions newest first] + noise"
+HEAD = ("t", "log_snr", "weights of [anchor, predictions newest first] + noise")
 
 
 def write_lines(rows: Sequence[Row]) -> list[str]:
     """Return a heading and a line for each row: time, log_snr and the weights."""
-    return [f"{'t':>12} {'log_snr':>10}  {HEAD}"] + [
-        f"{'...':>12}  {cells}" if isinstance(cells, str) else f"{cells[0]:>12} {cells[1]:>10}  {cells[2]}"
-        for cells in _shorten(rows)
-    ]
+    return [f"{t:>12} {level:>10}  {weights}" for t, level, weights in (HEAD, *_write_cells(rows))]
 
 
 def write_html(title: str, rows: Sequence[Row]) -> str:
     """Return the same as an HTML table under a title."""
-    lines = [f"<table><caption>{html.escape(title)}</caption>"]
-    lines.append(f"<thead><tr><th>t</th><th>log_snr</th><th>{HEAD}</th></tr></thead><tbody>")
-    for cells in _shorten(rows):
-        shown = ("...", "", cells) if isinstance(cells, str) else cells
-        lines.append(f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in shown)}</tr>")
-    return "\n".join([*lines, "</tbody></table>"])
+    head, *body = (f"<td>{'</td><td>'.join(map(html.escape, row))}</td>" for row in (HEAD, *_write_cells(rows)))
+    lines = [f"<table><caption>{html.escape(title)}</caption>", f"<thead><tr>{head.replace('td>', 'th>')}</tr></thead>"]
+    return "\n".join([*lines, "<tbody>", *(f"<tr>{cells}</tr>" for cells in body), "</tbody></table>"])
 
 
-def _shorten(rows: Sequence[Row]) -> Iterator[tuple[str, str, str] | str]:
-    """Yield the cells of each row that is shown; a string in the place of the middle."""
-    left_out = len(rows) - 2 * SHOWN
-    for i, row in enumerate(rows):
-        if left_out <= 0 or i < SHOWN or i >= len(rows) - SHOWN:
-            yield f"{row.at.t:.6g}", f"{row.at.log_snr:.4g}", _write_weights(row)
-        elif i == SHOWN:
-            yield f"{left_out} more rows"
+def _write_cells(rows: Sequence[Row]) -> list[tuple[str, str, str]]:
+    """Return the three cells of each row that is shown."""
+    cells = [(f"{row.at.t:.6g}", f"{row.at.log_snr:.4g}", _write_weights(row)) for row in rows]
+    if len(rows) <= 2 * SHOWN:
+        return cells
+    return [*cells[:SHOWN], ("...", "", f"{len(rows) - 2 * SHOWN} more rows"), *cells[-SHOWN:]]
 
 
 def _write_weights(row: Row) -> str:
