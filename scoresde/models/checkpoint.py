@@ -30,7 +30,7 @@ import safetensors.torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from scoresde.errors import CheckpointError
+from scoresde.errors import CheckpointError, check_path
 
 __all__ = ["MANIFEST", "Contents", "check_target", "find", "read", "write"]
 
@@ -140,7 +140,7 @@ def check_target(folder: Path) -> None:
 
 def find(folder: str | os.PathLike[str]) -> Path:
     """Return the folder of a checkpoint: ``folder`` itself, or the one that a run keeps inside it."""
-    where = Path(folder)
+    where = check_path(folder, "folder")
     inside = where / IN_RUN
     return inside if (inside / MANIFEST).is_file() and not (where / MANIFEST).is_file() else where
 

@@ -1,10 +1,10 @@
 r"""A model made from a model: guidance, clipping, thresholding, posteriors.
 
 ``map_prediction(model, change)`` asks ``model``, gives what it says to ``change`` and takes the answer as the new
-prediction. It is asked through ``prepare`` like any other model, so every table, the probability flow and every
-likelihood runs on it. ``change`` sees what ``model(x, t)`` returns, at a state x and a time t of the model's own SDE,
-also where a solver works in other coordinates: there the state is first scaled to equal log-SNR, and the answer
-F = p x_0 + q z keeps its meaning, with (p, q) of the model's own point.
+prediction. It is asked through ``prepare`` like any other model, so that every table and the probability flow run on
+it. ``change`` sees what ``model(x, t)`` returns, at a state x and a time t of the model's own SDE, also where a solver
+works in other coordinates: there the state is first scaled to equal log-SNR, and the answer F = p x_0 + q z keeps its
+meaning, with (p, q) of the model's own point.
 """
 
 from __future__ import annotations

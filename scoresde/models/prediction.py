@@ -217,6 +217,8 @@ class Predictor(nn.Module, ABC):
         other = copy.copy(self)
         # A shallow copy of a module shares the tables of its parts, buffers and hooks.
         vars(other).update({name: value.copy() for name, value in vars(self).items() if isinstance(value, dict)})
+        # Tools that change how a module is called bind a forward of their own to this one (accelerate does).
+        vars(other).pop("forward", None)
         return other
 
     def _repr_html_(self) -> str:

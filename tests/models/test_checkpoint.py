@@ -165,7 +165,10 @@ def test_another_sde_than_the_trained_one_is_refused(tmp_path: Path) -> None:
 def test_what_json_cannot_hold_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     by_function = ScoreModel(MLP(3), VPSDE(), condition_on=lambda t: t)
     literal = ScoreModel.from_callable(MLP(3), VPSDE())
-    for model, what in ((by_function, "condition_on is a function"), (literal, "made by from_callable holds a function")):
+    for model, what in (
+        (by_function, "condition_on is a function"),
+        (literal, "made by from_callable holds a function"),
+    ):
         with pytest.raises(ConfigError, match=what):
             model.save(tmp_path / "m")
     assert not (tmp_path / "m").exists()
