@@ -46,7 +46,7 @@ def _log_cosh(x: Tensor) -> Tensor:
 class DDPM(Chain):
     """Denoising diffusion probabilistic models: betas as a chain.
 
-    Source: Ho et al. 2020, "Denoising diffusion probabilistic models".
+    Source: Ho et al. 2020, "Denoising diffusion probabilistic models", arXiv:2006.11239.
 
     Args:
         log_alphas: log(1 - beta_i), (n,), float64, all negative and finite.
@@ -62,6 +62,8 @@ class DDPM(Chain):
         logs = torch.as_tensor(self.log_alphas).detach().to("cpu", torch.float64)
         if logs.ndim != 1 or len(logs) == 0:
             raise ShapeError(f"log_alphas must be a vector with one number for each index, got {tuple(logs.shape)}")
+        if bool(((logs > 0) & (logs < 1)).all()):
+            raise DomainError("DDPM takes log(1 - beta), which is negative; for betas use DDPM.from_betas(betas)")
         if not bool(torch.isfinite(logs).all() and (logs < 0).all()):
             bad = int((~torch.isfinite(logs) | (logs >= 0)).nonzero()[0])
             raise _bad_beta(bad, float(-torch.expm1(logs[bad])))
@@ -93,7 +95,7 @@ class DDPM(Chain):
     def cosine(cls, n: int = 1000, *, offset: float = 0.008, max_beta: float = 0.999) -> DDPM:
         """Build Nichol and Dhariwal's chain: alpha_bar = cos^2(pi/2 (t + offset)/(1 + offset)), normalised at t = 0.
 
-        betas are cut at ``max_beta``. Source: "Improved denoising diffusion probabilistic models", 2021, eq. 17.
+        betas are cut at ``max_beta``. Source: "Improved denoising diffusion probabilistic models", arXiv:2102.09672, eq. 17.
         """
         check_integer(n, "n", 1)
         check_number(offset, "offset", 0.0)
@@ -114,8 +116,8 @@ class DDPM(Chain):
 
             alpha_bar(t) = (S(u(1)) - S(u(t)))/(S(u(1)) - S(u(0))),     t = (i + 1)/n,     and not below ``clip``.
 
-        Source: Jabri, Fleet and Chen 2022, "Scalable adaptive computation for iterative generation"; Chen 2023, "On
-        the importance of noise scheduling for diffusion models".
+        Source: Jabri, Fleet and Chen 2022, "Scalable adaptive computation for iterative generation", arXiv:2212.11972;
+        Chen 2023, "On the importance of noise scheduling for diffusion models", arXiv:2301.10972.
 
         Args:
             n: number of indices.
