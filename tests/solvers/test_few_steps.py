@@ -1,6 +1,6 @@
 """One, two and three steps of every named solver under every diffusion, and the same sample in any company.
 
-The tables' own ends are the business of ``test_singlestep`` and ``test_multistep``; here the real sampler runs them:
+The tables' own ends are the business of ``test_one_step`` and ``test_multistep_ends``; here the real sampler runs them:
 it applies the table's numbers, it makes the calls that it reports, or it refuses before the first one.
 """
 

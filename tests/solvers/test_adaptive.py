@@ -109,10 +109,10 @@ def test_a_batch_equals_its_members_alone(method: str, dtype: torch.dtype, toler
     torch.testing.assert_close(solve(model, x[order], flow).x, together.x[order], rtol=tolerance, atol=tolerance)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-12)])
 @pytest.mark.parametrize("method", EMBEDDED)
-def test_the_integrator_itself_gives_the_same_bits_in_any_batch(method: str, dtype: torch.dtype) -> None:
-    """On a field without sums over the batch: states, counts and steps of every member, to the last bit."""
+def test_the_integrator_itself_gives_the_same_in_any_batch(method: str, dtype: torch.dtype, tolerance: float) -> None:
+    """On a field without sums over the batch: every member's steps, and its states but for rounding."""
     rate = torch.linspace(0.5, 30.0, 23, dtype=dtype)
 
     def field(rates: Tensor) -> Field:
@@ -129,7 +129,8 @@ def test_the_integrator_itself_gives_the_same_bits_in_any_batch(method: str, dty
     assert int(together.rejected.sum()) > 0
     for part in ([4], [22, 0, 9], list(range(7, 20))):
         some = flow.integrate(field(rate[part]), x[part])
-        for name in ("x", "nfe", "accepted", "rejected"):
+        torch.testing.assert_close(some.x, together.x[part], rtol=tolerance, atol=tolerance)
+        for name in ("nfe", "accepted", "rejected"):
             assert torch.equal(getattr(some, name), getattr(together, name)[part]), name
 
 
