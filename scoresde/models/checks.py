@@ -40,7 +40,7 @@ def check_score_model(model: object) -> ScoreModel:
     """Return the model, out of its wrappers; DTypeError unless it is a network with its readout, as a loss needs."""
     known = check_model(model)
     if not isinstance(known, ScoreModel):
-        raise DTypeError(f"this needs the network itself, and {type(model).__name__} changes a model; pass that model")
+        raise DTypeError(f"this needs the network itself, and {type(known).__name__} changes a model; pass that model")
     return known
 
 

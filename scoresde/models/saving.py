@@ -148,7 +148,7 @@ def load_network(contents: Contents, part: str, net: Callable[..., Tensor] | Non
         made: nn.Module = NETWORKS[kind](**config["config"])
         types = {t.dtype for t in weights.values() if t.dtype.is_floating_point}
         net = made.to(types.pop()) if len(types) == 1 else made
-    elif config.get("energy") and not isinstance(net, Gradient):
+    if config.get("energy") and not isinstance(net, Gradient):
         net = Gradient(net)
     if isinstance(net, nn.Module):
         load_weights(net, weights, file)

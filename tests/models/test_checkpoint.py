@@ -1,4 +1,4 @@
-"""Checkpoints: the same bits come back, and nothing but a whole checkpoint is ever read or left behind."""
+"""Checkpoints: nothing but a whole checkpoint is ever read or left behind."""
 
 from __future__ import annotations
 
@@ -11,171 +11,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor, nn
+from checkpoints import Own, files, filled, same_weights, small
+from torch import nn
 
 from scoresde import (
-    VESDE,
     VPSDE,
-    Affine,
     CheckpointError,
-    ConfigError,
-    GaussianSDE,
-    Moments,
     ScoreModel,
-    SubVPSDE,
-    sample,
 )
 from scoresde.models import checkpoint as format_
-from scoresde.models.parameterization import PARAMETERIZATIONS
-from scoresde.nn import MLP, UNet
-from scoresde.noise import normal, stream
-
-
-def filled(net: nn.Module, seed: int = 0) -> nn.Module:
-    """Give every parameter a value that is not its first one."""
-    with torch.no_grad():
-        for k, parameter in enumerate(net.parameters()):
-            parameter.copy_(0.1 * normal(parameter.shape, stream(seed, k)))
-    return net
-
-
-def small(seed: int = 0, **options: object) -> ScoreModel:
-    data = normal((64, 3), stream(9)) * 2 + 1
-    options = {"moments": Moments.of(data), "transform": Affine((1.0, 0.1, -2.0), 3.0), **options}
-    return ScoreModel(filled(MLP(3, width=8, depth=1), seed), VPSDE(beta_max=12.3), predicts="v", **options)
-
-
-def same_weights(one: nn.Module, other: nn.Module) -> bool:
-    a, b = one.state_dict(), other.state_dict()
-    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) and a[k].dtype == b[k].dtype for k in a)
-
-
-def files(folder: Path) -> dict[str, bytes]:
-    return {f.name: f.read_bytes() for f in folder.iterdir()}
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Round trip
-
-
-def test_everything_comes_back_to_the_bit(tmp_path: Path) -> None:
-    model = small()
-    model.save(tmp_path / "m")
-    loaded = ScoreModel.load(tmp_path / "m")
-    assert same_weights(model, loaded)
-    assert (loaded.sde, loaded.transform, loaded.parameterization) == (
-        model.sde,
-        model.transform,
-        model.parameterization,
-    )
-    for name in ("mean", "variance", "basis"):
-        assert torch.equal(getattr(loaded.moments, name), getattr(model.moments, name))
-    drawn = [sample(m, (5, 3), steps=4, seed=1) for m in (model, loaded)]
-    assert torch.equal(*drawn)
-    kinds = {f.suffix for f in (tmp_path / "m").iterdir()}
-    assert kinds == {".json", ".safetensors"}
-
-
-@pytest.mark.parametrize("predicts", PARAMETERIZATIONS)
-def test_every_readout_comes_back(tmp_path: Path, predicts: str) -> None:
-    net = filled(UNet(1, width=8, multipliers=(1,), classes=3))
-    model = ScoreModel(net, VESDE(), predicts=predicts, sigma_data=0.7, condition_on="time")
-    model.save(tmp_path)
-    loaded = ScoreModel.load(tmp_path)
-    assert loaded.moments is None
-    assert loaded.transform is None
-    x, label = normal((2, 1, 4, 4), stream(1)), {"label": torch.tensor([0, -1])}
-    assert torch.equal(loaded(x, 0.4, cond=label).data, model(x, 0.4, cond=label).data)
-
-
-def test_average_and_raw_weights_stay_apart(tmp_path: Path) -> None:
-    raw, average = small(0), small(1)
-    raw.save(tmp_path, ema=average.net.state_dict())
-    assert same_weights(ScoreModel.load(tmp_path, weights="raw"), raw)
-    assert same_weights(ScoreModel.load(tmp_path, weights="ema"), average)
-    assert same_weights(ScoreModel.load(tmp_path), average)
-    raw.save(tmp_path)
-    assert same_weights(ScoreModel.load(tmp_path), raw)
-    with pytest.raises(CheckpointError, match=r"holds no 'ema'; it holds model, moments, weights"):
-        ScoreModel.load(tmp_path, weights="ema")
-    with pytest.raises(ConfigError, match=r"unknown weights 'emma'; did you mean 'ema'\?"):
-        ScoreModel.load(tmp_path, weights="emma")
-
-
-def test_another_sde_after_training_comes_back(tmp_path: Path) -> None:
-    model = ScoreModel(filled(MLP(3, width=8, depth=1)), VPSDE(), predicts="velocity").with_sde(VESDE())
-    model.save(tmp_path)
-    loaded = ScoreModel.load(tmp_path)
-    assert (loaded.sde, loaded.trained_sde) == (VESDE(), VPSDE())
-    x = normal((2, 3), stream(1))
-    assert torch.equal(loaded(x, 0.3).score, model(x, 0.3).score)
-
-
-def test_bf16_and_tied_weights_come_back(tmp_path: Path) -> None:
-    half = ScoreModel(filled(MLP(3, width=8, depth=1)).to(torch.bfloat16), VPSDE())
-    half.save(tmp_path / "half")
-    assert same_weights(ScoreModel.load(tmp_path / "half"), half)
-
-    tied = MLP(3, width=8, depth=2)
-    tied.second[1].weight = tied.second[0].weight
-    ScoreModel(filled(tied), VPSDE()).save(tmp_path / "tied")
-    other = MLP(3, width=8, depth=2)
-    other.second[1].weight = other.second[0].weight
-    assert same_weights(ScoreModel.load(tmp_path / "tied", net=other), ScoreModel(tied, VPSDE()))
-    assert other.second[1].weight is other.second[0].weight
-
-
-class Own(nn.Module):
-    def __init__(self, size: int = 3, dtype: torch.dtype = torch.float32) -> None:
-        super().__init__()
-        self.scale = nn.Parameter(torch.linspace(0.1, 0.7, size, dtype=dtype))
-        self.register_buffer("shift", torch.full((size,), 0.25))
-
-    def forward(self, x: Tensor, c_noise: Tensor) -> Tensor:
-        return self.scale * x + self.shift
-
-
-class Ramp(GaussianSDE):
-    def alpha(self, t: Tensor) -> Tensor:
-        return torch.ones_like(t)
-
-    def sigma(self, t: Tensor) -> Tensor:
-        return torch.as_tensor(t)
-
-
-def test_your_own_network_and_sde_are_passed_in(tmp_path: Path) -> None:
-    model = ScoreModel(filled(Own()), Ramp())
-    model.save(tmp_path)
-    with pytest.raises(CheckpointError, match=r"your own SDE Ramp, which JSON cannot rebuild; pass it: .*sde=Ramp\("):
-        ScoreModel.load(tmp_path)
-    with pytest.raises(CheckpointError, match=r"your own network Own, .* pass it: ScoreModel.load\(folder, net=Own\("):
-        ScoreModel.load(tmp_path, sde=Ramp())
-    assert same_weights(ScoreModel.load(tmp_path, Own(), Ramp()), model)
-    with pytest.raises(CheckpointError, match=r"holds 2 tensors; net must be a torch.nn.Module"):
-        ScoreModel.load(tmp_path, lambda x, c: x, Ramp())
-
-
-def test_another_sde_than_the_trained_one_is_refused(tmp_path: Path) -> None:
-    small().save(tmp_path)
-    with pytest.raises(CheckpointError, match=r"made with VPSDE\(.*12.3.*got sde=SubVPSDE\(.*with_sde"):
-        ScoreModel.load(tmp_path, sde=SubVPSDE())
-    assert ScoreModel.load(tmp_path, sde=VPSDE(beta_max=12.3)).sde == VPSDE(beta_max=12.3)
-
-
-def test_what_json_cannot_hold_is_refused_before_anything_is_written(tmp_path: Path) -> None:
-    by_function = ScoreModel(MLP(3), VPSDE(), condition_on=lambda t: t)
-    literal = ScoreModel.from_callable(MLP(3), VPSDE())
-    for model, what in (
-        (by_function, "condition_on is a function"),
-        (literal, "made by from_callable holds a function"),
-    ):
-        with pytest.raises(ConfigError, match=what):
-            model.save(tmp_path / "m")
-    assert not (tmp_path / "m").exists()
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# What is not a whole checkpoint is refused
+from scoresde.nn import MLP
 
 
 @pytest.fixture

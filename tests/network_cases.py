@@ -1,0 +1,47 @@
+"""Built-in networks of every kind, awake and with inputs, for the tests of what they compute."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from scoresde.nn import MLP, UNet
+from scoresde.noise import integers, normal, stream
+
+# Name, network, shape of a sample. Heads, groups and levels differ, no two sizes are alike.
+CASES = {
+    "mlp": (lambda **kw: MLP(5, width=24, depth=2, classes=4, **kw), (5,)),
+    "mlp of arrays": (lambda **kw: MLP((2, 3), width=16, depth=1, classes=4, **kw), (2, 3)),
+    "mlp of numbers": (lambda **kw: MLP((), width=16, depth=2, classes=4, **kw), ()),
+    "signals": (lambda **kw: UNet(2, dims=1, width=8, multipliers=(1, 2), classes=4, **kw), (2, 11)),
+    "images": (lambda **kw: UNet(1, width=8, attention=(1,), heads=2, classes=4, **kw), (1, 8, 8)),
+    "odd images": (lambda **kw: UNet(3, width=8, blocks=2, multipliers=(1, 3), classes=4, **kw), (3, 5, 9)),
+    "prime images": (lambda **kw: UNet(1, width=8, attention=(0, 2), classes=4, **kw), (1, 7, 7)),
+    "pixels": (lambda **kw: UNet(1, width=4, classes=4, **kw), (1, 1, 1)),
+    "volumes": (lambda **kw: UNet(1, dims=3, width=4, multipliers=(2, 1), classes=4, **kw), (1, 4, 3, 5)),
+}
+
+
+def awake(net: nn.Module, seed: int = 0) -> nn.Module:
+    """Replace the zeros that a network starts with, so that every part of it matters."""
+    generator = stream(seed, "awake")
+    with torch.no_grad():
+        for p in net.parameters():
+            if not p.any():
+                p.copy_(0.3 * normal(p.shape, generator))
+    return net
+
+
+def build(case: str, dtype: torch.dtype = torch.float64) -> nn.Module:
+    return awake(CASES[case][0]()).to(dtype)
+
+
+def inputs(case: str, batch: int = 6, seed: int = 1) -> tuple[Tensor, Tensor, Tensor]:
+    generator = stream(seed, case)
+    x = normal((batch, *CASES[case][1]), generator, dtype=torch.float64)
+    c_noise = 8 * normal((batch,), generator, dtype=torch.float64)
+    return x, c_noise, integers(4, (batch,), generator)
+
+
+def distance(a: Tensor, b: Tensor) -> float:
+    return float((a - b).detach().abs().max())
