@@ -42,6 +42,7 @@ from scoresde.models.prediction import Prediction
 from scoresde.models.score_model import ScoreModel
 from scoresde.sampling import bridge
 from scoresde.sampling.encode import decode, encode
+from scoresde.sampling.export import SamplingModule
 from scoresde.sampling.kernels import MALA, Langevin
 from scoresde.sampling.langevin import langevin
 from scoresde.sampling.part import Step
@@ -105,6 +106,7 @@ __all__ = [
     "ReverseSDE",
     "SampleResult",
     "Sampler",
+    "SamplingModule",
     "ScoreModel",
     "ScoreSDEError",
     "ShapeError",

@@ -59,7 +59,19 @@ class _Stage(NamedTuple):
 
 
 class _Program:
-    """A compiled table: the stages, the lift before them, and how many buffers they need."""
+    """A compiled table: the stages, the lift before them, and how many buffers they need.
+
+    Two rows, whose predictions are P = 2 x + 5 F and P = 3 x + 7 F (a = (2, 3), b = (5, 7)), F being in buffer 0 after
+    each call and the start state in buffer 1:
+
+        row 0   x <- 0.5 x + 0.4 P_0                2 <- 2 (1) + 5 (0)                      P_0, which row 1 reads again
+                                                    3 <- 0.5 (1) + 0.4 (2)                  the new state
+        row 1   x <- 0.6 x + 0.3 P_0 - 0.1 P_1      1 <- 1.5 (3) + 2.1 (0) - 0.1 (2)        with its P_0 folded in:
+                                                    1.5 = 0.6 + 0.3 * 3 and 2.1 = 0.3 * 7; buffer 1 was free again
+
+    ``a`` and ``b`` are the numbers of the readout at each row. A draw, and an anchor that moves by itself, take buffers
+    of their own in the same way.
+    """
 
     def __init__(self, table: Tableau, a: Sequence[float], b: Sequence[float]) -> None:
         self.size = START + 1

@@ -16,6 +16,7 @@ from scoresde.models.checks import check_event, check_model
 from scoresde.models.prediction import Condition, Predictor, check_condition
 from scoresde.noise import TapeNoise
 from scoresde.sampling.executor import execute
+from scoresde.sampling.part import Ending
 from scoresde.solvers.build import build_table
 from scoresde.solvers.grids import Grid
 from scoresde.solvers.named import DEFAULT, SolverName
@@ -53,21 +54,21 @@ class SamplingModule(nn.Module):
         solver: SolverName | Solver | Tableau = DEFAULT,
         steps: int | None = None,
         times: Tensor | Grid | None = None,
-        final: str = "denoise",
+        final: Ending = "denoise",
         cond: Condition = None,
         dtype: torch.dtype = torch.float32,
     ) -> None:
         super().__init__()
         self.model = check_model(model).eval()
-        self.table = build_table(model.sde, solver, steps=steps, times=times, final=final)
+        self.table = build_table(self.model.sde, solver, steps=steps, times=times, final=final)
         if self.table.stochastic:
             raise ConfigError(f"{self.table.name!r} draws noise, and a module has none; use a deterministic solver")
-        check_event(model.moments, shape, "shape")
+        check_event(self.model.moments, shape, "shape")
         self.shape = tuple(shape)
-        like = torch.empty(self.shape, dtype=dtype, device=model.device)
-        self._prepared = model.prepare(self.table.points, like, check_condition(cond, self.shape[0], like.device))
+        like = torch.empty(self.shape, dtype=dtype, device=self.model.device)
+        self._prepared = self.model.prepare(self.table.points, like, check_condition(cond, self.shape[0], like.device))
         self._prepared.weights(self.table.prediction)
-        start, moments = self.table.start, model.moments
+        start, moments = self.table.start, self.model.moments
         self._start = None if moments is None else moments.at(start.alpha, start.sigma)
 
     def forward(self, z: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ from scoresde.models.prediction import Prepared
 from scoresde.noise import NoiseSource
 from scoresde.ops import expand
 
-__all__ = ["MALA", "Kernel", "Langevin", "adjusted"]
+__all__ = ["MALA", "Kernel", "Langevin", "take_tested_steps"]
 
 
 class Kernel(Protocol):
@@ -113,7 +113,7 @@ class Langevin:
             z_norm, score_norm = (v.reshape(len(v), -1).norm(dim=1) for v in (z, score))
             ratio = NORMS[self.norms](z_norm, score_norm, sigma)
             step = torch.where(torch.isfinite(ratio), 2 * (self.snr * ratio).square(), 0.0)
-            x = moved(x, score, step, z)
+            x = take_langevin_step(x, score, step, z)
         return x
 
 
@@ -160,16 +160,16 @@ class MALA:
         if x.requires_grad:
             raise ConfigError("MALA accepts or rejects, which has no gradient; use Langevin() with differentiable=True")
         step = 2 * (self.snr * float(model.readout.point.sigma[index])) ** 2
-        return adjusted(lambda y: model.energies(index, y), x, step, self.steps, noise)[0]
+        return take_tested_steps(lambda y: model.energies(index, y), x, step, self.steps, noise)[0]
 
 
-def moved(x: Tensor, score: Tensor, step: Tensor | float, z: Tensor) -> Tensor:
+def take_langevin_step(x: Tensor, score: Tensor, step: Tensor | float, z: Tensor) -> Tensor:
     """Return the Langevin step x + step score + sqrt(2 step) z; ``step`` is a number or has shape (B,)."""
     size = torch.as_tensor(step)
     return x + expand(size, x) * score + expand((2 * size).sqrt(), x) * z
 
 
-def adjusted(
+def take_tested_steps(
     evaluate: Callable[[Tensor], tuple[Tensor, Tensor]],
     x: Tensor,
     step: float,
@@ -194,7 +194,7 @@ def adjusted(
         z, test = torch.empty_like(x), torch.empty_like(x)
         noise.fill(z)
         noise.fill(test)
-        proposal = moved(x, score, size, z)
+        proposal = take_langevin_step(x, score, size, z)
         new_energy, new_score = evaluate(proposal)
         back = (x - proposal - step * new_score) / (2 * step) ** 0.5
         forth_norm, back_norm, decision = (v.reshape(len(x), math.prod(x.shape[1:])) for v in (z, back, test))

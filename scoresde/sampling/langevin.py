@@ -10,8 +10,8 @@ keep to their mean, shrink by 1 - e/V a step, and their stationary variance is
     V / (1 - e/(2 V)),          e < 2 V.
 
 With fixed e this is a table of n equal rows, run by ``sample``. Where the energy -log density + constant is known too,
-a Metropolis test after each step takes the bias away (``kernels.adjusted``). A model with times runs down its noise
-levels (``solvers.annealed_langevin``).
+a Metropolis test after each step takes the bias away (``kernels.take_tested_steps``). A model with times runs down its
+noise levels (``solvers.annealed_langevin``).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from scoresde.errors import ConfigError, DTypeError, ShapeError, SolverError, ch
 from scoresde.models.prediction import Condition
 from scoresde.models.score_model import ScoreModel
 from scoresde.noise import NoiseSource, Randomness, check_tape
-from scoresde.sampling.kernels import adjusted
+from scoresde.sampling.kernels import take_tested_steps
 from scoresde.sampling.sample import SampleResult, sample
 from scoresde.solvers.langevin import annealed_langevin
 from scoresde.solvers.rows import Knot, Row
@@ -159,7 +159,7 @@ def _adjusted(
 
     wide = x.detach().to(torch.promote_types(x.dtype, torch.float32))
     with torch.no_grad():
-        end, accepted = adjusted(evaluate, wide, step, n, source, on_step)
+        end, accepted = take_tested_steps(evaluate, wide, step, n, source, on_step)
     count = accepted.cpu()
     return SampleResult(
         end.to(x.dtype), torch.full_like(count, n + 1), (), None, torch.zeros_like(count), count, n - count, seed

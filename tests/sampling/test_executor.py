@@ -13,8 +13,9 @@ from watchers import NoSync
 
 from scoresde import VESDE, VPSDE, Langevin, ScoreModel, Solver, SolverError, Tableau, build_table, sample, solvers
 from scoresde.noise import TapeNoise
-from scoresde.sampling.executor import execute
+from scoresde.sampling.executor import _Program, execute
 from scoresde.solvers import SOLVERS
+from scoresde.solvers.rows import Knot, Row
 
 FIXED = sorted(set(SOLVERS) - {"probability_flow"})
 X = torch.linspace(-1.5, 1.5, 12).reshape(4, 3)
@@ -354,3 +355,14 @@ def test_the_exact_gaussian_survives_float32() -> None:
         one = sample(model, x_init=x, solver=table, noise=tape, final="sample")
         two = sample(model, x_init=x.double(), solver=table, noise=[z.double() for z in tape], final="sample")
         assert float((one.double() - two).abs().max()) < 3e-6, name
+
+
+def test_the_worked_example_of_the_compiled_table() -> None:
+    late, middle, early = Knot(1.0, 0.1, 1.0), Knot(0.5, 0.6, 0.8), Knot(0.1, 0.9, 0.3)
+    table = Tableau("two", "data", (Row(late, (0.5, 0.4)), Row(middle, (0.6, 0.3, -0.1))), late, early, 1.0)
+    program = _Program(table, (2.0, 3.0), (5.0, 7.0))
+    first, second = program.stages
+    assert first.sums == ((2, 2.0, 1, ((5.0, 0),)), (3, 0.5, 1, ((0.4, 2),)))
+    assert (second.x, second.new) == (3, 1)
+    assert second.sums == ((1, pytest.approx(1.5), 3, ((pytest.approx(2.1), 0), (-0.1, 2))),)
+    assert program.size == 4
