@@ -11,7 +11,18 @@ from helpers import SDES, Net, gaussian
 from torch import nn
 from torch._ops import HigherOrderOperator
 
-from scoresde import VPSDE, Affine, ConfigError, DTypeError, Moments, ScoreModel, ShapeError, sample, solvers
+from scoresde import (
+    VPSDE,
+    Affine,
+    ConfigError,
+    DTypeError,
+    Moments,
+    SamplingModule,
+    ScoreModel,
+    ShapeError,
+    sample,
+    solvers,
+)
 from scoresde.nn import MLP, UNet
 from scoresde.noise import normal, stream
 
