@@ -12,7 +12,7 @@ import torch
 from helpers import MEAN, VARIANCE, Net, coefficients, gaussian, slope
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from test_chains import close
+from chain_weights import close
 from torch import Tensor
 
 from scoresde import (

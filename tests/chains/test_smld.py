@@ -10,7 +10,7 @@ import torch
 from helpers import MEAN, VARIANCE, gaussian
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_chains import close, weights
+from chain_weights import close, weights
 from torch import Tensor
 
 from scoresde import (
