@@ -7,11 +7,14 @@ Everything inside the boundary may then assume sound input.
 from __future__ import annotations
 
 import difflib
+import functools
+import inspect
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from os import PathLike
 from pathlib import Path
+from typing import ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
@@ -31,9 +34,13 @@ __all__ = [
     "check_number",
     "check_path",
     "check_samples",
-    "named",
+    "explain_keywords",
+    "pick",
     "unknown",
 ]
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 class ScoreSDEError(Exception):
@@ -160,10 +167,43 @@ def _fold(name: str) -> str:
     return re.sub("[^a-z0-9]", "", name.casefold().replace("solver++", "++").replace("++", "pp"))
 
 
-def named(kind: str, choice: object, table: Mapping[str, Callable[..., Tensor]]) -> Callable[..., Tensor]:
+def pick(kind: str, choice: object, table: Mapping[str, Callable[..., Tensor]]) -> Callable[..., Tensor]:
     """Return the entry ``choice`` of a table, or ``choice`` itself where it is a function; ConfigError otherwise."""
     if isinstance(choice, str) and choice in table:
         return table[choice]
     if callable(choice):
         return choice
     raise unknown(kind, choice, table)
+
+
+def explain_keywords(**synonyms: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Let a function answer keywords that it does not take with a DTypeError that names the right one.
+
+    ``@explain_keywords(lr="learning_rate", epochs="steps= with steps = epochs * len(data) / batch_size")`` says what to
+    use for words of other libraries: a parameter of the function, or a sentence. For any other word the nearest
+    parameter is named, whatever its case and underscores, or all of them where none is near. Of a function with
+    overloads it decorates the implementation.
+    """
+
+    def decorate(function: Callable[P, R]) -> Callable[P, R]:
+        parameters = inspect.signature(function).parameters.values()
+        names = {p.name: None for p in parameters if p.kind is not p.POSITIONAL_ONLY and p.name != "self"}
+
+        @functools.wraps(function)
+        def explained(*args: P.args, **kwargs: P.kwargs) -> R:
+            if not kwargs.keys() <= names.keys():
+                cures = [_explain(word, names, synonyms) for word in kwargs if word not in names]
+                raise DTypeError(f"{function.__qualname__.removesuffix('.__init__')}() takes no {'; no '.join(cures)}")
+            return function(*args, **kwargs)
+
+        return explained
+
+    return decorate
+
+
+def _explain(word: str, names: Iterable[str], synonyms: Mapping[str, str]) -> str:
+    """Return an unknown keyword and what to use instead."""
+    folded = {_fold(name): name for name in names}
+    near = difflib.get_close_matches(_fold(word), folded, n=1)
+    cure = synonyms.get(word, folded[near[0]] if near else f"one of {', '.join(names)}")
+    return f"{word}=, use {cure}{'=' if cure.isidentifier() else ''}"

@@ -25,6 +25,7 @@ from scoresde.errors import (
     check_integer,
     check_number,
     check_samples,
+    explain_keywords,
     unknown,
 )
 from scoresde.models import checkpoint, saving
@@ -45,6 +46,7 @@ DECAYS: dict[str, Callable[[float], float]] = {
     "linear": lambda u: 1 - u,
     "constant": lambda u: 1.0,
 }
+STEPS_OF_EPOCHS = "steps= with steps = epochs * len(data) / batch_size"
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,6 +72,23 @@ class TrainResult:
     folder: Path | None
 
 
+@explain_keywords(
+    lr="learning_rate",
+    **dict.fromkeys(("epochs", "n_epochs", "num_epochs", "max_epochs"), STEPS_OF_EPOCHS),
+    **dict.fromkeys(("num_train_steps", "train_steps", "max_steps", "iterations"), "steps"),
+    bs="batch_size",
+    ema="ema_decay",
+    warmup_steps="warmup",
+    **dict.fromkeys(("scheduler", "lr_scheduler", "schedule"), "decay"),
+    **dict.fromkeys(("grad_clip", "gradient_clip", "max_grad_norm"), "clip_norm"),
+    **dict.fromkeys(("labels", "label", "y"), 'cond={"label": labels}'),
+    **dict.fromkeys(("val_data", "validation"), "held_out"),
+    **dict.fromkeys(("loss", "loss_fn"), "objective"),
+    **dict.fromkeys(("amp", "mixed_precision"), "autocast=torch.bfloat16"),
+    **dict.fromkeys(("output_dir", "save_dir", "checkpoint_dir"), "folder"),
+    callback="on_log",
+    verbose="progress",
+)
 def fit(
     model: ScoreModel,
     data: Tensor,

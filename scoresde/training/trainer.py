@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from scoresde.errors import ConfigError, DTypeError, ShapeError, check_number, named
+from scoresde.errors import ConfigError, DTypeError, ShapeError, check_number, pick
 from scoresde.models.checks import check_score_model
 from scoresde.models.prediction import Condition
 from scoresde.models.score_model import ScoreModel
@@ -80,8 +80,8 @@ class Trainer:
         seed: int = 0,
     ) -> None:
         self.model, self.net = model, _network(model)
-        self.times = named("time sampler", times, TIMES)
-        self.weight = corrected(named("weight", weight, WEIGHTS), self.times)
+        self.times = pick("time sampler", times, TIMES)
+        self.weight = corrected(pick("weight", weight, WEIGHTS), self.times)
         self.objective = _objective(objective, weight, times)
         if objective is None:
             ends = torch.linspace(model.sde.t_min, model.sde.t_max, 9, dtype=torch.float64)

@@ -31,7 +31,7 @@ from scoresde.errors import (
     ShapeError,
     check_device,
     check_floating,
-    named,
+    pick,
 )
 from scoresde.models.checks import check_score_model
 from scoresde.models.prediction import Condition, check_condition
@@ -170,7 +170,7 @@ def denoising_score_matching(
 
     Source: Vincent 2011, "A connection between score matching and denoising autoencoders"; Ho et al. 2020.
     """
-    weigh, draw = named("weight", weight, WEIGHTS), named("time sampler", times, TIMES)
+    weigh, draw = pick("weight", weight, WEIGHTS), pick("time sampler", times, TIMES)
     cond = check_batch(model, x0, noise, cond)
     batch, device = x0.shape[0], x0.device
     dtype = torch.promote_types(x0.dtype, torch.float32)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from scoresde.errors import ShapeError, check_integer, check_samples, named
+from scoresde.errors import ShapeError, check_integer, check_samples, pick
 from scoresde.models.prediction import Condition, check_condition, in_mode
 from scoresde.models.score_model import ScoreModel
 from scoresde.noise import check_seed, normal, permutation, stream
@@ -74,7 +74,7 @@ def held_out_loss(
     check_integer(chunk_size, "chunk_size", 1)
     check_seed(seed)
     cond = check_condition(cond, len(x))
-    weigh, draw = named("weight", weight, WEIGHTS), named("time sampler", times, TIMES)
+    weigh, draw = pick("weight", weight, WEIGHTS), pick("time sampler", times, TIMES)
     device = x.device if model.device is None else model.device
     x = x.to(device=device, dtype=torch.promote_types(x.dtype, torch.float32))
     if model.transform is not None:
