@@ -19,7 +19,8 @@ class CosineVPSDE(GaussianSDE):
     """Variance preserving with alpha = cos(theta_t)/cos(theta_0), theta_t = pi/2 (t + offset)/(1 + offset).
 
     alpha reaches 0 at t = 1; the default t_max = 0.9946 stops at log_snr = -9.6, near VPSDE's end. Source: Nichol and
-    Dhariwal 2021, "Improved denoising diffusion probabilistic models", eq. 17, whose chain ``DDPM.cosine`` is.
+    Dhariwal 2021, "Improved denoising diffusion probabilistic models", arXiv:2102.09672, eq. 17, whose chain
+    ``DDPM.cosine`` is.
 
     Args:
         offset: s, which keeps the first steps from being tiny.

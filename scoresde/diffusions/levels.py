@@ -33,7 +33,8 @@ class _UnitAlpha(GaussianSDE):
 class VESDE(_UnitAlpha):
     """Variance exploding: dx = g dw with alpha = 1 and sigma = sigma_min (sigma_max/sigma_min)^t, also at t = 0.
 
-    Source: Song et al. 2021, eq. 9; NCSN's geometric noise levels.
+    Source: Song et al. 2021, arXiv:2011.13456, eq. 9; the geometric noise levels of NCSN, Song and Ermon 2019,
+    arXiv:1907.05600.
 
     Args:
         sigma_min: sigma(0), in the unit of the data.
@@ -102,7 +103,7 @@ class _SigmaIsTime:
 class EDMSDE(_SigmaIsTime, _UnitAlpha):
     """EDM's diffusion: alpha = 1 and sigma = t, for t in [sigma_min, sigma_max].
 
-    Source: Karras et al. 2022, "Elucidating the design space of diffusion-based generative models".
+    Source: Karras et al. 2022, "Elucidating the design space of diffusion-based generative models", arXiv:2206.00364.
 
     Args:
         sigma_min: the smallest noise level, which is t_min.
@@ -144,7 +145,8 @@ class RectifiedFlow(_SigmaIsTime, GaussianSDE):
     """The straight path: alpha = 1 - t and sigma = t, whose velocity is noise - data.
 
     At t_max = 1 alpha is 0: the data and v and velocity predictions are finite there, the noise and the score are not.
-    Source: Liu et al. 2023, "Flow straight and fast"; Lipman et al. 2023, "Flow matching for generative modeling".
+    Source: Liu et al. 2023, "Flow straight and fast", arXiv:2209.03003; Lipman et al. 2023, "Flow matching for
+    generative modeling", arXiv:2210.02747.
 
     Args:
         t_min: smallest time of use.

@@ -11,9 +11,9 @@ motion seen through the scale alpha and the clock nu^2, and all else follows:
     posterior       x_s | x_t, x_0 ~ N(alpha_s/alpha_t e^D x_t + alpha_s (1 - e^D) x_0, sigma_s^2 (1 - e^D))
     reverse family  dx = [f - (1 + eta^2)/2 g^2 score] dt + eta g dw,  eta = 1 reverse SDE, eta = 0 probability flow
 
-(Song et al. 2021, "Score-based generative modeling through stochastic differential equations"; Kingma et al. 2021,
-"Variational diffusion models"). Differences of variances are written with expm1 of differences of log_snr, which do not
-cancel. Curves are evaluated in float64 and return the type of their argument.
+(Song et al. 2021, "Score-based generative modeling through stochastic differential equations", arXiv:2011.13456; Kingma
+et al. 2021, "Variational diffusion models", arXiv:2107.00630). Differences of variances are written with expm1 of
+differences of log_snr, which do not cancel. Curves are evaluated in float64 and return the type of their argument.
 """
 
 from __future__ import annotations

@@ -69,7 +69,8 @@ class _LinearBeta(GaussianSDE):
 class VPSDE(_LinearBeta):
     """Variance preserving: dx = -beta/2 x dt + sqrt(beta) dw, so alpha^2 + sigma^2 = 1; the limit of DDPM.
 
-    Source: Song et al. 2021, "Score-based generative modeling through stochastic differential equations", eq. 11.
+    Source: Song et al. 2021, "Score-based generative modeling through stochastic differential equations",
+    arXiv:2011.13456, eq. 11.
 
     Args:
         beta_min: beta(0), in 1/t.
@@ -112,7 +113,7 @@ class VPSDE(_LinearBeta):
 class SubVPSDE(_LinearBeta):
     """Sub-VP: alpha = e^{-B/2} and sigma = 1 - e^{-B}, so nu = 2 sinh(B/2) and g^2 = beta (1 - e^{-2B}).
 
-    Source: Song et al. 2021, eq. 12. Arguments and errors as for VPSDE.
+    Source: Song et al. 2021, arXiv:2011.13456, eq. 12. Arguments and errors as for VPSDE.
     """
 
     @curve

@@ -14,12 +14,12 @@ x and F every view of the prediction is P = a x + b F (``targets.view``):
 | "edm" | sigma/(d w) | -d alpha/w, with d = sigma_data, w = sqrt(sigma^2 + d^2 alpha^2) |
 
 c_in = 1/sqrt(alpha^2 d^2 + sigma^2), with d = 1 unless set (0.5 for "edm"); c_noise is log_snr clamped to [-40, 40].
-The noise, data, score and v views are Ho et al. 2020 and Salimans and Ho 2022; "edm" is Karras et al. 2022, table 1;
-"velocity" is Lipman et al. 2023.
+The noise, data, score and v views are Ho et al. 2020 (arXiv:2006.11239) and Salimans and Ho 2022 (arXiv:2202.00512);
+"edm" is Karras et al. 2022 (arXiv:2206.00364), table 1; "velocity" is Lipman et al. 2023 (arXiv:2210.02747).
 
 *Learned variance.* The network gives twice the channels, F and u, and v = (u + 1)/2 places the variance of a reverse
 step between its small (v = 0) and its large value (v = 1), for each coordinate on a logarithmic scale (Nichol and
-Dhariwal 2021, eq. 15). All views are those of F.
+Dhariwal 2021, arXiv:2102.09672, eq. 15). All views are those of F.
 """
 
 from __future__ import annotations

@@ -9,8 +9,8 @@ where bf16 has lost the angle altogether: they are formed in float32 (float64 wh
 
 A class k in 0..classes-1 adds a learned vector v_k. The null class, -1 or no label at all, has a learned vector of its
 own: a network trained with some labels replaced by -1 (``drop_labels``) knows the conditional and the unconditional
-score, as classifier-free guidance asks (Ho, Salimans 2022). The networks themselves draw no random number once they
-are made, in training mode neither.
+score, as classifier-free guidance asks (Ho and Salimans 2022, arXiv:2207.12598). The networks themselves draw no random
+number once they are made, in training mode neither.
 
 First values come from ``initialise``: uniform of variance 1/(3 n) for a layer with n inputs, from the network's seed.
 """

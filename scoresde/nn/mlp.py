@@ -5,7 +5,7 @@ With h_0 = A x + a and the conditioning vector e(c_noise, label),
     h_{i+1} = h_i + B_i silu(A_i n(h_i, e)),    n(h, e) = (1 + s_i(e)) norm(h) + b_i(e),
 
 norm being the layer norm and (s_i, b_i) a linear map of e: the noise level sets the scale and the shift of every block
-(adaptive norm: Perez et al. 2018, FiLM; Peebles, Xie 2023). The output is
+(adaptive norm: Perez et al. 2018, FiLM, arXiv:1709.07871; Peebles and Xie 2023, arXiv:2212.09748). The output is
 
     c(e) x + C silu(n(h_depth, e)) + d,
 

@@ -1,9 +1,10 @@
 r"""A U-Net for signals, images and volumes.
 
 A level applies its blocks, hands a grid half as fine to the next level, enlarges what comes back and applies as many
-blocks again, which see beside their input what the first ones gave, the last one first (Ronneberger et al. 2015; Ho et
-al. 2020, without their skip connections from the resampling layers). The coarsest level has two blocks around a
-self-attention (Vaswani et al. 2017) instead of a next level. With the conditioning vector e(c_noise, label) a block is
+blocks again, which see beside their input what the first ones gave, the last one first (Ronneberger et al. 2015,
+arXiv:1505.04597; Ho et al. 2020, arXiv:2006.11239, without their skip connections from the resampling layers). The
+coarsest level has two blocks around a self-attention (Vaswani et al. 2017, arXiv:1706.03762) instead of a next level.
+With the conditioning vector e(c_noise, label) a block is
 
     h = conv(silu(norm x)),    block(x) = P x + conv(silu((1 + s(e)) norm h + b(e))),
 

@@ -13,8 +13,9 @@ and the checkpoint stores it. With y = forward(x), the density of the data follo
 | ``Compose`` | one after the other | the sum of its parts' |
 
 Data on a lattice have no density: a model of them can be made infinitely good without learning anything. ``Dequantise``
-spreads each value over its bin (Uria, Murray, Larochelle 2013); the density then bounds the probability of x,
-log P(x) >= E_U log p(x + width (U - 1/2)) + D log width for D coordinates (Theis, van den Oord, Bethge 2016).
+spreads each value over its bin (Uria, Murray, Larochelle 2013, arXiv:1306.0186); the density then bounds the
+probability of x, log P(x) >= E_U log p(x + width (U - 1/2)) + D log width for D coordinates (Theis, van den Oord,
+Bethge 2016, arXiv:1511.01844).
 """
 
 from __future__ import annotations

@@ -118,7 +118,9 @@ class Logit:
     Raises:
         DTypeError, DomainError: epsilon out of range, not finite numbers with low < high.
 
-    Source: Dinh, Sohl-Dickstein, Bengio (2017); with equal margins Papamakarios, Pavlakou, Murray (2017).
+    Source: Dinh, Sohl-Dickstein and Bengio 2017, "Density estimation using Real NVP", arXiv:1605.08803; with equal
+    margins Papamakarios, Pavlakou and Murray 2017, "Masked autoregressive flow for density estimation",
+    arXiv:1705.07057.
     """
 
     epsilon: float = 1e-6

@@ -305,3 +305,14 @@ def test_float32_ends_and_empty_batches_are_legal() -> None:
     mean, std = sde.marginal(torch.zeros(0, 2), torch.zeros(0))
     assert mean.shape == (0, 2)
     assert std.shape == (0,)
+
+
+@pytest.mark.parametrize("sde", SDES.values(), ids=SDES.keys())
+def test_a_notebook_shows_the_curves_that_describe_does(sde):
+    page = sde._repr_html_()
+    assert page.count("<tr>") == 6
+    names, *rows = sde.describe().splitlines()[1:-1]
+    for cell in names.replace("d log alpha/dt", "").split():
+        assert f"<th>{cell}</th>" in page
+    for row in rows:
+        assert "<tr>" + "".join(f"<td>{cell}</td>" for cell in row.split()) + "</tr>" in page
