@@ -87,7 +87,6 @@ def annealed_langevin_table(points: Point, *, prior_std: float, repeats: int, st
 
 
 def _choose_sizes(points: Point, repeats: int, step: float | None) -> list[float]:
-    """Return c at each level."""
     if step is None and len(points.t) > 1:
         chosen: list[float] = choose_step((0.5 * points.log_snr.diff()).exp(), repeats).tolist()
         # No level stands before the first one, where the start state is: it takes the next one's size.

@@ -39,7 +39,7 @@ from scoresde.errors import ConfigError, DomainError, check_integer, check_numbe
 from scoresde.solvers.clocks import VARIABLES, VariableName
 from scoresde.solvers.forms import FORMS, Form, FormName
 from scoresde.solvers.grids import Grid, log_snr
-from scoresde.solvers.quadrature import COEFFICIENTS, Coefficients, CoefficientsName, Integral
+from scoresde.solvers.quadrature import COEFFICIENTS, CoefficientsName, Integral
 from scoresde.solvers.rows import Increment, Knot, Order, Row
 from scoresde.solvers.solver import Method, Solver
 from scoresde.solvers.tableau import Tableau
@@ -109,29 +109,11 @@ def multistep(
     random = callable(eta) or check_number(eta, "eta", 0.0) > 0
     if prediction == "flow" and random:
         raise ConfigError("the flow prediction has no stochastic form; use prediction='data' with eta > 0")
-    build = Multistep(
-        name or "",
-        prediction,
-        variable,
-        order,
-        corrector,
-        eta,
-        coefficients,
-        lower_order_final,
-        first_alone,
-        _declare_order(rule, order, corrector, random),
-    )
+    flags = lower_order_final, first_alone
+    build = Multistep(name or "", prediction, variable, order, corrector, eta, coefficients, *flags)
     # Only the flow's polynomial stays bounded into sigma = 0, in a variable that is finite there.
     closes = prediction == "flow" and variable != "log_snr"
     return Solver(name or "multistep", build, grid or GRID, 1, build.declared, paper, closes)
-
-
-def _declare_order(rule: Coefficients, order: int, corrector: int, random: bool) -> Order:
-    """Return the declared orders."""
-    reached = min(order + 1, corrector) if corrector else order
-    if random:
-        return Order(strong=1.0, weak=min(float(reached), 2.0))
-    return Order(deterministic=min(float(reached), rule.limit))
 
 
 @dataclass(frozen=True)
@@ -147,7 +129,6 @@ class Multistep(Method):
     coefficients: CoefficientsName
     lower_order_final: bool
     first_alone: bool
-    declared: Order
 
     def __str__(self) -> str:
         index = "eta(t)" if callable(self.eta) else f"{self.eta:g}"
@@ -155,6 +136,14 @@ class Multistep(Method):
         parts += [f"corrector {self.corrector}"] if self.corrector else []
         parts += [self.coefficients] if self.coefficients != "exact" else []
         return ", ".join(parts)
+
+    @property
+    def declared(self) -> Order:
+        """The orders that a corrector, noise and rounded coefficients leave."""
+        reached = float(min(self.order + 1, self.corrector) if self.corrector else self.order)
+        if callable(self.eta) or self.eta > 0:
+            return Order(strong=1.0, weak=min(reached, 2.0))
+        return Order(deterministic=min(reached, COEFFICIENTS[self.coefficients].limit))
 
     @property
     def title(self) -> str:
@@ -202,7 +191,6 @@ class Multistep(Method):
         return [rows[start:end] for start, end in bounds]
 
     def _read_eta(self, times: Tensor) -> Tensor:
-        """Return eta on each interval."""
         if not callable(self.eta):
             return torch.full_like(times, self.eta)
         values = [check_number(self.eta(t), f"eta at t = {t:g}", 0.0) for t in times.tolist()]
