@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from scoresde import VESDE, VPSDE, GaussianModel, GaussianSDE, ScoreModel, SubVPSDE, Tableau, TabulatedSDE, sample
 
+ROOT = Path(__file__).resolve().parents[1]
 MEAN, VARIANCE = 0.7, 0.25
 VARIANCE_PRESERVING = VPSDE()
 

@@ -23,7 +23,7 @@ import torch
 from torch import Generator, Tensor
 
 from scoresde.diffusions.sde import GaussianSDE
-from scoresde.errors import ConfigError, DomainError, DTypeError, check_integer, check_samples
+from scoresde.errors import ConfigError, DomainError, DTypeError, check_integer, check_samples, explain_keywords
 from scoresde.models.checks import check_event, check_model
 from scoresde.models.prediction import Condition, Predictor, check_condition, in_mode, select
 from scoresde.noise import TapeNoise
@@ -41,6 +41,13 @@ __all__ = ["decode", "encode"]
 
 FLOW = ProbabilityFlow(rtol=1e-5, atol=1e-5)
 NO_NOISE = TapeNoise(())
+WORDS = {
+    **dict.fromkeys(("num_steps", "num_inference_steps", "n_steps"), "steps"),
+    **dict.fromkeys(("label", "labels", "y", "class_labels"), 'cond={"label": labels}'),
+    **dict.fromkeys(("sampler", "scheduler", "method"), "solver"),
+    "batch_size": "chunk_size",
+}
+"""Words of other libraries, and what to use here."""
 
 
 class DecodeOptions(TypedDict, total=False):
@@ -78,6 +85,7 @@ def encode(
 ) -> Tensor | SampleResult: ...
 
 
+@explain_keywords(**WORDS)
 def encode(
     model: Predictor,
     x: Tensor,
@@ -153,6 +161,7 @@ def decode(
 ) -> Tensor | SampleResult: ...
 
 
+@explain_keywords(**WORDS)
 def decode(
     model: Predictor,
     z: Tensor,

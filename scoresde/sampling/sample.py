@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 
 from scoresde.diffusions.gaussian import Gaussian, Moments
 from scoresde.diffusions.sde import SDE
-from scoresde.errors import SolverError, check_integer
+from scoresde.errors import SolverError, check_integer, explain_keywords
 from scoresde.models.checks import check_event
 from scoresde.models.prediction import Condition, Predictor, check_condition, in_mode, select
 from scoresde.noise import NoiseSource, Randomness, check_tape
@@ -136,6 +136,18 @@ def sample(
 ) -> Tensor | SampleResult: ...
 
 
+@explain_keywords(
+    **dict.fromkeys(("num_steps", "num_inference_steps", "n_steps", "nfe"), "steps"),
+    **dict.fromkeys(("n", "num_samples", "n_samples", "batch"), "shape"),
+    **dict.fromkeys(("sampler", "scheduler", "method"), "solver"),
+    **dict.fromkeys(("timesteps", "grid", "sigmas", "schedule"), "times"),
+    **dict.fromkeys(("label", "labels", "y", "class_labels"), 'cond={"label": labels}'),
+    **dict.fromkeys(("z", "latents", "x_T", "init"), "x_init"),
+    **dict.fromkeys(("batch_size", "max_batch_size"), "chunk_size"),
+    **dict.fromkeys(("callback", "callbacks"), "on_step"),
+    **dict.fromkeys(("corrector", "correctors"), "kernels"),
+    **dict.fromkeys(("return_dict", "full_result"), "full_output"),
+)
 def sample(
     model: Predictor | Callable[..., Tensor],
     shape: Sequence[int] | int | None = None,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 from helpers import Net, gaussian
@@ -13,12 +15,15 @@ from scoresde import (
     VPSDE,
     ConfigError,
     DomainError,
+    DTypeError,
     Langevin,
     Moments,
     Sampler,
     ScoreModel,
     ShapeError,
     compare,
+    decode,
+    encode,
     sample,
     solvers,
 )
@@ -99,3 +104,28 @@ def test_compare_and_samplers_are_public() -> None:
     )
     assert rows[0].sampler == "mine"
     same(drawn[0], sample(MODEL, 6, solver="ddim:4", seed=0))
+
+
+@pytest.mark.parametrize(
+    ("word", "cure"),
+    [
+        ("num_steps", "steps="),
+        ("num_inference_steps", "steps="),
+        ("n_steps", "steps="),
+        ("Steps", "steps="),
+        ("labels", 'cond={"label": labels}'),
+        ("sampler", "solver="),
+        ("batch_size", "chunk_size="),
+        ("trajectoy", "trajectory="),
+    ],
+)
+def test_words_of_other_libraries_name_the_right_one(word: str, cure: str) -> None:
+    net = Net()
+    model = ScoreModel(net, VPSDE())
+    with pytest.raises(DTypeError, match=re.escape(f"sample() takes no {word}=, use {cure}")):
+        sample(model, (3, 2), **{word: 5})
+    if word in ("num_steps", "labels", "sampler", "batch_size"):
+        for code in (encode, decode):
+            with pytest.raises(TypeError, match=re.escape(f"{code.__name__}() takes no {word}=, use {cure}")):
+                code(model, torch.zeros(3, 2), **{word: 5})
+    assert net.calls == []
