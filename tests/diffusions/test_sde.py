@@ -211,7 +211,10 @@ def test_perturb_scales_each_sample_by_its_own_time(shape: tuple[int, ...], dtyp
         # Coefficients, products and sum are each rounded once.
         bound = 3 * torch.finfo(dtype).eps * ((alpha * x0[k]).abs() + (sigma * noise[k]).abs()).to(F64) + 1e-7
         assert bool(((got[k].to(F64) - exact).abs() <= bound).all())
-        assert torch.equal(sde.perturb(x0[k : k + 1], float(t[k]), noise[k : k + 1])[0], got[k])
+        # A vectorised exponential may differ in its last bit with the size of the batch.
+        rounding = 4 * torch.finfo(dtype).eps
+        alone = sde.perturb(x0[k : k + 1], float(t[k]), noise[k : k + 1])[0]
+        torch.testing.assert_close(alone, got[k], rtol=rounding, atol=rounding)
     assert torch.equal(x0, before[0])
     assert torch.equal(noise, before[1])
 

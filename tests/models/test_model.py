@@ -249,9 +249,9 @@ def test_layouts_do_not_matter() -> None:
     model, x = ScoreModel(net, VPSDE()), normal((4, 3, 5, 5), stream(4), dtype=F64)
     expected = model(x, T).data
     for same in (x.to(memory_format=torch.channels_last), x.transpose(1, 3).contiguous().transpose(1, 3)):
-        assert torch.equal(model(same, T).data, expected)
+        torch.testing.assert_close(model(same, T).data, expected, rtol=1e-12, atol=1e-12)
     row = x[:1, :1].expand(4, 3, 5, 5)
-    assert torch.equal(model(row, T).data, model(row.clone(), T).data)
+    torch.testing.assert_close(model(row, T).data, model(row.clone(), T).data, rtol=1e-12, atol=1e-12)
     assert model(x[:0], T[:0]).data.shape == (0, 3, 5, 5)
 
 

@@ -195,7 +195,9 @@ if __name__ == "__main__":
     worker.join()
     assert worker.exitcode == 0
     for name, model in models.items():
-        assert got[name] == [part.tolist() for part in here.ask(model)], name
+        # Another process may have other instructions at hand: the same numbers, but for their rounding.
+        for numbers, part in zip(got[name], here.ask(model), strict=True):
+            torch.testing.assert_close(torch.tensor(numbers, dtype=part.dtype), part, rtol=1e-5, atol=1e-5)
     print("the same")
 """
 
