@@ -30,13 +30,10 @@ def check_sde(sde: object) -> GaussianSDE:
     """Return ``sde`` if it is a Gaussian diffusion; DTypeError, with what was probably meant, where it is none."""
     if isinstance(sde, GaussianSDE):
         return sde
-    if isinstance(sde, type) and issubclass(sde, GaussianSDE):
-        cure = f"{sde.__name__}() makes one"
-    else:
-        short = {kind.lower().removesuffix("sde"): kind for kind in DIFFUSIONS}
-        plain = "".join(c for c in sde.lower() if c.isalnum()).removesuffix("sde") if isinstance(sde, str) else ""
-        cure = f"e.g. {short.get(plain, 'VPSDE')}()"
-    raise DTypeError(f"sde must be a GaussianSDE, {cure}, got {sde!r}")
+    word = sde.__name__ if isinstance(sde, type) else str(sde)
+    short = {kind.lower().removesuffix("sde"): kind for kind in DIFFUSIONS}
+    meant = short.get("".join(c for c in word.lower() if c.isalnum()).removesuffix("sde"), "VPSDE")
+    raise DTypeError(f"sde must be a GaussianSDE, e.g. {meant}(), got {sde!r}")
 
 
 def sde_to_dict(sde: GaussianSDE) -> dict[str, object]:

@@ -65,7 +65,7 @@ def test_what_others_call_a_prediction_names_ours(word: str, right: str) -> None
         ("rectified_flow", r"e\.g\. RectifiedFlow\(\)"),
         ("something", r"e\.g\. VPSDE\(\)"),
         (3, r"e\.g\. VPSDE\(\), got 3"),
-        (CosineVPSDE, r"CosineVPSDE\(\) makes one"),
+        (CosineVPSDE, r"e\.g\. CosineVPSDE\(\), got <class"),
     ],
 )
 def test_an_sde_by_its_name_or_class(given: object, right: str) -> None:
