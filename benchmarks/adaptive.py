@@ -9,7 +9,7 @@ step for the whole batch, as it has; "in t" is the usual way to use it, dx/dt in
 over the rounds, and the ratio the median of the ratios within a round. On a busy machine ``--cpu-time`` measures the
 processor's time, which on one thread is the wall time of a quiet one.
 
-Run: python benchmarks/adaptive.py [--rounds 15] [--threads 1] [--cpu-time] [--part clocks|speed]
+Run: python benchmarks/adaptive.py [--rounds 15] [--threads 1] [--cpu-time] [--part clocks|speed] [--record]
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 import torchdiffeq
 from mixtures import SDE, ring, ten
+from record import add_record, read_record, write_record
 from torch import Tensor
 
 from scoresde import GaussianMixtureModel, GaussianSDE, ProbabilityFlow
@@ -211,11 +211,11 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--cpu-time", action="store_true")
     parser.add_argument("--part", choices=("clocks", "speed"), help="only one part; the other's figures are kept")
-    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "adaptive.json")
+    add_record(parser, "adaptive")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     clock = time.process_time if options.cpu_time else time.perf_counter
-    result = json.loads(options.output.read_text()) if options.part and options.output.exists() else {}
+    result = read_record(options.record) if options.part else {}
     with torch.no_grad():
         for name, model, size in (("ring", ring(), 2), ("ten", ten(), 32)):
             x = normal((256, size), stream(2, "start", size), dtype=torch.float64)
@@ -230,10 +230,9 @@ def main() -> None:
             kind = "processor" if options.cpu_time else "wall"
             show(f"{kind} time at equal error, ten Gaussians, (256, 32)", speed)
             result["speed"] = {"time": kind, "threads": options.threads, "rounds": options.rounds, "rows": speed}
-    options.output.parent.mkdir(exist_ok=True)
     # What was not reached is NaN, for which JSON has no number.
     text = json.dumps(result, indent=1).replace("NaN", "null")
-    options.output.write_text(text + "\n")
+    write_record(options.record, text)
 
 
 if __name__ == "__main__":

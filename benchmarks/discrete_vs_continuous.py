@@ -12,7 +12,7 @@ Four parts, of which the first two need no luck and no training:
   bound on the held-out digits in bits per dimension. And two networks of one architecture, trained here on the digits,
   one on the chain's integer indices, one at times of the SDE; each sampled by the chain and by samplers of the SDE.
 
-Run: python benchmarks/discrete_vs_continuous.py [--runs runs/demo] [--quick]
+Run: python benchmarks/discrete_vs_continuous.py [--runs runs/demo] [--quick] [--record]
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from mixtures import ring
+from record import add_record, write_record
 from scipy.special import ndtr
 from torch import Tensor
 
@@ -297,8 +298,7 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=None, help="folder with the runs of make demo, for the last part")
     parser.add_argument("--quick", action="store_true", help="fewer steps and samples")
     parser.add_argument("--rounds", type=int, default=0, help="not used: nothing is timed here")
-    results = Path(__file__).parent / "results"
-    parser.add_argument("--output", type=Path, default=results / "discrete_vs_continuous.json")
+    add_record(parser, "discrete_vs_continuous")
     parser.add_argument("--figure", type=Path, default=None, help="a .png, .svg or .pdf file")
     options = parser.parse_args()
     few = (10, 20, 40, 80) if options.quick else (10, 20, 40, 80, 160, 320)
@@ -311,8 +311,7 @@ def main() -> None:
         found["trained"] = trained(options.runs, (10, 20, 50, 100, 200), 300)
         found["crossed"] = crossed()
         print(json.dumps({key: found[key] for key in ("trained", "crossed")}, indent=1))
-    options.output.parent.mkdir(exist_ok=True)
-    options.output.write_text(json.dumps(found, indent=1) + "\n")
+    write_record(options.record, json.dumps(found, indent=1))
     if options.figure is not None:
         plots.save(figure(law, bound, drawn), options.figure)
 

@@ -10,7 +10,7 @@ what two sets of exact samples measure.
 ``CONFIGURATIONS`` are settings of the builders that are the best somewhere; "best fixed" is the best of all, picked
 at each number of evaluations after the fact.
 
-Run: python benchmarks/quality.py [--samples 2000] [--sets 5] [--threads 1] [--part flow|noise]
+Run: python benchmarks/quality.py [--samples 2000] [--sets 5] [--threads 1] [--part flow|noise] [--record]
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ import json
 import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass
-from pathlib import Path
 
 import torch
 from mixtures import fast, ring, ten
+from record import add_record, read_record, write_record
 from torch import Tensor
 
 from scoresde import VPSDE, ScoreModel, build_table, sample, solvers
@@ -185,10 +185,10 @@ def main() -> None:
     parser.add_argument("--sets", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--part", choices=("flow", "noise"), help="only one part; the other's figures are kept")
-    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "quality.json")
+    add_record(parser, "quality")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    result = json.loads(options.output.read_text()) if options.part and options.output.exists() else {}
+    result = read_record(options.record) if options.part else {}
     result |= {"samples": options.samples, "sets": options.sets}
     for name in MIXTURES:
         if options.part != "noise":
@@ -196,8 +196,7 @@ def main() -> None:
             result[f"flow, {name}"] = {key: [list(astuple(f)) for f in figures] for key, figures in curves.items()}
         if options.part != "flow":
             result[f"noise, {name}"] = noise_errors(name, options.samples * options.sets)
-    options.output.parent.mkdir(exist_ok=True)
-    options.output.write_text(compact(result))
+    write_record(options.record, compact(result))
 
 
 def compact(result: Mapping[str, object]) -> str:

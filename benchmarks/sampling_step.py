@@ -4,7 +4,7 @@ The cost of a step is the slope between calls of 50 and of 250 steps, so that se
 loop alternate; the figure is the median over the rounds of the ratio within a round. The network is one multiplication.
 Long runs are made in a process of their own; reported is by how much its resident memory rose at most.
 
-Run: python benchmarks/sampling_step.py [--rounds 15] [--threads 1] [--only NAME ...]
+Run: python benchmarks/sampling_step.py [--rounds 15] [--threads 1] [--only NAME ...] [--record]
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
+from record import add_record, write_record
 from torch import Tensor
 
 from scoresde import VPSDE, ScoreModel, build_table, sample, solvers
@@ -185,7 +186,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--only", nargs="+", choices=FAMILIES, default=list(FAMILIES))
     parser.add_argument("--long", nargs="+", type=int, default=None, help=argparse.SUPPRESS)
-    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "sampling_step.json")
+    add_record(parser, "sampling_step")
     options = parser.parse_args()
     if options.long is not None:
         long_run(tuple(options.long[1:]), options.long[0])
@@ -206,8 +207,7 @@ def main() -> None:
     slowest = max(builds, key=lambda row: row["build_ms"])
     print(f"a 50-step table: {slowest['build_ms']:.2f} ms at most ({slowest['solver']}), of {len(builds)} solvers")
     found = {"threads": options.threads, "steps": rows, "build": builds, "long": long_runs()}
-    options.output.parent.mkdir(exist_ok=True)
-    options.output.write_text(json.dumps(found, indent=1) + "\n")
+    write_record(options.record, json.dumps(found, indent=1))
 
 
 if __name__ == "__main__":

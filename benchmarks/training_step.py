@@ -8,7 +8,7 @@ PyTorch loop with fixed VP formulas, fused Adam and a foreach average.
 All of them take turns, a chunk of steps each (64 for the MLP, so that what is prepared for many steps at once counts
 in full); the figures are medians over the rounds, of the time of a step and of the ratio within a round.
 
-Run: python benchmarks/training_step.py [--rounds 25] [--threads 1] [--clock wall|cpu]
+Run: python benchmarks/training_step.py [--rounds 25] [--threads 1] [--clock wall|cpu] [--record]
 
 On a machine that does other work at the same time, --clock cpu (the process's own seconds, all threads together) with
 --threads 1 is what repeats.
@@ -22,9 +22,9 @@ import json
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
+from record import add_record, write_record
 from torch import nn
 
 from scoresde.diffusions.vp import VPSDE
@@ -136,7 +136,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--clock", choices=CLOCKS, default="wall")
     parser.add_argument("--only", choices=CASES, default=None)
-    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "training_step.json")
+    add_record(parser, "training_step")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     rows = []
@@ -147,9 +147,8 @@ def main() -> None:
         for who, ratio in row["ratio"].items():
             ms, shape = row["milliseconds"][who], tuple(row["shape"])
             print(f"{name:>8} {row['parameters']:>11} {shape!s:>16} {who:>8} {ms:>10.3f} {ratio:>14.3f}")
-    options.output.parent.mkdir(exist_ok=True)
     found = {"threads": options.threads, "clock": options.clock, "rounds": options.rounds, "steps": rows}
-    options.output.write_text(json.dumps(found, indent=1) + "\n")
+    write_record(options.record, json.dumps(found, indent=1))
 
 
 if __name__ == "__main__":
