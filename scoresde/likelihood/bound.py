@@ -36,9 +36,9 @@ from scoresde.noise import (
     stream,
     uniform,
 )
-from scoresde.ops import working_dtype
+from scoresde.ops import chunks, working_dtype
 
-__all__ = ["Bound", "Task", "finish", "prior_law", "prior_nats"]
+__all__ = ["Bound", "Task", "assemble_bound", "choose_prior", "measure_prior"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,6 +66,26 @@ class Bound:
     log_abs_det: float
     size: int
     discrete: bool
+
+    def __repr__(self) -> str:
+        """Say the bound with its error, and its parts."""
+        return f"<Bound {', '.join(f'{name} {text}' for name, text in self._figures().items())}>"
+
+    def _repr_html_(self) -> str:
+        """Show the figures as a table, for notebooks."""
+        cells = (f"<tr><th>{name}</th><td>{text}</td></tr>" for name, text in self._figures().items())
+        return f"<table>{''.join(cells)}</table>"
+
+    def _figures(self) -> dict[str, str]:
+        if len(self.per_sample) == 0:
+            return {"of": "no samples"}
+        return {
+            "total": f"{self.total:.6g} +- {self.standard_error:.2g} nats",
+            "bits per dim": f"{self.bits_per_dim:.4g}",
+            "prior": f"{self.prior:.4g}",
+            "reconstruction": f"{self.reconstruction:.4g}",
+            "samples": str(len(self.per_sample)),
+        }
 
     @property
     def total(self) -> float:
@@ -122,14 +142,15 @@ class Task:
         self._seed = check_seed(seed)
         x = x.to(torch.promote_types(x.dtype, torch.float32))
         self.y, self.log_abs_det = x, torch.zeros(len(x), dtype=torch.float64)
-        if model.transform is not None:
+        transform = self.model.transform
+        if transform is not None:
             draw = self._stream("transform", x.device)
             state = draw.get_state()
-            self.y = model.transform.forward(x, draw)
+            self.y = transform.forward(x, draw)
             if not self.decoder.discrete:
                 draw.set_state(state)
-                self.log_abs_det = model.transform.log_abs_det(x, draw).to("cpu", torch.float64)
-        self.decoder.check(self.y, model.transform)
+                self.log_abs_det = transform.log_abs_det(x, draw).to("cpu", torch.float64)
+        self.decoder.check(self.y, transform)
         self.size = math.prod(x.shape[1:])
         self.source = self._noise(noise)
 
@@ -158,22 +179,21 @@ class Task:
         """Yield (draws, samples, y, z, cond) in batches of at most ``chunk_size``: draws x samples, flattened."""
         batch, event = len(self.y), self.y.shape[1:]
         together = max(1, self.chunk_size // batch)
-        for low in range(0, repeats, together):
-            count = min(together, repeats - low)
+        for draws in chunks(repeats, together):
+            count = draws.stop - draws.start
             z = torch.empty((count, *self.y.shape), dtype=self.y.dtype, device=self.y.device)
             for row in z:
                 self.source.fill(row)
-            for first in range(0, batch, self.chunk_size):
-                part = slice(first, first + self.chunk_size)
+            for part in chunks(batch, self.chunk_size):
                 y, noise = self.y[part].expand(z[:, part].shape).reshape(-1, *event), z[:, part].reshape(-1, *event)
                 cond = None
                 if self.cond is not None:
                     cond = {k: v[part].repeat(count, *(1,) * (v.ndim - 1)) for k, v in self.cond.items()}
-                yield slice(low, low + count), part, y, noise, cond
+                yield draws, part, y, noise, cond
 
     def reconstruction(self, point: Point) -> Tensor:
         """Return minus the decoder's log probability of the data, (B,), with one draw of the state at ``point``."""
-        values, std = torch.zeros(len(self.y), dtype=torch.float64), decoder_std(self.decoder, point)
+        values, std = torch.zeros(len(self.y), dtype=torch.float64), choose_std(self.decoder, point)
         for _, part, y, z, cond in self.drawn(1):
             x = float(point.alpha) * y + float(point.sigma) * z
             mean = self.model.at(x, point, cond).data
@@ -181,7 +201,7 @@ class Task:
         return values
 
 
-def finish(task: Task, prior: Tensor, layers: Tensor, terms: Tensor) -> Bound:
+def assemble_bound(task: Task, prior: Tensor, layers: Tensor, terms: Tensor) -> Bound:
     """Put a result together from the prior's term (B,), the sum of the layers (B,), and the layers' means."""
     return Bound(
         per_sample=prior + layers - task.log_abs_det,
@@ -193,12 +213,12 @@ def finish(task: Task, prior: Tensor, layers: Tensor, terms: Tensor) -> Bound:
     )
 
 
-def decoder_std(decoder: Decoder, point: Point) -> float:
+def choose_std(decoder: Decoder, point: Point) -> float:
     """Return the decoder's standard deviation, sigma/alpha at ``point`` where none is stated."""
     return float(point.sigma / point.alpha) if decoder.std is None else decoder.std
 
 
-def prior_law(model: ScoreModel, point: Point, std: float, prior: Gaussian | None) -> Gaussian:
+def choose_prior(model: ScoreModel, point: Point, std: float, prior: Gaussian | None) -> Gaussian:
     """Return the law that sampling starts from: the caller's, that of the data's moments, or N(0, std^2)."""
     if prior is not None:
         if not isinstance(prior, Gaussian):
@@ -209,7 +229,7 @@ def prior_law(model: ScoreModel, point: Point, std: float, prior: Gaussian | Non
     return Gaussian(torch.zeros((), dtype=torch.float64), torch.tensor(std**2, dtype=torch.float64))
 
 
-def prior_nats(prior: Gaussian, y: Tensor, point: Point) -> Tensor:
+def measure_prior(prior: Gaussian, y: Tensor, point: Point) -> Tensor:
     """Return KL(N(alpha y, sigma^2) || prior) for data y (B, *) at one point, (B,), float64 on the CPU.
 
     It is the cross entropy -log prior(alpha y) + sigma^2/2 tr(C^{-1}) less the entropy D/2 log(2 pi e sigma^2).

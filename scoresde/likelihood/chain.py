@@ -1,6 +1,6 @@
 r"""The variational bound of a chain: a diffusion read as a hierarchical variational autoencoder.
 
-With indices 0 ... n - 1 after clean data x (``chains.base``), the encoder q fixed and the decoder p given by the model,
+With indices 0 ... n - 1 after clean data x (``chains.laws``), the encoder q fixed and the decoder p given by the model,
 
     -log p(x) <= KL(q(x_{n-1} | x) || prior)                                             prior
                + sum_{i=1}^{n-1} E KL(q(x_{i-1} | x_i, x) || p(x_{i-1} | x_i))           terms[i]
@@ -30,11 +30,12 @@ from torch import Tensor
 from scoresde.chains.base import Chain
 from scoresde.diffusions.gaussian import Gaussian
 from scoresde.errors import ConfigError, DTypeError, check_integer, unknown
-from scoresde.likelihood.bound import Bound, Task, finish, prior_law, prior_nats
+from scoresde.likelihood.bound import Bound, Task, assemble_bound, choose_prior, measure_prior
 from scoresde.likelihood.decoders import Decoder
+from scoresde.models.checks import check_score_model
 from scoresde.models.prediction import Condition, in_mode
 from scoresde.models.score_model import ScoreModel
-from scoresde.solvers.ancestral import VARIANCES
+from scoresde.solvers.ancestral import VARIANCES, Variance
 from scoresde.training.losses.chain import ChainLoss
 
 __all__ = ["variational_bound"]
@@ -45,7 +46,7 @@ def variational_bound(
     chain: Chain,
     x0: Tensor,
     *,
-    variance: str = "small",
+    variance: Variance = "small",
     decoder: Decoder | None = None,
     prior: Gaussian | None = None,
     indices: int | None = None,
@@ -78,6 +79,7 @@ def variational_bound(
         DTypeError, ShapeError, DomainError, ConfigError: a model, chain, data, decoder, prior or option of the wrong
             type, shape or range; data off the decoder's levels. All before any call of the network.
     """
+    model = check_score_model(model)
     if not isinstance(chain, Chain):
         raise DTypeError(
             f"chain must be a DDPM or an SMLD, got {type(chain).__name__}; DDPM.from_sde(sde, n) makes one, and "
@@ -101,9 +103,9 @@ def variational_bound(
     if variance == "learned" and model.variance != "learned":
         raise ConfigError("variance='learned' needs a model with variance='learned'; this one has fixed variances")
     points = chain.points
-    top = prior_nats(prior_law(model, points[-1], chain.prior_std, prior), task.y, points[-1])
+    top = measure_prior(choose_prior(model, points[-1], chain.prior_std, prior), task.y, points[-1])
     if len(top) == 0:
-        return finish(task, top, top, torch.full((len(chain),), torch.nan, dtype=torch.float64))
+        return assemble_bound(task, top, top, torch.full((len(chain),), torch.nan, dtype=torch.float64))
     with in_mode(model, training=False), torch.no_grad():
         reconstruction = task.reconstruction(points[1])
         index = (1 + (task.places() * layers).long()).clamp_max(layers)
@@ -111,10 +113,10 @@ def variational_bound(
     count = torch.bincount(index.reshape(-1), minlength=len(chain)).double()
     terms = torch.zeros_like(count).index_add(0, index.reshape(-1), values.reshape(-1)) / count
     terms[0] = reconstruction.mean()
-    return finish(task, top, reconstruction + values.sum(0) * (layers / max(1, draws)), terms)
+    return assemble_bound(task, top, reconstruction + values.sum(0) * (layers / max(1, draws)), terms)
 
 
-def _layers(task: Task, chain: Chain, index: Tensor, variance: str) -> Tensor:
+def _layers(task: Task, chain: Chain, index: Tensor, variance: Variance) -> Tensor:
     """Return the KL divergences of the layers ``index`` (draws, B), of its shape, float64 on the CPU."""
     loss = ChainLoss.bound(chain, variance=variance)
     values = torch.zeros(index.shape, dtype=torch.float64)

@@ -29,8 +29,9 @@ from torch import Tensor
 from scoresde.diffusions.gaussian import Gaussian
 from scoresde.diffusions.sde import GaussianSDE
 from scoresde.errors import ConfigError, DTypeError, check_integer
-from scoresde.likelihood.bound import Bound, Task, finish, prior_law, prior_nats
+from scoresde.likelihood.bound import Bound, Task, assemble_bound, choose_prior, measure_prior
 from scoresde.likelihood.decoders import Decoder
+from scoresde.models.checks import check_score_model
 from scoresde.models.prediction import Condition, in_mode
 from scoresde.models.score_model import ScoreModel
 from scoresde.training.losses.denoising import denoising_score_matching
@@ -72,6 +73,7 @@ def continuous_elbo(
         ConfigError: an SDE that reaches alpha = 0. DTypeError, ShapeError, DomainError: a model, SDE, data, decoder,
             prior or option of the wrong type, shape or range. All before any call of the network.
     """
+    model = check_score_model(model)
     if not isinstance(sde, GaussianSDE):
         raise DTypeError(f"sde must be a GaussianSDE, got {type(sde).__name__}; a chain belongs to variational_bound")
     high, low = (float(sde.log_snr(t)) for t in (sde.t_min, sde.t_max))
@@ -91,9 +93,9 @@ def continuous_elbo(
         chunk_size=chunk_size,
     )
     start, end = sde.at(sde.t_max), sde.at(sde.t_min)
-    top = prior_nats(prior_law(model, start, float(sde.prior_std(sde.t_max)), prior), task.y, start)
+    top = measure_prior(choose_prior(model, start, float(sde.prior_std(sde.t_max)), prior), task.y, start)
     if len(top) == 0:
-        return finish(task, top, top, torch.full((samples + 1,), torch.nan, dtype=torch.float64))
+        return assemble_bound(task, top, top, torch.full((samples + 1,), torch.nan, dtype=torch.float64))
     own = model if sde is model.sde else model.with_sde(sde)
     with in_mode(model, training=False), torch.no_grad():
         reconstruction = task.reconstruction(end)
@@ -105,4 +107,4 @@ def continuous_elbo(
             values[draws, part] = loss.to("cpu", torch.float64).reshape(at.shape)
     values *= 0.5 * (high - low) * task.size / samples
     terms = torch.cat([reconstruction.mean()[None], values.mean(1)])
-    return finish(task, top, reconstruction + values.sum(0), terms)
+    return assemble_bound(task, top, reconstruction + values.sum(0), terms)

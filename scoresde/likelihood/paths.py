@@ -30,13 +30,13 @@ from scoresde.diffusions.gaussian import Gaussian
 from scoresde.diffusions.point import Point
 from scoresde.diffusions.sde import transition_weights
 from scoresde.errors import ConfigError, DTypeError, ShapeError, check_floating, check_integer, check_samples
-from scoresde.likelihood.bound import decoder_std, prior_law
+from scoresde.likelihood.bound import choose_prior, choose_std
 from scoresde.likelihood.decoders import Decoder, check_decoder, event_sum, gaussian_nats
 from scoresde.models.checks import check_model_and_data
-from scoresde.models.prediction import Condition, check_condition, in_mode
+from scoresde.models.prediction import Condition, check_condition, in_mode, select
 from scoresde.models.score_model import ScoreModel
 from scoresde.noise import SampleNoise, TapeNoise, check_seed, check_tape, stream
-from scoresde.ops import working_dtype
+from scoresde.ops import chunks, working_dtype
 from scoresde.solvers.rows import Row
 from scoresde.solvers.tableau import Tableau
 
@@ -118,7 +118,7 @@ def path_log_weight(
             f"path must have shape ({len(points.t)}, B, *), one state for each point of {steps.name!r} from its end "
             f"up, got {tuple(path.shape)}; make one with forward_path"
         )
-    check_model_and_data(model, path[0], "path[0]")
+    model, _ = check_model_and_data(model, path[0], "path[0]")
     check_samples(path, "path")
     cond = check_condition(cond, path.shape[1], path.device)
     check_integer(chunk_size, "chunk_size", 1)
@@ -127,19 +127,17 @@ def path_log_weight(
         closing.check(path[0], model.transform)
     if steps.spread and model.variance != "learned":
         raise ConfigError(f"{steps.name!r} needs a model with variance='learned'; this one has fixed variances")
-    law = prior_law(model, points[-1], steps.prior_std, prior)
+    law = choose_prior(model, points[-1], steps.prior_std, prior)
     path = path.detach().to(torch.promote_types(path.dtype, torch.float32))
     weights = torch.zeros(path.shape[1], dtype=torch.float64)
     with in_mode(model, training=False), torch.no_grad():
-        for low in range(0, path.shape[1], chunk_size):
-            part = slice(low, low + chunk_size)
-            here = None if cond is None else {k: v[part] for k, v in cond.items()}
-            found = _chunk(model, path[:, part], steps, closing, law, here)
+        for part in chunks(path.shape[1], chunk_size):
+            found = _weigh_paths(model, path[:, part], steps, closing, law, select(cond, part))
             weights[part] = found.to("cpu", torch.float64)
     return weights
 
 
-def _chunk(
+def _weigh_paths(
     model: ScoreModel, path: Tensor, table: Tableau, decoder: Decoder | None, prior: Gaussian, cond: Condition
 ) -> Tensor:
     """Return the log weights of some paths; sums are taken in float64, so that the states count as they stand."""
@@ -161,7 +159,7 @@ def _chunk(
             total = total - gaussian_nats(early - mean, _log_std(row, fraction, early))
         else:
             assert decoder is not None
-            total = total - decoder.nats(early, mean, decoder_std(decoder, row.at.point()), model.transform)
+            total = total - decoder.nats(early, mean, choose_std(decoder, row.at.point()), model.transform)
     return total
 
 

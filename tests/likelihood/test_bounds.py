@@ -1,21 +1,17 @@
-"""Bounds on -log p: each term against torch.distributions, closed forms for Gaussian data, limits, and bad input.
-
-For a scalar Gaussian every error is linear in the data and in the noise, so that the mean over x_0 = m +- sqrt(c) and
-z = +-1 is the exact expectation: no test of an expectation draws anything.
-"""
+"""Bounds on -log p: every term by its definition, the limits, the losses, levels."""
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
 from dataclasses import replace
 
 import mpmath
 import numpy as np
 import pytest
 import torch
-from helpers import MEAN, VARIANCE, Net, gaussian, slope
+from exact_bounds import CHAINS, ENTROPY, between, even_chain, exact_bound, exact_nodes, lattice, vector
+from helpers import VARIANCE, gaussian, slope
 from torch import Tensor, nn
 from torch.distributions import MultivariateNormal, Normal, kl_divergence
 
@@ -26,15 +22,8 @@ from scoresde import (
     VESDE,
     VPSDE,
     Affine,
-    Bound,
-    Compose,
-    ConfigError,
     CosineVPSDE,
-    Dequantise,
-    DomainError,
-    DTypeError,
     Gaussian,
-    GaussianDecoder,
     GaussianMixtureModel,
     GaussianModel,
     GaussianSDE,
@@ -42,57 +31,11 @@ from scoresde import (
     Logit,
     RectifiedFlow,
     ScoreModel,
-    ShapeError,
     SubVPSDE,
     continuous_elbo,
     denoising_score_matching,
     variational_bound,
 )
-from scoresde.chains.base import Chain
-
-ENTROPY = 0.5 * math.log(2 * math.pi * math.e * VARIANCE)
-CHAINS: dict[str, Callable[[], Chain]] = {
-    "linear": lambda: DDPM.linear(50),
-    "cosine": lambda: DDPM.cosine(30),
-    "sub-chain": lambda: DDPM.linear(1000).strided(7),
-    "smld": lambda: SMLD.geometric(12),
-    "two": lambda: DDPM.from_sde(VPSDE(), 2),
-    "one": lambda: DDPM.from_sde(VPSDE(), 1),
-}
-
-
-def vector(*numbers: float) -> Tensor:
-    return torch.tensor(numbers, dtype=torch.float64)
-
-
-def exact_nodes() -> tuple[Tensor, Tensor]:
-    """Data and noise whose mean over four samples is the expectation of every quadratic."""
-    return MEAN + math.sqrt(VARIANCE) * vector(1, 1, -1, -1), vector(1, -1, 1, -1)
-
-
-def exact_bound(chain: Chain, variance: str = "small") -> Bound:
-    """The expected bound for data N(MEAN, VARIANCE) with the exact model."""
-    x, z = exact_nodes()
-    return variational_bound(gaussian(), chain, x, variance=variance, noise=[z] * len(chain))
-
-
-def lattice(end: float, n: int) -> Tensor:
-    return torch.linspace(-end, end, n, dtype=torch.float64)
-
-
-def even_chain(n: int, high: float = 8.0, low: float = -8.0) -> DDPM:
-    """A chain whose log-SNR is evenly spaced between fixed ends."""
-    logs = torch.nn.functional.logsigmoid(torch.linspace(high, low, n, dtype=torch.float64))
-    return DDPM(logs.diff(prepend=torch.zeros(1, dtype=torch.float64)))
-
-
-def between(sde: GaussianSDE, high: float = 8.0, low: float = -8.0) -> GaussianSDE:
-    """The SDE between two log-SNR."""
-    ends = sde.time(vector(high, low)).tolist()
-    if isinstance(sde, EDMSDE):
-        return EDMSDE(sigma_min=math.exp(-high / 2), sigma_max=math.exp(-low / 2))
-    return replace(sde, t_min=ends[0], t_max=ends[1])
-
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Every term, by its definition
@@ -424,235 +367,3 @@ def test_bound_on_levels_is_one_on_their_probability() -> None:
     assert bound.log_abs_det == 0
     stated = variational_bound(model, chain, x, decoder=replace(decoder, std=0.2), noise=[z])
     assert stated.reconstruction != pytest.approx(bound.reconstruction, rel=1e-3)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Units, draws, types
-
-
-def test_with_a_transform_the_bound_is_that_of_the_datas_density() -> None:
-    chain, x = DDPM.linear(25), torch.linspace(-2, 3, 8, dtype=torch.float64).reshape(4, 2)
-    plain = GaussianModel(sde=VPSDE(), mean=vector(0.2, 0.1), covariance=vector(0.5, 0.9))
-    moved = GaussianModel(sde=VPSDE(), mean=vector(0.2, 0.1), covariance=vector(0.5, 0.9))
-    moved.transform = Affine((1.0, 2.0), (3.0, 0.5))
-    y = moved.transform.forward(x)
-    for function, through in ((variational_bound, chain), (continuous_elbo, VPSDE())):
-        inner, outer = function(plain, through, y, seed=5), function(moved, through, x, seed=5)
-        torch.testing.assert_close(outer.per_sample, inner.per_sample + math.log(1.5), rtol=1e-12, atol=1e-12)
-        assert outer.total == pytest.approx(outer.prior + float(outer.terms.sum()) - outer.log_abs_det)
-
-
-def test_a_transform_that_draws_uses_one_draw_for_the_value_and_the_determinant() -> None:
-    levels = Dequantise(8, 0.0, 1.0)
-    model = GaussianModel(sde=VPSDE(), mean=vector(0.0, 0.0), covariance=vector(1.0, 1.0))
-    model.transform = Compose((levels, Logit(1e-6, *levels.range)))
-    x = torch.tensor([[0.0, 1 / 7], [3 / 7, 1.0]], dtype=torch.float64)
-    bound = variational_bound(model, DDPM.linear(25), x, generator=torch.Generator().manual_seed(3))
-    spread = levels.forward(x, torch.Generator().manual_seed(3))
-    wanted = Logit(1e-6, *levels.range).log_abs_det(spread).mean()
-    assert bound.log_abs_det == pytest.approx(float(wanted), rel=1e-12)
-    with pytest.raises(ConfigError, match="without Dequantise"):
-        variational_bound(model, DDPM.linear(25), x, decoder=LevelsDecoder(8, 0.0, 1.0))
-
-
-def test_drawn_indices_meet_every_layer_equally_often() -> None:
-    chain, model = even_chain(13), gaussian()
-    x, z = torch.full((4,), MEAN, dtype=torch.float64), torch.ones(4, dtype=torch.float64)
-    every = variational_bound(model, chain, x, noise=[z] * 13)
-    for seed in range(3):
-        some = variational_bound(model, chain, x, indices=3, noise=[z] * 4, seed=seed)
-        torch.testing.assert_close(some.terms, every.terms, rtol=1e-12, atol=1e-12)
-        assert some.total == pytest.approx(every.total, rel=1e-12)
-        assert float(some.per_sample.std()) > 0
-    whole = variational_bound(model, chain, x, indices=12, seed=1)
-    torch.testing.assert_close(whole.per_sample, variational_bound(model, chain, x, seed=1).per_sample)
-    sparse = variational_bound(model, chain, x[:1], indices=2)
-    assert int(sparse.terms.isnan().sum()) == 10
-    assert math.isfinite(sparse.total)
-
-
-def test_drawn_indices_differ_between_samples_and_seeds() -> None:
-    chain, x = DDPM.linear(40), torch.full((3,), MEAN, dtype=torch.float64)
-    drawn = [
-        frozenset((~variational_bound(gaussian(), chain, x, indices=1, seed=s).terms.isnan()).nonzero()[:, 0].tolist())
-        for s in range(4)
-    ]
-    assert all(len(d) == 4 for d in drawn)  # the reconstruction and three layers
-    assert len(set(drawn)) > 1
-
-
-def test_draws_do_not_depend_on_the_chunks_but_on_the_seed() -> None:
-    x = torch.linspace(-1, 2, 14, dtype=torch.float64).reshape(7, 2)
-    model = GaussianModel(sde=VPSDE(), mean=vector(0.2, 0.1), covariance=vector(0.5, 0.9))
-    cond = {"label": torch.arange(7.0)}
-    net = ScoreModel(Net(dtype=torch.float64), VPSDE())
-    calls: list[Callable[[int, int], Bound]] = [
-        lambda size, seed: variational_bound(model, DDPM.linear(25), x, chunk_size=size, seed=seed),
-        lambda size, seed: variational_bound(model, DDPM.linear(25), x, indices=5, chunk_size=size, seed=seed),
-        lambda size, seed: continuous_elbo(model, VPSDE(), x, samples=3, chunk_size=size, seed=seed),
-        lambda size, seed: variational_bound(net, DDPM.linear(25), x, cond=cond, chunk_size=size, seed=seed),
-    ]
-    for call in calls:
-        whole = call(512, 0)
-        for size in (1, 3, 7, 20):
-            torch.testing.assert_close(call(size, 0).per_sample, whole.per_sample, rtol=1e-12, atol=1e-12)
-        assert call(512, 1).total != whole.total
-    net_calls = [shape[0] for shape, _ in net.net.calls]
-    assert max(net_calls) <= 512
-
-
-def test_the_noise_is_not_that_of_a_sample_of_the_same_seed() -> None:
-    from scoresde.noise import SampleNoise
-
-    net = Net(dtype=torch.float64)
-    variational_bound(ScoreModel(net, VPSDE()), DDPM.linear(25), torch.zeros(5, 2, dtype=torch.float64), seed=0)
-    z = torch.empty(5, 2, dtype=torch.float64)
-    SampleNoise(0).fill(z)
-    ratio = net.inputs[0] / z
-    assert float(ratio.std()) > 1e-3
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_other_types_agree_with_float64(dtype: torch.dtype) -> None:
-    x = torch.linspace(-1, 2, 12, dtype=torch.float64).reshape(6, 2).to(dtype)
-    model = GaussianModel(sde=VPSDE(), mean=vector(0.2, 0.1), covariance=vector(0.5, 0.9))
-    for call in (
-        lambda v: variational_bound(model, DDPM.linear(200), v, seed=2),
-        lambda v: continuous_elbo(model, VPSDE(), v, samples=4, seed=2),
-    ):
-        wide = call(x.double())
-        assert call(x).per_sample.dtype == torch.float64
-        torch.testing.assert_close(call(x).per_sample, wide.per_sample, rtol=2e-3, atol=2e-3)
-
-
-def test_the_caller_is_left_alone() -> None:
-    net = Net()
-    model = ScoreModel(net, VPSDE())
-    model.train()
-    x = torch.linspace(-1, 1, 6).reshape(3, 2).requires_grad_()
-    before = x.detach().clone()
-    bound = variational_bound(model, DDPM.linear(25), x)
-    assert not bound.per_sample.requires_grad
-    assert model.training
-    assert not any(net.modes)
-    assert torch.equal(x.detach(), before)
-    continuous_elbo(model, VPSDE(), x, generator=torch.Generator().manual_seed(0))
-    assert model.training
-
-
-def test_standard_error_and_empty_batches() -> None:
-    chain = DDPM.linear(25)
-    bound = variational_bound(gaussian(), chain, vector(0.1, 0.5, 0.9, 1.5))
-    assert bound.standard_error == pytest.approx(float(bound.per_sample.std()) / 2)
-    assert math.isnan(variational_bound(gaussian(), chain, vector(0.1)).standard_error)
-    net = Net()
-    for empty in (
-        variational_bound(ScoreModel(net, VPSDE()), chain, torch.zeros(0, 2)),
-        continuous_elbo(ScoreModel(net, VPSDE()), VPSDE(), torch.zeros(0, 2)),
-    ):
-        assert empty.per_sample.shape == (0,)
-        assert math.isnan(empty.total)
-    assert net.calls == []
-
-
-def test_drawn_noise_gives_the_exact_expectation() -> None:
-    # A z-test in two stages, of a family-wise false alarm below 1e-6.
-    def score(call: Callable[[Tensor, int], Bound], wanted: float, seed: int, n: int) -> float:
-        x = gaussian().sample_data(n, torch.Generator().manual_seed(seed)).double()
-        bound = call(x, seed)
-        return abs(bound.total - wanted) / bound.standard_error
-
-    chain, sde = even_chain(20), between(VPSDE())
-    limit = exact_bound(even_chain(2)).reconstruction + 0.5 * math.log1p(VARIANCE * math.exp(8.0))
-    for call, wanted in (
-        (lambda x, seed: variational_bound(gaussian(), chain, x, indices=2, seed=seed), exact_bound(chain).total),
-        (lambda x, seed: continuous_elbo(gaussian(), sde, x, samples=2, seed=seed), limit),
-    ):
-        if score(call, wanted, 11, 4000) > 3.29:
-            assert score(call, wanted, 12, 32000) < 4.42
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Faults
-
-
-def silent() -> ScoreModel:
-    """A model whose network must not be called."""
-
-    def act(x: Tensor, k: int) -> Tensor:
-        raise AssertionError("the network was called")
-
-    return ScoreModel(Net(act), VPSDE())
-
-
-def three() -> GaussianModel:
-    return GaussianModel(sde=VPSDE(), mean=torch.zeros(3), covariance=torch.ones(3))
-
-
-X = torch.zeros(3, 2)
-FAULTS: dict[str, tuple[type[Exception], str, Callable[[], object]]] = {
-    "model": (DTypeError, "ScoreModel", lambda: variational_bound(lambda x, t: x, DDPM.linear(25), X)),
-    "chain": (DTypeError, "continuous_elbo", lambda: variational_bound(silent(), VPSDE(), X)),
-    "sde": (DTypeError, "variational_bound", lambda: continuous_elbo(silent(), DDPM.linear(25), X)),
-    "integers": (DTypeError, "x0", lambda: variational_bound(silent(), DDPM.linear(25), torch.zeros(3, 2).long())),
-    "nan": (DomainError, "x0 has 1", lambda: continuous_elbo(silent(), VPSDE(), torch.tensor([[0.0, math.nan]]))),
-    "event": (ShapeError, "event", lambda: variational_bound(three(), DDPM.linear(25), X)),
-    "variance": (ConfigError, "small", lambda: variational_bound(silent(), DDPM.linear(25), X, variance="smal")),
-    "indices": (DomainError, "indices", lambda: variational_bound(silent(), DDPM.linear(25), X, indices=25)),
-    "no indices": (DomainError, "indices", lambda: variational_bound(silent(), DDPM.linear(25), X, indices=0)),
-    "samples": (DomainError, "samples", lambda: continuous_elbo(silent(), VPSDE(), X, samples=0)),
-    "chunk": (DomainError, "chunk_size", lambda: continuous_elbo(silent(), VPSDE(), X, chunk_size=0)),
-    "seed": (DomainError, "seed", lambda: continuous_elbo(silent(), VPSDE(), X, seed=-1)),
-    "generator": (DTypeError, "generator", lambda: continuous_elbo(silent(), VPSDE(), X, generator=3)),
-    "tape": (ShapeError, "holds 2", lambda: variational_bound(silent(), DDPM.linear(25), X, noise=[X, X])),
-    "tape's shape": (ShapeError, r"noise\[0\]", lambda: continuous_elbo(silent(), VPSDE(), X, noise=[X[:1]] * 17)),
-    "cond": (ShapeError, "cond", lambda: continuous_elbo(silent(), VPSDE(), X, cond={"label": torch.zeros(2)})),
-    "prior": (DTypeError, "Gaussian", lambda: variational_bound(silent(), DDPM.linear(25), X, prior=1.0)),
-    "alpha 0": (ConfigError, "lower its t_max", lambda: continuous_elbo(gaussian(), RectifiedFlow(), vector(0.1))),
-    "decoder": (DTypeError, "LevelsDecoder", lambda: variational_bound(silent(), DDPM.linear(25), X, decoder=0.1)),
-    "std": (DomainError, "std", lambda: GaussianDecoder(0.0)),
-    "levels": (DomainError, "levels", lambda: LevelsDecoder(1)),
-    "range": (DomainError, "below high", lambda: LevelsDecoder(4, 1.0, 1.0)),
-    "levels' std": (DomainError, "std", lambda: LevelsDecoder(4, std=-1.0)),
-    "off the levels": (
-        DomainError,
-        "on the 4 levels",
-        lambda: variational_bound(silent(), DDPM.linear(25), X, decoder=LevelsDecoder(4)),
-    ),
-    "outside": (
-        DomainError,
-        "on the 3 levels",
-        lambda: variational_bound(silent(), DDPM.linear(25), X + 2, decoder=LevelsDecoder(3)),
-    ),
-}
-
-
-@pytest.mark.parametrize("case", FAULTS)
-def test_bad_input_is_refused_before_any_call(case: str) -> None:
-    kind, message, call = FAULTS[case]
-    with pytest.raises(kind, match=message):
-        call()
-
-
-def test_learned_variance_needs_a_model_that_learns_it() -> None:
-    with pytest.raises(ConfigError, match="learned"):
-        variational_bound(silent(), DDPM.linear(25), X, variance="learned")
-
-
-class Turned:
-    """A transform that mixes the coordinates."""
-
-    random = False
-
-    def forward(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        return -x
-
-    def inverse(self, y: Tensor) -> Tensor:
-        return -y
-
-
-def test_levels_need_a_transform_that_increases() -> None:
-    model = silent()
-    model.transform = Turned()
-    with pytest.raises(DomainError, match="increases"):
-        variational_bound(model, DDPM.linear(25), X, decoder=LevelsDecoder(3))

@@ -16,7 +16,8 @@ from torch import Tensor, zeros
 
 from scoresde import (
     DDPM, CosineVPSDE, EMA, Langevin, Moments, ProbabilityFlow, SampleResult, Sampler, ScoreModel, Solver, Tableau,
-    TrainResult, VPSDE, bridge, build_table, compare, decode, encode, fit, grids, losses, map_prediction, sample, solvers,
+    TrainResult, VPSDE, bridge, build_table, compare, decode, encode, fit, grids, losses, map_prediction, sample,
+    solvers,
 )
 
 from scoresde.data import swiss_roll

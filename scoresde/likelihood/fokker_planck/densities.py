@@ -29,6 +29,12 @@ class Densities:
     values: Tensor
     steps: int
 
+    def __repr__(self) -> str:
+        """Say where and when the densities are."""
+        grid = " x ".join(f"{len(axis)} cells on [{float(axis[0]):.4g}, {float(axis[-1]):.4g}]" for axis in self.axes)
+        span = f"t = {float(self.times[0]):g} to {float(self.times[-1]):g}"
+        return f"<Densities at {len(self.times)} times, {span}, {grid}, {self.steps} steps>"
+
     @property
     def volume(self) -> float:
         """Of a cell."""
