@@ -7,14 +7,51 @@ dimensions are added so that c multiplies x.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from scoresde.errors import ShapeError
+from scoresde.errors import DTypeError, ShapeError
 
-__all__ = ["chunks", "combine", "divergence", "expand", "jacobian_products", "move", "time_derivative", "working_dtype"]
+__all__ = [
+    "Array",
+    "accept_arrays",
+    "chunks",
+    "combine",
+    "divergence",
+    "expand",
+    "jacobian_products",
+    "move",
+    "time_derivative",
+    "working_dtype",
+]
+
+Array = Tensor | NDArray[Any]
+
+
+def accept_arrays(value: object, name: str = "x") -> object:
+    """Return a NumPy array as a tensor, also the arrays in a mapping; anything else as it is, for a check to judge.
+
+    The tensor shares the array's memory, unless the array is read-only or laid out as no tensor is: then it is a copy.
+    Raises DTypeError where torch has no such type.
+    """
+    if isinstance(value, Mapping):
+        return {key: accept_arrays(part, f"{name}[{key!r}]") for key, part in value.items()}
+    if not isinstance(value, np.ndarray):
+        return value
+    strange = any(stride < 0 or stride % max(1, value.itemsize) for stride in value.strides)
+    if strange or not (value.flags.writeable and value.dtype.isnative):
+        value = value.astype(value.dtype.newbyteorder("="), order="C")
+    try:
+        return torch.from_numpy(value)
+    except TypeError as error:
+        raise DTypeError(
+            f"{name} must be an array of numbers, got dtype {value.dtype}; convert it with {name}.astype(np.float32)"
+        ) from error
 
 
 def expand(c: Tensor, x: Tensor) -> Tensor:

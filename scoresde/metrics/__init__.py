@@ -1,7 +1,7 @@
 """Distances between two sets of samples, each beside its sampling floor, and tests of whether their laws are one.
 
-Let x be n samples of a law P and y m samples of a law Q, both flattened to D coordinates. Each number is a float
-computed in float64 where the device has it:
+Let x be n samples of a law P and y m samples of a law Q, tensors or NumPy arrays, both flattened to D coordinates. Each
+number is a float computed in float64 where the device has it:
 
 * sliced Wasserstein-2, in units of the data.  SW2^2 = E_theta W2^2(theta.x, theta.y), theta uniform on the unit sphere.
   In one dimension W2^2 = int_0^1 (F^-1(u) - G^-1(u))^2 du with the two empirical quantile functions. Both are constant

@@ -14,8 +14,10 @@ import torch
 from torch import Tensor
 
 from scoresde.data.images import LabelledImages, digits
+from scoresde.errors import check_floating
 from scoresde.metrics.frechet import frechet_distance
 from scoresde.noise import undisturbed
+from scoresde.ops import Array, accept_arrays
 
 if TYPE_CHECKING:
     from sklearn.neural_network import MLPClassifier
@@ -48,23 +50,29 @@ class DigitJudge:
         classifier.fit(_flat(train.images), train.labels.numpy())
         return cls(classifier, digits("test"))
 
-    def share(self, images: Tensor) -> float:
+    def share(self, images: Array) -> float:
         """Return the share of images (N, 1, 8, 8) in [-1, 1] of whose class the classifier is sure."""
         return float((self.classifier.predict_proba(_flat(images)).max(1) >= self.sure).mean())
 
-    def accuracy(self, images: Tensor, labels: Tensor) -> float:
+    def accuracy(self, images: Array, labels: Array) -> float:
         """Return the share of images that are taken for their labels."""
-        return float((self.classifier.predict(_flat(images)) == labels.numpy()).mean())
+        return float((self.classifier.predict(_flat(images)) == np.asarray(labels)).mean())
 
-    def features(self, images: Tensor) -> Tensor:
+    def features(self, images: Array) -> Tensor:
         """Return the hidden layer, (N, 128), after its rectifier."""
         hidden = _flat(images) @ self.classifier.coefs_[0] + self.classifier.intercepts_[0]
         return torch.from_numpy(np.maximum(hidden, 0.0))
 
-    def frechet(self, images: Tensor) -> float:
+    def frechet(self, images: Array) -> float:
         """Return the squared Frechet distance in the hidden layer to the real test digits."""
         return frechet_distance(self.features(images), self.features(self.test.images))
 
 
-def _flat(images: Tensor) -> np.ndarray:
-    return images.detach().to("cpu", torch.float64).reshape(len(images), -1).numpy()
+def _flat(images: Array) -> np.ndarray:
+    return (
+        check_floating(accept_arrays(images), "images")
+        .detach()
+        .to("cpu", torch.float64)
+        .reshape(len(images), -1)
+        .numpy()
+    )

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from scoresde.errors import DomainError, check_number
-from scoresde.metrics.pairs import BLOCK, check_pair, distances, slices
+from scoresde.metrics.pairs import BLOCK, check_pair, measure_distances
+from scoresde.ops import Array, chunks
 
 __all__ = ["check_bandwidth", "kernel", "median_bandwidth", "median_distance", "mmd"]
 
@@ -26,10 +27,10 @@ MEDIAN_OF = 2048  # pooled samples whose distances give the median: two million 
 
 def kernel(x: Tensor, y: Tensor, bandwidth: float) -> Tensor:
     """Return the kernel of all pairs, (n, m)."""
-    return (-0.5 * (distances(x, y) / bandwidth).square()).exp()
+    return (-0.5 * (measure_distances(x, y) / bandwidth).square()).exp()
 
 
-def mmd(x: Tensor, y: Tensor, *, bandwidth: float | None = None) -> float:
+def mmd(x: Array, y: Array, *, bandwidth: float | None = None) -> float:
     """Return the *squared* maximum mean discrepancy of two sets (U-statistic); it has no unit and lies in [-2, 2].
 
     It is unbiased: its floor is 0, with a spread of the order of 1/n, and it may be negative. Two numbers can be
@@ -51,13 +52,13 @@ def mmd(x: Tensor, y: Tensor, *, bandwidth: float | None = None) -> float:
     width = check_bandwidth(bandwidth, first, second)
     n, m = first.shape[0], second.shape[0]
     between = 0.0
-    for part in slices(n, max(1, BLOCK // m)):
+    for part in chunks(n, max(1, BLOCK // m)):
         between += float(kernel(first[part], second, width).sum())
     within = [_inner_sum(one, width) / (len(one) * (len(one) - 1)) for one in (first, second)]
     return sum(within) - 2.0 * between / (n * m)
 
 
-def median_bandwidth(x: Tensor, y: Tensor) -> float:
+def median_bandwidth(x: Array, y: Array) -> float:
     """Return the median distance between two different samples of x and y together, in units of the data.
 
     Distances of 0 are left out. Of more than 2048 samples, that many are taken, evenly spaced in the order of one
@@ -98,7 +99,7 @@ def check_bandwidth(bandwidth: float | None, x: Tensor, y: Tensor) -> float:
 def _inner_sum(x: Tensor, bandwidth: float) -> float:
     """Return the sum of k(x_i, x_j) over ordered pairs i != j; blocks off the diagonal are computed once."""
     total = 0.0
-    for part in slices(x.shape[0], max(1, BLOCK // x.shape[0])):
+    for part in chunks(x.shape[0], max(1, BLOCK // x.shape[0])):
         block, rest = x[part], x[part.stop :]
         total += float(kernel(block, block, bandwidth).fill_diagonal_(0.0).sum())
         total += 2.0 * float(kernel(block, rest, bandwidth).sum())

@@ -7,15 +7,16 @@ import math
 from torch import Generator, Tensor
 
 from scoresde.errors import check_integer
-from scoresde.metrics.pairs import BLOCK, check_pair, distances, quantile_pieces, slices
+from scoresde.metrics.pairs import BLOCK, check_pair, cut_quantiles, measure_distances
 from scoresde.noise import normal, stream
+from scoresde.ops import Array, chunks
 
 __all__ = ["energy_distance", "sliced_wasserstein"]
 
 
 def sliced_wasserstein(
-    x: Tensor,
-    y: Tensor,
+    x: Array,
+    y: Array,
     *,
     projections: int = 256,
     seed: int = 0,
@@ -50,16 +51,16 @@ def sliced_wasserstein(
         source = stream(seed, "sliced_wasserstein") if generator is None else generator
         directions = normal((count, dimension), source).to(first)
         directions = directions / directions.norm(dim=1, keepdim=True)
-    left, right, weight = quantile_pieces(first.shape[0], second.shape[0], first)
+    left, right, weight = cut_quantiles(first.shape[0], second.shape[0], first)
     total = 0.0
-    for part in slices(count, max(1, BLOCK // (first.shape[0] + second.shape[0]))):
+    for part in chunks(count, max(1, BLOCK // (first.shape[0] + second.shape[0]))):
         ordered_x = (directions[part] @ first.T).sort(dim=1).values  # (block, n)
         ordered_y = (directions[part] @ second.T).sort(dim=1).values  # (block, m)
         total += float(((ordered_x[:, left] - ordered_y[:, right]).square() * weight).sum())
     return math.sqrt(total / count)
 
 
-def energy_distance(x: Tensor, y: Tensor) -> float:
+def energy_distance(x: Array, y: Array) -> float:
     """Return the energy distance of two sets (V-statistic), in the square root of the data's unit.
 
     D = sqrt(2 mean|x_i - y_j| - mean|x_i - x_j| - mean|y_i - y_j|), means over all pairs, Euclidean norm over the
@@ -79,8 +80,8 @@ def energy_distance(x: Tensor, y: Tensor) -> float:
     first, second = check_pair(x, y)
     n, m = first.shape[0], second.shape[0]
     between = 0.0
-    for part in slices(n, max(1, BLOCK // m)):
-        between += float(distances(first[part], second).sum())
+    for part in chunks(n, max(1, BLOCK // m)):
+        between += float(measure_distances(first[part], second).sum())
     squared = 2.0 * between / (n * m) - _inner_sum(first) / n**2 - _inner_sum(second) / m**2
     return math.sqrt(max(squared, 0.0))
 
@@ -88,7 +89,7 @@ def energy_distance(x: Tensor, y: Tensor) -> float:
 def _inner_sum(x: Tensor) -> float:
     """Return the sum of |x_i - x_j| over all ordered pairs; blocks off the diagonal are computed once."""
     total = 0.0
-    for part in slices(x.shape[0], max(1, BLOCK // x.shape[0])):
+    for part in chunks(x.shape[0], max(1, BLOCK // x.shape[0])):
         block, rest = x[part], x[part.stop :]
-        total += float(distances(block, block).sum()) + 2.0 * float(distances(block, rest).sum())
+        total += float(measure_distances(block, block).sum()) + 2.0 * float(measure_distances(block, rest).sum())
     return total

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from scoresde.errors import DomainError, DTypeError, check_integer, check_samples
 from scoresde.noise import permutation, stream
+from scoresde.ops import Array, accept_arrays
 
 __all__ = ["Comparison", "Floor", "Metric", "floor"]
 
@@ -61,7 +62,7 @@ class Comparison:
 
 def floor(
     metric: Metric,
-    reference: Tensor,
+    reference: Array,
     size: int,
     *,
     other: int | None = None,
@@ -87,7 +88,7 @@ def floor(
     Raises:
         DTypeError, ShapeError, DomainError: a bad reference or count, or a reference too small for two disjoint sets.
     """
-    pool = check_samples(reference, "reference")
+    pool = check_samples(accept_arrays(reference, "reference"), "reference")
     if not callable(metric):
         raise DTypeError(f"metric must be a function of two tensors, got {type(metric).__name__}; pass energy_distance")
     first = check_integer(size, "size", 1)

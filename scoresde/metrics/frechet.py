@@ -9,11 +9,12 @@ from torch import Tensor
 
 from scoresde.errors import DomainError, ShapeError, check_samples
 from scoresde.metrics.pairs import check_pair
+from scoresde.ops import Array, accept_arrays
 
 __all__ = ["frechet_distance", "frechet_distance_of_moments"]
 
 
-def frechet_distance(features_x: Tensor, features_y: Tensor) -> float:
+def frechet_distance(features_x: Array, features_y: Array) -> float:
     """Return the squared Frechet (Wasserstein-2) distance of Gaussians fitted to two sets of features.
 
     |mu_x - mu_y|^2 + tr(A + B - 2 (A^1/2 B A^1/2)^1/2) with A, B the covariances (divisor n - 1), in squared units of
@@ -36,10 +37,10 @@ def frechet_distance(features_x: Tensor, features_y: Tensor) -> float:
     first, second = check_pair(features_x, features_y, names=("features_x", "features_y"), least=2)
     first, second = first.to("cpu", torch.float64), second.to("cpu", torch.float64)
     mean_x, mean_y = first.mean(dim=0), second.mean(dim=0)
-    return _frechet(mean_x, _triangular(first - mean_x), mean_y, _triangular(second - mean_y))
+    return _frechet(mean_x, _factor_samples(first - mean_x), mean_y, _factor_samples(second - mean_y))
 
 
-def frechet_distance_of_moments(mean_x: Tensor, covariance_x: Tensor, mean_y: Tensor, covariance_y: Tensor) -> float:
+def frechet_distance_of_moments(mean_x: Array, covariance_x: Array, mean_y: Array, covariance_y: Array) -> float:
     """Return the squared Frechet distance of N(mean_x, covariance_x) and N(mean_y, covariance_y).
 
     The formula of ``frechet_distance``, from moments that are known or stored. Singular covariances are allowed.
@@ -56,31 +57,32 @@ def frechet_distance_of_moments(mean_x: Tensor, covariance_x: Tensor, mean_y: Te
     """
     moments: list[tuple[Tensor, Tensor]] = []
     for mean, covariance, label in ((mean_x, covariance_x, "x"), (mean_y, covariance_y, "y")):
-        centre = check_samples(mean, f"mean_{label}").detach().to("cpu", torch.float64)
+        centre = check_samples(accept_arrays(mean, f"mean_{label}"), f"mean_{label}").detach().to("cpu", torch.float64)
         if centre.ndim != 1 or centre.numel() == 0:
             raise ShapeError(f"mean_{label} must have shape (D,), got {tuple(mean.shape)}; flatten it")
         if moments and centre.shape != moments[0][0].shape:
             raise ShapeError(f"mean_y must have shape {tuple(mean_x.shape)}, that of mean_x, got {tuple(mean.shape)}")
-        moments.append((centre, _spectral(covariance, centre.numel(), f"covariance_{label}")))
+        moments.append((centre, _factor(covariance, centre.numel(), f"covariance_{label}")))
     return _frechet(*moments[0], *moments[1])
 
 
-def _triangular(centred: Tensor) -> Tensor:
+def _factor_samples(centred: Tensor) -> Tensor:
     """Return F (D, D) with F^T F the covariance of centred samples (n, D)."""
     upper = torch.linalg.qr(centred, mode="r").R / math.sqrt(centred.shape[0] - 1)  # (min(n, D), D)
     missing = upper.shape[1] - upper.shape[0]
     return torch.cat([upper, upper.new_zeros(missing, upper.shape[1])])
 
 
-def _spectral(covariance: Tensor, size: int, name: str) -> Tensor:
+def _factor(covariance: Array, size: int, name: str) -> Tensor:
     """Return F (D, D) with F^T F = covariance, from its eigenvalues; check that it is a covariance."""
-    matrix = check_samples(covariance, name).detach().to("cpu", torch.float64)
+    given = check_samples(accept_arrays(covariance, name), name).detach()
+    matrix = given.to("cpu", torch.float64)
     if matrix.shape != (size, size):
         raise ShapeError(
             f"{name} must have shape ({size}, {size}) for a mean of {size} values, got {tuple(matrix.shape)}"
         )
     # a matrix stored in float32 is symmetric and non-negative only to float32 rounding
-    slack = 8 * size * torch.finfo(covariance.dtype).eps * float(matrix.abs().max())
+    slack = 8 * size * torch.finfo(given.dtype).eps * float(matrix.abs().max())
     skew = float((matrix - matrix.T).abs().max())
     values, vectors = torch.linalg.eigh((matrix + matrix.T) / 2)
     if skew > slack or float(values[0]) < -slack:

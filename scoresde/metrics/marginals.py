@@ -17,14 +17,15 @@ import torch
 from torch import Tensor
 
 from scoresde.errors import unknown
-from scoresde.metrics.pairs import BLOCK, check_pair, quantile_pieces, slices
+from scoresde.metrics.pairs import BLOCK, check_pair, cut_quantiles
+from scoresde.ops import Array, chunks
 
 __all__ = ["DISTANCES", "marginal_distances"]
 
 
 def _wasserstein(x: Tensor, y: Tensor) -> Tensor:
     """Return W1 (D,) of sets (n, D) and (m, D)."""
-    left, right, weight = quantile_pieces(x.shape[0], y.shape[0], x)
+    left, right, weight = cut_quantiles(x.shape[0], y.shape[0], x)
     ordered_x, ordered_y = x.sort(dim=0).values, y.sort(dim=0).values
     return weight @ (ordered_x[left] - ordered_y[right]).abs()
 
@@ -45,7 +46,7 @@ DISTANCES: Final[Mapping[str, Callable[[Tensor, Tensor], Tensor]]] = {
 }
 
 
-def marginal_distances(x: Tensor, y: Tensor, *, distance: str = "wasserstein") -> Tensor:
+def marginal_distances(x: Array, y: Array, *, distance: str = "wasserstein") -> Tensor:
     """Return the one-dimensional distance of each coordinate, of the event's shape.
 
     "wasserstein" is in the unit of the coordinate: a shift by d gives |d|. Its floor is 1.29 s sqrt(1/n + 1/m) for a
@@ -67,5 +68,5 @@ def marginal_distances(x: Tensor, y: Tensor, *, distance: str = "wasserstein") -
     if distance not in DISTANCES:
         raise unknown("distance", distance, DISTANCES)
     first, second = check_pair(x, y)
-    parts = slices(first.shape[1], max(1, BLOCK // (first.shape[0] + second.shape[0])))
+    parts = chunks(first.shape[1], max(1, BLOCK // (first.shape[0] + second.shape[0])))
     return torch.cat([DISTANCES[distance](first[:, part], second[:, part]) for part in parts]).reshape(x.shape[1:])

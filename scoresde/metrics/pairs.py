@@ -1,23 +1,22 @@
-"""What the metrics share: the check of two sets, distances in blocks, and the pieces of quantile functions."""
+"""What the metrics share: the check of two sets, their distances, and the pieces of quantile functions."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from scoresde.errors import ConfigError, ShapeError, check_floating, check_samples
-from scoresde.ops import working_dtype
+from scoresde.errors import ShapeError, check_device, check_floating, check_samples
+from scoresde.ops import Array, accept_arrays, working_dtype
 
-__all__ = ["BLOCK", "check_pair", "distances", "quantile_pieces", "slices"]
+__all__ = ["BLOCK", "check_pair", "cut_quantiles", "measure_distances"]
 
 BLOCK = 2**22  # numbers held at once: 32 MiB of float64, whatever the sizes of the two sets
 
 
-def check_pair(x: Tensor, y: Tensor, *, names: tuple[str, str] = ("x", "y"), least: int = 1) -> tuple[Tensor, Tensor]:
+def check_pair(x: Array, y: Array, *, names: tuple[str, str] = ("x", "y"), least: int = 1) -> tuple[Tensor, Tensor]:
     """Check two sets of samples and return them flattened to (n, D) and (m, D) in the working dtype."""
-    first, second = check_floating(x, names[0]), check_floating(y, names[1])
-    if first.device != second.device:
-        raise ConfigError(f"{names[0]} is on {first.device} and {names[1]} on {second.device}; move one with .to(...)")
+    first, second = (check_floating(accept_arrays(one, name), name) for one, name in zip((x, y), names, strict=True))
+    check_device(first.device, names[0], second.device, names[1])
     if first.shape[1:] != second.shape[1:]:
         raise ShapeError(
             f"{names[0]} and {names[1]} must have the same event shape, got {tuple(first.shape)} and "
@@ -34,7 +33,7 @@ def check_pair(x: Tensor, y: Tensor, *, names: tuple[str, str] = ("x", "y"), lea
     )
 
 
-def quantile_pieces(n: int, m: int, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def cut_quantiles(n: int, m: int, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return (i, j, w): on a piece of [0, 1] of length w the quantile functions are the order statistics i and j.
 
     The breakpoints are integers in units of 1/(n m), so that no piece is lost or doubled by rounding.
@@ -48,12 +47,7 @@ def quantile_pieces(n: int, m: int, like: Tensor) -> tuple[Tensor, Tensor, Tenso
     return (starts // m).to(like.device), (starts // n).to(like.device), weight.to(like)
 
 
-def distances(x: Tensor, y: Tensor) -> Tensor:
+def measure_distances(x: Tensor, y: Tensor) -> Tensor:
     """Return all Euclidean distances (n, m), as differences: the matrix-product form loses half of the digits."""
     result: Tensor = torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist")
     return result
-
-
-def slices(length: int, step: int) -> list[slice]:
-    """Cut 0..length into slices of at most ``step``."""
-    return [slice(start, start + step) for start in range(0, length, step)]

@@ -27,11 +27,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Generator, Tensor
 
-from scoresde.errors import ConfigError, DomainError, DTypeError, check_integer, check_number
+from scoresde.errors import ConfigError, DomainError, DTypeError, check_floating, check_integer, check_number
 from scoresde.metrics.discrepancy import check_bandwidth, kernel
 from scoresde.metrics.floors import Metric
-from scoresde.metrics.pairs import BLOCK, check_pair, slices
+from scoresde.metrics.pairs import BLOCK, check_pair
 from scoresde.noise import integers, permutation, stream, undisturbed
+from scoresde.ops import Array, accept_arrays, chunks
 
 __all__ = ["Classifier", "TwoSampleTest", "classifier_two_sample_test", "two_sample_test"]
 
@@ -61,8 +62,8 @@ class Classifier(Protocol):
 
 
 def two_sample_test(
-    x: Tensor,
-    y: Tensor,
+    x: Array,
+    y: Array,
     *,
     statistic: Metric | None = None,
     bandwidth: float | None = None,
@@ -105,7 +106,7 @@ def two_sample_test(
             )
         if bandwidth is not None:
             raise ConfigError("bandwidth is that of mmd; bind it to your own statistic")
-        pooled = torch.cat([x, y]).detach()
+        pooled = torch.cat([check_floating(accept_arrays(one)) for one in (x, y)]).detach()
         orders = (order.to(pooled.device) for order in _relabellings(total, count, generator))
         values = [float(statistic(pooled[order[:n]], pooled[order[n:]])) for order in orders]
         slack = 1e-12 * abs(values[0])
@@ -117,8 +118,8 @@ def two_sample_test(
 
 
 def classifier_two_sample_test(
-    x: Tensor,
-    y: Tensor,
+    x: Array,
+    y: Array,
     *,
     seed: int = 0,
     classifier: Classifier | None = None,
@@ -211,7 +212,7 @@ def _mmds(pooled: Tensor, n: int, bandwidth: float, orders: Iterator[Tensor]) ->
     chosen = torch.stack([torch.zeros(total).index_fill_(0, order[:n], 1.0) for order in orders], dim=1).to(pooled)
     inner, outer = pooled.new_zeros(chosen.shape[1]), pooled.new_zeros(chosen.shape[1])
     everything = pooled.new_zeros(())
-    for part in slices(total, max(1, BLOCK // total)):
+    for part in chunks(total, max(1, BLOCK // total)):
         rows = kernel(pooled[part], pooled, bandwidth)
         sums = rows.sum(1)
         inner += (chosen[part] * (rows @ chosen)).sum(0)

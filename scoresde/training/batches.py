@@ -1,4 +1,4 @@
-"""The order of the data: batch k of step k, from (seed, epoch) alone."""
+"""The data and their order: batch k of step k, from (seed, epoch) alone."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from scoresde.errors import ConfigError, ShapeError, check_number
-from scoresde.models.prediction import Condition
+from scoresde.diffusions.gaussian import Moments
+from scoresde.errors import ConfigError, ShapeError, check_number, check_samples
+from scoresde.models.prediction import Condition, check_condition
 from scoresde.noise import permutation, stream
-from scoresde.ops import move
+from scoresde.ops import Array, accept_arrays, move
 from scoresde.transforms.base import Transform
 
-__all__ = ["Batches", "check_labels"]
+__all__ = ["Batches", "prepare_data"]
 
 
 class Batches:
@@ -76,20 +77,43 @@ class Batches:
         return x, cond
 
 
-def check_labels(cond: object, samples: int, label_dropout: float) -> Condition:
-    """Return ``cond`` if each of its tensors has one entry for each sample."""
+def prepare_data(
+    data: Array,
+    cond: Mapping[str, Array] | None,
+    transform: Transform | None,
+    *,
+    batch_size: int,
+    label_dropout: float,
+    seed: int,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> tuple[Batches, Moments]:
+    """Check data and conditions, transform the data into the network's type, and return batches and moments.
+
+    Raises:
+        DTypeError, ShapeError, DomainError, ConfigError: no finite samples, conditions of another number, labels to
+            drop that are not there, a transform of another event.
+    """
+    x = check_samples(accept_arrays(data, "data"), "data").detach()
+    if x.shape[0] == 0:
+        raise ShapeError("data is empty: training needs at least one sample")
+    known = check_condition(accept_arrays(cond, "cond"), len(x))
     share = check_number(label_dropout, "label_dropout", 0.0, 1.0)
-    if cond is None:
-        if share:
-            raise ConfigError('label_dropout needs cond={"label": labels}')
-        return None
-    if not isinstance(cond, Mapping) or not all(isinstance(v, Tensor) for v in cond.values()):
-        raise ConfigError('cond must be a dict of tensors, e.g. {"label": labels}')
-    for key, value in cond.items():
-        if value.ndim == 0 or value.shape[0] != samples:
-            raise ShapeError(
-                f"cond[{key!r}] must have one entry for each of the {samples} samples, got shape {tuple(value.shape)}"
-            )
-    if share and "label" not in cond:
-        raise ConfigError(f"label_dropout acts on cond['label']; cond holds {', '.join(cond) or 'nothing'}")
-    return cond
+    if share and known is None:
+        raise ConfigError('label_dropout needs cond={"label": labels}')
+    if share and known is not None and "label" not in known:
+        raise ConfigError(f"label_dropout acts on cond['label']; cond holds {', '.join(known) or 'nothing'}")
+    raw = x.to(torch.promote_types(x.dtype, torch.float32))
+    x = raw if transform is None else transform.forward(raw, stream(seed, "transform", device=x.device))
+    x = x.to(dtype)
+    redrawn = transform if transform is not None and transform.random else None
+    batches = Batches(
+        x if redrawn is None else raw.to(dtype),
+        known,
+        size=batch_size,
+        label_dropout=share,
+        seed=seed,
+        device=device,
+        transform=redrawn,
+    )
+    return batches, Moments.of(x)

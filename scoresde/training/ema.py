@@ -7,27 +7,30 @@ becomes the new base and offset. With ``warmup`` d is min(decay, (1 + k)/(10 + k
 of the weights do not linger.
 
 Weights of neighbouring steps are all but the same, so an average over many steps may take every m-th of them with d^m:
-its mean age is the same and the cost is an m-th. ``stride(decay)`` is the m at which one update moves by a hundredth.
+its mean age is the same and the cost is an m-th. ``choose_stride(decay)`` is the m at which one update moves by a
+hundredth.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from scoresde.errors import ConfigError, check_integer, check_number
+from scoresde.models.networks import bare_network, network_state, plain_names
 
-__all__ = ["EMA", "stride"]
+__all__ = ["EMA", "choose_stride"]
 
 REBASE_EVERY = 64
 LONGEST_STRIDE = 8
 
 
-def stride(decay: float) -> int:
+def choose_stride(decay: float) -> int:
     """Return how many steps one update may stand for: 0.01/(1 - decay), between 1 and 8."""
     return max(1, min(LONGEST_STRIDE, round(0.01 / (1 - decay))))
 
@@ -36,7 +39,8 @@ class EMA:
     """The exponential moving average of a network's trainable parameters; the network itself is never changed.
 
     Args:
-        module: the network.
+        module: the network; of one in a wrapper (``torch.compile``, ``DistributedDataParallel``) the network inside is
+            meant, so that names and copies are those of the network itself.
         decay: d in [0, 1), of one step.
         warmup: take min(decay, (1 + k)/(10 + k)) at step k = 0, 1, ...
         every: steps that one update stands for: every so many calls of ``update`` move the average, by d^every.
@@ -49,13 +53,24 @@ class EMA:
     def __init__(self, module: nn.Module, decay: float = 0.999, *, warmup: bool = False, every: int = 1) -> None:
         self.decay = check_number(decay, "decay", 0.0, 1.0, open_high=True)
         self.every = check_integer(every, "every", 1)
-        self.module, self.warmup, self.updates = module, warmup, 0
-        trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
-        self.names = list(trained)
-        self._parameters = list(trained.values())
-        self._values = [p.detach() for p in self._parameters]
+        self.module, self.warmup, self.updates = bare_network(module), warmup, 0
+        plain = plain_names(self.module)
+        self.names = [plain.get(name, name) for name, p in self.module.named_parameters() if p.requires_grad]
+        self._find_parameters()
         self.base = [p.to(torch.promote_types(p.dtype, torch.float32), copy=True) for p in self._values]
         self.offset = [torch.zeros_like(b) for b in self.base]
+
+    def _find_parameters(self) -> None:
+        self._parameters = [p for p in self.module.parameters() if p.requires_grad]
+        self._values = [p.detach() for p in self._parameters]
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy of a parameter has a memory of its own, which its copied views would not follow.
+        return {name: value for name, value in vars(self).items() if name not in ("_parameters", "_values")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._find_parameters()
 
     def update(self) -> None:
         """Count a step, and at every ``every``-th move the average towards the parameters as they are now."""
@@ -86,28 +101,37 @@ class EMA:
             )
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Return the network's state dict with averages, in the parameters' types, for parameters; copies."""
+        """Return the network's state dict with averages, in the parameters' types, for parameters; copies.
+
+        Its names carry no prefixes of wrappers around the network or its parts.
+        """
         self._check()
         average = {
             id(p): (b.double() + e.double() if b.device.type != "mps" else b + e).to(p.dtype)
             for p, b, e in zip(self._parameters, self.base, self.offset, strict=True)
         }
-        state = self.module.state_dict(keep_vars=True)
-        return {name: average[id(v)] if id(v) in average else v.detach().clone() for name, v in state.items()}
+        state, plain = self.module.state_dict(keep_vars=True), plain_names(self.module)
+        return {plain[name]: average[id(v)] if id(v) in average else v.detach().clone() for name, v in state.items()}
 
     def copy(self) -> nn.Module:
         """Return a copy of the network with the averaged weights."""
         made = copy.deepcopy(self.module)
         made.zero_grad(set_to_none=True)
-        made.load_state_dict(self.state_dict())
+        _set_state(made, self.state_dict())
         return made
 
     @contextmanager
     def applied(self) -> Iterator[None]:
         """Put the averages into the network itself, and its own weights back at the end, also after an exception."""
-        own = {name: v.clone() for name, v in self.module.state_dict().items()}
-        self.module.load_state_dict(self.state_dict())
+        own = {name: v.clone() for name, v in network_state(self.module).items()}
+        _set_state(self.module, self.state_dict())
         try:
             yield
         finally:
-            self.module.load_state_dict(own)
+            _set_state(self.module, own)
+
+
+@torch.no_grad()
+def _set_state(module: nn.Module, state: Mapping[str, Tensor]) -> None:
+    for name, tensor in network_state(module).items():
+        tensor.copy_(state[name])

@@ -1,51 +1,34 @@
-r"""Training on data in memory: options, learning rate, folder, resuming.
-
-The learning rate rises linearly over the warm-up, then falls to zero along a cosine or a line.
-"""
+"""Training on data in memory: from options and data to a loop, its folder, resuming, and what came of it."""
 
 from __future__ import annotations
 
+import html
 import json
-import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
-from scoresde.diffusions.gaussian import Moments
-from scoresde.errors import (
-    CheckpointError,
-    ConfigError,
-    ShapeError,
-    check_integer,
-    check_number,
-    check_samples,
-    explain_keywords,
-    unknown,
-)
+from scoresde.errors import CheckpointError, ConfigError, check_integer, explain_keywords
 from scoresde.models import checkpoint, saving
-from scoresde.models.prediction import Condition, in_mode
 from scoresde.models.score_model import ScoreModel
-from scoresde.noise import check_seed, fresh_seed, stream
-from scoresde.training.batches import Batches, check_labels
-from scoresde.training.loop import CHECKPOINT, LOG, Judge, Record, Run
-from scoresde.training.losses.times import TimeSampler
-from scoresde.training.losses.weights import Weight
+from scoresde.noise import check_seed, fresh_seed
+from scoresde.ops import Array
+from scoresde.training.batches import prepare_data
+from scoresde.training.loop import CHECKPOINT, LOG, Judge, Loop, Record
+from scoresde.training.losses.times import TimeSampler, TimesName
+from scoresde.training.losses.weights import Weight, WeightName
+from scoresde.training.rates import DecayName, LearningRate
 from scoresde.training.trainer import Objective, Trainer
 from scoresde.transforms.base import Transform, check_transform
 
-__all__ = ["DECAYS", "TrainResult", "fit"]
+__all__ = ["TrainResult", "fit"]
 
-DECAYS: dict[str, Callable[[float], float]] = {
-    "cosine": lambda u: 0.5 * (1 + math.cos(math.pi * u)),
-    "linear": lambda u: 1 - u,
-    "constant": lambda u: 1.0,
-}
+ROWS = 10  # of the log in a notebook
 STEPS_OF_EPOCHS = "steps= with steps = epochs * len(data) / batch_size"
 
 
@@ -71,6 +54,26 @@ class TrainResult:
     seed: int
     folder: Path | None
 
+    def __repr__(self) -> str:
+        where = "" if self.folder is None else f", in {self.folder}"
+        loss = self.log[-1]["loss"] if self.log else None
+        text = "" if loss is None else f", loss {loss:.4g}"
+        return f"<TrainResult {self.steps} steps in {self.seconds:.3g} s{text}, seed {self.seed}{where}>"
+
+    def _repr_html_(self) -> str:
+        """Show the last records of the log as a table, for notebooks."""
+        names = ("step", "loss", "held_out_loss", "learning_rate", "gradient_norm", "seconds")
+        rows: list[Mapping[str, object]] = [*self.log[-ROWS:]]
+        shown = [name for name in names if any(name in row for row in rows)]
+        title = "".join(f"<th>{name.replace('_', ' ')}</th>" for name in shown)
+        lines = ("".join(f"<td>{_show(row.get(name, ''))}</td>" for name in shown) for row in rows)
+        table = "".join(f"<tr>{line}</tr>" for line in (title, *lines))
+        return f"<p>{html.escape(repr(self))}</p><table>{table}</table>"
+
+
+def _show(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else "not finite" if value is None else str(value)
+
 
 @explain_keywords(
     lr="learning_rate",
@@ -91,24 +94,24 @@ class TrainResult:
 )
 def fit(
     model: ScoreModel,
-    data: Tensor,
+    data: Array,
     *,
     steps: int,
     batch_size: int = 128,
     learning_rate: float = 1e-3,
     warmup: int | None = None,
-    decay: str = "cosine",
-    weight: str | Weight = "simple",
-    times: str | TimeSampler = "low_discrepancy",
+    decay: DecayName = "cosine",
+    weight: WeightName | Weight = "simple",
+    times: TimesName | TimeSampler = "low_discrepancy",
     objective: Objective | None = None,
     weight_decay: float = 0.0,
     clip_norm: float | None = 1.0,
     ema_decay: float = 0.999,
-    cond: Condition = None,
+    cond: Mapping[str, Array] | None = None,
     label_dropout: float = 0.0,
     transform: Transform | None = None,
-    held_out: Tensor | None = None,
-    held_out_cond: Condition = None,
+    held_out: Array | None = None,
+    held_out_cond: Mapping[str, Array] | None = None,
     autocast: torch.dtype | None = None,
     seed: int | None = 0,
     folder: str | os.PathLike[str] | None = None,
@@ -125,8 +128,10 @@ def fit(
     (seed, epoch). The network trains in training mode on its own device; every module's mode is restored at the end.
 
     Args:
-        model: the model; its network ends with the raw weights, its ``moments`` and ``transform`` are set.
-        data: (N, *), finite, in the user's units, on any device.
+        model: the model; its network ends with the raw weights, its ``moments`` and ``transform`` are set. A network
+            in ``torch.compile`` or ``DistributedDataParallel`` is trained through it; a wrapper around the model
+            itself is left aside. The result's model has the network without wrappers.
+        data: a tensor on any device or a NumPy array, (N, *), finite, in the user's units.
         steps: number of steps in all.
         batch_size: samples of a step; more than N of them repeat.
         learning_rate: after the warm-up.
@@ -139,7 +144,7 @@ def fit(
         weight_decay: decoupled, a share of the learning rate.
         clip_norm: largest norm of the gradient; None for no limit.
         ema_decay: in [0, 1).
-        cond: conditions of the data, tensors (N, *), e.g. ``{"label": labels}``.
+        cond: conditions of the data, tensors or arrays (N, *), e.g. ``{"label": labels}``.
         label_dropout: share of the labels in ``cond["label"]`` that become -1, for guidance.
         transform: from the data's units to the model's; by default the model's own, if it has one.
         held_out: data (M, *) that are not trained on; their loss at fixed noise and times, with the averaged weights,
@@ -167,12 +172,11 @@ def fit(
     log_every = check_integer(log_every, "log_every", 1)
     save_every = max(1, steps // 10) if save_every is None else check_integer(save_every, "save_every", 1)
     seed = fresh_seed() if seed is None else check_seed(seed)
-    rate = _schedule(steps, learning_rate, min(1000, steps // 20) if warmup is None else warmup, decay)
     if objective is not None and held_out is not None:
         raise ConfigError("held_out= is judged by the denoising loss; with objective=, use losses.held_out_loss after")
     trainer = Trainer(
         model,
-        learning_rate=rate,
+        learning_rate=LearningRate(learning_rate, warmup, steps, decay),
         weight=weight,
         times=times,
         objective=objective,
@@ -182,53 +186,43 @@ def fit(
         autocast=autocast,
         seed=seed,
     )
+    model = trainer.model
     transform = model.transform if transform is None else check_transform(transform)
-    x = check_samples(data, "data").detach()
-    if x.shape[0] == 0:
-        raise ShapeError("data is empty: training needs at least one sample")
-    raw = x.to(torch.promote_types(x.dtype, torch.float32))
-    x = raw if transform is None else transform.forward(raw, stream(seed, "transform", device=x.device))
-    x = x.to(trainer.dtype)
-    moments = Moments.of(x)
-    redraws = transform is not None and transform.random
-    batches = Batches(
-        raw.to(trainer.dtype) if redraws else x,
-        check_labels(cond, len(x), label_dropout),
-        size=batch_size,
+    batches, moments = prepare_data(
+        data,
+        cond,
+        transform,
+        batch_size=batch_size,
         label_dropout=label_dropout,
         seed=seed,
         device=trainer.device,
-        transform=transform if redraws else None,
+        dtype=trainer.dtype,
     )
-    where = None if folder is None else Path(folder)
-    if resume:
-        _resume(where, trainer)
-    if where is not None:
-        _open_folder(where, resume)
+    where = _open_folder(folder, trainer, resume)
     model.moments, model.transform = moments, transform
-    judge = None if held_out is None else Judge(trainer, held_out, held_out_cond, weight, times)
-    run = Run(trainer, batches, where, steps, save_every, log_every, on_log, judge)
-    with (
-        in_mode(trainer.net, training=True),
-        tqdm(total=steps, initial=trainer.step, desc="training", unit="step", disable=not progress, leave=False) as bar,
-    ):
-        losses = run(lambda text: bar.set_postfix_str(text), bar.update)
+    loop = Loop(
+        trainer,
+        batches,
+        folder=where,
+        steps=steps,
+        save_every=save_every,
+        log_every=log_every,
+        on_log=on_log,
+        judge=None if held_out is None else Judge(trainer, held_out, held_out_cond, weight, times),
+    )
+    losses = loop(progress=progress)
     averaged = model.with_sde(model.sde)
     averaged.net = trainer.ema.copy()
-    return TrainResult(averaged, losses, tuple(run.log), trainer.step, time.perf_counter() - started, seed, where)
+    return TrainResult(averaged, losses, tuple(loop.log), trainer.step, time.perf_counter() - started, seed, where)
 
 
-def _schedule(steps: int, peak: float, warmup: int, decay: str) -> Callable[[int], float]:
-    """Return the learning rate as a function of the step."""
-    peak, rise = check_number(peak, "learning_rate", 0.0, open_low=True), check_integer(warmup, "warmup", 0, steps)
-    if decay not in DECAYS:
-        raise unknown("decay", decay, DECAYS)
-    fall = DECAYS[decay]
-    return lambda k: peak * ((k + 1) / (rise + 1) if k < rise else fall((k - rise) / (steps - rise)))
-
-
-def _open_folder(folder: Path, resume: bool) -> None:
-    """Make the folder and see that it is writable, and empty unless ``resume``."""
+def _open_folder(path: str | os.PathLike[str] | None, trainer: Trainer, resume: bool) -> Path | None:
+    """Make the folder, writable, and empty unless ``resume``, which loads its checkpoint into the trainer."""
+    folder = None if path is None else Path(path)
+    if resume:
+        _resume(folder, trainer)
+    if folder is None:
+        return None
     try:
         if folder.is_dir() and not resume and any(folder.iterdir()):
             raise CheckpointError(f"{folder} is not empty; choose a new folder, or resume=True to go on from there")
@@ -238,6 +232,7 @@ def _open_folder(folder: Path, resume: bool) -> None:
         raise CheckpointError(
             f"{folder} cannot be written: {error.strerror or error}; choose another folder"
         ) from error
+    return folder
 
 
 def _resume(folder: Path | None, trainer: Trainer) -> None:

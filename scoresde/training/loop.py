@@ -10,7 +10,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,17 +19,19 @@ from typing import NotRequired, TypedDict
 
 import torch
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from scoresde.errors import SolverError
 from scoresde.models import checkpoint
-from scoresde.models.prediction import Condition
+from scoresde.models.prediction import in_mode
+from scoresde.ops import Array
 from scoresde.training.batches import Batches
 from scoresde.training.losses.held_out import held_out_loss
-from scoresde.training.losses.times import TimeSampler
-from scoresde.training.losses.weights import Weight
+from scoresde.training.losses.times import TimeSampler, TimesName
+from scoresde.training.losses.weights import Weight, WeightName
 from scoresde.training.trainer import Trainer
 
-__all__ = ["CHECKPOINT", "LOG", "Judge", "Record", "Run"]
+__all__ = ["CHECKPOINT", "LOG", "Judge", "Loop", "Record"]
 
 PATIENCE = 3
 CHECKPOINT, LOG = "checkpoint", "log.jsonl"
@@ -60,10 +62,10 @@ class Judge:
     """The loss of held-out data with the averaged weights."""
 
     trainer: Trainer
-    data: Tensor
-    cond: Condition
-    weight: str | Weight
-    times: str | TimeSampler
+    data: Array
+    cond: Mapping[str, Array] | None
+    weight: WeightName | Weight
+    times: TimesName | TimeSampler
 
     def __call__(self) -> float:
         """Return it."""
@@ -74,13 +76,14 @@ class Judge:
             ).mean
 
 
-class Run:
+class Loop:
     """The loop: steps, records, checkpoints, and the watch over the loss."""
 
     def __init__(
         self,
         trainer: Trainer,
         batches: Batches,
+        *,
         folder: Path | None,
         steps: int,
         save_every: int,
@@ -97,32 +100,35 @@ class Run:
         self.bad_checks = 0
         self.started = time.perf_counter()
 
-    def __call__(self, show: Callable[[str], None], tick: Callable[[], object]) -> Tensor:
-        """Run to the last step and return the losses."""
+    def __call__(self, *, progress: bool) -> Tensor:
+        """Go on to the last step, with a bar where ``progress`` is set, and return the losses."""
         trainer = self.trainer
+        bar = tqdm(
+            total=self.steps, initial=trainer.step, desc="training", unit="step", disable=not progress, leave=False
+        )
         try:
-            with _patient() as interrupted:
+            with bar, in_mode(trainer.net, training=True), _defer_interrupt() as interrupted:
                 while trainer.step < self.steps and not interrupted():
                     k = trainer.step
                     loss = trainer(*self.batches(k))
                     self.losses[k - self.first] = loss.masked_fill(trainer.skipped, math.nan)
-                    tick()
+                    bar.update()
                     last = trainer.step == self.steps
                     due = last or trainer.step % self.save_every == 0
                     if last or trainer.step % self.log_every == 0 or (due and self.judge is not None):
-                        show(f"loss {self.record(judged=due):.4g}")
+                        bar.set_postfix_str(f"loss {self.record(judged=due):.4g}")
                     if due:
                         self.save()
                 if interrupted():
                     raise KeyboardInterrupt
         except KeyboardInterrupt:
-            # Without _patient's help it may come in the middle of an update, which is not worth keeping.
+            # Without _defer_interrupt's help it may come in the middle of an update, which is not worth keeping.
             if not trainer.updating:
                 self.save()
             raise
         return self.losses.cpu()
 
-    def recent(self) -> tuple[Tensor, Tensor]:
+    def split_recent(self) -> tuple[Tensor, Tensor]:
         """Return the losses since the last record, and the finite ones among them, in float64 on the CPU."""
         losses = self.losses[self.logged - self.first : self.trainer.step - self.first].double().cpu()
         return losses, losses[torch.isfinite(losses)]
@@ -130,20 +136,20 @@ class Run:
     def record(self, *, judged: bool = False) -> float:
         """Write a record, return its loss, and raise where the loss has stayed non-finite too long."""
         trainer = self.trainer
-        recent, good = self.recent()
+        recent, good = self.split_recent()
         mean = float(good.mean()) if len(good) else math.nan
         record: Record = {
             "step": trainer.step,
-            "loss": _finite(mean),
+            "loss": _to_json(mean),
             "log_snr": trainer.bins.centres,
-            "loss_by_log_snr": trainer.bins.means(),
+            "loss_by_log_snr": trainer.bins.take_means(),
             "learning_rate": trainer.rate(trainer.step - 1),
-            "gradient_norm": _finite(float(trainer.gradient_norm)),
+            "gradient_norm": _to_json(float(trainer.gradient_norm)),
             "skipped": len(recent) - len(good),
             "seconds": round(time.perf_counter() - self.started, 3),
         }
         if judged and self.judge is not None:
-            record["held_out_loss"] = _finite(self.judge())
+            record["held_out_loss"] = _to_json(self.judge())
         self.logged = trainer.step
         self.log.append(record)
         if self.folder is not None:
@@ -153,10 +159,10 @@ class Run:
             self.on_log(record.copy())
         self.bad_checks = self.bad_checks + 1 if 2 * len(good) < len(recent) else 0
         if self.bad_checks == PATIENCE or (self.bad_checks and trainer.step == self.steps):
-            raise self.failure()
+            raise self.describe_failure()
         return mean
 
-    def failure(self) -> SolverError:
+    def describe_failure(self) -> SolverError:
         """Describe the last step that was skipped; where no other came after it, with the weights that it had."""
         trainer = self.trainer
         done = trainer.step
@@ -183,7 +189,7 @@ class Run:
         """Write a checkpoint, unless the loss is not finite at present."""
         if self.folder is None or self.bad_checks:
             return
-        recent, good = self.recent()
+        recent, good = self.split_recent()
         if 2 * len(good) < len(recent):
             return
         documents, tensors = self.trainer.model.contents(self.trainer.ema.state_dict())
@@ -193,12 +199,12 @@ class Run:
         )
 
 
-def _finite(value: float) -> float | None:
+def _to_json(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
 @contextmanager
-def _patient() -> Iterator[Callable[[], bool]]:
+def _defer_interrupt() -> Iterator[Callable[[], bool]]:
     """Let Ctrl-C wait for the end of the step, so that the checkpoint is a whole one; a second one does not wait.
 
     It acts where Ctrl-C would raise KeyboardInterrupt here: in the main thread, under Python's own handler.

@@ -13,10 +13,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from scoresde.errors import ConfigError, DTypeError, ShapeError, check_number, pick
 from scoresde.models.checks import check_score_model
@@ -24,11 +26,11 @@ from scoresde.models.prediction import Condition
 from scoresde.models.score_model import ScoreModel
 from scoresde.noise import check_seed, normal, stream
 from scoresde.ops import move
-from scoresde.training.ema import EMA, stride
+from scoresde.training.ema import EMA, choose_stride
 from scoresde.training.losses.bins import LossBins
-from scoresde.training.losses.denoising import check_scalars, scalars, squared_errors
-from scoresde.training.losses.times import TIMES, TimeSampler, corrected
-from scoresde.training.losses.weights import WEIGHTS, Weight
+from scoresde.training.losses.denoising import Multipliers, check_scalars, measure_losses, read_scalars
+from scoresde.training.losses.times import TIMES, TimeSampler, TimesName, correct_weight
+from scoresde.training.losses.weights import WEIGHTS, Weight, WeightName
 
 __all__ = ["Objective", "Trainer"]
 
@@ -49,7 +51,8 @@ class Trainer:
     """One step of training at a time: ``loss = trainer(x0, cond)``, the batch's mean loss, 0-d, on the device.
 
     Args:
-        model: the model; its network must be on the device on which it is to stay.
+        model: the model; its network must be on the device on which it is to stay. Both may be in wrappers: of the
+            network (``torch.compile``, ``DistributedDataParallel``) they are called, of the model they are left aside.
         learning_rate: a number, or a function of the step k = 0, 1, ...
         weight: a key of ``losses.WEIGHTS`` or a function.
         times: a key of ``losses.TIMES``, a ``losses.TimeLaw`` or a function.
@@ -62,7 +65,8 @@ class Trainer:
 
     Raises:
         DTypeError, DomainError, ConfigError: options out of range, a network without trainable parameters, a loss
-            that is not finite somewhere on [t_min, t_max].
+            that is not finite somewhere on [t_min, t_max], ``DistributedDataParallel`` around the model and not around
+            its network in a group of several processes.
     """
 
     def __init__(
@@ -70,8 +74,8 @@ class Trainer:
         model: ScoreModel,
         *,
         learning_rate: float | Callable[[int], float] = 1e-3,
-        weight: str | Weight = "simple",
-        times: str | TimeSampler = "low_discrepancy",
+        weight: WeightName | Weight = "simple",
+        times: TimesName | TimeSampler = "low_discrepancy",
         objective: Objective | None = None,
         weight_decay: float = 0.0,
         clip_norm: float | None = 1.0,
@@ -79,20 +83,21 @@ class Trainer:
         autocast: torch.dtype | None = None,
         seed: int = 0,
     ) -> None:
-        self.model, self.net = model, _network(model)
+        self.model, self.net = _check_trainable(model)
         self.times = pick("time sampler", times, TIMES)
-        self.weight = corrected(pick("weight", weight, WEIGHTS), self.times)
-        self.objective = _objective(objective, weight, times)
+        self.weight = correct_weight(pick("weight", weight, WEIGHTS), self.times)
+        self.objective = _check_objective(objective, weight, times)
+        sde = self.model.sde
         if objective is None:
-            ends = torch.linspace(model.sde.t_min, model.sde.t_max, 9, dtype=torch.float64)
-            check_scalars(scalars(model, ends, self.weight), ends)
-        self.rate = learning_rate if callable(learning_rate) else _constant(learning_rate)
+            ends = torch.linspace(sde.t_min, sde.t_max, 9, dtype=torch.float64)
+            check_scalars(read_scalars(self.model, sde.at(ends), self.weight), ends)
+        self.rate = learning_rate if callable(learning_rate) else _hold_rate(learning_rate)
         self.clip_norm = None if clip_norm is None else check_number(clip_norm, "clip_norm", 0.0, open_low=True)
         if autocast not in (None, torch.bfloat16):
             raise ConfigError(f"autocast must be None or torch.bfloat16, got {autocast}; float16 gradients underflow")
         self.autocast, self.seed = autocast, check_seed(seed)
         average = check_number(ema_decay, "ema_decay", 0.0, 1.0, open_high=True)
-        self.ema = EMA(self.net, average, warmup=True, every=stride(average))
+        self.ema = EMA(self.net, average, warmup=True, every=choose_stride(average))
         self.parameters = [p for p in self.net.parameters() if p.requires_grad]
         decay = check_number(weight_decay, "weight_decay", 0.0)
         self.optimizer = _AdamW(self.parameters, lr=0.0, weight_decay=decay, fused=True)
@@ -101,9 +106,9 @@ class Trainer:
         self.gradient_norm = torch.zeros((), device=self.device)
         self.skipped = torch.zeros((), dtype=torch.bool, device=self.device)
         self.step, self.updating = 0, False
-        self.bins = LossBins(model.sde, self.device)
+        self.bins = LossBins(sde, self.device)
         self._block: tuple[int, int] | None = None
-        self._prepared: tuple[tuple[Tensor, ...], ...] = ()
+        self._prepared: tuple[tuple[Tensor, ...], ...] = ()  # multipliers (5, B), c_noise and bins (B,) of each step
 
     def draw_times(self, batch: int, step: int) -> Tensor:
         """Return the times (B,) of a step, in float64 on the CPU."""
@@ -113,25 +118,22 @@ class Trainer:
         """Return the noise of a step, like x0."""
         return normal(x0.shape, stream(self.seed, "noise", step, device=x0.device), dtype=x0.dtype)
 
-    def _coefficients(self, batch: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
-        """Return what ``losses.scalars`` says of this step, on the device.
-
-        Five rows in the data's type, c_noise, and the bins of log-SNR.
-        """
+    def _prepare(self, batch: int, dtype: torch.dtype) -> tuple[Multipliers, Tensor, Tensor]:
+        """Return this step's multipliers in the data's type, c_noise, and the bins of log-SNR, on the device."""
         # Blocks begin at multiples of their length whatever step a run starts at: a vectorised exponential may differ
         # in its last bit with the position in the array.
         length = max(1, min(BLOCK_STEPS, BLOCK_SIZE // batch))
         block, place = divmod(self.step, length)
         if self._block != (block, batch):
             t = torch.stack([self.draw_times(batch, block * length + i) for i in range(length)])
-            values = scalars(self.model, t, self.weight)
-            rows = values[:5].transpose(0, 1).to(dtype).contiguous()  # (length, 5, B)
-            c_noise = self.model.c_noise_for(values[5], rows)
-            self._prepared = tuple(
-                move(part, self.device).unbind(0) for part in (rows, c_noise, self.bins.index(values[6]))
-            )
+            scalars = read_scalars(self.model, self.model.sde.at(t), self.weight)
+            numbers = torch.stack(scalars.multipliers, dim=1).to(dtype)  # (length, 5, B)
+            c_noise = self.model.c_noise_for(scalars.c_noise, numbers)
+            parts = (numbers, c_noise, self.bins.find(scalars.log_snr))
+            self._prepared = tuple(move(part, self.device).unbind(0) for part in parts)
             self._block = block, batch
-        return tuple(part[place] for part in self._prepared)
+        numbers, c_noise, bins = (part[place] for part in self._prepared)
+        return Multipliers(*numbers.unbind(0)), c_noise, bins
 
     def losses(self, x0: Tensor, cond: Condition = None) -> Tensor:
         """Return the losses (B,) that this step would minimise the mean of."""
@@ -146,9 +148,9 @@ class Trainer:
             if losses.shape != x0.shape[:1]:
                 raise ShapeError(f"objective must return losses of shape ({len(x0)},), got {tuple(losses.shape)}")
             return losses, None
-        values, c_noise, bins = self._coefficients(len(x0), x0.dtype)
+        multipliers, c_noise, bins = self._prepare(len(x0), x0.dtype)
         noise = self.draw_noise(x0, self.step)
-        return squared_errors(self.model, x0, noise, values, c_noise, cond, self.autocast), bins
+        return measure_losses(self.model, x0, noise, multipliers, c_noise, cond, self.autocast), bins
 
     def __call__(self, x0: Tensor, cond: Condition = None) -> Tensor:
         """Make one step with data x0 (B, *) of the network's type (at least float32) and device."""
@@ -193,15 +195,24 @@ class Trainer:
                 self.optimizer.state[p] = {key: tensors[f"{key}.{name}"].to(self.device, copy=True) for key in keys}
 
 
-def _network(model: object) -> nn.Module:
-    """Return the network of a model that can be trained."""
-    net = check_score_model(model).net
+def _check_trainable(model: object) -> tuple[ScoreModel, nn.Module]:
+    """Return a model, out of its wrappers, and its network, in its own, if they can be trained."""
+    known = check_score_model(model)
+    net = known.net
     if not isinstance(net, nn.Module) or not any(p.requires_grad for p in net.parameters()):
         raise ConfigError("the model's network has no trainable parameters; training needs a torch.nn.Module with some")
-    return net
+    outside = set(model.modules()) - set(known.modules()) if isinstance(model, nn.Module) else set()
+    for part in outside:
+        # The loss asks the network, not the wrapper, whose own call is what would average the gradients.
+        if isinstance(part, DistributedDataParallel) and torch.distributed.get_world_size(part.process_group) > 1:
+            raise ConfigError(
+                "DistributedDataParallel is around the model, where it averages no gradients; put it around the "
+                "network: ScoreModel(DistributedDataParallel(net), sde)"
+            )
+    return known, net
 
 
-def _objective(objective: object, weight: object, times: object) -> Objective | None:
+def _check_objective(objective: object, weight: object, times: object) -> Objective | None:
     """Return the objective, which leaves no room for a weight and times."""
     if objective is None:
         return None
@@ -212,6 +223,10 @@ def _objective(objective: object, weight: object, times: object) -> Objective | 
     return objective
 
 
-def _constant(value: float) -> Callable[[int], float]:
-    rate = check_number(value, "learning_rate", 0.0, open_low=True)
-    return lambda k: rate
+def _hold_rate(value: float) -> Callable[[int], float]:
+    """Return the learning rate that is the same at every step."""
+    return partial(_same, check_number(value, "learning_rate", 0.0, open_low=True))
+
+
+def _same(rate: float, step: int) -> float:
+    return rate

@@ -26,7 +26,7 @@ from scoresde.metrics import (
     frechet_distance_of_moments,
     sliced_wasserstein,
 )
-from scoresde.metrics.pairs import quantile_pieces
+from scoresde.metrics.pairs import cut_quantiles
 from scoresde.noise import normal, stream, uniform
 
 DISTANCES = [sliced_wasserstein, energy_distance, frechet_distance]
@@ -63,7 +63,7 @@ def test_one_dimensional_w2_of_unequal_sizes_equals_w2_of_the_repeated_sets(n: i
 @given(n=st.integers(1, 40), m=st.integers(1, 40), seed=st.integers(0, 10**6))
 def test_the_pieces_of_the_quantile_functions_give_scipys_w1(n: int, m: int, seed: int) -> None:
     x, y = draw(n, key=f"x{seed}").sort().values, draw(m, key=f"y{seed}").sort().values
-    left, right, weight = quantile_pieces(n, m, x)
+    left, right, weight = cut_quantiles(n, m, x)
     assert float(weight.sum()) == pytest.approx(1.0, rel=1e-14)
     w1 = float((weight * (x[left] - y[right]).abs()).sum())
     assert w1 == pytest.approx(scipy.stats.wasserstein_distance(x.numpy(), y.numpy()), rel=1e-12)
@@ -131,7 +131,7 @@ def test_energy_distance_holds_no_more_than_a_block(monkeypatch: pytest.MonkeyPa
     x, y = draw(53, 2, key="x"), draw(31, 2, key="y") + 0.5
     whole = energy_distance(x, y)
     held: list[int] = []
-    every_pair = distances.distances
+    every_pair = distances.measure_distances
 
     def recorded(a: Tensor, b: Tensor) -> Tensor:
         result = every_pair(a, b)
@@ -139,7 +139,7 @@ def test_energy_distance_holds_no_more_than_a_block(monkeypatch: pytest.MonkeyPa
         return result
 
     monkeypatch.setattr(distances, "BLOCK", block)
-    monkeypatch.setattr(distances, "distances", recorded)
+    monkeypatch.setattr(distances, "measure_distances", recorded)
     assert energy_distance(x, y) == pytest.approx(whole, rel=1e-12)
     assert max(held) <= max(block, 53)  # never less than one row
 
@@ -259,7 +259,7 @@ def test_bad_samples_are_refused(distance: Callable[[Tensor, Tensor], float]) ->
     broken[2, 1] = math.nan
     with pytest.raises(DomainError, match=rf"{names[1]} has 1 non-finite values of 12, the first at index \(2, 1\)"):
         distance(x, broken)
-    with pytest.raises(ConfigError, match=r"is on cpu and .* on meta; move one"):
+    with pytest.raises(ConfigError, match=r"is on cpu, .* on meta; move one"):
         distance(x, torch.empty(4, 3, device="meta"))
 
 

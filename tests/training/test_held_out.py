@@ -32,7 +32,7 @@ def test_loss_of_the_exact_model_is_the_posterior_variance_in_every_bin() -> Non
     exact = (c * point.alpha[:, None] ** 2 / (point.alpha[:, None] ** 2 * c + point.sigma[:, None] ** 2)).mean(1)
     assert found.mean == pytest.approx(float(exact.mean()), abs=5 * found.standard_error)
     assert found.standard_error < 0.01
-    bins = LossBins(sde, torch.device("cpu")).index(point.log_snr)
+    bins = LossBins(sde, torch.device("cpu")).find(point.log_snr)
     for k, value in enumerate(found.loss_by_log_snr):
         share = float((bins == k).double().mean())
         if share > 0.01:
@@ -102,7 +102,7 @@ def test_training_logs_the_loss_by_noise_level_and_of_held_out_data() -> None:
         np.testing.assert_allclose(record["log_snr"], 0.5 * (edges[1:] + edges[:-1]), atol=1e-6)
     # Each record's loss is the mean over its bins, weighted by how many times fell into them.
     t = torch.linspace(model.sde.t_min, model.sde.t_max, 100_001, dtype=F64)
-    shares = torch.bincount(LossBins(model.sde, torch.device("cpu")).index(model.sde.log_snr(t)), minlength=10) / len(t)
+    shares = torch.bincount(LossBins(model.sde, torch.device("cpu")).find(model.sde.log_snr(t)), minlength=10) / len(t)
     losses = torch.tensor([v or 0.0 for v in result.log[-1]["loss_by_log_snr"]])
     assert float(shares @ losses) == pytest.approx(result.log[-1]["loss"], rel=0.05)
 

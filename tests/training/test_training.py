@@ -31,9 +31,9 @@ from scoresde.nn import MLP
 from scoresde.noise import normal, stream
 from scoresde.training import DECAYS, EMA, Trainer, fit
 from scoresde.training.batches import Batches
-from scoresde.training.ema import stride
+from scoresde.training.ema import choose_stride
 from scoresde.training.losses import TIMES, WEIGHTS, denoising_score_matching
-from scoresde.training.losses.denoising import scalars
+from scoresde.training.losses.denoising import read_scalars
 
 F64 = torch.float64
 MEAN, COVARIANCE = torch.tensor([1.0, -0.5]), torch.tensor([[1.0, 0.6], [0.6, 0.5]])
@@ -107,7 +107,7 @@ def test_average_of_moving_weights_is_the_float64_recursion(decay: float, warmup
 
 @pytest.mark.parametrize(("decay", "steps"), [(0.0, 1), (0.99, 1), (0.995, 2), (0.999, 8), (0.9999, 8)])
 def test_one_update_moves_an_average_by_a_hundredth_at_most(decay: float, steps: int) -> None:
-    assert stride(decay) == steps
+    assert choose_stride(decay) == steps
 
 
 def test_a_strided_average_has_the_mean_age_of_a_dense_one() -> None:
@@ -212,16 +212,20 @@ def test_step_is_the_loss_then_clipping_then_adam(clip_norm: float | None) -> No
 def test_coefficients_of_a_step_do_not_depend_on_the_step_before(batch: int) -> None:
     def at(step: int, trainer: Trainer) -> list[Tensor]:
         trainer.step = step
-        return [c.clone() for c in trainer._coefficients(batch, torch.float32)]
+        multipliers, c_noise, bins = trainer._prepare(batch, torch.float32)
+        return [c.clone() for c in (*multipliers, c_noise, bins)]
 
     walking, model = Trainer(tiny(), seed=3), tiny()
     for k in range(130):
         here = at(k, walking)
         if k % 13 == 0:
             assert same(here, at(k, Trainer(model, seed=3)))
-            rows = scalars(model, TIMES["low_discrepancy"](batch, VPSDE(), stream(3, "times", k)), WEIGHTS["simple"])
-            torch.testing.assert_close(here[0], rows[:5].float(), rtol=2e-7, atol=0)
-            torch.testing.assert_close(here[1], rows[5].float(), rtol=2e-7, atol=1e-6)
+            t = TIMES["low_discrepancy"](batch, VPSDE(), stream(3, "times", k))
+            scalars = read_scalars(model, model.sde.at(t), WEIGHTS["simple"])
+            for ours, exact in zip(here[:5], scalars.multipliers, strict=True):
+                torch.testing.assert_close(ours, exact.float(), rtol=2e-7, atol=0)
+            torch.testing.assert_close(here[5], scalars.c_noise.float(), rtol=2e-7, atol=1e-6)
+            assert torch.equal(here[6], walking.bins.find(scalars.log_snr))
 
 
 def test_step_never_waits_for_the_device() -> None:
@@ -574,7 +578,7 @@ def broken() -> Tensor:
         ({"data": DATA.long()}, DTypeError, "data must have a real floating dtype, got torch.int64"),
         ({"data": broken()}, DomainError, r"data has 1 non-finite values of 2000, the first at index \(17, 1\)"),
         ({"data": DATA.tolist()}, DTypeError, "data must be a torch.Tensor, got list"),
-        ({"cond": {"label": torch.zeros(3)}}, ShapeError, r"cond\['label'\] must have one entry for each of the 1000"),
+        ({"cond": {"label": torch.zeros(3)}}, ShapeError, r"cond\['label'\] must have a first dimension of 1000"),
         ({"cond": torch.zeros(3)}, ConfigError, "cond must be a dict of tensors"),
         ({"label_dropout": 0.1}, ConfigError, r'label_dropout needs cond=\{"label": labels\}'),
         ({"label_dropout": 0.1, "cond": {"class": DATA}}, ConfigError, r"acts on cond\['label'\]; cond holds class"),

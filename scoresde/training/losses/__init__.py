@@ -4,8 +4,8 @@ from scoresde.training.losses.chain import ChainLoss, ImportanceIndices
 from scoresde.training.losses.denoising import denoising_score_matching
 from scoresde.training.losses.held_out import HeldOutLoss, held_out_loss
 from scoresde.training.losses.implicit import implicit_score_matching, sliced_score_matching
-from scoresde.training.losses.times import TIMES, TimeLaw, TimeSampler, log_normal
-from scoresde.training.losses.weights import WEIGHTS, Weight, edm, min_snr, p2, sigmoid
+from scoresde.training.losses.times import TIMES, TimeLaw, TimeSampler, TimesName, log_normal
+from scoresde.training.losses.weights import WEIGHTS, Weight, WeightName, edm, min_snr, p2, sigmoid
 
 __all__ = [
     "TIMES",
@@ -15,7 +15,9 @@ __all__ = [
     "ImportanceIndices",
     "TimeLaw",
     "TimeSampler",
+    "TimesName",
     "Weight",
+    "WeightName",
     "denoising_score_matching",
     "edm",
     "held_out_loss",

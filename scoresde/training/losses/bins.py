@@ -17,7 +17,7 @@ BINS, WIDEST = 10, 20.0
 class LossBins:
     """Mean losses in ten bins of equal width in log(alpha^2/sigma^2), over what the SDE covers of [-20, 20].
 
-    The first and the last bin also take what lies beyond. Sums stay on the device until ``means`` is called.
+    The first and the last bin also take what lies beyond. Sums stay on the device until ``take_means`` is called.
     """
 
     def __init__(self, sde: GaussianSDE, device: torch.device) -> None:
@@ -30,7 +30,7 @@ class LossBins:
         """The bins' middles."""
         return [round(float(c), 6) for c in 0.5 * (self.edges[1:] + self.edges[:-1])]
 
-    def index(self, log_snr: Tensor) -> Tensor:
+    def find(self, log_snr: Tensor) -> Tensor:
         """Return the bins' numbers of float64 CPU values, of their shape."""
         return torch.bucketize(log_snr.contiguous(), self.edges[1:-1])
 
@@ -40,7 +40,7 @@ class LossBins:
         values = torch.stack([losses.masked_fill(~good, 0.0), good.to(losses.dtype)]).to(self._sums.dtype)
         self._sums.index_add_(1, index, values)
 
-    def means(self) -> list[float | None]:
+    def take_means(self) -> list[float | None]:
         """Return each bin's mean, None where it is empty, and begin anew."""
         sums, counts = self._sums.tolist()
         self._sums.zero_()

@@ -31,20 +31,27 @@ from __future__ import annotations
 import functools
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from scoresde.chains.base import Chain
+from scoresde.diffusions.point import Point
+from scoresde.diffusions.sde import GaussianSDE
 from scoresde.errors import ConfigError, DTypeError, check_integer, check_number, unknown
 from scoresde.models.prediction import Condition
 from scoresde.models.score_model import ScoreModel
 from scoresde.noise import draw_noise, on_cpu, uniform
 from scoresde.ops import expand, move
-from scoresde.solvers.ancestral import VARIANCES
-from scoresde.training.losses.denoising import check_batch, check_scalars, errors, scalars_at
+from scoresde.solvers.ancestral import VARIANCES, Variance
+from scoresde.training.losses.denoising import Multipliers, check_batch, check_scalars, measure_errors, read_scalars
 
 __all__ = ["ChainLoss", "ImportanceIndices"]
+
+
+def _weigh_by_snr(point: Point, sde: GaussianSDE) -> Tensor:
+    return point.log_snr.exp()
 
 
 class ImportanceIndices:
@@ -87,6 +94,24 @@ class ImportanceIndices:
         return (1 - self.uniform_share) * size / size.sum() + self.uniform_share * even
 
 
+class _Constants(NamedTuple):
+    """What a loss needs of each index, (n,): see the module's docstring.
+
+    Args:
+        gain: the factor of the noise's squared error in twice the divergence.
+        ratio: r.
+        constant: log s_0 and what belongs to it at index 0, else 0.
+        first: 1 at index 0, else 0.
+        fixed: v of a fixed variance.
+    """
+
+    gain: Tensor
+    ratio: Tensor
+    constant: Tensor
+    first: Tensor
+    fixed: Tensor
+
+
 @dataclass(frozen=True, eq=False)
 class ChainLoss:
     """An objective on a chain: ``loss(model, x0, generator)`` -> losses (B,), whose mean is to be minimised.
@@ -109,12 +134,11 @@ class ChainLoss:
     chain: Chain
     on_simple: float
     on_bound: float
-    variance: str = "small"
+    variance: Variance = "small"
     fixed_mean: bool = False
     indices: ImportanceIndices | None = None
 
     def __post_init__(self) -> None:
-        """Check the parts."""
         if not isinstance(self.chain, Chain):
             raise DTypeError(f"chain must be a chain, e.g. DDPM.linear(1000), got {self.chain!r}")
         if self.variance not in VARIANCES:
@@ -128,7 +152,9 @@ class ChainLoss:
         return cls(chain, 1.0, 0.0, indices=indices)
 
     @classmethod
-    def bound(cls, chain: Chain, *, variance: str = "small", indices: ImportanceIndices | None = None) -> ChainLoss:
+    def bound(
+        cls, chain: Chain, *, variance: Variance = "small", indices: ImportanceIndices | None = None
+    ) -> ChainLoss:
         """Return L_{i-1} in nats per coordinate (Ho et al. 2020, eq. 12); n times its mean is the bound's part.
 
         Args:
@@ -148,8 +174,7 @@ class ChainLoss:
         return cls(chain, 1.0, on_bound, "learned", fixed_mean=True, indices=indices)
 
     @functools.cached_property
-    def _numbers(self) -> Tensor:
-        """By index, (5, n): the factor of the noise's error, r, log s_0 at 0, 1 at 0, v of a fixed variance."""
+    def _constants(self) -> _Constants:
         log_snr = self.chain.points.log_snr
         gain = (log_snr[:-1] - log_snr[1:]).expm1()
         small, large = self.chain.learned_range
@@ -161,7 +186,7 @@ class ChainLoss:
         first[0] = 1.0
         constant = first * (small[0].log() + 0.5 * math.log(2 * math.pi))
         fraction = (1 - first) * (self.variance == "large")
-        return torch.stack([gain, (large / small).log(), constant, first, fraction])
+        return _Constants(gain, (large / small).log(), constant, first, fraction)
 
     def __call__(
         self,
@@ -205,14 +230,18 @@ class ChainLoss:
             i = self.chain.check_index(index, x0).expand(batch)
         noise = draw_noise(x0, on_cpu(generator)) if noise is None else noise
         point = self.chain.points[i + 1]
-        values = scalars_at(model, point, lambda p: p.log_snr.exp())
-        check_scalars(values, point.t)
-        c_noise = move(model.c_noise_for(values[5], values.to(dtype)), x0.device)
-        numbers = move(torch.cat([values[:5], self._numbers[:, i], weight[None]]).to(dtype), x0.device)
-        losses = self._losses(model, x0.to(dtype), noise.to(dtype), numbers[:-1], c_noise, cond)
+        scalars = read_scalars(model, point, _weigh_by_snr)
+        check_scalars(scalars, point.t)
+        # One copy to the device for all of them.
+        numbers = torch.stack([*scalars.multipliers, *(row[i] for row in self._constants), weight]).to(dtype)
+        c_noise = move(model.c_noise_for(scalars.c_noise, numbers), x0.device)
+        *rows, weight = move(numbers, x0.device).unbind(0)
+        size = len(Multipliers._fields)
+        multipliers, constants = Multipliers(*rows[:size]), _Constants(*rows[size:])
+        losses = self._measure(model, x0.to(dtype), noise.to(dtype), multipliers, constants, c_noise, cond)
         if self.indices is not None and torch.is_grad_enabled():
             self.indices.update(i, losses)
-        return losses * numbers[-1]
+        return losses * weight
 
     def _draw(self, batch: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Return indices (B,), evenly spread over their law, and 1/(n p)."""
@@ -225,13 +254,20 @@ class ChainLoss:
         i = torch.searchsorted(law.cumsum(0), u, right=True).clamp_max(n - 1)
         return i, 1 / (n * law[i])
 
-    def _losses(
-        self, model: ScoreModel, x0: Tensor, noise: Tensor, numbers: Tensor, c_noise: Tensor, cond: Condition
+    def _measure(
+        self,
+        model: ScoreModel,
+        x0: Tensor,
+        noise: Tensor,
+        multipliers: Multipliers,
+        constants: _Constants,
+        c_noise: Tensor,
+        cond: Condition,
     ) -> Tensor:
-        """Return the losses (B,) as they are, from the first five rows of ``scalars`` and those of ``_numbers``."""
-        error, fraction = errors(model, x0, noise, numbers[:4], c_noise, cond)
-        on_error, gain, ratio, constant, first, fixed = numbers[4:]
-        squares = expand(on_error, x0) * error.square()  # of the noise's error
+        """Return the losses (B,) as they are, not divided by n p."""
+        error, fraction = measure_errors(model, x0, noise, multipliers, c_noise, cond)
+        gain, ratio, constant, first, fixed = constants
+        squares = expand(multipliers.loss, x0) * error.square()  # of the noise's error
         loss = self.on_simple * squares.reshape(len(x0), -1).mean(1)
         if self.on_bound:
             v = expand(fixed, x0) if self.variance != "learned" or fraction is None else fraction.to(x0.dtype)

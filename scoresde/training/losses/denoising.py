@@ -19,67 +19,79 @@ Times are drawn in float64 on the CPU (``losses.times``).
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from scoresde.diffusions.point import Point
-from scoresde.errors import (
-    DomainError,
-    ShapeError,
-    check_device,
-    check_floating,
-    pick,
-)
+from scoresde.errors import DomainError, ShapeError, check_device, check_floating, pick
 from scoresde.models.checks import check_score_model
 from scoresde.models.prediction import Condition, check_condition
 from scoresde.models.score_model import ScoreModel
 from scoresde.noise import draw_noise, on_cpu
 from scoresde.ops import expand, move
-from scoresde.training.losses.times import TIMES, TimeSampler, corrected
-from scoresde.training.losses.weights import WEIGHTS, Weight
+from scoresde.training.losses.times import TIMES, TimeSampler, TimesName, correct_weight
+from scoresde.training.losses.weights import WEIGHTS, Weight, WeightName
 
 __all__ = [
+    "Multipliers",
+    "Scalars",
     "check_batch",
     "check_scalars",
     "denoising_score_matching",
-    "errors",
-    "scalars",
-    "scalars_at",
-    "squared_errors",
+    "measure_errors",
+    "measure_losses",
+    "read_scalars",
 ]
 
 # Where alpha or sigma is 0 the limit of a product 0 * inf is taken this close to it; squares stay normal numbers.
 LIMIT = 1e-140
 
 
-def scalars(model: ScoreModel, t: Tensor, weight: Weight) -> Tensor:
-    """Return what the loss needs to know of times t (*), as one float64 tensor (7, *) on the CPU.
+class Multipliers(NamedTuple):
+    """The numbers of the loss at times t (*) that meet data: of x_0 and z in the network's input and target, of L.
 
-    Its rows are the weights of x_0 and z in the network's input, those in its target, the factor w c_out^2 of its
-    squared error, c_noise, and log_snr.
+    Args:
+        input_x0: alpha c_in.
+        input_z: sigma c_in.
+        target_x0: p.
+        target_z: q.
+        loss: w c_out^2, of the squared error of the network's output.
     """
-    return scalars_at(model, model.sde.at(t), lambda point: weight(point, model.sde))
+
+    input_x0: Tensor
+    input_z: Tensor
+    target_x0: Tensor
+    target_z: Tensor
+    loss: Tensor
 
 
-def scalars_at(model: ScoreModel, point: Point, weight: Callable[[Point], Tensor]) -> Tensor:
-    """Return ``scalars`` at points (*) of any SDE or chain."""
+class Scalars(NamedTuple):
+    """All that the loss needs to know of times t (*), each in float64 on the CPU and of t's shape."""
+
+    multipliers: Multipliers
+    c_noise: Tensor
+    log_snr: Tensor
+
+
+def read_scalars(model: ScoreModel, point: Point, weight: Weight) -> Scalars:
+    """Return the scalars of the loss at points (*) of any SDE or chain."""
     alpha, sigma = point.alpha.clamp_min(LIMIT), point.sigma.clamp_min(LIMIT)
     point = replace(point, alpha=alpha, sigma=sigma)
     how = model.readout(point)
     p, q = how.pair
     # p and q have opposite signs, or one is 0, in every parameterisation: nothing cancels here.
     c_out = sigma / (alpha * q - sigma * p)
-    factor = weight(point) * c_out.square()
-    rows = (how.c_in * alpha, how.c_in * sigma, p, q, factor, how.c_noise, point.log_snr)
-    return torch.stack([row.expand(point.t.shape) for row in rows])
+    factor = weight(point, model.sde) * c_out.square()
+    numbers = (c.expand(point.t.shape) for c in (how.c_in * alpha, how.c_in * sigma, p, q, factor))
+    return Scalars(Multipliers(*numbers), how.c_noise.expand(point.t.shape), point.log_snr.expand(point.t.shape))
 
 
-def check_scalars(values: Tensor, t: Tensor) -> None:
-    """Raise DomainError at the first time whose ``scalars`` are not finite in float32."""
-    bad = ~torch.isfinite(values[:6].float()).all(0)
+def check_scalars(scalars: Scalars, t: Tensor) -> None:
+    """Raise DomainError at the first time whose scalars are not finite in float32."""
+    bad = ~torch.isfinite(torch.stack([*scalars.multipliers, scalars.c_noise]).float()).all(0)
     if bool(bad.any()):
         raise DomainError(
             f"the weighted loss is not finite at t = {float(t[bad][0]):g}; raise t_min, lower t_max, or take another "
@@ -87,11 +99,11 @@ def check_scalars(values: Tensor, t: Tensor) -> None:
         )
 
 
-def errors(
+def measure_errors(
     model: ScoreModel,
     x0: Tensor,
     z: Tensor,
-    values: Tensor,
+    multipliers: Multipliers,
     c_noise: Tensor,
     cond: Condition = None,
     autocast: torch.dtype | None = None,
@@ -102,12 +114,12 @@ def errors(
         model: the model.
         x0: data (B, *), in at least float32.
         z: noise of x0's shape, type and device.
-        values: the first four rows of ``scalars`` at B times, in x0's type and on its device.
-        c_noise: the sixth, as the network takes it (``model.c_noise_for``).
+        multipliers: at B times, in x0's type and on its device.
+        c_noise: as the network takes it (``model.c_noise_for``).
         cond: conditions of the batch.
         autocast: the type in which the network computes under autocast; None for its own.
     """
-    on_x0, on_z, p, q = values.unbind(0)
+    on_x0, on_z, p, q, _ = multipliers
     x = (expand(on_x0, x0) * x0).addcmul_(expand(on_z, z), z)
     x = x.to(model.dtype or x.dtype)
     if autocast is None:
@@ -118,26 +130,26 @@ def errors(
     return out.to(x0.dtype) - (expand(p, x0) * x0).addcmul_(expand(q, z), z), fraction
 
 
-def squared_errors(
+def measure_losses(
     model: ScoreModel,
     x0: Tensor,
     z: Tensor,
-    values: Tensor,
+    multipliers: Multipliers,
     c_noise: Tensor,
     cond: Condition = None,
     autocast: torch.dtype | None = None,
 ) -> Tensor:
-    """Return the weighted squared errors (B,); arguments as ``errors``, ``values`` with the factor as a fifth row."""
-    error, _ = errors(model, x0, z, values[:4], c_noise, cond, autocast)
-    return error.square().reshape(len(x0), -1).mean(1) * values[4]
+    """Return the losses (B,), the weighted squared errors; arguments as ``measure_errors``."""
+    error, _ = measure_errors(model, x0, z, multipliers, c_noise, cond, autocast)
+    return error.square().reshape(len(x0), -1).mean(1) * multipliers.loss
 
 
 def denoising_score_matching(
     model: ScoreModel,
     x0: Tensor,
     *,
-    weight: str | Weight = "simple",
-    times: str | TimeSampler = "low_discrepancy",
+    weight: WeightName | Weight = "simple",
+    times: TimesName | TimeSampler = "low_discrepancy",
     generator: torch.Generator | None = None,
     cond: Condition = None,
     t: Tensor | float | None = None,
@@ -181,18 +193,18 @@ def denoising_score_matching(
     if t is None:
         assert generator is not None
         time = draw(batch, model.sde, generator)
-        values = scalars(model, time, corrected(weigh, draw))
+        scalars = read_scalars(model, model.sde.at(time), correct_weight(weigh, draw))
     else:
         time = model.sde.check_time(t, x0).expand(batch)
-        values = scalars(model, time, weigh)
-        check_scalars(values, time)
+        scalars = read_scalars(model, model.sde.at(time), weigh)
+        check_scalars(scalars, time)
     if noise is None:
         assert generator is not None
         noise = draw_noise(x0, generator)
-    coefficients = values[:5].to(dtype)
-    c_noise = move(model.c_noise_for(values[5], coefficients), device)
+    numbers = torch.stack(scalars.multipliers).to(dtype)
+    c_noise = move(model.c_noise_for(scalars.c_noise, numbers), device)
     x0 = x0.to(dtype)
-    return squared_errors(model, x0, noise.to(x0), move(coefficients, device), c_noise, cond)
+    return measure_losses(model, x0, noise.to(x0), Multipliers(*move(numbers, device).unbind(0)), c_noise, cond)
 
 
 def check_batch(model: object, x0: object, noise: Tensor | None, cond: Condition) -> Condition:

@@ -7,19 +7,21 @@ numbers, dealt out in a random order.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from scoresde.errors import ShapeError, check_integer, check_samples, pick
-from scoresde.models.prediction import Condition, check_condition, in_mode
+from scoresde.models.checks import check_score_model
+from scoresde.models.prediction import check_condition, in_mode, select
 from scoresde.models.score_model import ScoreModel
 from scoresde.noise import check_seed, normal, permutation, stream
+from scoresde.ops import Array, accept_arrays, chunks
 from scoresde.training.losses.bins import LossBins
 from scoresde.training.losses.denoising import denoising_score_matching
-from scoresde.training.losses.times import TIMES, TimeSampler, corrected
-from scoresde.training.losses.weights import WEIGHTS, Weight
+from scoresde.training.losses.times import TIMES, TimeSampler, TimesName, correct_weight
+from scoresde.training.losses.weights import WEIGHTS, Weight, WeightName
 
 __all__ = ["HeldOutLoss", "held_out_loss"]
 
@@ -43,11 +45,11 @@ class HeldOutLoss:
 
 def held_out_loss(
     model: ScoreModel,
-    data: Tensor,
+    data: Array,
     *,
-    weight: str | Weight = "simple",
-    times: str | TimeSampler = "low_discrepancy",
-    cond: Condition = None,
+    weight: WeightName | Weight = "simple",
+    times: TimesName | TimeSampler = "low_discrepancy",
+    cond: Mapping[str, Array] | None = None,
     repeats: int = 1,
     seed: int = 0,
     chunk_size: int = 512,
@@ -56,7 +58,7 @@ def held_out_loss(
 
     Args:
         model: the model, e.g. ``fit(...).model`` with the averaged weights.
-        data: (M, *), M >= 1, in the user's units: the model's transform is applied.
+        data: a tensor or a NumPy array (M, *), M >= 1, in the user's units: the model's transform is applied.
         weight: a key of ``WEIGHTS``, or a function (point, sde) -> w.
         times: a key of ``TIMES``, a ``TimeLaw`` or a function.
         cond: conditions, each (M, *).
@@ -67,14 +69,16 @@ def held_out_loss(
     Raises:
         ShapeError, DTypeError, DomainError, ConfigError: bad data or options, as ``denoising_score_matching``.
     """
-    x = check_samples(data, "data").detach()
+    model = check_score_model(model)
+    x = check_samples(accept_arrays(data, "data"), "data").detach()
     count = check_integer(repeats, "repeats", 1) * len(x)
     if count == 0:
         raise ShapeError("data is empty: a loss needs at least one sample")
     check_integer(chunk_size, "chunk_size", 1)
     check_seed(seed)
-    cond = check_condition(cond, len(x))
-    weigh, draw = pick("weight", weight, WEIGHTS), pick("time sampler", times, TIMES)
+    known = check_condition(accept_arrays(cond, "cond"), len(x))
+    draw = pick("time sampler", times, TIMES)
+    weight = correct_weight(pick("weight", weight, WEIGHTS), draw)
     device = x.device if model.device is None else model.device
     x = x.to(device=device, dtype=torch.promote_types(x.dtype, torch.float32))
     if model.transform is not None:
@@ -82,19 +86,18 @@ def held_out_loss(
     x = x.to(torch.promote_types(torch.float32, model.dtype or x.dtype))
     t = draw(count, model.sde, stream(seed, "held out", "times"))[permutation(count, stream(seed, "held out", "order"))]
     bins = LossBins(model.sde, device)
-    numbers = bins.index(model.sde.log_snr(t)).to(device)
+    numbers = bins.find(model.sde.log_snr(t)).to(device).reshape(-1, len(x))
     losses = []
     with in_mode(model, training=False), torch.no_grad():
-        for k, times_k in enumerate(t.reshape(-1, len(x))):
+        for k, (times_k, numbers_k) in enumerate(zip(t.reshape(-1, len(x)), numbers, strict=True)):
             z = normal(x.shape, stream(seed, "held out", "noise", k, device=device), dtype=x.dtype)
-            for low in range(0, len(x), chunk_size):
-                part = slice(low, low + chunk_size)
-                here = None if cond is None else {key: value[part].to(device) for key, value in cond.items()}
+            for part in chunks(len(x), chunk_size):
+                here = select(known, part, device)
                 found = denoising_score_matching(
-                    model, x[part], weight=corrected(weigh, draw), t=times_k[part], noise=z[part], cond=here
+                    model, x[part], weight=weight, t=times_k[part], noise=z[part], cond=here
                 )
-                bins.add(numbers[k * len(x) + low : k * len(x) + low + len(found)], found)
+                bins.add(numbers_k[part], found)
                 losses.append(found)
     all_losses = torch.cat(losses).double().cpu()
     spread = float(all_losses.std(correction=0)) / max(1, count - 1) ** 0.5
-    return HeldOutLoss(float(all_losses.mean()), spread, tuple(bins.centres), tuple(bins.means()))
+    return HeldOutLoss(float(all_losses.mean()), spread, tuple(bins.centres), tuple(bins.take_means()))

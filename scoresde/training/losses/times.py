@@ -25,6 +25,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -36,9 +38,10 @@ from scoresde.noise import uniform
 from scoresde.solvers.grids import FIRST_LOG_SNR
 from scoresde.training.losses.weights import Weight
 
-__all__ = ["TIMES", "TimeLaw", "TimeSampler", "corrected", "log_normal"]
+__all__ = ["TIMES", "TimeLaw", "TimeSampler", "TimesName", "correct_weight", "log_normal"]
 
 TimeSampler = Callable[[int, GaussianSDE, torch.Generator], Tensor]
+TimesName = Literal["low_discrepancy", "uniform", "log_snr", "edm", "logit_normal", "importance"]
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,7 @@ class TimeLaw:
     ratio: Weight | None = None
 
     def __call__(self, n: int, sde: GaussianSDE, generator: torch.Generator) -> Tensor:
-        """Return n times."""
+        """Draw n times."""
         if self.stratified:
             start = uniform((1,), generator, dtype=torch.float64)
             u = torch.arange(n, dtype=torch.float64).div_(n).add_(start).remainder_(1.0)
@@ -68,12 +71,15 @@ class TimeLaw:
         return self.quantile(sde, u).clamp(sde.t_min, sde.t_max)
 
 
-def corrected(weight: Weight, times: TimeSampler) -> Weight:
+def correct_weight(weight: Weight, times: TimeSampler) -> Weight:
     """Return the weight to use at times drawn by ``times``: with the law's ratio, where it has one."""
     if not isinstance(times, TimeLaw) or times.ratio is None:
         return weight
-    ratio = times.ratio
-    return lambda point, sde: weight(point, sde) * ratio(point, sde)
+    return partial(_multiply, weight=weight, ratio=times.ratio)
+
+
+def _multiply(point: Point, sde: GaussianSDE, *, weight: Weight, ratio: Weight) -> Tensor:
+    return weight(point, sde) * ratio(point, sde)
 
 
 def _in_t(sde: GaussianSDE, u: Tensor) -> Tensor:
@@ -98,15 +104,15 @@ def log_normal(mean: float, std: float, *, name: str = "") -> TimeLaw:
     """
     check_number(mean, "mean")
     check_number(std, "std", 0.0, open_low=True)
+    return TimeLaw(name or f"log_normal({mean:g}, {std:g})", partial(_in_log_normal, mean=mean, std=std))
 
-    def quantile(sde: GaussianSDE, u: Tensor) -> Tensor:
-        high, low = (-0.5 * _ends(sde) - mean) / std
-        below, above = torch.special.ndtr(low), torch.special.ndtr(high)
-        z: Tensor = torch.special.ndtri(below + (above - below) * u)
-        z = z.clamp(low, high)
-        return sde.time(-2 * (mean + std * z))
 
-    return TimeLaw(name or f"log_normal({mean:g}, {std:g})", quantile)
+def _in_log_normal(sde: GaussianSDE, u: Tensor, *, mean: float, std: float) -> Tensor:
+    high, low = (-0.5 * _ends(sde) - mean) / std
+    below, above = torch.special.ndtr(low), torch.special.ndtr(high)
+    z: Tensor = torch.special.ndtri(below + (above - below) * u)
+    z = z.clamp(low, high)
+    return sde.time(-2 * (mean + std * z))
 
 
 def _over_log_snr(point: Point, sde: GaussianSDE) -> Tensor:

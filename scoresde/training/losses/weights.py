@@ -19,6 +19,8 @@ over lambda and mean the same under every SDE; the others are weights of the law
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -27,23 +29,43 @@ from scoresde.diffusions.point import Point
 from scoresde.diffusions.sde import GaussianSDE
 from scoresde.errors import check_number
 
-__all__ = ["WEIGHTS", "Weight", "edm", "min_snr", "p2", "sigmoid"]
+__all__ = ["WEIGHTS", "Weight", "WeightName", "edm", "min_snr", "p2", "sigmoid"]
 
 Weight = Callable[[Point, GaussianSDE], Tensor]
+WeightName = Literal["simple", "likelihood", "min_snr", "edm", "sigmoid", "p2"]
 
 
 def _snr(point: Point) -> Tensor:
     return (point.alpha / point.sigma).square()
 
 
-def _simple(point: Point, sde: GaussianSDE) -> Tensor:
+# A factory below binds its numbers to one of these: unlike a function made inside it, that can be pickled.
+
+
+def _weigh_simple(point: Point, sde: GaussianSDE) -> Tensor:
     return _snr(point)
 
 
-def _likelihood(point: Point, sde: GaussianSDE) -> Tensor:
+def _weigh_likelihood(point: Point, sde: GaussianSDE) -> Tensor:
     # g^2 alpha = 2 sigma (sigma' alpha - sigma alpha'), finite also where alpha = 0 and g is not.
     alpha_rate, sigma_rate = sde.alpha_rate(point.t), sde.sigma_rate(point.t)
     return point.alpha * (sigma_rate * point.alpha - point.sigma * alpha_rate) / point.sigma**3
+
+
+def _weigh_min_snr(point: Point, sde: GaussianSDE, *, gamma: float) -> Tensor:
+    return _snr(point).clamp_max(gamma)
+
+
+def _weigh_edm(point: Point, sde: GaussianSDE, *, sigma_data: float) -> Tensor:
+    return _snr(point) + sigma_data**-2
+
+
+def _weigh_sigmoid(point: Point, sde: GaussianSDE, *, bias: float) -> Tensor:
+    return _weigh_likelihood(point, sde) * torch.sigmoid(bias - point.log_snr)
+
+
+def _weigh_p2(point: Point, sde: GaussianSDE, *, k: float, gamma: float) -> Tensor:
+    return _snr(point) / (k + _snr(point)) ** gamma
 
 
 def min_snr(gamma: float = 5.0) -> Weight:
@@ -52,7 +74,7 @@ def min_snr(gamma: float = 5.0) -> Weight:
     Source: Hang et al. 2023, "Efficient diffusion training via min-SNR weighting strategy".
     """
     check_number(gamma, "gamma", 0.0, open_low=True)
-    return lambda point, sde: _snr(point).clamp_max(gamma)
+    return partial(_weigh_min_snr, gamma=gamma)
 
 
 def edm(sigma_data: float = 0.5) -> Weight:
@@ -63,7 +85,7 @@ def edm(sigma_data: float = 0.5) -> Weight:
     Source: Karras et al. 2022, "Elucidating the design space of diffusion-based generative models", table 1.
     """
     check_number(sigma_data, "sigma_data", 0.0, open_low=True)
-    return lambda point, sde: _snr(point) + sigma_data**-2
+    return partial(_weigh_edm, sigma_data=sigma_data)
 
 
 def sigmoid(bias: float = 2.0) -> Weight:
@@ -72,7 +94,7 @@ def sigmoid(bias: float = 2.0) -> Weight:
     Source: Kingma and Gao 2023, "Understanding diffusion objectives as the ELBO with simple data augmentation".
     """
     check_number(bias, "bias")
-    return lambda point, sde: _likelihood(point, sde) * torch.sigmoid(bias - point.log_snr)
+    return partial(_weigh_sigmoid, bias=bias)
 
 
 def p2(k: float = 1.0, gamma: float = 1.0) -> Weight:
@@ -82,12 +104,12 @@ def p2(k: float = 1.0, gamma: float = 1.0) -> Weight:
     """
     check_number(k, "k", 0.0, open_low=True)
     check_number(gamma, "gamma", 0.0)
-    return lambda point, sde: _snr(point) / (k + _snr(point)) ** gamma
+    return partial(_weigh_p2, k=k, gamma=gamma)
 
 
 WEIGHTS: dict[str, Weight] = {
-    "simple": _simple,
-    "likelihood": _likelihood,
+    "simple": _weigh_simple,
+    "likelihood": _weigh_likelihood,
     "min_snr": min_snr(),
     "edm": edm(),
     "sigmoid": sigmoid(),

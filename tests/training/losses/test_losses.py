@@ -43,7 +43,7 @@ from scoresde.training.losses import (
     p2,
     sigmoid,
 )
-from scoresde.training.losses.denoising import scalars
+from scoresde.training.losses.denoising import read_scalars
 
 F32, F64 = torch.float32, torch.float64
 BATCH, EVENT = 4, (3, 2)
@@ -138,9 +138,9 @@ def test_factor_has_its_limit_where_the_signal_is_gone(predicts: str, factor: fl
     # w c_out^2 = (alpha/Delta)^2 is 0 * inf for the noise prediction at alpha = 0, and 1 in the limit. A model that
     # reaches that point is refused for the noise; the loss itself has no trouble there.
     model = ScoreModel(nn.Identity(), Flow(t_max=0.999), predicts=predicts)
-    at_end = scalars(model, torch.tensor([1.0], dtype=F64), WEIGHTS["simple"])
-    assert torch.isfinite(at_end[:5]).all()
-    assert float(at_end[4, 0]) == pytest.approx(factor, abs=1e-15)
+    at_end = read_scalars(model, model.sde.at(torch.tensor([1.0], dtype=F64)), WEIGHTS["simple"]).multipliers
+    assert torch.isfinite(torch.stack(at_end)).all()
+    assert float(at_end.loss) == pytest.approx(factor, abs=1e-15)
 
 
 def test_gradient_of_a_network_is_the_derivative_of_its_loss() -> None:
@@ -326,7 +326,8 @@ def test_edm_weight_makes_the_edm_error_count_the_same_everywhere() -> None:
     sde = EDMSDE()
     t = torch.logspace(-2, 1.8, 9, dtype=F64)
     model = ScoreModel(Says(torch.zeros_like), sde, predicts="edm")
-    torch.testing.assert_close(scalars(model, t, edm(0.5))[4], torch.ones(9, dtype=F64), rtol=1e-12, atol=0)
+    factors = read_scalars(model, sde.at(t), edm(0.5)).multipliers.loss
+    torch.testing.assert_close(factors, torch.ones(9, dtype=F64), rtol=1e-12, atol=0)
 
 
 @pytest.mark.parametrize(
