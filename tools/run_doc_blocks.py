@@ -79,7 +79,7 @@ def read_blocks(text: str) -> list[Block]:
     return blocks
 
 
-def script_of(blocks: list[Block]) -> str:
+def join_blocks(blocks: list[Block]) -> str:
     """Join the Python blocks into one script, each at its own line, so that a traceback names the page's lines."""
     script: list[str] = []
     for block in blocks:
@@ -88,7 +88,7 @@ def script_of(blocks: list[Block]) -> str:
     return "\n".join(script) + "\n"
 
 
-def calls_of(block: Block) -> list[tuple[str, str]]:
+def read_calls(block: Block) -> list[tuple[str, str]]:
     """Return the commands of a console block, each with the output that it shows."""
     parts = re.split(r"^\$ ", block.text.replace("\\\n", ""), flags=re.MULTILINE)
     if parts[0]:
@@ -99,7 +99,7 @@ def calls_of(block: Block) -> list[tuple[str, str]]:
     return calls
 
 
-def shown(expected: str, output: str) -> bool:
+def matches(expected: str, output: str) -> bool:
     """Whether this is the output that a page shows."""
     pattern = re.escape(SECONDS.sub("# seconds", expected)).replace(r"\.\.\.", ".*")
     return re.fullmatch(pattern, SECONDS.sub("# seconds", output), re.DOTALL) is not None
@@ -119,12 +119,12 @@ def run(arguments: list[str], directory: str) -> tuple[int, str]:
     return done.returncode, done.stdout
 
 
-def faults(name: str, blocks: dict[str, list[Block]], directory: str) -> Iterator[str]:
+def find_faults(name: str, blocks: dict[str, list[Block]], directory: str) -> Iterator[str]:
     """Run a page's blocks in a directory and yield what is wrong with them."""
     output = ""
     if blocks["python"]:
         # Named as the page, so that the traceback is too.
-        Path(directory, name).write_text(script_of(blocks["python"]), encoding="utf-8")
+        Path(directory, name).write_text(join_blocks(blocks["python"]), encoding="utf-8")
         code, output = run([name], directory)
         if code:
             yield output.rstrip()
@@ -133,9 +133,9 @@ def faults(name: str, blocks: dict[str, list[Block]], directory: str) -> Iterato
         if f"\n{block.text}" not in f"\n{output}":
             yield f"line {block.line}: the code above does not print this; it prints\n{output}"
     for block in blocks["console"]:
-        for command, expected in calls_of(block):
+        for command, expected in read_calls(block):
             _, got = run(["-m", *shlex.split(command, comments=True)], directory)
-            if not shown(expected, got):
+            if not matches(expected, got):
                 yield f"line {block.line}: $ {command}\nprints\n{got}"
 
 
@@ -152,7 +152,7 @@ def run_page(page: Path) -> bool:
             return True
         with tempfile.TemporaryDirectory() as directory:
             by_language = {language: [b for b in checked if b.language == language] for language in CHECKED}
-            found = list(faults(page.name, by_language, directory))
+            found = list(find_faults(page.name, by_language, directory))
     except (OSError, ValueError) as error:
         print(f"{page}: {error}")
         return False

@@ -3,16 +3,17 @@
 The table is ``solvers.markdown()``; the errors are those of benchmarks/results/quality.json. They stand between the
 markers ``<!-- begin: NAME -->`` and ``<!-- end: NAME -->`` of the page, and a test checks that they are current.
 
-    python tools/solver_page.py            write the table, the errors and the picture
-    python tools/solver_page.py --check    say whether the page is current; exit code 1 if it is not
+    python tools/solver_page.py              say whether the page is current; exit code 1 if it is not
+    python tools/solver_page.py --record     write the tables and the picture
 """
 
 from __future__ import annotations
 
 import json
-import re
 import sys
 from pathlib import Path
+
+from marked import fill, main
 
 from scoresde import plots, solvers
 from scoresde.solvers.named import DEFAULT
@@ -28,7 +29,7 @@ PANELS = {"ring": "ring of eight, 2-D", "ten": "ten Gaussians, 32-D"}
 Rows = list[list[float]]
 
 
-def deterministic(record: dict[str, dict[str, Rows]]) -> str:
+def list_errors(record: dict[str, dict[str, Rows]]) -> str:
     """Return the table of both errors of the default and of the best, as Markdown."""
     lines = ["| evaluations | " + " | ".join(f"{title}: default | best" for title in PANELS.values()) + " |"]
     lines.append("|---" * (1 + 2 * len(PANELS)) + "|")
@@ -42,7 +43,7 @@ def deterministic(record: dict[str, dict[str, Rows]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def stochastic(record: dict[str, dict[str, list[dict[str, float]]]]) -> str:
+def list_distances(record: dict[str, dict[str, list[dict[str, float]]]]) -> str:
     """Return the table of the sliced Wasserstein-2 distances, both mixtures, as Markdown."""
     budgets = (10, 20, 50, 100)
     lines = ["| solver | " + " | ".join(f"{name}: {nfe}" for name in PANELS for nfe in budgets) + " |"]
@@ -58,16 +59,11 @@ def stochastic(record: dict[str, dict[str, list[dict[str, float]]]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def written(page: str) -> str:
+def write_parts(page: str) -> str:
     """Return the page with its generated parts made anew; ValueError where a marker is missing."""
     record = json.loads(RECORD.read_text(encoding="utf-8"))
-    parts = {"table": solvers.markdown(), "errors": deterministic(record), "distances": stochastic(record)}
-    for name, text in parts.items():
-        marked = re.compile(rf"(<!-- begin: {name} -->\n).*?(<!-- end: {name} -->)", re.DOTALL)
-        if len(marked.findall(page)) != 1:
-            raise ValueError(f"the page needs the markers of {name!r} once")
-        page = marked.sub(lambda match, text=text: f"{match[1]}\n{text}\n{match[2]}", page)
-    return page
+    parts = {"table": solvers.markdown(), "errors": list_errors(record), "distances": list_distances(record)}
+    return fill(page, parts)
 
 
 def draw() -> None:
@@ -84,20 +80,8 @@ def draw() -> None:
     plots.save(plots.errors(panels, highlighted=NOTABLE, ylabel="median distance to the exact flow"), PICTURE)
 
 
-def main(arguments: list[str]) -> int:
-    """Write the page and the picture, or check the page; return the exit code."""
-    if arguments not in ([], ["--check"]):
-        print("usage: python tools/solver_page.py [--check]", file=sys.stderr)
-        return 2
-    page = PAGE.read_text(encoding="utf-8")
-    current = written(page)
-    if arguments:
-        print(f"{PAGE.name} is {'current' if page == current else 'out of date: run python tools/solver_page.py'}")
-        return int(page != current)
-    PAGE.write_text(current, encoding="utf-8")
-    draw()
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    code = main("tools/solver_page.py", PAGE, write_parts, sys.argv[1:])
+    if sys.argv[1:] == ["--record"]:
+        draw()
+    sys.exit(code)

@@ -167,11 +167,11 @@ def test_the_record_is_of_these_solvers() -> None:
 
 def test_the_page_of_solvers_is_current() -> None:
     page = (ROOT / "docs" / "solvers.md").read_text(encoding="utf-8")
-    assert solver_page.written(page) == page, "run python tools/solver_page.py"
+    assert solver_page.write_parts(page) == page, "run python tools/solver_page.py --record"
     assert page.count("| `") >= len(SOLVERS)
     for broken in (page.replace("<!-- begin: table -->", ""), page + page):
         with pytest.raises(ValueError, match="needs the markers of 'table' once"):
-            solver_page.written(broken)
+            solver_page.write_parts(broken)
 
 
 CURVES = {"ring": {"a": [(20, 0.1), (10, 0.2)], "b": [(10, 0.4)]}, "ten": {"c": [(5, 1.0), (50, 1e-6)]}}
