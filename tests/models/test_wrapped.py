@@ -158,7 +158,7 @@ import sys
 from pathlib import Path
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel as DDP
-from scoresde import EMA, VPSDE, ScoreModel, fit, sample
+from scoresde import VPSDE, ScoreModel, sample
 from scoresde.models.checks import check_model
 from scoresde.nn import MLP
 
