@@ -1,11 +1,12 @@
 """Errors and the checks that every public boundary shares.
 
-The rule: raise before any network call; say which parameter, what was got, what is allowed and what to do.
-Everything inside the boundary may then assume sound input.
+The rule: raise before any network call; say which parameter, what was got, what is allowed and what to do. A message is
+for people; who handles an error reads its fields. Everything inside the boundary may then assume sound input.
 """
 
 from __future__ import annotations
 
+import copy
 import difflib
 import functools
 import inspect
@@ -14,7 +15,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from os import PathLike
 from pathlib import Path
-from typing import ParamSpec, TypeVar
+from typing import ParamSpec, Self, TypeVar
 
 import torch
 from torch import Tensor
@@ -44,7 +45,39 @@ R = TypeVar("R")
 
 
 class ScoreSDEError(Exception):
-    """Base of every error that scoresde raises on purpose."""
+    """Base of every error that scoresde raises on purpose.
+
+    The message is ``message``, with "; ``cure``" behind it where there is a cure. The fields tell a program what the
+    message tells a person; each is None where the error does not say it. They are plain values, so that every error can
+    be pickled, and none keeps a tensor alive.
+
+    Args:
+        message: what is wrong.
+        parameter: the name of the argument that is wrong.
+        got: its value if that is a number or a text, the value's ``repr`` otherwise.
+        allowed: what may stand there, in words, or the names to choose from.
+        cure: what to do.
+    """
+
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        parameter: str | None = None,
+        got: object = None,
+        allowed: str | tuple[str, ...] | None = None,
+        cure: str | None = None,
+    ) -> None:
+        super().__init__(message if cure is None else f"{message}; {cure}")
+        self.parameter, self.allowed, self.cure = parameter, allowed, cure
+        self.got = got if isinstance(got, str | int | float | None) else repr(got)
+
+    def with_cure(self, cure: str) -> Self:
+        """Return the same error with another cure, in the words of who called: a command line has options, say."""
+        other = copy.copy(self)
+        other.args = (f"{str(self).removesuffix(f'; {self.cure}')}; {cure}",)
+        other.cure = cure
+        return other
 
 
 class ShapeError(ScoreSDEError, ValueError):
@@ -67,7 +100,6 @@ class SolverError(ScoreSDEError, RuntimeError):
     """A solver could not finish; ``partial`` holds the state it had reached, if there was one."""
 
     def __init__(self, message: str, *, partial: Tensor | None = None) -> None:
-        """Keep the message and the partial state."""
         super().__init__(message)
         self.partial = partial
 
@@ -83,12 +115,30 @@ class DataError(ScoreSDEError, RuntimeError):
 def check_floating(x: object, name: str = "x") -> Tensor:
     """Return ``x`` if it is a real floating tensor of shape (B, *), else raise DTypeError or ShapeError."""
     if not isinstance(x, Tensor):
-        raise DTypeError(f"{name} must be a torch.Tensor, got {type(x).__name__}; use torch.as_tensor({name})")
+        raise DTypeError(
+            f"{name} must be a torch.Tensor, got {type(x).__name__}",
+            parameter=name,
+            got=type(x).__name__,
+            allowed="a torch.Tensor",
+            cure=f"use torch.as_tensor({name})",
+        )
     if not x.dtype.is_floating_point:
         cure = "take its real and imaginary parts as channels" if x.is_complex() else f"convert it with {name}.float()"
-        raise DTypeError(f"{name} must have a real floating dtype, got {x.dtype}; {cure}")
+        raise DTypeError(
+            f"{name} must have a real floating dtype, got {x.dtype}",
+            parameter=name,
+            got=x.dtype,
+            allowed="a real floating dtype",
+            cure=cure,
+        )
     if x.ndim == 0:
-        raise ShapeError(f"{name} must have shape (B, *), got a 0-d tensor; add a batch dimension with {name}[None]")
+        raise ShapeError(
+            f"{name} must have shape (B, *), got a 0-d tensor",
+            parameter=name,
+            got=tuple(x.shape),
+            allowed="shape (B, *)",
+            cure=f"add a batch dimension with {name}[None]",
+        )
     return x
 
 
@@ -100,8 +150,11 @@ def check_samples(x: object, name: str = "x") -> Tensor:
     if count:
         first = tuple(int(i) for i in bad.nonzero()[0])
         raise DomainError(
-            f"{name} has {count} non-finite values of {tensor.numel()}, the first at index {first}; "
-            "drop or repair these samples"
+            f"{name} has {count} non-finite values of {tensor.numel()}, the first at index {first}",
+            parameter=name,
+            got=float(tensor[first]),
+            allowed="finite values",
+            cure="drop or repair these samples",
         )
     return tensor
 
@@ -109,25 +162,31 @@ def check_samples(x: object, name: str = "x") -> Tensor:
 def check_device(device: torch.device, name: str, other: torch.device, other_name: str) -> None:
     """Raise ConfigError, naming both, unless ``name`` and ``other_name`` are on one device."""
     if device != other:
-        raise ConfigError(f"{name} is on {device}, {other_name} on {other}; move one of them with .to()")
+        raise ConfigError(
+            f"{name} is on {device}, {other_name} on {other}",
+            parameter=name,
+            got=str(device),
+            allowed=str(other),
+            cure="move one of them with .to()",
+        )
 
 
 def check_path(path: object, name: str = "path") -> Path:
     """Return ``path`` as a Path if it is a path or a string that is not empty, else raise DTypeError or DomainError."""
     if not isinstance(path, (str, PathLike)):
-        raise DTypeError(f"{name} must be a string or a pathlib.Path, got {path!r} of type {type(path).__name__}")
+        raise _misfit(name, path, "a string or a pathlib.Path")
     if not str(path):
-        raise DomainError(f"{name} is empty; '.' is the present folder")
+        raise DomainError(f"{name} is empty", parameter=name, got="", cure="'.' is the present folder")
     return Path(path)
 
 
 def check_integer(value: object, name: str, minimum: int = 0, maximum: int | None = None) -> int:
     """Return ``value`` if it is an int (not a bool) in [minimum, maximum], else raise DTypeError or DomainError."""
     if isinstance(value, bool) or not isinstance(value, int):
-        raise DTypeError(f"{name} must be an integer, got {value!r} of type {type(value).__name__}")
+        raise _misfit(name, value, "an integer")
     if value < minimum or (maximum is not None and value > maximum):
         allowed = f"at least {minimum}" if maximum is None else f"in [{minimum}, {maximum}]"
-        raise DomainError(f"{name} must be {allowed}, got {value}")
+        raise DomainError(f"{name} must be {allowed}, got {value}", parameter=name, got=value, allowed=allowed)
     return value
 
 
@@ -142,24 +201,45 @@ def check_number(
 ) -> float:
     """Return ``value`` as a finite float in the stated interval, else raise DTypeError or DomainError."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise DTypeError(f"{name} must be a number, got {value!r} of type {type(value).__name__}")
+        raise _misfit(name, value, "a number")
     number = float(value)
     below = low is not None and (number <= low if open_low else number < low)
     above = high is not None and (number >= high if open_high else number > high)
     if not math.isfinite(number) or below or above:
         left = "(-inf" if low is None else f"{'(' if open_low else '['}{low:g}"
         right = "inf)" if high is None else f"{high:g}{')' if open_high else ']'}"
-        raise DomainError(f"{name} must lie in {left}, {right}, got {value}")
+        allowed = f"in {left}, {right}"
+        raise DomainError(f"{name} must lie {allowed}, got {value}", parameter=name, got=number, allowed=allowed)
     return number
 
 
-def unknown(kind: str, got: object, choices: Iterable[str]) -> ConfigError:
-    """Build the error for an unknown name: the nearest match, whatever its case and dashes, then every choice."""
+def _misfit(name: str, got: object, allowed: str) -> DTypeError:
+    """Build the error for a value of the wrong type."""
+    return DTypeError(
+        f"{name} must be {allowed}, got {got!r} of type {type(got).__name__}", parameter=name, got=got, allowed=allowed
+    )
+
+
+def unknown(kind: str, got: object, choices: Iterable[str], *, parameter: str | None = None) -> ConfigError:
+    """Build the error for an unknown name: the nearest match, whatever its case and dashes, then every choice.
+
+    Args:
+        kind: of the names, in words.
+        got: the name that is none of them.
+        choices: those that are.
+        parameter: the argument's name, where it is not the kind's.
+    """
     names = sorted(choices)
     folded = {_fold(name): name for name in names}
     near = difflib.get_close_matches(_fold(str(got)), folded, n=1)
-    hint = f"; did you mean {folded[near[0]]!r}?" if near else ";"
-    return ConfigError(f"unknown {kind} {got!r}{hint} choices: {', '.join(names)}")
+    hint = f"did you mean {folded[near[0]]!r}? " if near else ""
+    return ConfigError(
+        f"unknown {kind} {got!r}",
+        parameter=kind if parameter is None else parameter,
+        got=got,
+        allowed=tuple(names),
+        cure=f"{hint}choices: {', '.join(names)}",
+    )
 
 
 def _fold(name: str) -> str:

@@ -70,7 +70,8 @@ def check_seed(seed: object, name: str = "seed") -> int:
     if isinstance(seed, bool) or not isinstance(seed, int):
         raise DTypeError(f"{name} must be an integer or None, got {seed!r} of type {type(seed).__name__}")
     if not 0 <= seed < 2**64:
-        raise DomainError(f"{name} must lie in [0, 2**64), got {seed}")
+        allowed = "in [0, 2**64)"
+        raise DomainError(f"{name} must lie {allowed}, got {seed}", parameter=name, got=seed, allowed=allowed)
     return seed
 
 

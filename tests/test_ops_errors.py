@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
+import pickle
 import warnings
 from collections.abc import Callable
 
@@ -14,7 +16,7 @@ from torch import Tensor
 
 from scoresde import errors
 from scoresde.errors import check_floating, check_integer, check_number, check_samples, unknown
-from scoresde.noise import normal, stream
+from scoresde.noise import check_seed, normal, stream
 from scoresde.ops import expand, time_derivative, working_dtype
 
 F64 = torch.float64
@@ -36,6 +38,74 @@ def test_every_error_is_of_its_builtin_kind() -> None:
     state = torch.ones(2)
     assert errors.SolverError("stopped", partial=state).partial is state
     assert errors.SolverError("stopped").partial is None
+
+
+FIELDS = ("parameter", "got", "allowed", "cure")
+
+
+@pytest.mark.parametrize("kind", [getattr(errors, name) for name in errors.__all__ if name.endswith("Error")])
+def test_errors_travel_between_processes(kind: type[errors.ScoreSDEError]) -> None:
+    if kind is errors.SolverError:
+        error: errors.ScoreSDEError = errors.SolverError("stopped", partial=torch.ones(2))
+    else:
+        # What cannot be pickled is kept as a text.
+        error = kind("n is odd", parameter="n", got=lambda: 3, allowed=("2", "4"), cure="double it")
+        assert str(error) == "n is odd; double it"
+        assert isinstance(error.got, str)
+    for other in (pickle.loads(pickle.dumps(error)), copy.deepcopy(error)):
+        assert type(other) is kind
+        assert str(other) == str(error)
+        assert [getattr(other, name) for name in FIELDS] == [getattr(error, name) for name in FIELDS]
+        if kind is errors.SolverError:
+            assert torch.equal(other.partial, torch.ones(2))
+
+
+def test_another_cure_takes_the_place_of_the_error_s_own() -> None:
+    error = errors.DataError("the sizes differ; all of them", parameter="size", got=3, cure="pass size=")
+    other = error.with_cure("--size 32 scales them")
+    assert (str(other), other.cure) == ("the sizes differ; all of them; --size 32 scales them", "--size 32 scales them")
+    assert (type(other), other.parameter, other.got) == (errors.DataError, "size", 3)
+    assert str(error) == "the sizes differ; all of them; pass size="
+    assert str(errors.DataError("empty").with_cure("fill it")) == "empty; fill it"
+
+
+@pytest.mark.parametrize(
+    ("call", "fields"),
+    [
+        (lambda: check_integer(0, "n", 1), ("n", 0, "at least 1", None)),
+        (lambda: check_integer(6, "n", 1, 5), ("n", 6, "in [1, 5]", None)),
+        (lambda: check_integer("3", "n"), ("n", "3", "an integer", None)),
+        (lambda: check_number(1, "c", 0, 1, open_high=True), ("c", 1.0, "in [0, 1)", None)),
+        (lambda: check_number([1], "c"), ("c", "[1]", "a number", None)),
+        (lambda: check_floating(3.0, "y"), ("y", "float", "a torch.Tensor", "use torch.as_tensor(y)")),
+        (
+            lambda: check_floating(torch.ones(2, dtype=torch.int64), "y"),
+            ("y", "torch.int64", "a real floating dtype", "convert it with y.float()"),
+        ),
+        (
+            lambda: check_samples(torch.tensor([1.0, math.inf])),
+            ("x", math.inf, "finite values", "drop or repair these samples"),
+        ),
+        (lambda: errors.check_path(3), ("path", 3, "a string or a pathlib.Path", None)),
+        (lambda: errors.check_path(""), ("path", "", None, "'.' is the present folder")),
+        (lambda: check_seed(-1), ("seed", -1, "in [0, 2**64)", None)),
+        (lambda: raise_(unknown("solver", "zzz", ["b", "a"])), ("solver", "zzz", ("a", "b"), "choices: a, b")),
+        (
+            lambda: raise_(unknown("way", "rase", ["raise"], parameter="on_bad_image")),
+            ("on_bad_image", "rase", ("raise",), "did you mean 'raise'? choices: raise"),
+        ),
+    ],
+)
+def test_errors_carry_their_parts(call: Callable[[], object], fields: tuple[object, ...]) -> None:
+    with pytest.raises(errors.ScoreSDEError) as caught:
+        call()
+    assert tuple(getattr(caught.value, name) for name in FIELDS) == fields
+    if fields[3] is not None:
+        assert str(caught.value).endswith(f"; {fields[3]}")
+
+
+def raise_(error: Exception) -> None:
+    raise error
 
 
 @pytest.mark.parametrize(
