@@ -1,10 +1,15 @@
-"""Distance against cost: how far each sampler is from the data, and where the metric can tell nothing any more."""
+"""Distance against cost: how far each sampler is from the data, and where the metric can tell nothing any more.
+
+A distance of fewer samples is larger, and so is its sampling floor, about as 1/n or 1/sqrt(n). Where the rows have
+different floors, the distances themselves cannot be compared: a panel then shows each as a multiple of its own floor.
+"""
 
 from __future__ import annotations
 
 import math
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, Literal
 
 from scoresde.errors import ConfigError, DTypeError, unknown
@@ -39,7 +44,8 @@ def comparison(
 
     Rows with the same sampler are joined by a line. Both axes are logarithmic, but for the metrics in ``linear`` and
     those with a value that has no logarithm. The grey band is the sampling floor (mean and two standard deviations) of
-    the number of samples that most rows have; a row with a floor of its own carries it as a short dash below its point.
+    the number of samples that most rows have; a row with another number has a band of its own at its point. A distance
+    whose floors differ is drawn in multiples of its row's own floor, so that fewer samples do not look worse.
 
     Args:
         rows: what was measured; see ``scoresde.metrics.Comparison``.
@@ -65,74 +71,123 @@ def comparison(
     for name in shown:
         if name not in known:
             raise unknown("metric", name, known)
-    samplers = list(dict.fromkeys(row.sampler for row in rows))
+    names = _name_samplers(rows)
     with styled():
         single = len(shown) == 1
         columns = 1 if single else round(1.4 * len(shown))  # of the legend: beside one panel, below several
-        below = 0.0 if single else 0.26 * math.ceil((len(samplers) + 2) / columns)
+        below = 0.0 if single else 0.26 * math.ceil((len(names) + 2) / columns)
         figure = new_figure(3.7 * len(shown) + (3.6 if single else 0.0), 3.9 + below + (0.3 if title else 0.0))
         if title:
             figure.suptitle(title, fontweight="bold")
         keys: dict[str, Artist] = {}
         for k, name in enumerate(shown):
             axes = figure.add_subplot(1, len(shown), k + 1)
-            measured = [row for row in rows if name in row.distances]
-            _draw_samplers(axes, measured, name, samplers, cost)
-            _draw_floors(axes, measured, name, cost)
-            _scale(axes, measured, name, straight=name in linear)
+            points = [_Point.of(row, name, cost) for row in rows if name in row.distances]
+            ylabel = labels.get(name, name.replace("_", " "))
+            if name not in linear and _differ(points):
+                points = [point.in_floors() for point in points]
+                ylabel = f"{ylabel.partition(' (')[0]} / its own floor"
+            _draw_samplers(axes, points, names)
+            _draw_floors(axes, points)
+            _scale(axes, points, straight=name in linear)
             across = "network evaluations per sample" if cost == "nfe" else "time for all samples (seconds)"
-            dress(axes, xlabel=across, ylabel=labels.get(name, name.replace("_", " ")))
+            dress(axes, xlabel=across, ylabel=ylabel)
             handles, texts = axes.get_legend_handles_labels()
             keys.update(zip(texts, handles, strict=True))
-        order = sorted(keys, key=lambda text: samplers.index(text) if text in samplers else len(samplers))
+        first = list(names.values())
+        order = sorted(keys, key=lambda text: first.index(text) if text in first else len(first))
         place: Literal["outside right upper", "outside lower center"]
         place = "outside right upper" if single else "outside lower center"
         figure.legend([keys[text] for text in order], order, loc=place, ncols=columns)
     return figure
 
 
-def _cost(row: Comparison, cost: str) -> float:
-    return row.nfe if cost == "nfe" else row.seconds
+@dataclass(frozen=True)
+class _Point:
+    """One row in one panel: where it stands, and the floor of as many samples (None: it has none)."""
+
+    sampler: str
+    samples: int
+    across: float
+    value: float
+    floor: float | None
+    std: float
+
+    @staticmethod
+    def of(row: Comparison, name: str, cost: str) -> _Point:
+        across = row.nfe if cost == "nfe" else row.seconds
+        floor = row.floors.get(name), row.floor_stds.get(name, 0.0)
+        return _Point(row.sampler, row.samples, across, row.distances[name], *floor)
+
+    def in_floors(self) -> _Point:
+        """Return the point in multiples of its floor."""
+        assert self.floor is not None
+        return replace(self, value=self.value / self.floor, floor=1.0, std=self.std / self.floor)
 
 
-def _draw_samplers(axes: Axes, rows: Sequence[Comparison], name: str, samplers: Sequence[str], cost: str) -> None:
+def _differ(points: Sequence[_Point]) -> bool:
+    """Whether the floors differ, and every point can be measured by its own."""
+    floors = [point.floor for point in points if point.floor is not None and point.floor > 0.0]
+    return len(floors) == len(points) and len(set(floors)) > 1
+
+
+def _name_samplers(rows: Sequence[Comparison]) -> dict[str, str]:
+    """Return what the legend calls each sampler, with its number of samples where most rows have another."""
+    (usual, _), *_ = Counter(row.samples for row in rows).most_common()
+    counts: dict[str, set[int]] = {}
+    for row in rows:
+        counts.setdefault(row.sampler, set()).add(row.samples)
+    return {
+        name: name if usual in found else f"{name}, {' or '.join(map(str, sorted(found)))} samples"
+        for name, found in counts.items()
+    }
+
+
+def _draw_samplers(axes: Axes, points: Sequence[_Point], names: Mapping[str, str]) -> None:
     """Draw each sampler with a colour and a marker that are its own in every panel."""
-    for index, sampler in enumerate(samplers):
-        points = sorted((_cost(row, cost), row.distances[name]) for row in rows if row.sampler == sampler)
-        if points:
+    for index, (sampler, label) in enumerate(names.items()):
+        own = sorted((point.across, point.value) for point in points if point.sampler == sampler)
+        if own:
             axes.plot(
-                *zip(*points, strict=True),
+                *zip(*own, strict=True),
                 color=PALETTE[index % len(PALETTE)],
                 marker=MARKERS[(index + index // len(PALETTE)) % len(MARKERS)],
                 markeredgecolor="white",
                 markeredgewidth=0.8,
-                label=sampler,
+                label=label,
                 zorder=3,
             )
 
 
-def _draw_floors(axes: Axes, rows: Sequence[Comparison], name: str, cost: str) -> None:
-    """Draw the commonest floor as a band, and those of other sizes at their own rows."""
-    floors = [(row.floors[name], row.floor_stds.get(name, 0.0), row.samples) for row in rows if name in row.floors]
+def _draw_floors(axes: Axes, points: Sequence[_Point]) -> None:
+    """Draw the commonest floor as a band, and those of other sizes at their own points."""
+    floors = Counter((point.floor, point.std, point.samples) for point in points if point.floor is not None)
     if not floors:
         return
-    (mean, std, samples), _ = Counter(floors).most_common(1)[0]
-    label = f"sampling floor{' ± 2 std' if std > 0.0 else ''}, {samples} samples"
-    axes.axhline(mean, color=GREY, linestyle="--", linewidth=1.4, label=label, zorder=1)
+    (mean, std, samples), _ = floors.most_common(1)[0]
+    assert mean is not None
+    axes.axhline(mean, color=GREY, linestyle="--", linewidth=1.4, label=_name_floor(std, samples), zorder=1)
     if std > 0.0:
         axes.axhspan(mean - 2 * std, mean + 2 * std, color=GREY, alpha=0.22, linewidth=0, zorder=0)
-    for row in rows:
-        if name in row.floors and row.floors[name] != mean:
-            at, own = _cost(row, cost), row.floors[name]
-            label = f"floor, {row.samples} samples"
-            axes.plot([at / 1.35, at * 1.35], [own, own], color=GREY, linewidth=2.4, solid_capstyle="butt", label=label)
+    for point in points:
+        own = point.floor, point.std
+        if point.floor is not None and own != (mean, std):
+            ends, label = [point.across / 1.35, point.across * 1.35], _name_floor(point.std, point.samples)
+            axes.plot(ends, [point.floor] * 2, color=GREY, linewidth=2.4, solid_capstyle="butt", label=label, zorder=2)
+            if point.std > 0.0:
+                low, high = point.floor - 2 * point.std, point.floor + 2 * point.std
+                axes.fill_between(ends, low, high, color=GREY, alpha=0.45, linewidth=0, zorder=1)
 
 
-def _scale(axes: Axes, rows: Sequence[Comparison], name: str, *, straight: bool) -> None:
+def _name_floor(std: float, samples: int) -> str:
+    return f"sampling floor{' ± 2 std' if std > 0.0 else ''}, {samples} samples"
+
+
+def _scale(axes: Axes, points: Sequence[_Point], *, straight: bool) -> None:
     """Choose the axes' scales and plain numbers on them."""
     axes.set_xscale("log")
     plain_log_ticks(axes.xaxis, *axes.get_xlim())
-    values = [row.distances[name] for row in rows] + [row.floors[name] for row in rows if name in row.floors]
+    values = [point.value for point in points] + [point.floor for point in points if point.floor is not None]
     if straight or min(values) <= 0.0:
         return
     axes.set_yscale("log")
