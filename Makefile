@@ -1,6 +1,8 @@
 # Every target does its own set-up: on a fresh machine `make demo` or `make test` needs only Python >= 3.11 and make.
 #   make demo    train on real digits and the swiss roll, sample, compare; results in runs/demo/
 #   make test    the tests, on WORKERS processes of one thread each
+#   make test-plain   the tests of what computes, as on a processor without wide vector units
+#   make wheel   build the wheel and use it in an environment of its own, without any extra
 #   make lint    ruff (rules and format) and mypy --strict on the package
 #   make bench   the benchmarks
 #   make clean   remove the environment, the caches and the builds; runs/ stays
@@ -16,7 +18,7 @@ READY := $(VENV)/.ready
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := test
-.PHONY: demo test lint bench clean
+.PHONY: demo test test-plain wheel lint bench clean
 
 demo: $(READY)
 	$(BIN)/python examples/demo.py $(ARGS)
@@ -24,6 +26,17 @@ demo: $(READY)
 # Stealing keeps neighbouring tests, and so their shared fixtures, on one worker.
 test: $(READY)
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
+
+# Matrix kernels and vectorised exponentials round differently with the processor's vector units.
+NO_SUMS := cli data package plots reference
+COMPUTING = $(filter-out $(NO_SUMS:%=tests/%/),$(wildcard tests/*/ tests/test_*.py))
+
+test-plain: $(READY)
+	MKL_ENABLE_INSTRUCTIONS=SSE4_2 ATEN_CPU_CAPABILITY=default \
+		$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(COMPUTING) $(ARGS)
+
+wheel: $(READY)
+	$(BIN)/python tools/try_wheel.py
 
 lint: $(READY)
 	$(BIN)/ruff check
