@@ -15,8 +15,8 @@ from tqdm import tqdm
 
 from scoresde.errors import ConfigError, check_integer
 from scoresde.metrics.floors import Comparison, Floor
-from scoresde.models.prediction import Condition
-from scoresde.models.score_model import ScoreModel
+from scoresde.models.checks import check_model
+from scoresde.models.prediction import Condition, Predictor
 from scoresde.sampling.sample import SampleResult, sample
 from scoresde.sampling.samplers import Sampler
 
@@ -36,7 +36,7 @@ DEFAULT_SAMPLERS = (
 
 
 def compare(
-    model: ScoreModel,
+    model: Predictor,
     samplers: Sequence[Sampler],
     metrics: Mapping[str, Metric],
     *,
@@ -64,6 +64,7 @@ def compare(
 
     Raises what ``sample`` raises.
     """
+    model = check_model(model)
     check_integer(samples, "samples", 1)
     rows: list[Comparison] = []
     drawn: list[Tensor] = []
@@ -104,7 +105,7 @@ def compare(
     return rows, drawn
 
 
-def _event(model: ScoreModel) -> torch.Size:
+def _event(model: Predictor) -> torch.Size:
     """Return the shape of one sample, which the model's moments know."""
     if model.moments is None:
         raise ConfigError("the model knows no data moments, so no event shape; train it with fit, or set model.moments")

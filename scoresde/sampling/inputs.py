@@ -19,6 +19,7 @@ from scoresde.errors import (
     check_integer,
     check_samples,
 )
+from scoresde.models.checks import unwrap_model
 from scoresde.models.prediction import Predictor
 from scoresde.models.score_model import ScoreModel
 from scoresde.models.scored_sde import ScoredSDE
@@ -27,7 +28,8 @@ __all__ = ["as_model", "check_calls", "check_prior", "layout"]
 
 
 def as_model(model: object, sde: SDE | None) -> Predictor | ScoredSDE:
-    """Return the model under the SDE to sample with."""
+    """Return the model, out of the wrappers of other tools, under the SDE to sample with."""
+    model = unwrap_model(model)
     plain = isinstance(sde, SDE) and not isinstance(sde, GaussianSDE)
     if isinstance(model, Predictor):
         if plain:

@@ -24,7 +24,8 @@ from torch import Tensor
 
 from scoresde.diffusions.levels import VESDE
 from scoresde.errors import ConfigError, DTypeError, ShapeError, SolverError, check_integer, check_number, check_samples
-from scoresde.models.prediction import Condition
+from scoresde.models.checks import unwrap_model
+from scoresde.models.prediction import Condition, Predictor
 from scoresde.models.score_model import ScoreModel
 from scoresde.noise import NoiseSource, Randomness, check_tape
 from scoresde.sampling.kernels import take_tested_steps
@@ -40,7 +41,7 @@ Observer = Callable[[int, Tensor], None]
 
 
 def langevin(
-    score: ScoreModel | Callable[[Tensor], Tensor] | None,
+    score: Predictor | Callable[[Tensor], Tensor] | None,
     x: Tensor,
     step: float,
     n: int,
@@ -80,10 +81,10 @@ def langevin(
     Source: Roberts and Tweedie 1996, "Exponential convergence of Langevin distributions and their discrete
     approximations"; Song and Ermon 2019, "Generative modeling by estimating gradients of the data distribution".
     """
-    start = check_samples(x)
+    start, known = check_samples(x), unwrap_model(score)
     check_number(step, "step", 0.0, open_low=True)
     check_integer(n, "n", 1)
-    if isinstance(score, ScoreModel) != (times is not None):
+    if isinstance(known, Predictor) != (times is not None):
         raise ConfigError(
             "a ScoreModel and times= go together: give the times of its noise levels, or the score of one density as a "
             "function of x, e.g. lambda x: model(x, t).score"
@@ -100,8 +101,9 @@ def langevin(
         result = _adjusted(score, energy, start, step, n, source, randomness.seed, on_step)
         return result if full_output else result.x
     solver: Solver | Tableau
-    if isinstance(score, ScoreModel):
-        model, solver = score, annealed_langevin(repeats=n, step=step)
+    model: Predictor
+    if isinstance(known, Predictor):
+        model, solver = known, annealed_langevin(repeats=n, step=step)
     elif callable(score) and cond is None:
         model, solver = ScoreModel.from_callable(lambda x, t: score(x), VESDE()), _table(step, n)
     else:
