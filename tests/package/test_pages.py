@@ -10,6 +10,7 @@ from helpers import ROOT
 
 sys.path.insert(0, str(ROOT / "tools"))
 
+import knots_picture
 import rooms_page
 from marked import main
 
@@ -44,3 +45,14 @@ def test_the_scripts_run() -> None:
     for script in ("rooms_page.py", "solver_page.py"):
         done = subprocess.run([sys.executable, ROOT / "tools" / script], capture_output=True, text=True, check=False)
         assert (done.returncode, done.stdout.endswith(" is current\n")) == (0, True), done.stdout + done.stderr
+
+
+def test_the_picture_of_the_knots_is_drawn_into_the_file_named(tmp_path) -> None:
+    assert knots_picture.main([]) == 2
+    assert knots_picture.main([str(tmp_path / "knots.png")]) == 0
+    assert (tmp_path / "knots.png").stat().st_size > 50_000
+    path = knots_picture.draw_path(seed=3)
+    clean, noise = path[0], path[-1]
+    assert clean.abs().max() <= 1
+    assert abs(float(noise.std()) - 1) < 0.05
+    assert abs(float((clean * noise).mean()) / float(clean.std())) < 0.05
