@@ -7,7 +7,8 @@
 | digits, photographs | ``LabelledImages`` (N, C, H, W) in [-1, 1] |
 | tabular | a ``Table`` (N, D) with the names of its columns |
 | images_from_folder | ``FolderImages`` of your own files |
-| arrays_from_file | an array (N, *) of an .npy or .npz file |
+| arrays_from_file | an array (N, *) of an .npy, .npz, .pt, .pth or .safetensors file |
+| table_from_file | a ``FileTable`` (N, D) of a .csv or .parquet file, with classes where a column names them |
 
 The toy laws and photographs return the same for the same seed, and nothing touches the global random state.
 """
@@ -15,6 +16,7 @@ The toy laws and photographs return the same for the same seed, and nothing touc
 from __future__ import annotations
 
 from scoresde.data.arrays import arrays_from_file
+from scoresde.data.columns import FileTable, table_from_file
 from scoresde.data.folders import FolderImages, images_from_folder
 from scoresde.data.images import LabelledImages, digits, photographs
 from scoresde.data.series import time_series
@@ -33,6 +35,7 @@ from scoresde.data.toys import (
 __all__ = [
     "DATASETS",
     "TABLES",
+    "FileTable",
     "FolderImages",
     "LabelledImages",
     "Table",
@@ -46,6 +49,7 @@ __all__ = [
     "photographs",
     "pinwheel",
     "swiss_roll",
+    "table_from_file",
     "tabular",
     "time_series",
     "two_spirals",

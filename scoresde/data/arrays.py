@@ -1,17 +1,17 @@
-"""Arrays from NumPy's files, without pickles."""
+"""Arrays and tensors from files, without pickles: NumPy's, torch's and safetensors'."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import torch
-from numpy.lib.npyio import NpzFile
 from numpy.typing import NDArray
+from safetensors import safe_open
 from torch import Tensor
 
 from scoresde.errors import ConfigError, DataError, ScoreSDEError, check_path, check_samples, unknown
@@ -27,76 +27,145 @@ NUMBERS: Final = {
 
 
 def arrays_from_file(path: str | os.PathLike[str], key: str | None = None) -> Tensor:
-    """Return an array (N, *) of an .npy or .npz file as a tensor on the CPU.
+    """Return an array (N, *) of a file as a tensor on the CPU.
 
-    The array's own type is kept (uint16 and uint32 become int32 and int64): convert integers with ``.float()``, labels
-    stay as they are. Files are never unpickled.
+    The file's ending, in any case, says what it is: .pt or .pth, what ``torch.save`` wrote, a tensor or a dict of
+    tensors; .safetensors; any other is taken for NumPy's, .npy or .npz. The array's own type is kept (uint16 and uint32
+    become int32 and int64): convert integers with ``.float()``, labels stay as they are. Nothing but numbers is read,
+    so that no file can run code.
 
     Args:
-        path: a file that ``numpy.save``, ``numpy.savez`` or ``numpy.savez_compressed`` wrote.
-        key: name of the array in an .npz file; may be left out where the file holds one array.
+        path: the file.
+        key: name of the array in a file that names its arrays; may be left out where it holds one.
 
     Raises:
-        DataError: a file that is missing, unreadable, cut or no NumPy file; Python objects, strings, dates, complex
+        DataError: a file that is missing, unreadable, cut or of another kind; Python objects, strings, dates, complex
             numbers, or numbers that torch has no type for; no samples.
-        ConfigError: an unknown key (with the nearest), no key for a file of several arrays, a key for an .npy file.
+        ConfigError: an unknown key (with the nearest), no key for a file of several arrays (the error's ``allowed``
+            names them), a key for a file of one array without a name.
         DTypeError: no path. DomainError: an empty path; non-finite values, with their count and the first place.
     """
     file = check_path(path)
-    with _reading(file), file.open("rb") as opened:
+    read = READERS.get(file.suffix.lower(), _read_numpy)
+    with _explain_failures(file):
+        return read(file, key)
+
+
+def _read_numpy(file: Path, key: str | None) -> Tensor:
+    with file.open("rb") as opened:
         loaded = np.load(opened, allow_pickle=False)
         if isinstance(loaded, np.ndarray):
-            if key is not None:
-                raise ConfigError(
-                    f"key={key!r} names an array of an .npz file, {file} holds a single one: leave it out"
-                )
-            return _tensor(loaded, str(file))
-        chosen = _choose(file, loaded, key)
-        return _tensor(np.asarray(loaded[chosen]), f"{file}[{chosen!r}]")
+            return _from_numpy(loaded, _name_single(file, key))
+        chosen, name = _choose(file, loaded.files, key)
+        return _from_numpy(np.asarray(loaded[chosen]), name)
+
+
+def _read_torch(file: Path, key: str | None) -> Tensor:
+    with file.open("rb") as opened:
+        loaded = torch.load(opened, map_location="cpu", weights_only=True)
+    if isinstance(loaded, Tensor):
+        return _check(loaded, _name_single(file, key))
+    tensors: dict[str, Tensor] = {}
+    if isinstance(loaded, Mapping):
+        tensors = {str(name): value for name, value in loaded.items() if isinstance(value, Tensor)}
+    chosen, name = _choose(file, list(tensors), key)
+    return _check(tensors[chosen], name)
+
+
+def _read_safetensors(file: Path, key: str | None) -> Tensor:
+    file.open("rb").close()  # an OSError that says what is wrong, where it cannot be opened
+    with safe_open(file, framework="pt", device="cpu") as opened:
+        chosen, name = _choose(file, list(opened.keys()), key)
+        return _check(opened.get_tensor(chosen), name)
+
+
+READERS: Final[Mapping[str, Callable[[Path, str | None], Tensor]]] = {
+    ".pt": _read_torch,
+    ".pth": _read_torch,
+    ".safetensors": _read_safetensors,
+}
+CURES: Final[Mapping[str, str]] = {
+    ".pt": "torch.save(tensor, path)",
+    ".pth": "torch.save(tensor, path)",
+    ".safetensors": "safetensors.torch.save_file({'x': tensor}, path)",
+}
 
 
 @contextmanager
-def _reading(file: Path) -> Iterator[None]:
-    """Turn what NumPy raises for a file that it cannot read into a DataError that names the file."""
+def _explain_failures(file: Path) -> Iterator[None]:
+    """Turn what a reader raises for a file that it cannot read into a DataError that names the file."""
     try:
         yield
     except ScoreSDEError:
         raise
     except OSError as error:
         raise DataError(
-            f"{file} cannot be read: {error.strerror or error}; check the path and its permissions"
+            f"{file} cannot be read: {error.strerror or error}", cure="check the path and its permissions"
         ) from error
-    except Exception as error:  # zipfile, zlib, tokenize and struct let their own errors through
+    except Exception as error:  # zipfile, zlib, tokenize, struct and the unpickler let their own errors through
         if "Object arrays" in str(error):
             raise DataError(
-                f"{file} holds Python objects: they are stored as a pickle, which may run any code: refused; "
-                "save numbers: numpy.save(path, numpy.stack(list).astype(numpy.float32))"
+                f"{file} holds Python objects: they are stored as a pickle, which may run any code: refused",
+                cure="save numbers: numpy.save(path, numpy.stack(list).astype(numpy.float32))",
             ) from error
+        ending = file.suffix.lower()
+        kind = f"no {ending} file of tensors alone" if ending in READERS else "no .npy or .npz file"
         raise DataError(
-            f"{file} is damaged or no .npy or .npz file ({type(error).__name__}); write it with numpy.save or savez"
+            f"{file} is damaged or {kind} ({type(error).__name__})",
+            cure=f"write it with {CURES.get(ending, 'numpy.save or savez')}",
         ) from error
 
 
-def _choose(file: Path, archive: NpzFile, key: str | None) -> str:
-    """Return the name of the array to read."""
-    names = list(archive.files)
-    if key is not None and key not in names:
-        raise unknown(f"array in {file}", key, names)
-    if key is None and len(names) != 1:
-        if not names:
-            raise DataError(f"{file} holds no arrays; write it with numpy.savez(path, x=array)")
-        raise ConfigError(f"{file} holds {len(names)} arrays; choose one with key=: {', '.join(map(repr, names))}")
-    return names[0] if key is None else key
-
-
-def _tensor(array: NDArray[Any], name: str) -> Tensor:
-    """Return an array as a tensor of its own type, checked."""
-    kind = array.dtype.newbyteorder("=")
-    if kind.name not in NUMBERS:
-        raise DataError(
-            f"{name} has dtype {array.dtype}, for which torch has no tensor; save one of {', '.join(NUMBERS)}"
+def _name_single(file: Path, key: str | None) -> str:
+    """Return what to call the array of a file that holds one without a name."""
+    if key is not None:
+        raise ConfigError(
+            f"key={key!r} names an array of an .npz file, {file} holds a single one: leave it out",
+            parameter="key",
+            got=key,
         )
-    if array.ndim == 0 or array.size == 0:
-        raise DataError(f"{name} has shape {array.shape} and holds no samples; save an array of shape (N, *)")
-    tensor = torch.from_numpy(np.ascontiguousarray(array, dtype=NUMBERS[kind.name]))
-    return check_samples(tensor, name) if tensor.is_floating_point() else tensor
+    return str(file)
+
+
+def _choose(file: Path, names: Sequence[str], key: str | None) -> tuple[str, str]:
+    """Return the name of the array to read, and what to call it."""
+    if not names:
+        cure = CURES.get(file.suffix.lower(), "numpy.savez(path, x=array)")
+        raise DataError(f"{file} holds no arrays", cure=f"write it with {cure}")
+    if key is not None and key not in names:
+        raise unknown(f"array in {file}", key, names, parameter="key")
+    if key is None and len(names) != 1:
+        raise ConfigError(
+            f"{file} holds {len(names)} arrays",
+            parameter="key",
+            allowed=tuple(names),
+            cure=f"choose one with key=: {', '.join(map(repr, names))}",
+        )
+    chosen = names[0] if key is None else key
+    return chosen, f"{file}[{chosen!r}]"
+
+
+def _from_numpy(array: NDArray[Any], name: str) -> Tensor:
+    """Return an array as a tensor of its own type, checked."""
+    kind = array.dtype.newbyteorder("=").name
+    if kind not in NUMBERS:
+        raise _untyped(name, array.dtype)
+    return _check(torch.from_numpy(np.ascontiguousarray(array, dtype=NUMBERS[kind]).reshape(array.shape)), name)
+
+
+def _check(x: Tensor, name: str) -> Tensor:
+    """Return a tensor with memory of its own and without a gradient, if it holds samples of finite numbers."""
+    kind = str(x.dtype).removeprefix("torch.")
+    if kind not in {*NUMBERS, "bfloat16"} or x.layout != torch.strided or x.is_meta:
+        raise _untyped(name, kind if x.layout == torch.strided else x.layout)
+    if x.ndim == 0 or x.numel() == 0:
+        raise DataError(f"{name} has shape {tuple(x.shape)} and holds no samples", cure="save an array of shape (N, *)")
+    own = x.detach().to(getattr(torch, NUMBERS.get(kind, kind))).clone(memory_format=torch.contiguous_format)
+    return check_samples(own, name) if own.is_floating_point() else own
+
+
+def _untyped(name: str, got: object) -> DataError:
+    """Build the error for numbers that are no data."""
+    return DataError(
+        f"{name} has dtype {got}, for which torch has no tensor", got=str(got), cure=f"save one of {', '.join(NUMBERS)}"
+    )

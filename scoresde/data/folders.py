@@ -108,10 +108,12 @@ def images_from_folder(
             kept.append(file)
         except _BadImage as bad:
             if on_bad_image == "raise":
-                raise DataError(f"image {index} of {len(files)}, {file}, {bad}; {CURE}") from bad
+                raise DataError(
+                    f"image {index} of {len(files)}, {file}, {bad}", parameter="on_bad_image", got="raise", cure=CURE
+                ) from bad
             skipped.append((file, str(bad)))
         if pixels and pixels[-1].shape != pixels[0].shape:
-            raise DataError(_sizes(folder, files))
+            raise _differ(folder, files)
     if not pixels:
         raise DataError(
             f"none of the {len(files)} images in {folder} can be used; the first, {skipped[0][0]}, {skipped[0][1]}"
@@ -168,7 +170,7 @@ def _list(folder: Path) -> list[Path]:
     return files
 
 
-def _opened(file: Path, limit: int) -> ImageFile:
+def _open(file: Path, limit: int) -> ImageFile:
     """Open a file and check what its header says, without decoding it."""
     import PIL.Image
 
@@ -194,7 +196,7 @@ def _read(file: Path, limit: int, colour: bool, behind: tuple[int, int, int] | N
     try:
         if file.stat().st_size == 0:
             raise _BadImage("is empty (0 bytes)")
-        with _opened(file, limit) as picture:
+        with _open(file, limit) as picture:
             # A camera's MPO holds a preview beside the photograph, which comes first.
             if getattr(picture, "is_animated", False) and picture.format != "MPO":
                 raise _BadImage("has several frames; save each as a file of its own")
@@ -245,12 +247,12 @@ def _fit(picture: Image, size: Size, resize: str) -> Image:
     return picture.resize((width, height), Resampling.LANCZOS)
 
 
-def _sizes(folder: Path, files: Sequence[Path]) -> str:
-    """Describe the sizes in a folder, from the headers, the most frequent first."""
+def _differ(folder: Path, files: Sequence[Path]) -> DataError:
+    """Build the error for images of several sizes, counted from the headers, the most frequent first."""
     counts: Counter[Size] = Counter()
     for file in files:
         try:
-            with _opened(file, 2**62) as picture:
+            with _open(file, 2**62) as picture:
                 turned = picture.getexif().get(0x0112, 1) >= 5  # EXIF orientations that swap the sides
                 counts[picture.size if turned else picture.size[::-1]] += 1
         except Exception:  # a bad image has no size to count
@@ -258,7 +260,9 @@ def _sizes(folder: Path, files: Sequence[Path]) -> str:
     common = [f"{number} of {height} x {width}" for (height, width), number in counts.most_common(5)]
     more = f" and {len(counts) - 5} sizes more" if len(counts) > 5 else ""
     first = counts.most_common(1)[0][0]
-    return (
-        f"the images in {folder} have {len(counts)} sizes (height x width): {', '.join(common)}{more}; "
-        f"pass size=, e.g. size={first}, with resize='crop' or 'stretch', or resize='refuse' with on_bad_image='skip'"
+    return DataError(
+        f"the images in {folder} have {len(counts)} sizes (height x width): {', '.join(common)}{more}",
+        parameter="size",
+        cure=f"pass size=, e.g. size={first}, with resize='crop' or 'stretch', or resize='refuse' with "
+        "on_bad_image='skip'",
     )
