@@ -95,7 +95,7 @@ def test_blocks_of_projections_change_nothing(monkeypatch: pytest.MonkeyPatch) -
     x, y = draw(30, 3, key="x"), draw(20, 3, key="y")
     whole = sliced_wasserstein(x, y, projections=100)
     monkeypatch.setattr(distances, "BLOCK", 7 * 50)
-    assert sliced_wasserstein(x, y, projections=100) == pytest.approx(whole, rel=1e-13)
+    assert sliced_wasserstein(x, y, projections=100) == pytest.approx(whole, rel=1e-12)
 
 
 def test_the_directions_are_named_by_the_seed_or_taken_from_the_generator() -> None:
@@ -150,7 +150,7 @@ def test_energy_distance_holds_no_more_than_a_block(monkeypatch: pytest.MonkeyPa
 def test_frechet_distance_of_one_dimensional_moments() -> None:
     one = torch.ones(1, dtype=torch.float64)
     value = frechet_distance_of_moments(0.5 * one, 4.0 * one[None], -one, 0.49 * one[None])
-    assert value == pytest.approx(1.5**2 + 1.3**2, rel=1e-14)
+    assert value == pytest.approx(1.5**2 + 1.3**2, rel=1e-12)
 
 
 @pytest.mark.parametrize("size", [1, 2, 5, 20])

@@ -110,6 +110,6 @@ def test_a_classifier_that_returns_something_else() -> None:
 
 def test_the_forest_without_scikit_learn(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "sklearn.ensemble", None)
-    with pytest.raises(ConfigError, match=r'the classifier needs scikit-learn; .*pip install "scoresde\[data\]"'):
+    with pytest.raises(ConfigError, match=r'the classifier needs scikit-learn; .*pip install "\.\[data\]"'):
         classifier_two_sample_test(draw(8, 2), draw(8, 2))
     assert classifier_two_sample_test(draw(8, 2), draw(8, 2) + 9, classifier=Halves()).value == 1.0

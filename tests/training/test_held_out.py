@@ -42,9 +42,11 @@ def test_loss_of_the_exact_model_is_the_posterior_variance_in_every_bin() -> Non
 
 
 def test_the_same_noise_and_times_whatever_the_chunks() -> None:
-    first = held_out_loss(EXACT, DATA, seed=3)
-    chunked = held_out_loss(EXACT, DATA, seed=3, chunk_size=7)
-    assert chunked.mean == pytest.approx(first.mean, rel=1e-12)
+    # Matrix kernels depend on the size of a batch: the law holds to the rounding of the data's type.
+    for data, rounding in ((DATA.double(), 1e-12), (DATA, 1e-5)):
+        first = held_out_loss(EXACT, data, seed=3)
+        chunked = held_out_loss(EXACT, data, seed=3, chunk_size=7)
+        assert chunked.mean == pytest.approx(first.mean, rel=rounding)
     np.testing.assert_allclose(
         [v or 0 for v in chunked.loss_by_log_snr], [v or 0 for v in first.loss_by_log_snr], rtol=1e-5
     )
@@ -76,7 +78,8 @@ def test_transform_of_the_model_is_applied() -> None:
     units = Affine(10.0, 4.0)
     inside = GaussianModel(sde=EXACT.sde, mean=EXACT.moments.mean, covariance=EXACT.moments.covariance)
     inside.transform = units
-    assert held_out_loss(inside, units.inverse(DATA)).mean == pytest.approx(held_out_loss(EXACT, DATA).mean, rel=1e-6)
+    data = DATA.double()
+    assert held_out_loss(inside, units.inverse(data)).mean == pytest.approx(held_out_loss(EXACT, data).mean, rel=1e-10)
 
 
 def test_empty_data_are_refused() -> None:
