@@ -183,9 +183,9 @@ def sample(
         shape: (B, *) of the result, or B alone where the model knows its data's moments; may be left out with
             ``x_init``.
         sde: the SDE to sample under; by default the model's. Another one carries the model over at equal log-SNR.
-        solver: a name as on the command line ("dpmpp_2m", "dpmpp_2m:20", "pc:100", "ddpm:1000"), a Solver, a built
-            Tableau, a ProbabilityFlow, or one of ``scoresde.bridge``; by default ``flow_abm``. An SDE without alpha and
-            sigma needs one of the last two kinds.
+        solver: a name as on the command line ("dpmpp_2m", "dpmpp_2m:20", "pc:100", "ddpm:1000", or a .json file with a
+            saved table), a Solver, a built Tableau, a ProbabilityFlow, or one of ``scoresde.bridge``; by default
+            ``flow_abm``. An SDE without alpha and sigma needs one of the last two kinds.
         steps: number of intervals (20 by default, or the grid's own).
         times: interval ends as a decreasing tensor, or a Grid.
         final: "denoise", "sample" or "mean"; see the module's docstring.

@@ -1,9 +1,14 @@
-"""Ways to sample by name: a solver with its number of steps, its kernels and, for a comparison, its own samples."""
+"""Ways to sample as a text: a solver with its number of steps, its kernels and, for a comparison, its own samples.
+
+What ``sample(solver=...)`` takes is what the command line takes: "dpmpp_2m:20", "pc:100", "ddpm:1000", "table.json".
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import cast
 
 from scoresde.chains.ddpm import DDPM
 from scoresde.chains.smld import SMLD
@@ -16,7 +21,7 @@ from scoresde.solvers.named import SOLVERS, by_name
 from scoresde.solvers.solver import Solver
 from scoresde.solvers.tableau import Tableau
 
-__all__ = ["Sampler", "parse_sampler", "read_solver"]
+__all__ = ["COMPOSED", "Sampler", "parse_sampler", "read_solver", "read_table"]
 
 
 @dataclass(frozen=True)
@@ -38,7 +43,7 @@ class Sampler:
     samples: int | None = None
 
 
-def _chain(kind: type[DDPM] | type[SMLD], which: str, home: str) -> Callable[[GaussianSDE, int], Sampler]:
+def _build_chain(kind: type[DDPM] | type[SMLD], which: str, home: str) -> Callable[[GaussianSDE, int], Sampler]:
     """Return how a kind of chain samples: by its ancestral table, at the SDE's own knots."""
     name = kind.__name__.lower()
 
@@ -55,20 +60,20 @@ def _chain(kind: type[DDPM] | type[SMLD], which: str, home: str) -> Callable[[Ga
     return build
 
 
-def _pc(sde: GaussianSDE, steps: int) -> Sampler:
+def _build_pc(sde: GaussianSDE, steps: int) -> Sampler:
     return Sampler("pc", reverse_diffusion(), steps, kernels=(Langevin(),))
 
 
 # Samplers that are more than a solver, with their usual number of steps.
 COMPOSED: dict[str, tuple[Callable[[GaussianSDE, int], Sampler], int]] = {
-    "ddpm": (_chain(DDPM, "that preserves variance", "VPSDE"), 1000),
-    "smld": (_chain(SMLD, "that keeps the data's scale", "VESDE"), 1000),
-    "pc": (_pc, 100),
+    "ddpm": (_build_chain(DDPM, "that preserves variance", "VPSDE"), 1000),
+    "smld": (_build_chain(SMLD, "that keeps the data's scale", "VESDE"), 1000),
+    "pc": (_build_pc, 100),
 }
 
 
-def parse_sampler(text: str, sde: GaussianSDE, *, samples: int | None = None) -> Sampler:
-    """Read "name", "name:steps" or either with "@samples" behind it, e.g. "ddpm:1000@100".
+def parse_sampler(text: str, sde: GaussianSDE, *, steps: int | None = None, samples: int | None = None) -> Sampler:
+    """Read "name", "name:steps" or a .json file with a saved table, each also with "@samples": "ddpm:1000@100".
 
     The name is one of ``solvers.SOLVERS``; "ddpm" or "smld", chains of ``steps`` indices, for SDEs that preserve
     variance and for those with alpha = 1; or "pc", reverse diffusion with one Langevin step before each: two
@@ -77,59 +82,87 @@ def parse_sampler(text: str, sde: GaussianSDE, *, samples: int | None = None) ->
     Args:
         text: what to read.
         sde: the SDE to sample under.
+        steps: number of steps where the text names none.
         samples: number of samples where the text names none.
 
     Raises:
-        ConfigError: an unknown name (with the nearest), steps or samples that are no number, steps for an adaptive
-            solver, or a chain that the SDE cannot carry.
+        ConfigError: an unknown name (with the nearest), steps or samples that are no number, steps beside a text that
+            fixes them or for an adaptive solver, a file that holds no table, or a chain that the SDE cannot carry.
         DomainError: steps or samples < 1.
     """
-    solver_text, at, own = text.strip().partition("@")
-    name, colon, count = solver_text.partition(":")
-    if name not in SOLVERS and name not in COMPOSED:
-        raise unknown("sampler", name, [*SOLVERS, *COMPOSED])
-    if colon and not count.isdecimal():
-        raise ConfigError(f"sampler {text!r}: after the colon stands a number of steps, e.g. {name}:20")
+    head, at, own = text.strip().rpartition("@")
+    if not at or _is_table(own):
+        head, at, own = text.strip(), "", ""
     if at and not own.isdecimal():
-        raise ConfigError(f"sampler {text!r}: after the @ stands a number of samples, e.g. {solver_text}@100")
-    steps = check_integer(int(count), f"steps of {name}", 1) if colon else None
-    if at:
-        samples = check_integer(int(own), f"samples of {name}", 1)
+        raise ConfigError(f"sampler {text!r}: after the @ stands a number of samples, e.g. {head}@100", got=text)
+    name, colon, count = head.partition(":")
+    samples = check_integer(int(own), f"samples of {name}", 1) if at else samples
+    steps = None if steps is None else check_integer(steps, "steps", 1)
+    if steps is not None and (colon or _is_table(head)):
+        raise ConfigError(
+            f"sampler {text!r} names its steps already", parameter="steps", got=steps, cure=f"leave out steps={steps}"
+        )
+    if _is_table(head):
+        table = read_table(Path(head))
+        return Sampler(table.name, table, samples=samples)
+    _check_name("sampler", name)
+    if colon and not count.isdecimal():
+        raise ConfigError(f"sampler {text!r}: after the colon stands a number of steps, e.g. {name}:20", got=text)
+    steps = check_integer(int(count), f"steps of {name}", 1) if colon else steps
     if name in COMPOSED:
         build, usual = COMPOSED[name]
-        made = build(sde, steps or usual)
-    else:
-        solver = by_name(name)
-        if steps is not None and isinstance(solver, ProbabilityFlow):
-            raise ConfigError(f"sampler {text!r}: the adaptive probability flow chooses its own steps; write {name!r}")
-        made = Sampler(name, solver, steps)
-    return replace(made, samples=samples)
+        return replace(build(sde, steps or usual), samples=samples)
+    solver = by_name(name)
+    if steps is not None and isinstance(solver, ProbabilityFlow):
+        raise ConfigError(
+            f"sampler {text!r}: the adaptive probability flow chooses its own steps", cure=f"write {name!r}"
+        )
+    return Sampler(name, solver, steps, samples=samples)
 
 
 def read_solver(
     solver: object, sde: SDE, steps: int | None, kernels: Sequence[Kernel]
 ) -> tuple[object, int | None, Sequence[Kernel]]:
-    """Return the solver, the number of steps and the kernels that a name of ``sample(solver=...)`` stands for.
+    """Return the solver, the number of steps and the kernels that a text of ``sample(solver=...)`` stands for.
 
-    Anything else than a name is returned as it is.
+    Anything else than a text is returned as it is, and so are the steps beside a solver's plain name, for the plan.
 
     Raises:
-        ConfigError: an unknown name, steps in the name and beside it, or a number of samples.
+        ConfigError: what ``parse_sampler`` refuses, or a number of samples.
     """
     if not isinstance(solver, str):
         return solver, steps, kernels
-    name, colon, _ = solver.partition(":")
-    if name not in SOLVERS and name not in COMPOSED:
-        raise unknown("solver", name, [*SOLVERS, *COMPOSED])
-    if "@" in solver:
+    if solver in SOLVERS:
+        return by_name(solver), steps, kernels
+    name = solver.partition(":")[0]
+    if not _is_table(solver):
+        _check_name("solver", name.partition("@")[0])
+        if not isinstance(sde, GaussianSDE):
+            return by_name(name), steps, kernels
+    made = parse_sampler(solver, cast(GaussianSDE, sde), steps=steps)
+    if made.samples is not None:
         raise ConfigError(f"solver={solver!r}: the number behind the @ is for comparisons; here shape= says it")
-    if colon and steps is not None:
-        raise ConfigError(f"solver={solver!r} names its steps already; leave out steps={steps}")
-    if name in COMPOSED and isinstance(sde, GaussianSDE):
-        count = "" if steps is None else f":{check_integer(steps, 'steps', 1)}"
-        made = parse_sampler(solver + count, sde)
-    elif colon and isinstance(sde, GaussianSDE):
-        made = parse_sampler(solver, sde)
-    else:
-        return by_name(name), steps, kernels
     return made.solver, made.steps, (*made.kernels, *kernels)
+
+
+def read_table(path: Path) -> Tableau:
+    """Return the table of a JSON file.
+
+    Raises:
+        ConfigError: no such file, or no table in it.
+    """
+    try:
+        return Tableau.from_json(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"the table {path} cannot be read: {error.strerror}", cure="name a .json file") from error
+    except ValueError as error:
+        raise ConfigError(f"{path}: {error}") from error
+
+
+def _is_table(text: str) -> bool:
+    return text.lower().endswith(".json")
+
+
+def _check_name(kind: str, name: str) -> None:
+    if name not in SOLVERS and name not in COMPOSED:
+        raise unknown(kind, name, [*SOLVERS, *COMPOSED])
