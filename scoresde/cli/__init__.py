@@ -102,7 +102,7 @@ def _verbs() -> dict[str, type[Command]]:
     except ImportError as error:
         if error.name != "tyro":
             raise
-        raise ConfigError('the command line needs tyro; install it with: pip install "scoresde[cli]"') from error
+        raise ConfigError('the command line needs tyro; in the repository run pip install ".[cli]"') from error
     return {"train": Train, "sample": Sample, "compare": Compare, "describe": Describe}
 
 

@@ -143,7 +143,7 @@ def _digits(data: DataSet, classes: int | None) -> Yardstick:
     try:
         judge = _judge()
     except ImportError as error:
-        raise ConfigError('judging digits needs scikit-learn; install it with: pip install "scoresde[data]"') from error
+        raise ConfigError('judging digits needs scikit-learn; in the repository run pip install ".[data]"') from error
     held_out = judge.test.images
     real, _ = data.load()
     metrics: dict[str, Callable[[Tensor], float]] = {

@@ -113,7 +113,7 @@ def check_split(split: object) -> None:
 
 def missing(what: str, packages: str) -> ConfigError:
     """Build the error for data that need a package which is not installed."""
-    return ConfigError(f'{what} need {packages}; install with: pip install "scoresde[data]"')
+    return ConfigError(f'{what} need {packages}; in the repository run pip install ".[data]"')
 
 
 def split_by_label(labels: Tensor, split: Split) -> Tensor:

@@ -188,7 +188,7 @@ def _forest(random_state: int) -> Classifier:
             from sklearn.ensemble import RandomForestClassifier
     except ImportError as error:
         raise ConfigError(
-            'the classifier needs scikit-learn; install it with: pip install "scoresde[data]", or pass classifier='
+            'the classifier needs scikit-learn; in the repository run pip install ".[data]", or pass classifier='
         ) from error
     forest: Classifier = RandomForestClassifier(100, min_samples_leaf=5, random_state=random_state)
     return forest

@@ -1,7 +1,7 @@
 """Figures and animations in one style, drawn with matplotlib's objects and never through pyplot's global state.
 
 Every function checks its input and returns a ``matplotlib.figure.Figure``; ``save`` writes it. ``animation`` writes a
-GIF that loops. matplotlib is imported when a function is called: ``pip install "scoresde[plots]"``.
+GIF that loops. matplotlib is imported when a function is called (the extra ``plots``).
 """
 
 from __future__ import annotations

@@ -55,7 +55,7 @@ def styled() -> Iterator[None]:
     try:
         from matplotlib import style
     except ImportError as error:
-        raise ConfigError('figures need matplotlib; install it with: pip install "scoresde[plots]"') from error
+        raise ConfigError('figures need matplotlib; in the repository run pip install ".[plots]"') from error
     with style.context(["default", _STYLE]):
         yield
 

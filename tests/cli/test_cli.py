@@ -306,7 +306,7 @@ def test_a_missing_extra_is_named(
             monkeypatch.delitem(sys.modules, name)
     named = {"POINTS": str(runs[0]), "DIGITS": str(runs[2])}
     message = refused(capsys, [named.get(word, word) for word in argv])
-    assert f'pip install "scoresde[{extra}]"' in message
+    assert f'pip install ".[{extra}]"' in message
     assert contents(tmp_path) == {}
 
 

@@ -232,5 +232,5 @@ def test_digits_of_an_unknown_split() -> None:
 
 def test_digits_without_scikit_learn(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
-    with pytest.raises(ConfigError, match=r'pip install "scoresde\[data\]"'):
+    with pytest.raises(ConfigError, match=r'pip install "\.\[data\]"'):
         digits()

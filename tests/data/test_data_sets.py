@@ -103,7 +103,7 @@ def test_bad_arguments(act: object, kind: type[ScoreSDEError], message: str) -> 
 def test_data_without_scikit_learn(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
     for act in (lambda: photographs(8, 1), tabular):
-        with pytest.raises(ConfigError, match=r'pip install "scoresde\[data\]"'):
+        with pytest.raises(ConfigError, match=r'pip install "\.\[data\]"'):
             act()
 
 

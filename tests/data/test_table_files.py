@@ -168,6 +168,6 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
 def test_a_table_without_polars(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(sys.modules, "polars", None)
     with pytest.raises(
-        ConfigError, match=r'tables from files need polars; install with: pip install "scoresde\[data\]"'
+        ConfigError, match=r'tables from files need polars; in the repository run pip install "\.\[data\]"'
     ):
         table_from_file(write(tmp_path / "x.csv", IRIS))

@@ -64,7 +64,7 @@ def test_saving_refuses_other_endings_and_other_things(tmp_path: Path) -> None:
 def test_a_missing_matplotlib_is_one_line_with_the_cure(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     for draw in FIGURES.values():
-        with pytest.raises(ConfigError, match=r'pip install "scoresde\[plots\]"'):
+        with pytest.raises(ConfigError, match=r'pip install "\.\[plots\]"'):
             draw()
 
 

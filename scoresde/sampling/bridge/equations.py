@@ -29,7 +29,7 @@ def _torchdiffeq() -> ModuleType:
     try:
         import torchdiffeq
     except ImportError as error:
-        raise ConfigError('this needs torchdiffeq; install it with: pip install "scoresde[torchdiffeq]"') from error
+        raise ConfigError('this needs torchdiffeq; in the repository run pip install ".[torchdiffeq]"') from error
     module: ModuleType = torchdiffeq
     return module
 

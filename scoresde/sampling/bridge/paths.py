@@ -46,7 +46,7 @@ def _torchsde() -> ModuleType:
     try:
         import torchsde
     except ImportError as error:
-        raise ConfigError('this needs torchsde; install it with: pip install "scoresde[torchsde]"') from error
+        raise ConfigError('this needs torchsde; in the repository run pip install ".[torchsde]"') from error
     module: ModuleType = torchsde
     return module
 

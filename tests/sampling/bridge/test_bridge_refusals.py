@@ -61,8 +61,8 @@ def test_wrong_options_are_refused(make: Callable[[], object], kind: type[Except
 @pytest.mark.parametrize(
     ("package", "make", "words"),
     [
-        ("torchsde", bridge.TorchSDE, r'pip install "scoresde\[torchsde\]"'),
-        ("torchdiffeq", bridge.TorchDiffEq, r'pip install "scoresde\[torchdiffeq\]"'),
+        ("torchsde", bridge.TorchSDE, r'pip install "\.\[torchsde\]"'),
+        ("torchdiffeq", bridge.TorchDiffEq, r'pip install "\.\[torchdiffeq\]"'),
     ],
 )
 def test_a_missing_package_is_named(
