@@ -47,20 +47,20 @@ class DigitJudge:
             from sklearn.neural_network import MLPClassifier
 
         classifier = MLPClassifier(hidden_layer_sizes=(128,), alpha=1e-2, max_iter=400, random_state=0)
-        classifier.fit(_flat(train.images), train.labels.numpy())
+        classifier.fit(_flatten(train.images), train.labels.numpy())
         return cls(classifier, digits("test"))
 
     def share(self, images: Array) -> float:
         """Return the share of images (N, 1, 8, 8) in [-1, 1] of whose class the classifier is sure."""
-        return float((self.classifier.predict_proba(_flat(images)).max(1) >= self.sure).mean())
+        return float((self.classifier.predict_proba(_flatten(images)).max(1) >= self.sure).mean())
 
     def accuracy(self, images: Array, labels: Array) -> float:
         """Return the share of images that are taken for their labels."""
-        return float((self.classifier.predict(_flat(images)) == np.asarray(labels)).mean())
+        return float((self.classifier.predict(_flatten(images)) == np.asarray(labels)).mean())
 
     def features(self, images: Array) -> Tensor:
         """Return the hidden layer, (N, 128), after its rectifier."""
-        hidden = _flat(images) @ self.classifier.coefs_[0] + self.classifier.intercepts_[0]
+        hidden = _flatten(images) @ self.classifier.coefs_[0] + self.classifier.intercepts_[0]
         return torch.from_numpy(np.maximum(hidden, 0.0))
 
     def frechet(self, images: Array) -> float:
@@ -68,7 +68,7 @@ class DigitJudge:
         return frechet_distance(self.features(images), self.features(self.test.images))
 
 
-def _flat(images: Array) -> np.ndarray:
+def _flatten(images: Array) -> np.ndarray:
     return (
         check_floating(accept_arrays(images), "images")
         .detach()

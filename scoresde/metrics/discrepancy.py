@@ -72,7 +72,7 @@ def median_bandwidth(x: Array, y: Array) -> float:
         DTypeError, ShapeError, ConfigError: not finite floating samples, an empty set, event shapes or devices that
             differ. DomainError: all samples are equal.
 
-    Source: Garreau, Jitkrittum, Kanagawa (2017), who study the heuristic.
+    Source: Garreau, Jitkrittum, Kanagawa (2017), arXiv:1707.07269, who study the heuristic.
     """
     return median_distance(torch.cat(check_pair(x, y)))
 

@@ -32,7 +32,7 @@ def frechet_distance(features_x: Array, features_y: Array) -> float:
         DTypeError, ShapeError, DomainError, ConfigError: not finite floating features, fewer than two samples, event
             shapes or devices that differ.
 
-    Source: Dowson, Landau (1982); Heusel, Ramsauer, Unterthiner, Nessler, Hochreiter (2017).
+    Source: Dowson, Landau (1982); Heusel, Ramsauer, Unterthiner, Nessler, Hochreiter (2017), arXiv:1706.08500.
     """
     first, second = check_pair(features_x, features_y, names=("features_x", "features_y"), least=2)
     first, second = first.to("cpu", torch.float64), second.to("cpu", torch.float64)

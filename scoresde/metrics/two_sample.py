@@ -88,7 +88,7 @@ def two_sample_test(
         DTypeError, ShapeError, DomainError, ConfigError: not finite floating samples, fewer than two, event shapes or
             devices that differ, bad options, a statistic that is not finite.
 
-    Source: Gretton, Borgwardt, Rasch, Schoelkopf, Smola (2012); Phipson, Smyth (2010).
+    Source: Gretton, Borgwardt, Rasch, Schoelkopf, Smola (2012); Phipson, Smyth (2010), arXiv:1603.05766.
     """
     first, second = check_pair(x, y, least=2)
     count = check_integer(permutations, "permutations", 1)
@@ -96,7 +96,7 @@ def two_sample_test(
     generator = stream(seed, "two_sample_test")
     if statistic is None:
         width = check_bandwidth(bandwidth, first, second)
-        values = _mmds(torch.cat([first, second]), n, width, _relabellings(total, count, generator))
+        values = _mmds(torch.cat([first, second]), n, width, _draw_orders(total, count, generator))
         # All terms lie in [0, 1]: relabellings that are equal but for the order of summation must count as equal.
         slack = 100 * torch.finfo(first.dtype).eps
     else:
@@ -107,7 +107,7 @@ def two_sample_test(
         if bandwidth is not None:
             raise ConfigError("bandwidth is that of mmd; bind it to your own statistic")
         pooled = torch.cat([check_floating(accept_arrays(one)) for one in (x, y)]).detach()
-        orders = (order.to(pooled.device) for order in _relabellings(total, count, generator))
+        orders = (order.to(pooled.device) for order in _draw_orders(total, count, generator))
         values = [float(statistic(pooled[order[:n]], pooled[order[n:]])) for order in orders]
         slack = 1e-12 * abs(values[0])
     bad = [k for k, value in enumerate(values) if not math.isfinite(value)]
@@ -144,7 +144,7 @@ def classifier_two_sample_test(
         DTypeError, ShapeError, DomainError, ConfigError: not finite floating samples, fewer than four, event shapes or
             devices that differ, bad options, a classifier that returns other labels, or scikit-learn is missing.
 
-    Source: Lopez-Paz, Oquab (2017); Fisher (1935) for the exact test.
+    Source: Lopez-Paz, Oquab (2017), arXiv:1610.06545; Fisher (1935) for the exact test.
     """
     first, second = check_pair(x, y, least=4)
     share = check_number(train_share, "train_share", 0.0, 1.0, open_low=True, open_high=True)
@@ -157,7 +157,7 @@ def classifier_two_sample_test(
     std = torch.where(std > 0, std, torch.ones_like(std))
     labels = (torch.arange(2 * size) >= size).to(torch.int64)
     order = permutation(2 * size, generator)
-    machine = _forest(int(integers(2**31, (), generator))) if classifier is None else classifier
+    machine = _make_forest(int(integers(2**31, (), generator))) if classifier is None else classifier
     machine.fit(((train - mean) / std)[order].numpy(), labels[order].numpy())
     # One call in random order: what a classifier makes of the order or of the batch cannot tell the labels.
     held_out = torch.cat([one[size:] for one in sets])
@@ -181,7 +181,7 @@ def _judge(wrong: int, size_x: int, right: int, size_y: int) -> TwoSampleTest:
     return TwoSampleTest(accuracy, float(hypergeom.sf(right - 1, size_x + size_y, size_y, wrong + right)))
 
 
-def _forest(random_state: int) -> Classifier:
+def _make_forest(random_state: int) -> Classifier:
     """Return an untrained random forest of scikit-learn's."""
     try:
         with undisturbed():
@@ -194,7 +194,7 @@ def _forest(random_state: int) -> Classifier:
     return forest
 
 
-def _relabellings(total: int, count: int, generator: Generator) -> Iterator[Tensor]:
+def _draw_orders(total: int, count: int, generator: Generator) -> Iterator[Tensor]:
     """Yield the order as it is and ``count`` random ones."""
     yield torch.arange(total)
     for _ in range(count):

@@ -68,7 +68,6 @@ class Judge:
     times: TimesName | TimeSampler
 
     def __call__(self) -> float:
-        """Return it."""
         trainer = self.trainer
         with trainer.ema.applied():
             return held_out_loss(

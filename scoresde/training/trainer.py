@@ -1,7 +1,8 @@
 r"""One step of training.
 
 A step draws times and noise, takes the gradient of the mean loss, scales it to a norm of at most ``clip_norm``, makes
-one Adam step (Kingma, Ba 2015; decoupled weight decay of Loshchilov, Hutter 2019) and moves the average of the weights.
+one Adam step (Kingma, Ba 2015, arXiv:1412.6980; decoupled weight decay of Loshchilov, Hutter 2019, arXiv:1711.05101)
+and moves the average of the weights.
 A step whose loss or gradient is not finite changes nothing. Whatever is random in step k depends on (seed, k) alone, so
 that a run can stop anywhere and go on without the state of any generator. Nothing in a step waits for the device.
 
@@ -20,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from scoresde.errors import ConfigError, DTypeError, ShapeError, check_number, pick
+from scoresde.errors import ConfigError, DTypeError, ShapeError, check_number, explain_keywords, pick
 from scoresde.models.checks import check_score_model
 from scoresde.models.prediction import Condition
 from scoresde.models.score_model import ScoreModel
@@ -69,6 +70,7 @@ class Trainer:
             its network in a group of several processes.
     """
 
+    @explain_keywords(lr="learning_rate", ema="ema_decay", loss="objective", grad_clip="clip_norm")
     def __init__(
         self,
         model: ScoreModel,
@@ -225,8 +227,8 @@ def _check_objective(objective: object, weight: object, times: object) -> Object
 
 def _hold_rate(value: float) -> Callable[[int], float]:
     """Return the learning rate that is the same at every step."""
-    return partial(_same, check_number(value, "learning_rate", 0.0, open_low=True))
+    return partial(_keep_rate, check_number(value, "learning_rate", 0.0, open_low=True))
 
 
-def _same(rate: float, step: int) -> float:
+def _keep_rate(rate: float, step: int) -> float:
     return rate

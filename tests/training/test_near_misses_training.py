@@ -12,6 +12,7 @@ import torch
 from scoresde import VPSDE, DTypeError, ScoreModel, fit
 from scoresde.errors import explain_keywords
 from scoresde.nn import MLP
+from scoresde.training import Trainer
 
 
 @explain_keywords(eps="epsilon", passes="steps= with steps = 2 passes")
@@ -81,3 +82,9 @@ def test_fit_names_the_right_word(word: str, right: str) -> None:
         fit(model, torch.zeros(4, 2), **{word: 1})
     with pytest.raises(DTypeError, match=f"fit.. takes no {word}="):
         fit(model, torch.zeros(4, 2), steps=1, **{word: 1})
+
+
+@pytest.mark.parametrize(("word", "right"), [("lr", "learning_rate="), ("ema", "ema_decay="), ("time", "times=")])
+def test_a_trainer_names_the_right_word(word: str, right: str) -> None:
+    with pytest.raises(DTypeError, match=rf"Trainer\(\) takes no {word}=, use {right}$"):
+        Trainer(ScoreModel(MLP(2, width=8, depth=1), VPSDE()), **{word: 1})

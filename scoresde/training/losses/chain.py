@@ -22,8 +22,8 @@ In L_hybrid the mean of p is held fixed inside L_{i-1}, which then trains the va
 *Importance-sampled indices.* With probabilities p_i proportional to sqrt(E[L_i^2]) and the loss divided by n p_i its
 expectation stays and its variance is the smallest; the expectations come from the last losses of each index.
 
-Ho et al. 2020, "Denoising diffusion probabilistic models", eq. 5, 12 and 14; Nichol and Dhariwal 2021, "Improved
-denoising diffusion probabilistic models", sections 3.1 and 3.3.
+Ho et al. 2020, "Denoising diffusion probabilistic models", arXiv:2006.11239, eq. 5, 12 and 14; Nichol and Dhariwal
+2021, "Improved denoising diffusion probabilistic models", arXiv:2102.09672, sections 3.1 and 3.3.
 """
 
 from __future__ import annotations

@@ -180,7 +180,8 @@ def denoising_score_matching(
             at a given t. ConfigError: an unknown weight or time sampler, no generator, or one on another device than
             the CPU, a model on another device than x0, a cond that is no dict of tensors.
 
-    Source: Vincent 2011, "A connection between score matching and denoising autoencoders"; Ho et al. 2020.
+    Source: Vincent 2011, "A connection between score matching and denoising autoencoders"; Ho et al. 2020,
+    arXiv:2006.11239.
     """
     weigh, draw = pick("weight", weight, WEIGHTS), pick("time sampler", times, TIMES)
     cond = check_batch(model, x0, noise, cond)

@@ -50,8 +50,8 @@ def implicit_score_matching(
 
     Source: Hyvarinen 2005, "Estimation of non-normalized statistical models by score matching".
     """
-    score, trace = divergence(partial(_score, model, t=t, cond=cond), _wide(x))
-    return 0.5 * _squared(score) + trace
+    score, trace = divergence(partial(_ask_score, model, t=t, cond=cond), _widen(x))
+    return 0.5 * _sum_squares(score) + trace
 
 
 def sliced_score_matching(
@@ -84,9 +84,9 @@ def sliced_score_matching(
             another shape than x. ConfigError: neither or both of generator and probes.
 
     Source: Song, Garg, Shi and Ermon 2019, "Sliced score matching: a scalable approach to density and
-    score estimation".
+    score estimation", arXiv:1905.07088.
     """
-    x = _wide(x)
+    x = _widen(x)
     check_integer(projections, "projections", 1)
     if probes is None:
         if not isinstance(generator, torch.Generator):
@@ -96,16 +96,16 @@ def sliced_score_matching(
         raise ConfigError("probes are given: leave out generator= and projections=")
     elif check_floating(probes, "probes").shape[1:] != x.shape or len(probes) == 0:
         raise ShapeError(f"probes must have shape (K, {', '.join(map(str, x.shape))}), got {tuple(probes.shape)}")
-    score, products = jacobian_products(partial(_score, model, t=t, cond=cond), x, probes.to(x))
+    score, products = jacobian_products(partial(_ask_score, model, t=t, cond=cond), x, probes.to(x))
     if reduced:
-        squares = _squared(score)
+        squares = _sum_squares(score)
     else:
         along = probes.to(x) * score
         squares = along.reshape(*along.shape[:2], math.prod(x.shape[1:])).sum(2).square().mean(0)
     return 0.5 * squares + torch.stack(products).mean(0)
 
 
-def _score(model: ScoreModel | ScoreFunction, x: Tensor, *, t: Tensor | float, cond: Condition) -> Tensor:
+def _ask_score(model: ScoreModel | ScoreFunction, x: Tensor, *, t: Tensor | float, cond: Condition) -> Tensor:
     time = t if isinstance(t, Tensor) else torch.tensor(float(t), dtype=torch.float64)
     if cond is None:
         out = model(x, time)
@@ -119,10 +119,10 @@ def _score(model: ScoreModel | ScoreFunction, x: Tensor, *, t: Tensor | float, c
     return score
 
 
-def _wide(x: object) -> Tensor:
+def _widen(x: object) -> Tensor:
     x = check_floating(x)
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-def _squared(score: Tensor) -> Tensor:
+def _sum_squares(score: Tensor) -> Tensor:
     return score.reshape(len(score), math.prod(score.shape[1:])).square().sum(1)

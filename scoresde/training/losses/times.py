@@ -4,20 +4,21 @@ r"""Laws of the time at which the loss is taken, each by its quantile function: 
 |---|---|
 | uniform, low_discrepancy | t on [t_min, t_max] |
 | log_snr | lambda = log(alpha^2/sigma^2) between its ends (from -10 on where alpha reaches 0) |
-| edm | log(sigma/alpha) ~ N(-1.2, 1.2^2) (Karras et al. 2022) |
-| logit_normal | log(sigma/alpha) ~ N(0, 1), the logit of u = sigma/(alpha + sigma) (Esser et al. 2024) |
+| edm | log(sigma/alpha) ~ N(-1.2, 1.2^2) (Karras et al. 2022, arXiv:2206.00364) |
+| logit_normal | log(sigma/alpha) ~ N(0, 1), the logit of sigma/(alpha + sigma) (Esser et al. 2024, arXiv:2403.03206) |
 | importance | lambda uniform, and the loss divided by its density, so that the objective is that of uniform times |
 
 The two normal laws are one family, since logit(sigma/(alpha + sigma)) = log(sigma/alpha); both are cut to
 [t_min, t_max].
 
 All but "uniform" are of low discrepancy: the u of the B samples of a batch are (u_0 + i/B) mod 1 with a single uniform
-u_0 (Kingma et al. 2021). Each of them is uniform, together they fill [0, 1) evenly, and the variance of the batch's
-mean falls.
+u_0 (Kingma et al. 2021, arXiv:2107.00630). Each of them is uniform, together they fill [0, 1) evenly, and the variance
+of the batch's mean falls.
 
 *Importance.* Under the likelihood weight the noise's squared error counts with (-d lambda/dt)/2, and lambda uniform is
 the law proportional to it: the loss becomes the constant (lambda(t_min) - lambda(t_max))/(2 (t_max - t_min)) times that
-error, with the same mean and less variance (Song, Durkan et al. 2021, section 4). Other weights keep their mean too.
+error, with the same mean and less variance (Song, Durkan et al. 2021, arXiv:2101.09258, section 4). Other weights keep
+their mean too.
 """
 
 from __future__ import annotations
@@ -62,7 +63,6 @@ class TimeLaw:
     ratio: Weight | None = None
 
     def __call__(self, n: int, sde: GaussianSDE, generator: torch.Generator) -> Tensor:
-        """Draw n times."""
         if self.stratified:
             start = uniform((1,), generator, dtype=torch.float64)
             u = torch.arange(n, dtype=torch.float64).div_(n).add_(start).remainder_(1.0)
@@ -100,7 +100,7 @@ def _in_log_snr(sde: GaussianSDE, u: Tensor) -> Tensor:
 def log_normal(mean: float, std: float, *, name: str = "") -> TimeLaw:
     """Return the law with log(sigma/alpha) ~ N(mean, std^2), cut to [t_min, t_max].
 
-    Raises DTypeError, DomainError where the mean is not finite or std <= 0. Source: Karras et al. 2022, section 5.
+    Raises DTypeError, DomainError where the mean is not finite or std <= 0. Source: arXiv:2206.00364, section 5.
     """
     check_number(mean, "mean")
     check_number(std, "std", 0.0, open_low=True)

@@ -5,8 +5,8 @@ w / (1 + SNR) |v error|^2 where alpha^2 + sigma^2 = 1. With lambda = log SNR, -d
 
 | weight | w | on the noise's error | source |
 |---|---|---|---|
-| simple | SNR | 1 | Ho et al. 2020 |
-| likelihood | g^2 alpha^2 / (2 sigma^4) | (-d lambda/dt)/2 | Song, Durkan et al. 2021 |
+| simple | SNR | 1 | Ho et al. 2020, arXiv:2006.11239 |
+| likelihood | g^2 alpha^2 / (2 sigma^4) | (-d lambda/dt)/2 | Song, Durkan et al. 2021, arXiv:2101.09258 |
 | min_snr | min(SNR, gamma) | min(1, gamma/SNR) | Hang et al. 2023 |
 | edm | SNR + 1/sigma_data^2 | 1 + 1/(SNR sigma_data^2) | Karras et al. 2022 |
 | sigmoid | likelihood times s(bias - lambda) | s(bias - lambda) (-d lambda/dt)/2 | Kingma and Gao 2023 |
@@ -71,7 +71,7 @@ def _weigh_p2(point: Point, sde: GaussianSDE, *, k: float, gamma: float) -> Tens
 def min_snr(gamma: float = 5.0) -> Weight:
     """Return w = min(SNR, gamma), gamma > 0: steps with little noise no longer rule the loss.
 
-    Source: Hang et al. 2023, "Efficient diffusion training via min-SNR weighting strategy".
+    Source: Hang et al. 2023, "Efficient diffusion training via min-SNR weighting strategy", arXiv:2303.09556.
     """
     check_number(gamma, "gamma", 0.0, open_low=True)
     return partial(_weigh_min_snr, gamma=gamma)
@@ -82,7 +82,8 @@ def edm(sigma_data: float = 0.5) -> Weight:
 
     It makes the "edm" prediction's own error count the same at every noise level.
 
-    Source: Karras et al. 2022, "Elucidating the design space of diffusion-based generative models", table 1.
+    Source: Karras et al. 2022, "Elucidating the design space of diffusion-based generative models", arXiv:2206.00364,
+    table 1.
     """
     check_number(sigma_data, "sigma_data", 0.0, open_low=True)
     return partial(_weigh_edm, sigma_data=sigma_data)
@@ -91,7 +92,8 @@ def edm(sigma_data: float = 0.5) -> Weight:
 def sigmoid(bias: float = 2.0) -> Weight:
     """Return the likelihood weight times s(bias - lambda), lambda = log SNR: an integral of bounds over noise levels.
 
-    Source: Kingma and Gao 2023, "Understanding diffusion objectives as the ELBO with simple data augmentation".
+    Source: Kingma and Gao 2023, "Understanding diffusion objectives as the ELBO with simple data augmentation",
+    arXiv:2303.00848.
     """
     check_number(bias, "bias")
     return partial(_weigh_sigmoid, bias=bias)
@@ -100,7 +102,7 @@ def sigmoid(bias: float = 2.0) -> Weight:
 def p2(k: float = 1.0, gamma: float = 1.0) -> Weight:
     """Return w = SNR/(k + SNR)^gamma, k > 0, gamma >= 0: less weight where the noise is small; gamma = 0 is "simple".
 
-    Source: Choi et al. 2022, "Perception prioritized training of diffusion models".
+    Source: Choi et al. 2022, "Perception prioritized training of diffusion models", arXiv:2204.00227.
     """
     check_number(k, "k", 0.0, open_low=True)
     check_number(gamma, "gamma", 0.0)
