@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from scoresde.errors import ConfigError, check_integer
 from scoresde.metrics.floors import Comparison, Floor

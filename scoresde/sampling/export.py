@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from scoresde.diffusions.gaussian import Gaussian
 from scoresde.errors import ConfigError, ShapeError
 from scoresde.models.checks import check_event, check_model
 from scoresde.models.prediction import Condition, Predictor, check_condition
@@ -68,8 +69,12 @@ class SamplingModule(nn.Module):
         like = torch.empty(self.shape, dtype=dtype, device=self.model.device)
         self._prepared = self.model.prepare(self.table.points, like, check_condition(cond, self.shape[0], like.device))
         self._prepared.weights(self.table.prediction)
-        start, moments = self.table.start, self.model.moments
-        self._start = None if moments is None else moments.at(start.alpha, start.sigma)
+        self._start: Gaussian | None = None
+        if self.model.moments is not None:
+            law = self.model.moments.at(self.table.start.alpha, self.table.start.sigma)
+            # In place where the states will be: a captured graph may copy nothing from the CPU.
+            basis = None if law.basis is None else law.basis.to(like.device)
+            self._start = Gaussian(law.mean.to(like.device), law.variance.to(like.device), basis)
 
     def forward(self, z: Tensor) -> Tensor:
         """Return samples in the data's units, of z's shape (B, *) but for what the model's transform changes."""
