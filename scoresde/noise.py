@@ -152,7 +152,6 @@ class SampleNoise(_Counted):
     """
 
     def __init__(self, seed: int = 0, first_sample: int = 0, seeds: Sequence[int] | None = None) -> None:
-        """Check the seeds; nothing is drawn yet."""
         self.seed = check_seed(seed)
         self.seeds = None if seeds is None else [check_seed(s, f"seeds[{k}]") for k, s in enumerate(seeds)]
         self.first_sample = first_sample
@@ -207,15 +206,12 @@ class GeneratorNoise:
     """The ordinary stream of a ``torch.Generator``; it cannot be split over batches."""
 
     def __init__(self, generator: torch.Generator) -> None:
-        """Remember the generator."""
         self.generator = generator
 
     def mark(self) -> Tensor:
-        """Return the generator's state."""
         return self.generator.get_state()
 
     def restore(self, mark: object) -> None:
-        """Set the generator's state."""
         assert isinstance(mark, Tensor)
         self.generator.set_state(mark)
 

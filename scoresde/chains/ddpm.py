@@ -58,7 +58,6 @@ class DDPM(Chain):
     log_alphas: Tensor
 
     def __post_init__(self) -> None:
-        """Check the betas."""
         logs = torch.as_tensor(self.log_alphas).detach().to("cpu", torch.float64)
         if logs.ndim != 1 or len(logs) == 0:
             raise ShapeError(f"log_alphas must be a vector with one number for each index, got {tuple(logs.shape)}")

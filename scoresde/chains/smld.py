@@ -43,7 +43,6 @@ class SMLD(Chain):
     sigmas: Tensor
 
     def __post_init__(self) -> None:
-        """Check the levels."""
         sigmas = torch.as_tensor(self.sigmas).detach().to("cpu", torch.float64)
         if sigmas.ndim != 1 or len(sigmas) == 0:
             raise ShapeError(f"sigmas must be a vector with one number for each index, got {tuple(sigmas.shape)}")

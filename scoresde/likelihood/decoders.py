@@ -90,7 +90,6 @@ class GaussianDecoder:
     std: float | None = None
 
     def __post_init__(self) -> None:
-        """Check the standard deviation."""
         if self.std is not None:
             check_number(self.std, "std", 0.0, open_low=True)
 
@@ -133,7 +132,6 @@ class LevelsDecoder:
     std: float | None = None
 
     def __post_init__(self) -> None:
-        """Check the levels."""
         check_integer(self.levels, "levels", 2)
         check_interval(self.low, self.high)
         if self.std is not None:

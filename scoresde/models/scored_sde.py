@@ -28,7 +28,6 @@ class ScoredSDE(nn.Module):
     transform: Transform | None = None
 
     def __init__(self, function: Callable[..., Tensor], sde: SDE) -> None:
-        """Keep both; nothing is called."""
         super().__init__()
         self.function = function
         self.sde = sde

@@ -86,7 +86,6 @@ class Langevin:
     norms: str = "level"
 
     def __post_init__(self) -> None:
-        """Check the options."""
         check_number(self.snr, "snr", 0.0, open_low=True)
         check_integer(self.steps, "steps", 1)
         if self.norms not in NORMS:
@@ -141,7 +140,6 @@ class MALA:
     steps: int = 1
 
     def __post_init__(self) -> None:
-        """Check the options."""
         check_number(self.snr, "snr", 0.0, open_low=True)
         check_integer(self.steps, "steps", 1)
 

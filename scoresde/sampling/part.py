@@ -105,7 +105,6 @@ class Watch:
     progress: bool = False
 
     def __post_init__(self) -> None:
-        """Check what is not a switch."""
         if self.on_nonfinite not in ("raise", "freeze"):
             raise unknown("on_nonfinite", self.on_nonfinite, ("raise", "freeze"))
 

@@ -98,10 +98,8 @@ class Affine:
         return (-scale.log().mean() * math.prod(x.shape[1:])).expand(x.shape[0])
 
     def to_dict(self) -> dict[str, object]:
-        """Return a JSON-able description."""
         return {"kind": "Affine", "shift": self.shift, "scale": self.scale}
 
     @classmethod
     def from_dict(cls, config: Mapping[str, object]) -> Affine:
-        """Rebuild from ``to_dict``'s description."""
         return cls(**read_options(config, cls))

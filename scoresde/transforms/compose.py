@@ -64,12 +64,10 @@ class Compose:
         return total
 
     def to_dict(self) -> dict[str, object]:
-        """Return a JSON-able description."""
         return {"kind": "Compose", "parts": [part.to_dict() for part in self.parts]}
 
     @classmethod
     def from_dict(cls, config: Mapping[str, object]) -> Compose:
-        """Rebuild from ``to_dict``'s description."""
         parts = read_options(config, cls)["parts"]
         if not isinstance(parts, tuple):
             raise DTypeError(f"the parts of Compose must be a list of descriptions, got {parts!r}")

@@ -94,12 +94,10 @@ class Dequantise:
         return check_floating(x, "data").new_zeros(x.shape[0], dtype=working_dtype(x.device))
 
     def to_dict(self) -> dict[str, object]:
-        """Return a JSON-able description."""
         return {"kind": "Dequantise", **asdict(self)}
 
     @classmethod
     def from_dict(cls, config: Mapping[str, object]) -> Dequantise:
-        """Rebuild from ``to_dict``'s description."""
         return cls(**read_options(config, cls))
 
 
@@ -168,10 +166,8 @@ class Logit:
         return (slope - lower - upper).reshape(x.shape[0], math.prod(x.shape[1:])).sum(1)
 
     def to_dict(self) -> dict[str, object]:
-        """Return a JSON-able description."""
         return {"kind": "Logit", **asdict(self)}
 
     @classmethod
     def from_dict(cls, config: Mapping[str, object]) -> Logit:
-        """Rebuild from ``to_dict``'s description."""
         return cls(**read_options(config, cls))

@@ -37,7 +37,6 @@ class Densities:
 
     @property
     def volume(self) -> float:
-        """Of a cell."""
         return math.prod(float(axis[1] - axis[0]) for axis in self.axes)
 
     @property

@@ -74,7 +74,6 @@ class Scheme:
     """
 
     def __init__(self, sde: SDE, centres: list[Array], edges: list[Array], sign: float) -> None:
-        """Lay out the faces between cells."""
         self.sde, self.centres, self.sign = sde, centres, sign
         self.widths = [float(c[1] - c[0]) for c in centres]
         self.volume = math.prod(self.widths)

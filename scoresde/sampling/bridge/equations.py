@@ -97,7 +97,6 @@ class ScipyODE(FlowSolver):
     max_calls: int = 100_000
 
     def __post_init__(self) -> None:
-        """Check the options."""
         check_number(self.rtol, "rtol", 0.0, open_low=True)
         check_number(self.atol, "atol", 0.0, open_low=True)
         check_integer(self.max_calls, "max_calls", 1)
@@ -165,7 +164,6 @@ class TorchDiffEq(FlowSolver):
     differentiable = True
 
     def __post_init__(self) -> None:
-        """Check the options."""
         check_number(self.rtol, "rtol", 0.0, open_low=True)
         check_number(self.atol, "atol", 0.0, open_low=True)
         check_integer(self.max_calls, "max_calls", 1)

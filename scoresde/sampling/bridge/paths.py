@@ -77,7 +77,6 @@ class TorchSDE(Planner):
     differentiable = True
 
     def __post_init__(self) -> None:
-        """Check the options."""
         _check_method(self.method)
         if self.dt is not None:
             check_number(self.dt, "dt", 0.0, open_low=True)
