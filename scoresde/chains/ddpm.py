@@ -94,8 +94,8 @@ class DDPM(Chain):
     def cosine(cls, n: int = 1000, *, offset: float = 0.008, max_beta: float = 0.999) -> DDPM:
         """Build Nichol and Dhariwal's chain: alpha_bar = cos^2(pi/2 (t + offset)/(1 + offset)), normalised at t = 0.
 
-        betas are cut at ``max_beta``. Source: Nichol and Dhariwal 2021, "Improved denoising diffusion probabilistic models",
-        arXiv:2102.09672, eq. 17.
+        betas are cut at ``max_beta``. Source: Nichol and Dhariwal 2021, "Improved denoising diffusion probabilistic
+        models", arXiv:2102.09672, eq. 17.
         """
         check_integer(n, "n", 1)
         check_number(offset, "offset", 0.0)
