@@ -30,9 +30,7 @@ from scoresde.errors import ConfigError, DomainError, DTypeError, ShapeError, ch
 
 __all__ = [
     "Grid",
-    "check_one_way",
     "check_times",
-    "choose_grid",
     "diffused",
     "even",
     "karras",
