@@ -47,6 +47,10 @@ class _AdamW(torch.optim.AdamW):
     grad_scale: Tensor
     found_inf: Tensor
 
+    def __getstate__(self) -> dict[str, Any]:
+        # Torch's own leaves out which options were found to serve.
+        return vars(self).copy()
+
 
 class Trainer:
     """One step of training at a time: ``loss = trainer(x0, cond)``, the batch's mean loss, 0-d, on the device.

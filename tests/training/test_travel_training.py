@@ -159,6 +159,20 @@ def test_results(tmp_path: Path, travel: Callable[..., object]) -> None:
     )
 
 
+def test_losses_and_laws_say_what_they_are_in_a_line() -> None:
+    indices = ImportanceIndices(6, history=2)
+    assert repr(indices) == "<ImportanceIndices of 6, a history of 2, not full yet>"
+    indices.update(torch.arange(12) % 6, torch.ones(12))
+    assert repr(indices) == "<ImportanceIndices of 6, a history of 2, full>"
+    chain = DDPM.cosine(6)
+    assert repr(ChainLoss.simple(chain)) == f"<ChainLoss 1 L_simple + 0 L_bound, small variance, on {chain!r}>"
+    loss = ChainLoss.hybrid(chain, indices=indices)
+    assert repr(loss) == f"<ChainLoss 1 L_simple + 0.006 L_bound, learned variance, on {chain!r}, {indices!r}>"
+    assert repr(TIMES["edm"]) == "<TimeLaw edm>"
+    assert repr(TIMES["uniform"]) == "<TimeLaw uniform, independent draws>"
+    assert repr(log_normal(-1.0, 0.5)) == "<TimeLaw log_normal(-1, 0.5)>"
+
+
 def test_a_result_says_in_a_line_what_it_is_and_shows_its_log(tmp_path: Path) -> None:
     options = {"batch_size": 8, "log_every": 5, "seed": 7, "progress": False}
     result = fit(small(), DATA, steps=100, folder=tmp_path / "<run>", held_out=DATA, save_every=50, **options)

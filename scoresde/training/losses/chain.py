@@ -77,6 +77,10 @@ class ImportanceIndices:
         self._squares = torch.zeros(self.n, self.history, dtype=torch.float64)
         self._counts = torch.zeros(self.n, dtype=torch.long)
 
+    def __repr__(self) -> str:
+        full = "full" if bool((self._counts >= self.history).all()) else "not full yet"
+        return f"<ImportanceIndices of {self.n}, a history of {self.history}, {full}>"
+
     def update(self, index: Tensor, losses: Tensor) -> None:
         """Take in the losses (B,) at the indices (B,), oldest forgotten first; what is not finite is left out."""
         for i, loss in zip(index.tolist(), losses.detach().double().tolist(), strict=True):
@@ -145,6 +149,11 @@ class ChainLoss:
             raise unknown("variance", self.variance, VARIANCES)
         if self.indices is not None and self.indices.n != len(self.chain):
             raise ConfigError(f"indices are for {self.indices.n} indices, the chain has {len(self.chain)}")
+
+    def __repr__(self) -> str:
+        factors = f"{self.on_simple:g} L_simple + {self.on_bound:g} L_bound"
+        drawn = "" if self.indices is None else f", {self.indices!r}"
+        return f"<ChainLoss {factors}, {self.variance} variance, on {self.chain!r}{drawn}>"
 
     @classmethod
     def simple(cls, chain: Chain, *, indices: ImportanceIndices | None = None) -> ChainLoss:

@@ -62,6 +62,9 @@ class TimeLaw:
     stratified: bool = True
     ratio: Weight | None = None
 
+    def __repr__(self) -> str:
+        return f"<TimeLaw {self.name}{'' if self.stratified else ', independent draws'}>"
+
     def __call__(self, n: int, sde: GaussianSDE, generator: torch.Generator) -> Tensor:
         if self.stratified:
             start = uniform((1,), generator, dtype=torch.float64)
