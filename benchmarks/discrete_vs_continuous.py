@@ -157,7 +157,7 @@ def samples(count: int, steps: Sequence[int]) -> dict[str, object]:
     return {"steps": list(steps), **rows, "floor": float(np.mean(bottom)), "floor_std": float(np.std(bottom, ddof=1))}
 
 
-def trained(runs: Path, steps: Sequence[int], count: int) -> dict[str, object]:
+def measure_trained(runs: Path, steps: Sequence[int], count: int) -> dict[str, object]:
     """Return the distances of what trained models draw, by data set and sampler, and the digits' bound."""
     from scoresde.cli.files import open_data
     from scoresde.cli.run_folder import open_run
@@ -205,7 +205,7 @@ def digits_bound(model: ScoreModel, x: Tensor, steps: Sequence[int]) -> dict[str
     return found
 
 
-def crossed(count: int = 300, steps: int = 1200) -> dict[str, dict[str, float]]:
+def measure_crossed(count: int = 300, steps: int = 1200) -> dict[str, dict[str, float]]:
     """Train one network on the chain and one under the SDE; return Frechet distances of what each gives under both."""
     from scoresde.data import digits
     from scoresde.metrics.digits import DigitJudge
@@ -297,7 +297,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=Path, default=None, help="folder with the runs of make demo, for the last part")
     parser.add_argument("--quick", action="store_true", help="fewer steps and samples")
-    parser.add_argument("--rounds", type=int, default=0, help="not used: nothing is timed here")
     add_record(parser, "discrete_vs_continuous")
     parser.add_argument("--figure", type=Path, default=None, help="a .png, .svg or .pdf file")
     options = parser.parse_args()
@@ -308,8 +307,8 @@ def main() -> None:
     report(law, bound, drawn)
     found = {"laws": law, "bounds": bound, "samples": drawn}
     if options.runs is not None:
-        found["trained"] = trained(options.runs, (10, 20, 50, 100, 200), 300)
-        found["crossed"] = crossed()
+        found["trained"] = measure_trained(options.runs, (10, 20, 50, 100, 200), 300)
+        found["crossed"] = measure_crossed()
         print(json.dumps({key: found[key] for key in ("trained", "crossed")}, indent=1))
     write_record(options.record, json.dumps(found, indent=1))
     if options.figure is not None:

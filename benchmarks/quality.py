@@ -107,7 +107,7 @@ def steps_for(solver: Solver, budgets: Iterable[int]) -> Iterator[int]:
             before = steps
 
 
-def named(*, stochastic: bool) -> dict[str, Solver]:
+def list_named(*, stochastic: bool) -> dict[str, Solver]:
     """Return the named solvers that make tables, with noise or without."""
     noisy = {entry.name: entry.stochastic for entry in solvers.list()}
     every = {name: by_name(name) for name in sorted(SOLVERS)}
@@ -144,7 +144,7 @@ def flow_errors(name: str, samples: int, sets: int) -> dict[str, list[Figure]]:
     )
     print(f"{'evaluations':>26}" + "".join(f"{nfe:>17}" for nfe in SHOWN))
     curves = {}
-    for solver_name, solver in (named(stochastic=False) | CONFIGURATIONS).items():
+    for solver_name, solver in (list_named(stochastic=False) | CONFIGURATIONS).items():
         figures = curves[solver_name] = [here.errors(solver, steps) for steps in steps_for(solver, BUDGETS)]
         cells = {f.nfe: f"{f.rms:.2g} / {f.median:.2g}" for f in figures}
         print(f"{solver_name:>26}" + "".join(f"{cells.get(nfe, '-'):>17}" for nfe in SHOWN), flush=True)
@@ -164,7 +164,7 @@ def noise_errors(name: str, samples: int) -> dict[str, list[dict[str, float]]]:
     print(f"\n{name}: sliced Wasserstein-2 of {samples} samples to as many exact ones; two exact sets: {floor:.3g}")
     print(f"{'evaluations':>26}" + "".join(f"{nfe:>9}" for nfe in SHOWN))
     curves: dict[str, list[dict[str, float]]] = {"exact samples": [{"sw2": floor}]}
-    for solver_name, solver in {"flow_abm": by_name("flow_abm"), **named(stochastic=True)}.items():
+    for solver_name, solver in {"flow_abm": by_name("flow_abm"), **list_named(stochastic=True)}.items():
         assert isinstance(solver, Solver)
         rows = curves[solver_name] = []
         for steps in steps_for(solver, NOISY):
@@ -196,27 +196,27 @@ def main() -> None:
             result[f"flow, {name}"] = {key: [list(astuple(f)) for f in figures] for key, figures in curves.items()}
         if options.part != "flow":
             result[f"noise, {name}"] = noise_errors(name, options.samples * options.sets)
-    write_record(options.record, compact(result))
+    write_record(options.record, format_lines(result))
 
 
-def compact(result: Mapping[str, object]) -> str:
+def format_lines(result: Mapping[str, object]) -> str:
     """Return JSON of four significant digits with one solver on a line."""
     lines = []
     for key, value in result.items():
         if isinstance(value, dict):
-            inner = ",\n".join(f"  {json.dumps(k)}: {json.dumps(rounded(v))}" for k, v in value.items())
+            inner = ",\n".join(f"  {json.dumps(k)}: {json.dumps(round_figures(v))}" for k, v in value.items())
             lines.append(f" {json.dumps(key)}: {{\n{inner}\n }}")
         else:
             lines.append(f" {json.dumps(key)}: {json.dumps(value)}")
     return "{\n" + ",\n".join(lines) + "\n}\n"
 
 
-def rounded(value: object) -> object:
+def round_figures(value: object) -> object:
     if isinstance(value, float):
         return float(f"{value:.4g}")
     if isinstance(value, list):
-        return [rounded(v) for v in value]
-    return {k: rounded(v) for k, v in value.items()} if isinstance(value, dict) else value
+        return [round_figures(v) for v in value]
+    return {k: round_figures(v) for k, v in value.items()} if isinstance(value, dict) else value
 
 
 if __name__ == "__main__":

@@ -72,13 +72,13 @@ def by_hand(name: str, steps: int, x: Tensor, generator: torch.Generator) -> Cal
             past = [a * y + b * net(y, t[i]), *past[:memory]]
             if draws_of[i]:
                 draws = [draw(), *draws[:1]]
-            y = added(row.state, [anchor, *past])
+            y = add_weighted(row.state, [anchor, *past])
             if row.noise:
-                y = y + added(row.noise, draws)
+                y = y + add_weighted(row.noise, draws)
             if row.anchor is None:
                 anchor = y
             else:
-                anchor = added(row.anchor, [anchor, *past])
+                anchor = add_weighted(row.anchor, [anchor, *past])
                 if row.anchor_noise:
                     anchor = anchor + row.anchor_noise[1] * draws[1 if draws_of[i] else 0]
         return y
@@ -93,7 +93,7 @@ def readout(prediction: str, alpha: float, sigma: float) -> tuple[float, float]:
     ]
 
 
-def added(weights: Sequence[float], values: Sequence[Tensor]) -> Tensor:
+def add_weighted(weights: Sequence[float], values: Sequence[Tensor]) -> Tensor:
     total = weights[0] * values[0]
     for weight, value in zip(weights[1:], values[1:], strict=False):
         total = total + weight * value

@@ -42,11 +42,11 @@ def main() -> None:
     label = torch.arange(10).repeat_interleave(12)
     x = sample(trained, (120, 1, 8, 8), cond={"label": label}, steps=20, seed=0)
 
-    def named(images: torch.Tensor) -> torch.Tensor:
+    def name_digits(images: torch.Tensor) -> torch.Tensor:
         """Give each image the label of the training image nearest to it."""
         return train.labels[torch.cdist(images.flatten(1), train.images.flatten(1)).argmin(1)]
 
-    drawn, held_out = named(x) == label, named(test.images) == test.labels
+    drawn, held_out = name_digits(x) == label, name_digits(test.images) == test.labels
     print(f"samples whose nearest training digit has the label asked for: {drawn.float().mean():.0%}")
     print(f"real digits whose nearest training digit has their label:     {held_out.float().mean():.0%}")
 

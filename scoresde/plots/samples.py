@@ -101,7 +101,7 @@ def scatter(
         DTypeError, ShapeError, DomainError: not finite points of these shapes, or none.
         ConfigError: no set, or matplotlib is missing.
     """
-    sets = _named_sets(x, title)
+    sets = _name_sets(x, title)
     behind = None if reference is None else check_points(reference, "reference")
     extent = window(next(iter(sets.values())) if behind is None else behind)
     with styled():
@@ -139,7 +139,7 @@ def density(
         DTypeError, ShapeError, DomainError: not finite points of these shapes, or none; bins < 2.
         ConfigError: no set, or matplotlib is missing.
     """
-    sets = _named_sets(x, title)
+    sets = _name_sets(x, title)
     smallest = min(len(points) for points in sets.values())
     cells = check_integer(min(max(round(1.6 * smallest**0.4), 16), 128) if bins is None else bins, "bins", 2)
     extent = window(next(iter(sets.values())) if reference is None else check_points(reference, "reference"))
@@ -220,7 +220,7 @@ def dot(count: int) -> float:
     return min(30.0, max(2.0, 9000.0 / count))
 
 
-def _named_sets(x: Tensor | Mapping[str, Tensor], title: str) -> dict[str, Array]:
+def _name_sets(x: Tensor | Mapping[str, Tensor], title: str) -> dict[str, Array]:
     """Return the sets of points by name."""
     if isinstance(x, Mapping):
         if not x:

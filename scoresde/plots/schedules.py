@@ -69,7 +69,7 @@ def schedules(sdes: Mapping[str, GaussianSDE] | Sequence[GaussianSDE]) -> Figure
         DTypeError: something else than diffusions.
         ConfigError: none, two of one name in a sequence, or matplotlib is missing.
     """
-    named = _named(sdes)
+    named = _name_sdes(sdes)
     own = any(sde.t_max != 1.0 for sde in named.values())
     with styled():
         figure = new_figure(11.0, 6.4)
@@ -88,7 +88,7 @@ def schedules(sdes: Mapping[str, GaussianSDE] | Sequence[GaussianSDE]) -> Figure
     return figure
 
 
-def _named(sdes: Mapping[str, GaussianSDE] | Sequence[GaussianSDE]) -> dict[str, GaussianSDE]:
+def _name_sdes(sdes: Mapping[str, GaussianSDE] | Sequence[GaussianSDE]) -> dict[str, GaussianSDE]:
     """Return the diffusions by name, checked."""
     if not isinstance(sdes, (Mapping, Sequence)):
         raise DTypeError(f"sdes must be diffusions in a list or by name, got {type(sdes).__name__}; put it in a list")

@@ -101,15 +101,15 @@ def weights(table: Tableau) -> dict[str, dict[str, Array]]:
     ):
         columns = {}
         for place in range(max(map(len, terms))):
-            columns["anchor" if place == 0 else "prediction" + _back(place - 1)] = _column(terms, place)
+            columns["anchor" if place == 0 else "prediction" + _count_back(place - 1)] = _column(terms, place)
         for place in range(max(map(len, draws))):
-            columns["noise" + _back(place)] = _column(draws, place)
+            columns["noise" + _count_back(place)] = _column(draws, place)
         if columns:
             groups[group] = columns
     return groups
 
 
-def _back(steps: int) -> str:
+def _count_back(steps: int) -> str:
     return f"\n{steps} back" if steps else "\nnow"
 
 

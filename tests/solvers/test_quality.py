@@ -23,7 +23,7 @@ sys.path[:0] = [str(ROOT / "benchmarks"), str(ROOT / "tools")]
 
 import solver_page  # noqa: E402
 from mixtures import fast, ring, ten  # noqa: E402
-from quality import CONFIGURATIONS, Figure, Problem, best, climbs, named, problem, rises, steps_for  # noqa: E402
+from quality import CONFIGURATIONS, Figure, Problem, best, climbs, list_named, problem, rises, steps_for  # noqa: E402
 
 from scoresde import VPSDE, ConfigError, DomainError, Solver, plots  # noqa: E402
 from scoresde.noise import normal, stream  # noqa: E402
@@ -120,7 +120,7 @@ def test_the_defaults_error_never_rises_with_an_evaluation(name: str) -> None:
 @pytest.mark.parametrize("name", PEERS)
 def test_the_recorded_figures_meet_the_best_peers(name: str) -> None:
     curves = measured(name)
-    assert set(curves) == set(named(stochastic=False)) | set(CONFIGURATIONS)
+    assert set(curves) == set(list_named(stochastic=False)) | set(CONFIGURATIONS)
     for nfe, peer in PEERS[name].items():
         (rms, _), (median, _) = best(curves, nfe)
         assert (rms <= peer[0], median <= peer[1]) == (True, True), nfe
@@ -145,7 +145,7 @@ def test_the_recorded_distances_fall_to_what_exact_samples_measure(name: str) ->
     """Nor do those of solvers with noise, above twice the floor. Langevin dynamics alone is no discretisation."""
     record = dict(RESULTS[f"noise, {name}"])
     floor = record.pop("exact samples")[0]["sw2"]
-    assert set(record) == {DEFAULT, *named(stochastic=True)}
+    assert set(record) == {DEFAULT, *list_named(stochastic=True)}
     assert {key for key, rows in record.items() if climbs(rows, floor)} <= {"annealed_langevin"}
     assert all(rows[-1]["sw2"] < 2 * floor for key, rows in record.items() if key != "annealed_langevin")
 
@@ -154,7 +154,7 @@ def test_the_record_is_of_these_solvers() -> None:
     """A change of a solver or of its grid that moves its figures asks for a new record."""
     here = problem("ring", RESULTS["samples"], 1)
     again = Problem(here.model, here.start, here.exact, 1)
-    for key, solver in named(stochastic=False).items():
+    for key, solver in list_named(stochastic=False).items():
         steps = next(iter(steps_for(solver, (20,))))
         figure = again.errors(solver, steps)
         recorded = next(row for row in measured("ring")[key] if row.nfe == figure.nfe)
