@@ -26,11 +26,37 @@ if TYPE_CHECKING:
 
 __all__ = ["main"]
 
+# Other words for options, from other libraries and from Python; the first that a verb has is meant.
+WORDS: Mapping[str, tuple[str, ...]] = {
+    **dict.fromkeys(("lr", "rate", "learning-rate-init"), ("learning-rate",)),
+    **dict.fromkeys(("epoch", "epochs", "num-epochs", "iterations", "iters", "max-steps"), ("steps",)),
+    **dict.fromkeys(("num-steps", "n-steps", "num-inference-steps", "nfe"), ("steps", "samplers")),
+    **dict.fromkeys(("bs", "batch", "batch-size"), ("batch-size", "chunk-size")),
+    **dict.fromkeys(("samples", "num", "num-samples", "n-samples", "num-images", "count"), ("n",)),
+    **dict.fromkeys(("sampler", "solver", "method", "scheduler"), ("solver", "samplers")),
+    **dict.fromkeys(("solvers", "samplers"), ("samplers", "solver")),
+    **dict.fromkeys(("model", "ckpt", "run", "folder", "checkpoint-path"), ("checkpoint",)),
+    **dict.fromkeys(("dataset", "data-dir", "data-path", "input"), ("data",)),
+    **dict.fromkeys(("output", "output-dir", "outdir", "save-dir", "logdir"), ("out",)),
+    **dict.fromkeys(("class", "class-label", "labels", "cond", "class-cond"), ("label", "conditional")),
+    **dict.fromkeys(("ema", "ema-rate"), ("ema-decay",)),
+    **dict.fromkeys(("clip", "grad-clip", "gradient-clip", "max-grad-norm"), ("clip-norm",)),
+    **dict.fromkeys(("wd",), ("weight-decay",)),
+    **dict.fromkeys(("diffusion", "schedule", "noise-schedule"), ("sde",)),
+    **dict.fromkeys(("prediction", "prediction-type", "parameterization", "objective"), ("predicts",)),
+    **dict.fromkeys(("image-size", "resolution"), ("size",)),
+    **dict.fromkeys(("warmup-steps", "lr-warmup", "lr-warmup-steps"), ("warmup",)),
+    **dict.fromkeys(("dropout", "cond-dropout", "class-dropout"), ("label-dropout",)),
+    **dict.fromkeys(("gpu", "cuda"), ("device",)),
+    **dict.fromkeys(("num-threads", "n-threads", "workers", "num-workers", "jobs"), ("threads",)),
+    **dict.fromkeys(("continue", "resume-from"), ("resume",)),
+}
+
 USAGE = """usage: scoresde [-h] [--version] {train,sample,compare,describe} [OPTIONS]
 
 Score-based diffusion models: train one, draw samples, compare samplers.
 
-  train     train a score model on built-in data, a folder of images or an array file
+  train     train a score model on built-in data, a folder of images or a file
   sample    draw samples from a trained model: a picture, an animation or arrays
   compare   draw with many samplers, discrete and continuous; measure them against held-out data
   describe  say what a checkpoint, a diffusion, a sampler or a saved table is
@@ -118,7 +144,7 @@ def _parse(command: type[Command], verb: str, arguments: list[str], values: Mapp
     import tyro
 
     complaint = io.StringIO()
-    prog, about, flags = f"scoresde {verb}", _description(command), (tyro.conf.FlagCreatePairsOff,)
+    prog, about, flags = f"scoresde {verb}", _describe_verb(command), (tyro.conf.FlagCreatePairsOff,)
     try:
         with contextlib.redirect_stderr(complaint):
             if not values:
@@ -130,17 +156,28 @@ def _parse(command: type[Command], verb: str, arguments: list[str], values: Mapp
     except SystemExit as stop:
         if not stop.code:
             return None
-        said = _unboxed(complaint.getvalue())
+        said = _find_meant(arguments, command) or _unbox(complaint.getvalue())
     raise ConfigError(f"{said} scoresde {verb} --help lists the options")
 
 
-def _description(command: type[Command]) -> str:
+def _find_meant(arguments: Sequence[str], command: type[Command]) -> str:
+    """Return what to say of the first option that has another name here; nothing where there is none such."""
+    options = [field.name.replace("_", "-") for field in fields(command)]
+    given = [one.partition("=")[0][2:].replace("_", "-").lower() for one in arguments if one.startswith("--")]
+    for word in given:
+        meant = next((one for one in WORDS.get(word, ()) if one in options), word)
+        if meant != word and word not in options:
+            return f"there is no --{word}; did you mean --{meant}?"
+    return ""
+
+
+def _describe_verb(command: type[Command]) -> str:
     """Return a verb's docstring without its arguments, in lines of 80 letters."""
     about = inspect.cleandoc(command.__doc__ or "").partition("\nArgs:")[0].strip()
     return "\n\n".join(textwrap.fill(paragraph, 80) for paragraph in about.split("\n\n"))
 
 
-def _unboxed(text: str) -> str:
+def _unbox(text: str) -> str:
     """Return the first paragraph of tyro's boxed message on one line, and the nearest option if it names one."""
     plain = re.sub(r"\x1b\[[0-9;]*m", "", text)
     rows = [line.strip("│╰╯ ") for line in plain.splitlines()][1:]  # the first line is the box's title

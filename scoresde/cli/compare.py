@@ -11,24 +11,23 @@ import torch
 import tyro
 from torch import Tensor
 
-from scoresde.cli.files import BAD_IMAGES, named, open_data
+from scoresde.cli.files import BAD_IMAGES, open_data
 from scoresde.cli.options import (
     NAMES,
     Int,
     OptionalInt,
     Work,
-    by_kind,
-    default,
-    device,
-    interactive,
-    read_sampler,
-    words,
+    find_device,
+    is_interactive,
+    show_choices,
+    show_default,
+    show_default_by_kind,
 )
-from scoresde.cli.pictures import SMALL, pixels
+from scoresde.cli.pictures import SMALL, to_pixels
 from scoresde.cli.presets import DATA, DataSet
-from scoresde.cli.run_folder import Run, check_folder, digest, open_run, write_json
-from scoresde.cli.sample import labels_of
-from scoresde.cli.yardsticks import Yardstick, yardstick
+from scoresde.cli.run_folder import RunFolder, check_folder, digest, open_run, write_json
+from scoresde.cli.threads import choose_threads, use_threads
+from scoresde.cli.yardsticks import Yardstick, make_yardstick
 from scoresde.diffusions.sde import GaussianSDE
 from scoresde.errors import ConfigError, check_integer
 from scoresde.metrics.floors import Comparison
@@ -38,7 +37,7 @@ from scoresde.plots.curves import comparison
 from scoresde.plots.samples import image_grid, scatter
 from scoresde.plots.style import save, styled
 from scoresde.sampling.compare import DEFAULT_SAMPLERS, compare, format_table
-from scoresde.sampling.samplers import Sampler
+from scoresde.sampling.samplers import Sampler, parse_sampler
 
 __all__ = ["Compare"]
 
@@ -58,7 +57,7 @@ class Compare(Work):
         samplers: each "name:steps", with "@samples" behind it for a number of samples of its own.
         n: number of samples of each sampler.
         seed: of the noise, in [0, 2^64).
-        data: the data to measure against, a name, a folder of images or an array file, as for train.
+        data: the data to measure against, a name, a folder of images or a file, as for train.
         on_bad_image: what to do about an image of a folder that cannot be used.
         out: folder for the results; files of these names are replaced.
         chunk_size: largest number of samples given to the network at once.
@@ -72,87 +71,90 @@ class Compare(Work):
             help=f"samplers; @samples gives one a number of samples of its own (ddpm:1000@100). {NAMES}",
         ),
     ] = DEFAULT_SAMPLERS
-    n: Annotated[OptionalInt, by_kind("samples")] = None
+    n: Annotated[OptionalInt, show_default_by_kind("samples")] = None
     seed: Int = 0
-    data: Annotated[str | None, words([*DATA, "FOLDER", "FILE"]), default("the run's")] = None
-    on_bad_image: Annotated[str | None, words(BAD_IMAGES), default("as in the run's training")] = None
-    out: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER"), default("CHECKPOINT/comparison")] = None
-    chunk_size: Annotated[OptionalInt, default("all")] = None
+    data: Annotated[str | None, show_choices([*DATA, "FOLDER", "FILE"]), show_default("the run's")] = None
+    on_bad_image: Annotated[str | None, show_choices(BAD_IMAGES), show_default("as in the run's training")] = None
+    out: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER"), show_default("CHECKPOINT/comparison")] = None
+    chunk_size: Annotated[OptionalInt, show_default("all")] = None
 
     def run(self) -> int:
         """Draw, measure, write."""
         check_seed(self.seed)
-        with styled():  # says what to do where matplotlib is missing
-            pass
-        run = open_run(self.checkpoint, device(self.device))
-        name, data = self._data(run)
         if self.n is not None:
             check_integer(self.n, "n", 2)
-        samplers = self._samplers(run.model.sde)
-        for one in samplers:
-            check_integer(one.samples or 2, f"samples of {one.name}", 2)
-        out = check_folder("--out", run.folder / "comparison" if self.out is None else self.out)
-        shape = tuple(data.held_out().shape[1:])
-        if shape != tuple(run.event):
-            raise ConfigError(f"the model's samples have shape {tuple(run.event)}, those of {name} {shape}")
-        yard = yardstick(name, data, classes=run.classes)
-        out.mkdir(parents=True, exist_ok=True)
-        found = _Results(run, name, yard, self.seed, out, len(samplers))
-        print(f"results in {out}/", file=sys.stderr, flush=True)
-        try:
-            compare(
-                run.model,
-                samplers,
-                yard.metrics,
-                samples=data.preset.samples if self.n is None else self.n,
-                floors=yard.floors,
-                cond=None if run.classes is None else lambda n: _labels(run, yard, n),
-                seed=self.seed,
-                chunk_size=self.chunk_size,
-                progress=interactive(),
-                on_row=found.add,
-            )
-        except KeyboardInterrupt as stop:
-            raise KeyboardInterrupt(f"{len(found.rows)} of {len(samplers)} samplers are done, in {out}/") from stop
-        finally:
-            found.finish()
+        with styled():  # says what to do where matplotlib is missing
+            pass
+        run = open_run(self.checkpoint, find_device(self.device))
+        name, data = self._open_data(run)
+        samplers = self._read_samplers(run.model.sde)
+        out = check_folder("out", run.folder / "comparison" if self.out is None else self.out)
+        with use_threads(choose_threads(self.threads, run.model.net)):
+            yard = make_yardstick(name, data, classes=run.classes)
+            out.mkdir(parents=True, exist_ok=True)
+            found = _Results(run, name, yard, self.seed, out, len(samplers))
+            print(f"results in {out}/", file=sys.stderr, flush=True)
+            try:
+                compare(
+                    run.model,
+                    samplers,
+                    yard.metrics,
+                    samples=data.preset.samples if self.n is None else self.n,
+                    floors=yard.floors,
+                    cond=None if run.classes is None else lambda n: _make_labels(run, yard, n),
+                    seed=self.seed,
+                    chunk_size=self.chunk_size,
+                    progress=is_interactive(),
+                    on_row=found.add,
+                )
+            except KeyboardInterrupt as stop:
+                raise KeyboardInterrupt(f"{len(found.rows)} of {len(samplers)} samplers are done, in {out}/") from stop
+            finally:
+                found.finish()
         return 0
 
-    def _data(self, run: Run) -> tuple[str, DataSet]:
+    def _open_data(self, run: RunFolder) -> tuple[str, DataSet]:
         """Return the data to measure against; those of the run as they were then, or with a word that they are not."""
         name = run.data if self.data is None else self.data
         if name is None:
-            raise ConfigError(f"{run.folder} has no run.json that names its data; say which with --data digits")
+            raise ConfigError(
+                f"{run.folder} has no run.json that names its data; say which with --data digits", parameter="data"
+            )
         options = run.about.get("options")
         usual = options.get("on_bad_image", "raise") if isinstance(options, dict) and name == run.data else "raise"
         # The images of a folder are brought to the size of the model's.
         side = run.event[-1] if len(run.event) == 3 and run.event[-1] == run.event[-2] else None
         data = open_data(name, size=side, on_bad_image=self.on_bad_image or str(usual))
-        if name == run.data and not named(name):
+        shape = data.held_out().shape[1:]
+        if shape != run.event:
+            raise ConfigError(f"the model's samples have shape {tuple(run.event)}, those of {name} {tuple(shape)}")
+        if name == run.data and data.path is not None:
             known = run.about.get("samples")
             if isinstance(known, dict) and known.get("sha256") != digest(data.load()[0]):
                 print(f"note: {name} has changed since the training; its held-out part may be known", file=sys.stderr)
         return name, data
 
-    def _samplers(self, sde: GaussianSDE) -> list[Sampler]:
+    def _read_samplers(self, sde: GaussianSDE) -> list[Sampler]:
         """Read the samplers; of the default ones, those that this SDE can carry."""
-        if self.samplers != DEFAULT_SAMPLERS:
-            if not self.samplers:
-                raise ConfigError("--samplers must name at least one, e.g. --samplers dpmpp_2m:20")
-            return [read_sampler(text, sde) for text in self.samplers]
+        if not self.samplers:
+            raise ConfigError("--samplers must name at least one, e.g. --samplers dpmpp_2m:20", parameter="samplers")
         able = []
         for text in self.samplers:
             try:
-                able.append(read_sampler(text, sde))
+                able.append(parse_sampler(text, sde))
             except ConfigError as error:
+                if self.samplers != DEFAULT_SAMPLERS:
+                    raise
                 print(f"left out {text}: {error}", file=sys.stderr)
+        for one in able:
+            check_integer(one.samples or 2, f"samples of {one.name}", 2)
         return able
 
 
 class _Results:
     """Rows and samples as they come, written as they come."""
 
-    def __init__(self, run: Run, data: str, yard: Yardstick, seed: int, out: Path, expected: int) -> None:
+    def __init__(self, run: RunFolder, data: str, yard: Yardstick, seed: int, out: Path, expected: int) -> None:
         self.run, self.data, self.yard, self.seed, self.out, self.expected = run, data, yard, seed, out, expected
         self.rows: list[Comparison] = []
         self.samples: list[Tensor] = []
@@ -173,7 +175,7 @@ class _Results:
                 "rows": [one.to_dict() for one in self.rows],
             },
         )
-        if not interactive():
+        if not is_interactive():
             print(f"{row.sampler}: {row.seconds:.1f} seconds ({len(self.rows)} of {self.expected})", file=sys.stderr)
 
     def finish(self) -> None:
@@ -197,7 +199,7 @@ class _Results:
             sets = [*self.samples, examples]
             columns = min(SHOWN, *map(len, sets))
             figure = image_grid(
-                torch.cat([pixels(self.run, x[:columns]) for x in sets]),
+                torch.cat([to_pixels(self.run, x[:columns]) for x in sets]),
                 row_labels=[*names, "held-out data"],
                 smooth=event[-1] <= SMALL,
             )
@@ -212,8 +214,8 @@ class _Results:
         return True
 
 
-def _labels(run: Run, yard: Yardstick, n: int) -> Condition:
+def _make_labels(run: RunFolder, yard: Yardstick, n: int) -> Condition:
     """Return labels for n samples: as often as the data have them, or the classes in turn."""
     if yard.classes is None:
-        return labels_of(run, n)
+        return run.make_labels(n)
     return {"label": yard.classes[torch.arange(n) % len(yard.classes)]}

@@ -47,18 +47,17 @@ class Settings:
 
     def locate(self, error: ScoreSDEError, arguments: Sequence[str]) -> None:
         """Add the line to the message of an error about an option of the file, unless the command line gives it too."""
-        text = str(error)
-        first = text.partition(" ")[0].removeprefix("--").replace("-", "_")
-        given = {argument.partition("=")[0].replace("_", "-") for argument in arguments}
+        given = {argument.partition("=")[0].removeprefix("--").replace("-", "_") for argument in arguments}
         for option, value in self.values.items():
-            named = first == option or (first == "unknown" and any(repr(one) in text for one in _each(value)))
-            if named and f"--{option.replace('_', '-')}" not in given:
-                error.args = (f"{text} ({self.where(option)})",)
+            meant = error.parameter == option or (error.got is not None and error.got in _list(value))
+            if meant and option not in given:
+                error.args = (f"{error} ({self.where(option)})",)
                 return
 
 
-def _each(value: object) -> tuple[object, ...]:
-    return value if isinstance(value, tuple) else (str(value) if isinstance(value, Path) else value,)
+def _list(value: object) -> tuple[object, ...]:
+    """Return the texts of an option in which a name may stand that none of our tables has."""
+    return value if isinstance(value, tuple) else (value,) if isinstance(value, str) else ()
 
 
 def read_settings(arguments: Sequence[str], command: type[Command]) -> Settings | None:

@@ -12,14 +12,15 @@ from typing import Annotated, Any
 
 import tyro
 
-from scoresde.cli.options import Command, OptionalInt, chosen, default, read_sampler, read_table, words
-from scoresde.cli.presets import SDES, Diffusion
-from scoresde.cli.run_folder import about_of, checkpoint_of
-from scoresde.cli.sample import table_of
+from scoresde.cli.options import Command, OptionalInt, choose, show_choices, show_default
+from scoresde.cli.presets import DIFFUSIONS, SDES
+from scoresde.cli.run_folder import find_checkpoint, read_about
+from scoresde.cli.sample import make_table
 from scoresde.diffusions.named import sde_from_dict
-from scoresde.errors import ConfigError, check_integer, unknown
+from scoresde.diffusions.sde import GaussianSDE
+from scoresde.errors import unknown
 from scoresde.models import checkpoint, saving
-from scoresde.sampling.samplers import COMPOSED
+from scoresde.sampling.samplers import COMPOSED, parse_sampler, read_table
 from scoresde.solvers.adaptive import ProbabilityFlow
 from scoresde.solvers.build import FINALS
 from scoresde.solvers.named import SOLVERS, by_name
@@ -46,54 +47,53 @@ class Describe(Command):
     """
 
     what: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="FOLDER|NAME|FILE")]
-    steps: Annotated[OptionalInt, default(f"{STEPS}")] = None
-    sde: Annotated[str, words(SDES)] = "vp"
-    final: Annotated[str, words(FINALS)] = "denoise"
+    steps: Annotated[OptionalInt, show_default(f"{STEPS}")] = None
+    sde: Annotated[str, show_choices(SDES)] = "vp"
+    final: Annotated[str, show_choices(FINALS)] = "denoise"
     debug: bool = False
 
     def run(self) -> int:
         """Print it."""
-        diffusions = {**SDES, **{one.build.__name__: one for one in SDES.values()}}
-        diffusion = chosen("sde", self.sde, diffusions)
+        sde = choose("sde", self.sde, DIFFUSIONS).build()
         name = self.what.partition(":")[0]
         path = Path(self.what)
         if path.is_dir():
-            lines = _checkpoint(path)
+            lines = _describe_checkpoint(path)
         elif path.suffix.lower() == ".json":
-            lines = _table(read_table(path))
+            lines = _describe_table(read_table(path))
         else:
             # One word may name both.
-            lines = [diffusions[self.what].build().describe()] if self.what in diffusions else []
+            lines = [DIFFUSIONS[self.what].build().describe()] if self.what in DIFFUSIONS else []
             if name in SOLVERS or name in COMPOSED:
-                lines += self._sampler(name, diffusion)
+                lines += self._describe_sampler(name, sde)
             if not lines:
-                known = {*diffusions, *SOLVERS, *COMPOSED}
-                raise ConfigError(f"{unknown('thing to describe', self.what, known)}; or a folder, or a .json file")
+                known = {*DIFFUSIONS, *SOLVERS, *COMPOSED}
+                error = unknown("thing to describe", self.what, known, parameter="what")
+                raise error.with_cure(f"{error.cure}; or a folder, or a .json file")
         print("\n".join(lines))
         return 0
 
-    def _sampler(self, name: str, diffusion: Diffusion) -> list[str]:
-        sde = diffusion.build()
-        text = self.what
-        if self.steps is not None:
-            check_integer(self.steps, "steps", 1)
-            if ":" in text:
-                raise ConfigError(f"{text} names its steps already; leave out --steps {self.steps}")
-            text = f"{text}:{self.steps}"
-        adaptive = name in SOLVERS and isinstance(by_name(name), ProbabilityFlow)
-        sampler = read_sampler(text if ":" in text or adaptive else f"{text}:{STEPS}", sde)
+    def _describe_sampler(self, name: str, sde: GaussianSDE) -> list[str]:
+        steps = self.steps
+        if (
+            steps is None
+            and ":" not in self.what
+            and not (name in SOLVERS and isinstance(by_name(name), ProbabilityFlow))
+        ):
+            steps = STEPS
+        sampler = parse_sampler(self.what, sde, steps=steps)
         lines = [f"sampler      {sampler.name} under {sde}"]
         if isinstance(sampler.solver, Solver) and sampler.solver.paper:
             lines.append(f"source       {sampler.solver.paper}")
         if isinstance(sampler.solver, ProbabilityFlow):
             return [*lines, f"adaptive     {sampler.solver}: it chooses its own steps for each sample and has no table"]
         lines += [f"corrector    {kernel}, applied before each step" for kernel in sampler.kernels]
-        chosen("final", self.final, FINALS)
+        choose("final", self.final, dict.fromkeys(FINALS))
         predictor = dataclasses.replace(sampler, kernels=())
-        return [*lines, *_table(table_of(predictor, sde, self.final))]
+        return [*lines, *_describe_table(make_table(predictor, sde, self.final))]
 
 
-def _table(table: Tableau) -> list[str]:
+def _describe_table(table: Tableau) -> list[str]:
     orders = {kind: order for kind, order in dataclasses.asdict(table.order).items() if order is not None}
     said = ", ".join(f"{order:g} ({kind})" for kind, order in orders.items()) or "not declared"
     return [
@@ -104,16 +104,16 @@ def _table(table: Tableau) -> list[str]:
     ]
 
 
-def _checkpoint(path: Path) -> list[str]:
-    folder = checkpoint_of(path)
+def _describe_checkpoint(path: Path) -> list[str]:
+    folder = find_checkpoint(path)
     contents = checkpoint.read(folder)
     model = contents.document("model")
-    run, about = about_of(folder)
+    run, about = read_about(folder)
     weights = contents.tensors("weights")
     network = model["network"]
     config = ", ".join(f"{key}={value}" for key, value in (network["config"] or {}).items())
     types = sorted({str(one.dtype).removeprefix("torch.") for one in weights.values()})
-    trained, current = (None if one is None else _sde(one) for one in (model["trained_sde"], model["sde"]))
+    trained, current = (None if one is None else _describe_sde(one) for one in (model["trained_sde"], model["sde"]))
     lines = [
         f"checkpoint   {folder}/",
         f"network      {network['kind']}({config})" + ("" if network["config"] else ", your own"),
@@ -122,12 +122,12 @@ def _checkpoint(path: Path) -> list[str]:
         f"sde          {trained}" + (f", in use {current}" if current else ""),
         f"predicts     {model['predicts']}, sigma_data {model['sigma_data']}, conditioned on {model['condition_on']}",
         f"transform    {json.dumps(model['transform']) if model['transform'] else 'none'}",
-        f"moments      {_moments(contents)}",
+        f"moments      {_describe_moments(contents)}",
     ]
     if "training" in contents.documents:
         state = contents.document("training")
         lines.append(f"training     {', '.join(f'{key} {value}' for key, value in state.items())}")
-    last = _last_record(run / LOG)
+    last = _read_last_record(run / LOG)
     numbers = {key: value for key, value in last.items() if isinstance(value, int | float)}
     if numbers:
         lines.append(f"last record  {', '.join(f'{key} {value:.4g}' for key, value in numbers.items())}")
@@ -138,11 +138,11 @@ def _checkpoint(path: Path) -> list[str]:
     return lines
 
 
-def _sde(document: Mapping[str, Any]) -> str:
+def _describe_sde(document: Mapping[str, Any]) -> str:
     return f"{document['class']}, your own" if document["kind"] is None else str(sde_from_dict(dict(document)))
 
 
-def _moments(contents: checkpoint.Contents) -> str:
+def _describe_moments(contents: checkpoint.Contents) -> str:
     if "moments" not in contents.parts:
         return "none: the shape of a sample is not known"
     moments = saving.moments_from_tensors(contents.tensors("moments"))
@@ -154,7 +154,7 @@ def _moments(contents: checkpoint.Contents) -> str:
     )
 
 
-def _last_record(log: Path) -> Mapping[str, object]:
+def _read_last_record(log: Path) -> Mapping[str, object]:
     """Return the last whole record of a run's log; nothing where there is none."""
     lines = log.read_text(encoding="utf-8").splitlines() if log.is_file() else []
     for line in reversed(lines):

@@ -1,4 +1,4 @@
-"""The user's own data: a folder of images, or an array of an .npy or .npz file.
+"""The user's own data: a folder of images, an array or a tensor of a file, or a table.
 
 The split into training and held-out samples is fixed and draws no random number: samples are ordered by label (within
 a label, and where there are none, as they come), and every fifth of them, the first included, is held out.
@@ -18,116 +18,141 @@ from torch import Tensor
 
 from scoresde.cli.presets import DATA, DataSet, Labelled, kind_of
 from scoresde.data.arrays import arrays_from_file
+from scoresde.data.columns import table_from_file
 from scoresde.data.folders import images_from_folder
 from scoresde.data.images import split_by_label
 from scoresde.errors import ConfigError, DataError, unknown
 from scoresde.transforms.affine import Affine
 from scoresde.transforms.base import Transform
 
-__all__ = ["BAD_IMAGES", "named", "open_data"]
+__all__ = ["BAD_IMAGES", "is_name", "open_data"]
 
-ARRAYS = (".npy", ".npz")
+ARRAYS = (".npy", ".npz", ".pt", ".pth", ".safetensors")
+TABLES = (".csv", ".parquet")
+KINDS = f"a folder of images, or a file of numbers ({', '.join(ARRAYS + TABLES)})"
 SAMPLES, LABELS = "samples", "labels"
 BAD_IMAGES = ("raise", "skip")
 
 
 def open_data(text: str, *, size: int | None = None, on_bad_image: str = "raise") -> DataSet:
-    """Return data by name, or those of a folder of images, or of an array file; a file is read here.
+    """Return data by name, or those of a folder of images, or of a file; a file is read here.
 
     Args:
-        text: a key of ``DATA``, a folder, or a file; "file.npz:name" chooses one of several arrays.
+        text: a key of ``DATA``, a folder, or a file; "file.npz:name" chooses one of several arrays, and
+            "table.csv:name" the column of a table that holds the labels.
         size: side in pixels to which the images of a folder are scaled and cropped.
         on_bad_image: "raise" or "skip", for a folder.
 
     Raises:
         ConfigError: no such name (with the nearest), or samples that no built-in network takes.
-        DataError: no such file, one that cannot be read, images of several sizes, too few samples.
+        DataError: no such file, one that cannot be read or of another kind, images of several sizes, too few samples.
     """
     if on_bad_image not in BAD_IMAGES:
-        raise unknown("way for on_bad_image", on_bad_image, BAD_IMAGES)
+        raise unknown("way for on_bad_image", on_bad_image, BAD_IMAGES, parameter="on_bad_image")
     if text in DATA:
         return DATA[text]
-    path, colon, key = text.rpartition(":")
-    if not (colon and path.endswith(".npz")):
-        path, key = text, ""
-    if Path(path).suffix.lower() in ARRAYS:
-        return _arrays(Path(path), key or None)
-    if not named(text):
-        return _folder(Path(text), size, "skip" if on_bad_image == "skip" else "raise")
-    raise ConfigError(f"{unknown('data set', text, DATA)}; or a folder of images, or an .npy or .npz file")
+    path, key = _locate(text)
+    if path.suffix.lower() in ARRAYS:
+        return _open_arrays(path, key)
+    if path.suffix.lower() in TABLES:
+        return _open_table(path, key)
+    if is_name(text):
+        error = unknown("data set", text, DATA, parameter="data")
+        raise error.with_cure(f"{error.cure}; or {KINDS}")
+    if not path.is_dir():
+        what = "is a file of a kind that is not read" if path.exists() else "does not exist"
+        raise DataError(f"{path} {what}", parameter="data", got=text, cure=f"give {KINDS}")
+    return _open_folder(path, size, "skip" if on_bad_image == "skip" else "raise")
 
 
-def named(text: str) -> bool:
+def is_name(text: str) -> bool:
     """Return whether a text can only be a name: it does not look like a path, and nothing is there."""
-    return text in DATA or not (Path(text).exists() or {"/", os.sep} & set(text) or Path(text).suffix in ARRAYS)
+    path = _locate(text)[0]
+    there = path.exists() or path.suffix.lower() in ARRAYS + TABLES
+    return text in DATA or not (there or {"/", os.sep} & set(text))
 
 
-def _folder(path: Path, size: int | None, on_bad_image: Literal["raise", "skip"]) -> DataSet:
+def _locate(text: str) -> tuple[Path, str | None]:
+    """Return the path of a text, and what stands behind the colon after a file."""
+    path, colon, key = text.rpartition(":")
+    if colon and Path(path).suffix.lower() in ARRAYS + TABLES:
+        return Path(path), key
+    return Path(text), None
+
+
+def _open_folder(path: Path, size: int | None, on_bad_image: Literal["raise", "skip"]) -> DataSet:
     try:
         found = images_from_folder(path, size, on_bad_image=on_bad_image)
     except DataError as error:
         # In the words of the command line.
-        sizes, several, _ = str(error).partition("; pass size=")
-        text = f"{sizes}; --size 32 scales and crops each to 32 x 32" if several else sizes
-        raise DataError(text.replace("pass on_bad_image='skip'", "leave it out with --on-bad-image skip")) from error
+        if error.parameter == "size":
+            raise error.with_cure("--size 32 scales and crops each to 32 x 32") from error
+        if error.parameter == "on_bad_image":
+            raise error.with_cure("repair or remove it, or leave it out with --on-bad-image skip") from error
+        raise
     images = found.images
     if bool((images == images[:, :1]).all()):
         images = images[:, :1]  # all of them grey
     notes = tuple(f"left out {file}, which {reason}" for file, reason in found.skipped)
     if len(found.classes) == 1:
-        return _split(str(path), images, None, 0, notes)
-    return _split(str(path), images, found.labels, len(found.classes), notes)
+        return _split(path, images, None, 0, notes)
+    return _split(path, images, found.labels, len(found.classes), notes)
 
 
-def _arrays(path: Path, key: str | None) -> DataSet:
-    labels = None
-    if path.suffix.lower() == ".npz" and key is None:
-        key, labels = _usual(path)
+def _open_arrays(path: Path, key: str | None) -> DataSet:
+    labels, classes = None, 0
     try:
         data = arrays_from_file(path, key)
     except ConfigError as error:
-        # In the words of the command line.
-        several, named_by_key, keys = str(error).partition("; choose one with key=: ")
-        if not named_by_key:
+        names = error.allowed
+        if key is not None or not isinstance(names, tuple):
             raise
-        ways = " or ".join(f"{path}:{one.strip(chr(39))}" for one in keys.split(", "))
-        raise ConfigError(f"{several}; name one behind a colon: {ways}") from error
-    classes = 0
+        if SAMPLES not in names:
+            # In the words of the command line.
+            ways = " or ".join(f"{path}:{name}" for name in names)
+            raise error.with_cure(f"name one behind a colon: {ways}") from error
+        # As ``scoresde sample`` writes them.
+        data = arrays_from_file(path, SAMPLES)
+        labels = arrays_from_file(path, LABELS) if LABELS in names else None
     if labels is not None:
         if labels.is_floating_point() or labels.shape != data.shape[:1] or int(labels.min()) < 0:
             raise DataError(
                 f"{path}[{LABELS!r}] must hold one integer from 0 on for each of {len(data)} samples, got "
-                f"{labels.dtype} of shape {tuple(labels.shape)}; choose an array without labels: --data {path}:{key}"
+                f"{labels.dtype} of shape {tuple(labels.shape)}; choose an array without labels: "
+                f"--data {path}:{SAMPLES}"
             )
         labels, classes = labels.long(), int(labels.max()) + 1
     values = data.float().reshape(len(data), -1) if data.ndim == 1 else data.float()
-    return _split(str(path), values, labels, classes, byte=data.dtype == torch.uint8)
+    return _split(path, values, labels, classes, byte=data.dtype == torch.uint8)
 
 
-def _usual(path: Path) -> tuple[str | None, Tensor | None]:
-    """Return the key and the labels of a file as ``scoresde sample`` writes it; None of each for another."""
+def _open_table(path: Path, column: str | None) -> DataSet:
     try:
-        arrays_from_file(path, SAMPLES)
-    except ConfigError:
-        return None, None
-    try:
-        return SAMPLES, arrays_from_file(path, LABELS)
-    except ConfigError:
-        return SAMPLES, None
+        table = table_from_file(path, label_column=column)
+    except DataError as error:
+        if error.parameter != "label_column" or not isinstance(error.allowed, tuple):
+            raise
+        # In the words of the command line.
+        ways = " or ".join(f"{path}:{name}" for name in error.allowed)
+        cure = "take them out, or write them as numbers"
+        raise error.with_cure(cure if column else f"{cure}; or, if one holds the labels, name it: {ways}") from error
+    names = ", ".join(f"{k} {name}" for k, name in enumerate(table.classes))
+    notes = (f"labels       {names}",) if table.classes else ()
+    return _split(path, table.values.float(), table.labels, len(table.classes), notes)
 
 
 def _split(
-    name: str, data: Tensor, labels: Tensor | None, classes: int, notes: tuple[str, ...] = (), *, byte: bool = False
+    path: Path, data: Tensor, labels: Tensor | None, classes: int, notes: tuple[str, ...] = (), *, byte: bool = False
 ) -> DataSet:
     """Part samples into those to train on and those held out."""
-    kind = kind_of(data.shape[1:], name)
+    kind = kind_of(data.shape[1:], str(path))
     if len(data) < 3:
-        raise DataError(f"{name} holds {len(data)} samples; a fifth of them is held out and two are needed: add more")
+        raise DataError(f"{path} holds {len(data)} samples; a fifth of them is held out and two are needed: add more")
     order = torch.zeros(len(data), dtype=torch.long) if labels is None else labels
-    train, test = (_part(data, labels, split_by_label(order, split)) for split in ("train", "test"))
+    train, test = (_take(data, labels, split_by_label(order, split)) for split in ("train", "test"))
     transform: Transform | None = Affine.standardise(train[0])
     if kind == "images":
-        low, high = (0.0, 255.0) if byte else _range(train[0])
+        low, high = (0.0, 255.0) if byte else _find_range(train[0])
         transform = None if (low, high) == (-1.0, 1.0) else Affine.from_range(low, high)
     return DataSet(
         kind=kind,
@@ -136,14 +161,15 @@ def _split(
         classes=classes,
         transform=lambda: transform,
         notes=notes,
+        path=path,
     )
 
 
-def _part(data: Tensor, labels: Tensor | None, chosen: Tensor) -> Labelled:
-    return data[chosen], None if labels is None else labels[chosen]
+def _take(data: Tensor, labels: Tensor | None, places: Tensor) -> Labelled:
+    return data[places], None if labels is None else labels[places]
 
 
-def _range(images: Tensor) -> tuple[float, float]:
+def _find_range(images: Tensor) -> tuple[float, float]:
     """Return the interval in which pixels lie: [0, 1] or [-1, 1] where they fit into it, else their extremes."""
     low, high = float(images.min()), float(images.max())
     if high <= 1 and low >= -1:

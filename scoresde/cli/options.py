@@ -14,11 +14,9 @@ import tyro
 from tyro.constructors import PrimitiveConstructorSpec
 
 from scoresde.cli.presets import PRESETS
-from scoresde.diffusions.sde import GaussianSDE
+from scoresde.cli.threads import count_idle_cores
 from scoresde.errors import ConfigError, unknown
-from scoresde.sampling.samplers import Sampler, parse_sampler
 from scoresde.solvers.named import SOLVERS
-from scoresde.solvers.tableau import Tableau
 
 __all__ = [
     "NAMES",
@@ -28,14 +26,12 @@ __all__ = [
     "OptionalFloat",
     "OptionalInt",
     "Work",
-    "by_kind",
-    "chosen",
-    "default",
-    "device",
-    "interactive",
-    "read_sampler",
-    "read_table",
-    "words",
+    "choose",
+    "find_device",
+    "is_interactive",
+    "show_choices",
+    "show_default",
+    "show_default_by_kind",
 ]
 
 T = TypeVar("T")
@@ -70,30 +66,30 @@ OptionalInt = Annotated[int | None, _number(int, "INT", "a whole number")]
 OptionalFloat = Annotated[float | None, _number(float, "FLOAT", "a number")]
 
 
-def words(choices: Iterable[str], standard: str = "") -> object:
-    """Return what tells tyro's help the names of a table, and the default where it is not one of them."""
-    return tyro.conf.arg(metavar="{" + ",".join(choices) + "}", help_behavior_hint=standard or None)
+def show_choices(choices: Iterable[str]) -> object:
+    """Return what tells tyro's help the names of a table."""
+    return tyro.conf.arg(metavar="{" + ",".join(choices) + "}")
 
 
-def default(what: str) -> object:
+def show_default(what: str) -> object:
     """Return what tells tyro's help a default that depends on other options; "" for none."""
     return tyro.conf.arg(help_behavior_hint=f"(default: {what})" if what else "(optional)")
 
 
-def by_kind(field: str) -> object:
+def show_default_by_kind(field: str) -> object:
     """Return a default that depends on the data, in words."""
     values: dict[object, list[str]] = {}
     for kind, preset in PRESETS.items():
         values.setdefault(getattr(preset, field), []).append(kind)
     if len(values) == 1:
-        return default(f"{next(iter(values)):g}")
-    return default(", ".join(f"{value} for {' and '.join(kinds)}" for value, kinds in values.items()))
+        return show_default(f"{next(iter(values)):g}")
+    return show_default(", ".join(f"{value} for {' and '.join(kinds)}" for value, kinds in values.items()))
 
 
-def chosen(option: str, name: str, choices: Mapping[str, T]) -> T:
-    """Return the entry of a table; ConfigError with the nearest name otherwise."""
+def choose(option: str, name: str, choices: Mapping[str, T], kind: str | None = None) -> T:
+    """Return the entry of a table; ConfigError with the nearest name otherwise, in which the entries are a ``kind``."""
     if name not in choices:
-        raise unknown(option, name, choices)
+        raise unknown(kind or option, name, choices, parameter=option)
     return choices[name]
 
 
@@ -113,47 +109,35 @@ class Work(Command):
     Args:
         config: a TOML file with options, a line "option = value" each; what stands on the command line wins.
         device: cpu, cuda, ...; auto takes CUDA where there is one.
+        threads: number of threads on the CPU; more than there are idle cores make every step many times slower, and
+            another number changes results in their last digits.
         debug: show the traceback of an error.
     """
 
     config: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="(optional)")] = None
     device: str = "auto"
+    threads: Annotated[
+        OptionalInt,
+        show_default(f"OMP_NUM_THREADS, else 1 for an MLP and the idle cores for a U-Net, now {count_idle_cores()}"),
+    ] = None
     debug: bool = False
 
 
-def device(name: str) -> torch.device:
+def find_device(name: str) -> torch.device:
     """Return the device of a name; "auto" is the first CUDA device where there is one, else the CPU."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:
-        raise ConfigError(f"device {name!r} is not usable here; use cpu, or auto for the best there is") from error
+        raise ConfigError(
+            f"device {name!r} is not usable here",
+            parameter="device",
+            got=name,
+            cure="use cpu, or auto for the best there is",
+        ) from error
 
 
-def interactive() -> bool:
+def is_interactive() -> bool:
     """Return whether progress bars have a reader."""
     return sys.stderr.isatty()
-
-
-def read_table(path: Path) -> Tableau:
-    """Return the table of a JSON file.
-
-    Raises:
-        ConfigError: no such file, or no table in it.
-    """
-    try:
-        return Tableau.from_json(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"the table {path} cannot be read: {error.strerror}; name a .json file") from error
-    except ValueError as error:
-        raise ConfigError(f"{path}: {error}") from error
-
-
-def read_sampler(text: str, sde: GaussianSDE) -> Sampler:
-    """Read a sampler as ``comparison.parse_sampler`` does, or the table of a .json file."""
-    path = Path(text)
-    if path.suffix.lower() == ".json":
-        table = read_table(path)
-        return Sampler(table.name, table)
-    return parse_sampler(text, sde)

@@ -11,7 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from scoresde.cli.presets import DATA
-from scoresde.cli.run_folder import Run
+from scoresde.cli.run_folder import RunFolder
 from scoresde.errors import ConfigError
 from scoresde.plots.motion import animation
 from scoresde.plots.samples import image_grid, scatter
@@ -19,7 +19,17 @@ from scoresde.plots.style import save
 from scoresde.solvers.tableau import Tableau
 from scoresde.transforms.affine import Affine
 
-__all__ = ["ANIMATIONS", "ARRAYS", "ENDINGS", "PICTURES", "SMALL", "check_drawable", "pixels", "whole", "write_samples"]
+__all__ = [
+    "ANIMATIONS",
+    "ARRAYS",
+    "ENDINGS",
+    "PICTURES",
+    "SMALL",
+    "check_drawable",
+    "to_pixels",
+    "write_samples",
+    "write_whole",
+]
 
 SMALL = 16  # pixels a side, up to which the eye reads an image better when it is interpolated
 FRAMES = 60  # of an animation, which a longer trajectory is thinned to
@@ -33,12 +43,12 @@ def check_drawable(event: Sequence[int]) -> None:
         raise ConfigError(f"samples of shape {tuple(event)} have no picture; write an array, e.g. --out samples.npy")
 
 
-def pixels(run: Run, x: Tensor) -> Tensor:
+def to_pixels(run: RunFolder, x: Tensor) -> Tensor:
     """Return images in the data's units as values in [-1, 1], to which an affine transform maps their range."""
     return run.model.transform.forward(x) if isinstance(run.model.transform, Affine) else x
 
 
-def whole(path: Path, write: Callable[[Path], object]) -> None:
+def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     """Let ``write`` make a file under another name, which takes its place at the end; folders are made."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.stem}.part{path.suffix}")
@@ -50,7 +60,7 @@ def whole(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def write_samples(
-    run: Run,
+    run: RunFolder,
     x: Tensor,
     path: Path,
     *,
@@ -72,22 +82,22 @@ def write_samples(
     """
     ending = path.suffix.lower()
     if ending == ".npy":
-        whole(path, lambda file: np.save(file, x.numpy()))
+        write_whole(path, lambda file: np.save(file, x.numpy()))
     elif ending == ".npz":
         if labels is None:
-            whole(path, lambda file: np.savez(file, samples=x.numpy()))
+            write_whole(path, lambda file: np.savez(file, samples=x.numpy()))
         else:
-            whole(path, lambda file: np.savez(file, samples=x.numpy(), labels=labels.numpy()))
+            write_whole(path, lambda file: np.savez(file, samples=x.numpy(), labels=labels.numpy()))
     elif states is not None and table is not None:
-        whole(path, lambda file: _animate(states, table, file))
+        write_whole(path, lambda file: _animate(states, table, file))
     elif x.ndim == 4:
         rows = math.ceil(len(x) / run.classes) if in_turn and run.classes else None
-        grid = image_grid(pixels(run, x), rows=rows, smooth=x.shape[-1] <= SMALL)
-        whole(path, lambda file: save(grid, file))
+        grid = image_grid(to_pixels(run, x), rows=rows, smooth=x.shape[-1] <= SMALL)
+        write_whole(path, lambda file: save(grid, file))
     else:
         behind = DATA[run.data].held_out() if run.data is not None and run.data in DATA else None
         figure = scatter(x, behind)
-        whole(path, lambda file: save(figure, file))
+        write_whole(path, lambda file: save(figure, file))
 
 
 def _animate(states: Tensor, table: Tableau, file: Path) -> None:

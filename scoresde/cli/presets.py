@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final, Literal
 
 from torch import Tensor, nn
@@ -23,7 +24,7 @@ from scoresde.nn.unet import UNet
 from scoresde.transforms.affine import Affine
 from scoresde.transforms.base import Transform
 
-__all__ = ["DATA", "PRESETS", "SDES", "DataSet", "Diffusion", "Kind", "Labelled", "Preset", "kind_of"]
+__all__ = ["DATA", "DIFFUSIONS", "PRESETS", "SDES", "DataSet", "Diffusion", "Kind", "Labelled", "Preset", "kind_of"]
 
 HELD_OUT = 2_000
 TRAINING_SEED, HELD_OUT_SEED, FRESH_SEED = 0, 1, 2
@@ -58,6 +59,8 @@ SDES: Final[Mapping[str, Diffusion]] = {
     "edm": Diffusion(build=EDMSDE, predicts="edm", weight="edm", times="edm"),
     "rectified": Diffusion(build=RectifiedFlow, predicts="velocity"),
 }
+# By the names of their classes too.
+DIFFUSIONS: Final[Mapping[str, Diffusion]] = {**SDES, **{one.build.__name__: one for one in SDES.values()}}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,6 +126,7 @@ class DataSet:
         transform: from the data's units to those of the model; None where they are the same.
         fresh: draws as many independent samples as asked; None where there are no more than those that were loaded.
         notes: what a reader of the training's output should know, a line each.
+        path: the file or folder that they were read from; None for data by name.
     """
 
     kind: Kind
@@ -132,6 +136,7 @@ class DataSet:
     transform: Callable[[], Transform | None] = lambda: None
     fresh: Callable[[int], Tensor] | None = None
     notes: tuple[str, ...] = ()
+    path: Path | None = None
 
     def held_out(self) -> Tensor:
         """Return the real samples that no training sees."""
@@ -155,7 +160,7 @@ class DataSet:
         return UNet(event[0], dims=len(event) - 1, width=width, multipliers=multipliers, classes=classes, seed=seed)
 
 
-def _drawn(kind: Kind, draw: ToyDensity, count: int) -> DataSet:
+def _draw_from(kind: Kind, draw: ToyDensity, count: int) -> DataSet:
     return DataSet(
         kind=kind,
         load=lambda: (draw(count, seed=TRAINING_SEED), None),
@@ -164,7 +169,7 @@ def _drawn(kind: Kind, draw: ToyDensity, count: int) -> DataSet:
     )
 
 
-def _images(load: Callable[[Split], LabelledImages], classes: int) -> DataSet:
+def _take_images(load: Callable[[Split], LabelledImages], classes: int) -> DataSet:
     def part(split: Split) -> tuple[Tensor, Tensor]:
         data = load(split)
         return data.images, data.labels
@@ -172,7 +177,7 @@ def _images(load: Callable[[Split], LabelledImages], classes: int) -> DataSet:
     return DataSet(kind="images", load=lambda: part("train"), test=lambda: part("test"), classes=classes)
 
 
-def _table(name: str, classes: int) -> DataSet:
+def _take_table(name: str, classes: int) -> DataSet:
     def part(split: Split) -> tuple[Tensor, Tensor]:
         table = tabular(name, split)
         return table.values, table.labels
@@ -189,9 +194,9 @@ def _table(name: str, classes: int) -> DataSet:
 CLASSES: Final[Mapping[str, int]] = {"breast_cancer": 2, "iris": 3, "wine": 3}
 
 DATA: Final[Mapping[str, DataSet]] = {
-    "digits": _images(digits, classes=10),
-    **{name: _drawn("points", density, 50_000) for name, density in DATASETS.items()},
-    "photographs": _images(lambda split: photographs(count=10_000 if split == "train" else 1_000, split=split), 2),
-    "time_series": _drawn("series", time_series, 10_000),
-    **{name: _table(name, CLASSES[name]) for name in TABLES},
+    "digits": _take_images(digits, classes=10),
+    **{name: _draw_from("points", density, 50_000) for name, density in DATASETS.items()},
+    "photographs": _take_images(lambda split: photographs(count=10_000 if split == "train" else 1_000, split=split), 2),
+    "time_series": _draw_from("series", time_series, 10_000),
+    **{name: _take_table(name, CLASSES[name]) for name in TABLES},
 }

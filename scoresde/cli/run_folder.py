@@ -22,22 +22,22 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from scoresde.errors import CheckpointError, ConfigError
+from scoresde.errors import CheckpointError, ConfigError, DomainError
 from scoresde.models.checkpoint import MANIFEST
 from scoresde.models.score_model import ScoreModel
 from scoresde.training.loop import CHECKPOINT
 
 __all__ = [
     "RUN",
-    "Run",
-    "about_of",
+    "RunFolder",
     "check_file",
     "check_folder",
-    "checkpoint_of",
     "digest",
+    "find_checkpoint",
     "open_run",
+    "read_about",
     "read_json",
-    "version",
+    "read_version",
     "write_json",
 ]
 
@@ -45,7 +45,7 @@ RUN = "run.json"
 
 
 @dataclass(frozen=True, eq=False)
-class Run:
+class RunFolder:
     """A trained model and where it came from.
 
     Args:
@@ -79,8 +79,30 @@ class Run:
 
         return self.model.net.classes if isinstance(self.model.net, MLP | UNet) else None
 
+    def make_labels(self, n: int, label: int | None = None) -> dict[str, Tensor] | None:
+        """Return the labels of n samples: one for all, or the classes in turn; None for a model without labels.
 
-def checkpoint_of(path: Path) -> Path:
+        Raises:
+            ConfigError: a label for a model without. DomainError: no such class.
+        """
+        if self.classes is None:
+            if label is not None:
+                raise ConfigError(
+                    f"--label {label}: {self.folder} was trained without labels",
+                    parameter="label",
+                    got=label,
+                    cure="train with --conditional",
+                )
+            return None
+        if label is None:
+            return {"label": torch.arange(n) % self.classes}
+        if not 0 <= label < self.classes:
+            allowed = f"in 0..{self.classes - 1}"
+            raise DomainError(f"--label must lie {allowed}, got {label}", parameter="label", got=label, allowed=allowed)
+        return {"label": torch.full((n,), label)}
+
+
+def find_checkpoint(path: Path) -> Path:
     """Return the folder of the checkpoint of a run's folder, or of a checkpoint's folder itself.
 
     Raises:
@@ -98,21 +120,21 @@ def checkpoint_of(path: Path) -> Path:
     return path
 
 
-def about_of(checkpoint: Path) -> tuple[Path, dict[str, object]]:
+def read_about(checkpoint: Path) -> tuple[Path, dict[str, object]]:
     """Return the folder that a checkpoint belongs to, its run's or its own, and what run.json says there, if any."""
     folder = checkpoint.parent if checkpoint.name == CHECKPOINT else checkpoint
     return folder, read_json(folder / RUN) if (folder / RUN).is_file() else {}
 
 
-def open_run(path: Path, device: torch.device) -> Run:
+def open_run(path: Path, device: torch.device) -> RunFolder:
     """Read the model of a run's folder, or of a checkpoint's folder itself.
 
     Raises:
         CheckpointError: no checkpoint there (with the nearest name that is one), or a damaged one.
     """
-    checkpoint = checkpoint_of(path)
-    folder, about = about_of(checkpoint)
-    return Run(folder, ScoreModel.load(checkpoint).to(device), about)
+    checkpoint = find_checkpoint(path)
+    folder, about = read_about(checkpoint)
+    return RunFolder(folder, ScoreModel.load(checkpoint).to(device), about)
 
 
 def _is_run(folder: Path) -> bool:
@@ -137,7 +159,7 @@ def write_json(path: Path, value: object) -> None:
     temporary.replace(path)
 
 
-def version() -> str:
+def read_version() -> str:
     """Return the package's version, from the package itself, which loads before any file of its own."""
     return str(sys.modules["scoresde"].__version__)
 
@@ -155,14 +177,19 @@ def check_folder(option: str, path: Path) -> Path:
 def check_file(option: str, path: Path) -> Path:
     """Return ``path`` if a file can be written there, its folders being made; nothing is made yet."""
     if path.is_dir():
-        raise ConfigError(f"{option} {path} is a folder; name a file")
+        raise _refuse(option, path, "is a folder", "name a file")
     return _check(option, path, path.parent)
 
 
 def _check(option: str, path: Path, folder: Path) -> Path:
     there = next(one for one in [folder, *folder.absolute().parents] if one.exists())
     if not there.is_dir():
-        raise ConfigError(f"{option} {path} cannot be written: {there} is a file; choose another path")
+        raise _refuse(option, path, f"cannot be written: {there} is a file", "choose another path")
     if not os.access(there, os.W_OK | os.X_OK):
-        raise ConfigError(f"{option} {path} cannot be written: no permission in {there}; choose another path")
+        raise _refuse(option, path, f"cannot be written: no permission in {there}", "choose another path")
     return path
+
+
+def _refuse(option: str, path: Path, what: str, cure: str) -> ConfigError:
+    flag = f"--{option.replace('_', '-')}"
+    return ConfigError(f"{flag} {path} {what}", parameter=option, got=str(path), cure=cure)

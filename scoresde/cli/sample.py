@@ -10,30 +10,30 @@ from typing import Annotated, cast
 
 import torch
 import tyro
-from torch import Tensor
 
-from scoresde.cli.options import NAMES, Int, OptionalInt, Work, default, device, interactive, read_sampler, words
-from scoresde.cli.pictures import ANIMATIONS, ARRAYS, ENDINGS, check_drawable, whole, write_samples
-from scoresde.cli.run_folder import Run, check_file, open_run
+from scoresde.cli.options import NAMES, Int, OptionalInt, Work, find_device, is_interactive, show_choices, show_default
+from scoresde.cli.pictures import ANIMATIONS, ARRAYS, ENDINGS, check_drawable, write_samples, write_whole
+from scoresde.cli.run_folder import RunFolder, check_file, open_run
+from scoresde.cli.threads import choose_threads, use_threads
 from scoresde.diffusions.sde import GaussianSDE
-from scoresde.errors import ConfigError, DomainError, check_integer, unknown
+from scoresde.errors import ConfigError, check_integer, unknown
 from scoresde.models.prediction import Condition
 from scoresde.noise import check_seed
 from scoresde.plots.style import styled
 from scoresde.sampling.part import Ending
 from scoresde.sampling.sample import SampleResult, sample
-from scoresde.sampling.samplers import COMPOSED, Sampler
+from scoresde.sampling.samplers import COMPOSED, Sampler, parse_sampler
 from scoresde.solvers.adaptive import ProbabilityFlow
 from scoresde.solvers.build import FINALS, build_table
 from scoresde.solvers.named import DEFAULT
 from scoresde.solvers.tableau import Tableau
 
-__all__ = ["Sample", "final_of", "labels_of", "table_of"]
+__all__ = ["Sample", "make_table"]
 
 CHUNK = 512
 
 
-def _usual_steps() -> str:
+def _name_usual_steps() -> str:
     """Return the numbers of steps of samplers that are given none, in words."""
     return ", ".join(["20", *(f"{steps} for {name}" for name, (_, steps) in COMPOSED.items())])
 
@@ -64,12 +64,14 @@ class Sample(Work):
     solver: Annotated[
         str, tyro.conf.arg(metavar="NAME:STEPS|FILE", help=f"sampler, with its number of steps. {NAMES}")
     ] = DEFAULT
-    steps: Annotated[OptionalInt, default(_usual_steps())] = None
-    final: Annotated[str | None, words(FINALS), default("denoise; a table from a file ends as it is")] = None
+    steps: Annotated[OptionalInt, show_default(_name_usual_steps())] = None
+    final: Annotated[str | None, show_choices(FINALS), show_default("denoise; a table from a file ends as it is")] = (
+        None
+    )
     seed: Int = 0
-    label: Annotated[OptionalInt, default("")] = None
+    label: Annotated[OptionalInt, show_default("")] = None
     out: Annotated[Path, tyro.conf.arg(metavar="FILE")] = Path("samples.png")
-    save_table: Annotated[Path | None, tyro.conf.arg(metavar="FILE"), default("")] = None
+    save_table: Annotated[Path | None, tyro.conf.arg(metavar="FILE"), show_default("")] = None
     chunk_size: Int = CHUNK
 
     def run(self) -> int:
@@ -79,130 +81,115 @@ class Sample(Work):
         check_seed(self.seed)
         ending = self.out.suffix.lower()
         if ending not in ENDINGS:
-            raise unknown("ending of --out", self.out.suffix, ENDINGS)
-        check_file("--out", self.out)
+            raise unknown("ending of --out", self.out.suffix, ENDINGS, parameter="out")
+        check_file("out", self.out)
         if self.save_table is not None:
             if self.save_table.suffix.lower() != ".json":
-                raise unknown("ending of --save-table", self.save_table.suffix, [".json"])
-            check_file("--save-table", self.save_table)
+                raise unknown("ending of --save-table", self.save_table.suffix, [".json"], parameter="save_table")
+            check_file("save_table", self.save_table)
         if ending not in ARRAYS:
             with styled():  # says what to do where matplotlib is missing
                 pass
-        run = open_run(self.checkpoint, device(self.device))
+        run = open_run(self.checkpoint, find_device(self.device))
         if ending not in ARRAYS:
             check_drawable(run.event)
-        sampler = self._sampler(run.model.sde)
-        labels = labels_of(run, self.n, self.label)
+        sampler = self._read_sampler(run.model.sde)
+        final = _choose_final(self.final, sampler)
+        labels = run.make_labels(self.n, self.label)
         if self.save_table is not None:
-            table = table_of(sampler, run.model.sde, final_of(self.final, sampler))
-            whole(self.save_table, lambda file: file.write_text(table.to_json() + "\n", encoding="utf-8"))
+            table = make_table(sampler, run.model.sde, final)
+            write_whole(self.save_table, lambda file: file.write_text(table.to_json() + "\n", encoding="utf-8"))
         parts: list[SampleResult] = []
         started = time.perf_counter()
         try:
-            while (done := sum(len(part.x) for part in parts)) < self.n:
-                if done and not interactive():
-                    print(f"sampling     {done} of {self.n}", file=sys.stderr, flush=True)
-                parts.append(self._chunk(run, sampler, labels, done))
+            with use_threads(choose_threads(self.threads, run.model.net)):
+                while (done := sum(len(part.x) for part in parts)) < self.n:
+                    if done and not is_interactive():
+                        print(f"sampling     {done} of {self.n}", file=sys.stderr, flush=True)
+                    parts.append(self._draw(run, sampler, final, labels, done))
         except KeyboardInterrupt as stop:
             if not parts:
                 raise
-            self._write(run, sampler, parts, labels)
+            self._write(run, sampler, final, parts, labels)
             done = sum(len(part.x) for part in parts)
             raise KeyboardInterrupt(f"{done} of {self.n} samples are in {self.out}") from stop
         took = time.perf_counter() - started
-        self._write(run, sampler, parts, labels)
+        self._write(run, sampler, final, parts, labels)
         cost = torch.cat([part.nfe for part in parts]).double().mean()
         evaluations = f"{float(cost):.4g} evaluations each, {took:.1f} seconds"
         print(f"wrote {self.out}: {self.n} samples by {sampler.name}, {evaluations}")
         return 0
 
-    def _sampler(self, sde: GaussianSDE) -> Sampler:
-        text = self.solver
-        if self.steps is not None:
-            check_integer(self.steps, "steps", 1)
-            if ":" in text or Path(text).suffix.lower() == ".json":
-                raise ConfigError(f"--solver {text} fixes the steps already; leave out --steps {self.steps}")
-            text = f"{text}:{self.steps}"
-        sampler = read_sampler(text, sde)
+    def _read_sampler(self, sde: GaussianSDE) -> Sampler:
+        sampler = parse_sampler(self.solver, sde, steps=self.steps)
         if sampler.samples is not None:
-            raise ConfigError(f"--solver {self.solver!r}: the number of samples is --n here; leave out the @")
+            raise ConfigError(
+                f"--solver {self.solver!r}: the number of samples is --n here; leave out the @", parameter="solver"
+            )
         if isinstance(sampler.solver, ProbabilityFlow) and self.out.suffix.lower() in ANIMATIONS:
             raise ConfigError(
                 f"--out {self.out} shows the states of a solver with steps, and {sampler.name} is adaptive; take "
-                "another, e.g. --solver heun:20"
+                "another, e.g. --solver heun:20",
+                parameter="out",
             )
-        final_of(self.final, sampler)
         return sampler
 
-    def _chunk(self, run: Run, sampler: Sampler, labels: Condition, first: int) -> SampleResult:
+    def _draw(self, run: RunFolder, sampler: Sampler, final: str, labels: Condition, first: int) -> SampleResult:
+        """Draw the next samples, of which ``first`` is the first."""
         size = min(self.chunk_size, self.n - first)
-        result = sample(
+        return sample(
             run.model,
             (size, *run.event),
             solver=sampler.solver,
             steps=sampler.steps,
-            final=cast(Ending, final_of(self.final, sampler)),
+            final=cast(Ending, final),
             kernels=sampler.kernels,
             cond=None if labels is None else {"label": labels["label"][first : first + size]},
             seed=self.seed,
             first_sample=first,
             trajectory=self.out.suffix.lower() in ANIMATIONS,
-            progress=interactive(),
+            progress=is_interactive(),
             full_output=True,
         )
-        assert isinstance(result, SampleResult)
-        return result
 
-    def _write(self, run: Run, sampler: Sampler, parts: list[SampleResult], cond: Condition) -> None:
+    def _write(
+        self, run: RunFolder, sampler: Sampler, final: str, parts: list[SampleResult], labels: Condition
+    ) -> None:
         x = torch.cat([part.x for part in parts]).cpu()
         states = [part.trajectory for part in parts if part.trajectory is not None]
         table = None
         if states and not isinstance(sampler.solver, ProbabilityFlow):
-            final = final_of(self.final, sampler)
             table = build_table(run.model.sde, sampler.solver, steps=sampler.steps, final=final)
         write_samples(
             run,
             x,
             self.out,
-            labels=None if cond is None else cond["label"][: len(x)],
+            labels=None if labels is None else labels["label"][: len(x)],
             in_turn=self.label is None,
             states=torch.cat(states, 1) if states else None,
             table=table,
         )
 
 
-def final_of(final: str | None, sampler: Sampler) -> str:
+def _choose_final(final: str | None, sampler: Sampler) -> str:
     """Return how sampling ends: as asked; else in clean data, and a table from a file where it ends."""
     if final is not None and final not in FINALS:
         raise unknown("final", final, FINALS)
     return final or ("sample" if isinstance(sampler.solver, Tableau) else "denoise")
 
 
-def table_of(sampler: Sampler, sde: GaussianSDE, final: str) -> Tableau:
+def make_table(sampler: Sampler, sde: GaussianSDE, final: str) -> Tableau:
     """Return the table that a sampler runs.
 
     Raises:
         ConfigError: it is adaptive, or has correctors, which no table holds.
     """
     if isinstance(sampler.solver, ProbabilityFlow):
-        raise ConfigError(f"{sampler.name} is adaptive and has no table; take a solver with steps, e.g. heun:20")
+        raise ConfigError(
+            f"{sampler.name} is adaptive and has no table; take a solver with steps, e.g. heun:20", parameter="solver"
+        )
     if sampler.kernels:
-        raise ConfigError(f"{sampler.name} has correctors that depend on the state, which no table holds")
+        raise ConfigError(
+            f"{sampler.name} has correctors that depend on the state, which no table holds", parameter="solver"
+        )
     return build_table(sde, sampler.solver, steps=sampler.steps, final=final)
-
-
-def labels_of(run: Run, n: int, label: int | None = None) -> dict[str, Tensor] | None:
-    """Return the labels of n samples: one for all, or the classes in turn; None for a model without labels.
-
-    Raises:
-        ConfigError: a label for a model without. DomainError: no such class.
-    """
-    if run.classes is None:
-        if label is not None:
-            raise ConfigError(f"--label {label}: {run.folder} was trained without labels; train with --conditional")
-        return None
-    if label is None:
-        return {"label": torch.arange(n) % run.classes}
-    if not 0 <= label < run.classes:
-        raise DomainError(f"--label must lie in 0..{run.classes - 1}, got {label}")
-    return {"label": torch.full((n,), label)}

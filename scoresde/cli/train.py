@@ -1,4 +1,4 @@
-"""``scoresde train``: train a score model on data by name, a folder of images or an array file."""
+"""``scoresde train``: train a score model on data by name, a folder of images or a file of numbers."""
 
 from __future__ import annotations
 
@@ -13,22 +13,23 @@ import torch
 import tyro
 from torch import Tensor
 
-from scoresde.cli.files import BAD_IMAGES, named, open_data
+from scoresde.cli.files import BAD_IMAGES, open_data
 from scoresde.cli.options import (
     Float,
     Int,
     OptionalFloat,
     OptionalInt,
     Work,
-    by_kind,
-    chosen,
-    default,
-    device,
-    interactive,
-    words,
+    choose,
+    find_device,
+    is_interactive,
+    show_choices,
+    show_default,
+    show_default_by_kind,
 )
-from scoresde.cli.presets import DATA, SDES, DataSet, Labelled
-from scoresde.cli.run_folder import RUN, check_folder, digest, read_json, version, write_json
+from scoresde.cli.presets import DATA, DIFFUSIONS, SDES, DataSet, Labelled
+from scoresde.cli.run_folder import RUN, check_folder, digest, read_json, read_version, write_json
+from scoresde.cli.threads import choose_threads, use_threads
 from scoresde.diffusions.sde import GaussianSDE
 from scoresde.errors import CheckpointError, ConfigError, DomainError, check_integer, check_number
 from scoresde.models.checkpoint import MANIFEST
@@ -50,11 +51,13 @@ LABEL_DROPOUT = 0.1
 PASSING = ("config", "out", "resume", "device", "debug")
 
 
-def _by_sde(field: str) -> object:
+def _show_default_by_sde(field: str) -> object:
     """Return a default that depends on the SDE, in words."""
     values = {name: getattr(one, field) for name, one in SDES.items()}
     usual = getattr(SDES["vp"], field)
-    return default(", ".join([*(f"{v} under {name}" for name, v in values.items() if v != usual), f"{usual} else"]))
+    return show_default(
+        ", ".join([*(f"{v} under {name}" for name, v in values.items() if v != usual), f"{usual} else"])
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,8 +70,9 @@ class Train(Work):
 
     Args:
         data: the training data, one of the names below (8 x 8 digits, 50 000 points of a toy density in the plane,
-            16 x 16 patches of photographs, series, tables); or a folder of images; or an .npy or .npz file with an
-            array (N, ...), "file.npz:name" for one of several.
+            16 x 16 patches of photographs, series, tables); or a folder of images; or a file with an array (N, ...)
+            (.npy, .npz, .pt, .safetensors), "file.npz:name" for one of several; or with a table (.csv, .parquet),
+            "table.csv:name" where the column "name" holds labels.
         size: side in pixels to which the images of a folder are scaled and cropped; by default they stay as they are.
         on_bad_image: what to do about an image of a folder that cannot be used.
         sde: the diffusion; vp, cosine and subvp shrink the data as they add noise, ve and edm only add noise, rectified
@@ -91,39 +95,41 @@ class Train(Work):
         resume: folder of an interrupted run, to go on with its own options to the same result.
     """
 
-    data: Annotated[str, words([*DATA, "FOLDER", "FILE"])] = "digits"
-    size: Annotated[OptionalInt, default("")] = None
-    on_bad_image: Annotated[str, words(BAD_IMAGES)] = "raise"
-    sde: Annotated[str, words(SDES)] = "vp"
-    predicts: Annotated[str | None, words(PARAMETERIZATIONS), _by_sde("predicts")] = None
-    weight: Annotated[str | None, words(losses.WEIGHTS), _by_sde("weight")] = None
-    times: Annotated[str | None, words(losses.TIMES), _by_sde("times")] = None
+    data: Annotated[str, show_choices([*DATA, "FOLDER", "FILE"])] = "digits"
+    size: Annotated[OptionalInt, show_default("")] = None
+    on_bad_image: Annotated[str, show_choices(BAD_IMAGES)] = "raise"
+    sde: Annotated[str, show_choices(SDES)] = "vp"
+    predicts: Annotated[str | None, show_choices(PARAMETERIZATIONS), _show_default_by_sde("predicts")] = None
+    weight: Annotated[str | None, show_choices(losses.WEIGHTS), _show_default_by_sde("weight")] = None
+    times: Annotated[str | None, show_choices(losses.TIMES), _show_default_by_sde("times")] = None
     conditional: bool = False
-    label_dropout: Annotated[OptionalFloat, default(f"{LABEL_DROPOUT:g}")] = None
-    steps: Annotated[OptionalInt, by_kind("steps")] = None
-    batch_size: Annotated[OptionalInt, by_kind("batch_size")] = None
-    learning_rate: Annotated[OptionalFloat, by_kind("learning_rate")] = None
-    warmup: Annotated[OptionalInt, default("a twentieth of the steps, at most 1000")] = None
+    label_dropout: Annotated[OptionalFloat, show_default(f"{LABEL_DROPOUT:g}")] = None
+    steps: Annotated[OptionalInt, show_default_by_kind("steps")] = None
+    batch_size: Annotated[OptionalInt, show_default_by_kind("batch_size")] = None
+    learning_rate: Annotated[OptionalFloat, show_default_by_kind("learning_rate")] = None
+    warmup: Annotated[OptionalInt, show_default("a twentieth of the steps, at most 1000")] = None
     weight_decay: Float = 0.0
     clip_norm: Float = 1.0
     ema_decay: Float = 0.995
     held_out_loss: bool = False
     seed: Int = 0
-    out: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER"), default("runs/DATA")] = None
-    resume: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER"), default("")] = None
+    out: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER"), show_default("runs/DATA")] = None
+    resume: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER"), show_default("")] = None
 
     def run(self) -> int:
         """Train."""
-        asked = self if self.resume is None else _saved(self)
+        asked = self if self.resume is None else _read_options(self)
         data = open_data(asked.data, size=asked.size, on_bad_image=asked.on_bad_image)
-        options = asked._settled(data)
+        options = asked._settle(data)
         train, test = data.load(), data.test()
         samples = train[0]
-        model = options._model(data, tuple(samples.shape[1:]))
-        folder = self._folder() if self.resume is None else self.resume
-        where = device(self.device)
-        about = _about(options, model, samples, test[0])
-        if self.resume is not None:
+        model = options._make_model(data, tuple(samples.shape[1:]))
+        threads = choose_threads(options.threads, model.net)
+        options = dataclasses.replace(options, threads=threads)
+        folder = self._name_folder(data) if self.resume is None else self.resume
+        where = find_device(self.device)
+        about = _describe_run(options, model, samples, test[0])
+        if self.resume is not None and data.path is not None:
             _check_unchanged(folder, about)
         size = sum(p.numel() for p in model.parameters())
         shape = tuple(samples.shape[1:])
@@ -131,44 +137,54 @@ class Train(Work):
             print(note, file=sys.stderr)
         print(f"data         {options.data}: {len(samples)} {data.kind} of shape {shape}, {len(test[0])} held out")
         print(f"model        {type(model.net).__name__}, {size} parameters, {options.predicts} under {model.sde}")
-        print(f"training     {options.steps} steps of {options.batch_size} samples on {where}")
+        means = f"{where}, {threads} thread{'s' * (threads > 1)}" if where.type == "cpu" else f"{where}"
+        print(f"training     {options.steps} steps of {options.batch_size} samples on {means}")
         print(f"results      {folder}/", flush=True)
-        result = _watched(options, model.to(where), train, test, folder, about, resume=self.resume is not None)
+        with use_threads(threads):
+            result = _train(options, model.to(where), train, test, folder, about, resume=self.resume is not None)
         loss = next((record["loss"] for record in reversed(result.log)), None)
         if loss is not None:
             print(f"done         loss {loss:.4g} after {result.steps} steps, {result.seconds:.0f} seconds")
         print(f"checkpoint   {folder / CHECKPOINT}/")
-        print(f"log          {folder / LOG}{_pictured(folder)}")
+        print(f"log          {folder / LOG}{_draw_course(folder)}")
         print(f"next         scoresde compare --checkpoint {folder}")
         return 0
 
-    def _folder(self) -> Path:
+    def _name_folder(self, data: DataSet) -> Path:
         """Return the new folder of the run."""
-        name = self.data if self.data in DATA else Path(self.data.rpartition(":")[2]).stem
-        folder = check_folder("--out", Path("runs", name) if self.out is None else self.out)
+        name = self.data if data.path is None else data.path.resolve().stem
+        folder = check_folder("out", Path("runs", name) if self.out is None else self.out)
         if folder.is_dir() and any(folder.iterdir()):
-            raise ConfigError(f"--out {folder} is not empty; choose another, or go on with --resume {folder}")
+            raise ConfigError(
+                f"--out {folder} is not empty; choose another, or go on with --resume {folder}", parameter="out"
+            )
         return folder
 
-    def _settled(self, data: DataSet) -> Train:
+    def _settle(self, data: DataSet) -> Train:
         """Return the options with the defaults of the data and the SDE, all checked."""
-        preset, names = data.preset, {**SDES, **{one.build.__name__: one for one in SDES.values()}}
-        diffusion = chosen("sde", self.sde, names)
+        preset, diffusion = data.preset, choose("sde", self.sde, DIFFUSIONS)
         predicts = diffusion.predicts if self.predicts is None else self.predicts
         weight = diffusion.weight if self.weight is None else self.weight
         times = diffusion.times if self.times is None else self.times
-        chosen("prediction", predicts, PARAMETERIZATIONS)
-        chosen("weight", weight, losses.WEIGHTS)
-        chosen("time sampler", times, losses.TIMES)
+        choose("predicts", predicts, PARAMETERIZATIONS, "prediction")
+        choose("weight", weight, losses.WEIGHTS)
+        choose("times", times, losses.TIMES, "time sampler")
         if self.size is not None:
             check_integer(self.size, "size", 1)
-            if self.data in DATA:
-                raise ConfigError(f"--size is for folders of images, {self.data} has its own; leave it out")
+            if data.path is None or not data.path.is_dir():
+                raise ConfigError(
+                    f"--size is for folders of images, {self.data} has its own; leave it out", parameter="size"
+                )
         if self.conditional and not data.classes:
-            raise ConfigError(f"--conditional needs class labels, {self.data} has none; leave it out or use digits")
+            raise ConfigError(
+                f"--conditional needs class labels, {self.data} has none; leave it out or use digits",
+                parameter="conditional",
+            )
         dropout = LABEL_DROPOUT * self.conditional if self.label_dropout is None else self.label_dropout
         if self.label_dropout and not self.conditional:
-            raise ConfigError("--label-dropout needs labels to hide: add --conditional, or leave it out")
+            raise ConfigError(
+                "--label-dropout needs labels to hide: add --conditional, or leave it out", parameter="label_dropout"
+            )
         check_seed(self.seed)
         steps = check_integer(preset.steps if self.steps is None else self.steps, "steps", 1)
         if self.warmup is not None:
@@ -190,23 +206,25 @@ class Train(Work):
             ema_decay=check_number(self.ema_decay, "ema_decay", 0.0, 1.0, open_high=True),
         )
 
-    def _model(self, data: DataSet, event: tuple[int, ...]) -> ScoreModel:
+    def _make_model(self, data: DataSet, event: tuple[int, ...]) -> ScoreModel:
         """Return the untrained model of settled options."""
         assert self.predicts is not None
         sde = SDES[self.sde].build()
         net = data.network(event, classes=data.classes if self.conditional else None, seed=self.seed)
-        if not _stands(self.predicts, sde):
-            able = [name for name in PARAMETERIZATIONS if _stands(name, sde)]
+        if not _can_stand(self.predicts, sde):
+            able = [name for name in PARAMETERIZATIONS if _can_stand(name, sde)]
             able.sort(key=lambda name: name != SDES[self.sde].predicts)
             raise ConfigError(
                 f"--predicts {self.predicts} cannot work under --sde {self.sde}: at t = {sde.t_max:g} the signal is "
                 f"gone (alpha = 0), and the {self.predicts} tells nothing of the data; use --predicts {able[0]} (or "
-                f"{', '.join(able[1:])})"
+                f"{', '.join(able[1:])})",
+                parameter="predicts",
+                got=self.predicts,
             )
         return ScoreModel(net, sde, predicts=PARAMETERIZATIONS[self.predicts], transform=data.transform())
 
 
-def _stands(predicts: str, sde: GaussianSDE) -> bool:
+def _can_stand(predicts: str, sde: GaussianSDE) -> bool:
     """Return whether a prediction can stand under an SDE, which zero terminal signal forbids to some."""
     try:
         ScoreModel(torch.zeros_like, sde, predicts=PARAMETERIZATIONS[predicts])
@@ -215,7 +233,7 @@ def _stands(predicts: str, sde: GaussianSDE) -> bool:
     return True
 
 
-def _pictured(folder: Path) -> str:
+def _draw_course(folder: Path) -> str:
     """Draw the course of the training beside its log and return what to say of it; nothing without matplotlib."""
     try:
         save(training(read_log(folder)), folder / "training.png")
@@ -224,7 +242,7 @@ def _pictured(folder: Path) -> str:
     return f", {folder / 'training.png'}"
 
 
-def _saved(asked: Train) -> Train:
+def _read_options(asked: Train) -> Train:
     """Return the options of the run to go on with."""
     assert asked.resume is not None
     own, usual = (
@@ -233,26 +251,28 @@ def _saved(asked: Train) -> Train:
     )
     given = [field.name for field in dataclasses.fields(own) if getattr(own, field.name) != getattr(usual, field.name)]
     if given:
-        raise ConfigError(f"--resume goes on with the run's own options; leave out --{given[0].replace('_', '-')}")
+        raise ConfigError(
+            f"--resume goes on with the run's own options; leave out --{given[0].replace('_', '-')}", parameter=given[0]
+        )
     file = asked.resume / RUN
     if not file.is_file() or not (asked.resume / CHECKPOINT / MANIFEST).is_file():
         raise CheckpointError(f"--resume {asked.resume} holds no run to go on with; start one: --out {asked.resume}")
     options = read_json(file).get("options")
-    if not isinstance(options, dict) or options.keys() != _kept(asked).keys():
+    if not isinstance(options, dict) or options.keys() != _keep_options(asked).keys():
         raise CheckpointError(f"{file} does not hold the options of a training; restore it or start a new run")
     return Train(**options)
 
 
-def _kept(options: Train) -> dict[str, object]:
+def _keep_options(options: Train) -> dict[str, object]:
     """Return the options that make a run what it is."""
     return {k: v for k, v in dataclasses.asdict(options).items() if k not in PASSING}
 
 
-def _about(options: Train, model: ScoreModel, samples: Tensor, held_out: Tensor) -> dict[str, object]:
+def _describe_run(options: Train, model: ScoreModel, samples: Tensor, held_out: Tensor) -> dict[str, object]:
     """Return what run.json says: all that the run came from."""
     return {
         "data": options.data,
-        "options": _kept(options),
+        "options": _keep_options(options),
         "samples": {
             "shape": list(samples.shape[1:]),
             "training": len(samples),
@@ -265,23 +285,23 @@ def _about(options: Train, model: ScoreModel, samples: Tensor, held_out: Tensor)
             "sde": repr(model.sde),
             "transform": None if model.transform is None else model.transform.to_dict(),
         },
-        "versions": {"scoresde": version(), "torch": torch.__version__},
+        "versions": {"scoresde": read_version(), "torch": torch.__version__},
     }
 
 
 def _check_unchanged(folder: Path, about: Mapping[str, object]) -> None:
     """Raise CheckpointError where a file's data are not those that the run began with."""
-    if not named(str(about["data"])) and read_json(folder / RUN).get("samples") != about["samples"]:
+    if read_json(folder / RUN).get("samples") != about["samples"]:
         raise CheckpointError(f"{about['data']} has changed since {folder} began; restore it or start a new run")
 
 
-def _condition(part: Labelled, options: Train) -> Condition:
+def _make_condition(part: Labelled, options: Train) -> Condition:
     """Return the labels of a part of the data, where the model is given them."""
     labels = part[1]
     return {"label": labels} if options.conditional and labels is not None else None
 
 
-def _watched(
+def _train(
     options: Train,
     model: ScoreModel,
     train: Labelled,
@@ -305,7 +325,7 @@ def _watched(
             write_json(folder / RUN, {**about, "complete": False})
         step = record["step"]
         assert isinstance(step, int)
-        if 10 * step // steps > shown and not interactive():
+        if 10 * step // steps > shown and not is_interactive():
             shown = 10 * step // steps
             print(f"training     step {step}, loss {record['loss']:.4g}", file=sys.stderr, flush=True)
 
@@ -322,14 +342,14 @@ def _watched(
             weight_decay=options.weight_decay,
             clip_norm=options.clip_norm or None,
             ema_decay=options.ema_decay,
-            cond=_condition(train, options),
+            cond=_make_condition(train, options),
             label_dropout=options.label_dropout or 0.0,
             held_out=test[0] if options.held_out_loss else None,
-            held_out_cond=_condition(test, options) if options.held_out_loss else None,
+            held_out_cond=_make_condition(test, options) if options.held_out_loss else None,
             seed=options.seed,
             folder=folder,
             resume=resume,
-            progress=interactive(),
+            progress=is_interactive(),
             on_log=note,
         )
         complete = True

@@ -21,7 +21,7 @@ from scoresde.plots.curves import LABELS
 if TYPE_CHECKING:
     from scoresde.metrics.digits import DigitJudge
 
-__all__ = ["Yardstick", "yardstick"]
+__all__ = ["Yardstick", "make_yardstick"]
 
 REPEATS = 16
 MOST = 2_000  # held-out samples to measure against: the distances cost their square
@@ -54,15 +54,14 @@ class Yardstick:
     notes: tuple[str, ...] = ()
 
 
-def yardstick(name: str, data: DataSet, *, classes: int | None = None) -> Yardstick:
+def make_yardstick(name: str, data: DataSet, *, classes: int | None = None) -> Yardstick:
     """Return how samples of a data set are judged; ``classes`` is that of a conditional model."""
-    return _digits(data, classes) if name == "digits" else _distances(name, data)
+    return _judge_digits(data, classes) if name == "digits" else _measure_distances(name, data)
 
 
-def _distances(name: str, data: DataSet) -> Yardstick:
+def _measure_distances(name: str, data: DataSet) -> Yardstick:
     """Measure in the units of the model, in which no coordinate outweighs the others."""
-    (real, labels), transform = data.load(), data.transform()
-    whole = data.held_out()
+    (real, labels), (whole, _), transform = data.load(), data.test(), data.transform()
     held_out = whole[permutation(len(whole), stream(0, "held-out"))[:MOST]] if len(whole) > MOST else whole
     measures = {one: MEASURES[one] for one in data.preset.metrics}
 
@@ -79,7 +78,7 @@ def _distances(name: str, data: DataSet) -> Yardstick:
     @functools.cache
     def floors(size: int) -> Mapping[str, Floor]:
         if data.fresh is None:
-            return _floors_of_real(name, metrics, real, size, len(held_out))
+            return _measure_real(name, metrics, real, size, len(held_out))
         # Independent samples, several times as many as one comparison uses.
         pool = data.fresh(4 * (size + len(held_out)))
         return {
@@ -107,22 +106,22 @@ def _distances(name: str, data: DataSet) -> Yardstick:
     )
 
 
-def _floors_of_real(
+def _measure_real(
     data: str, metrics: Mapping[str, Callable[[Tensor], float]], real: Tensor, size: int, other: int
 ) -> dict[str, Floor]:
     """Return what ``size`` real training samples measure, or all of them where there are fewer."""
     count = min(size, len(real))
-    chosen = [permutation(len(real), stream(0, f"real {data}", k))[:count] for k in range(REPEATS)]
+    parts = [permutation(len(real), stream(0, f"real {data}", k))[:count] for k in range(REPEATS)]
     found = {}
     for name, metric in metrics.items():
-        values = torch.tensor([metric(real[one]) for one in chosen], dtype=torch.float64)
+        values = torch.tensor([metric(real[one]) for one in parts], dtype=torch.float64)
         found[name] = Floor(
             mean=float(values.mean()), std=float(values.std()), size=count, other=other, repeats=REPEATS
         )
     return found
 
 
-def _in_turn(labels: Tensor) -> Tensor:
+def _order_in_turn(labels: Tensor) -> Tensor:
     """Return the order in which the classes come in turn, 0, 1, 2, ..., 0, 1, 2, ... as far as each has members."""
     turn = torch.empty_like(labels)
     classes = int(labels.max()) + 1
@@ -132,16 +131,16 @@ def _in_turn(labels: Tensor) -> Tensor:
 
 
 @functools.cache
-def _judge() -> DigitJudge:
+def _train_judge() -> DigitJudge:
     """Train the judge, which is always the same, once."""
     from scoresde.metrics.digits import DigitJudge
 
     return DigitJudge.train()
 
 
-def _digits(data: DataSet, classes: int | None) -> Yardstick:
+def _judge_digits(data: DataSet, classes: int | None) -> Yardstick:
     try:
-        judge = _judge()
+        judge = _train_judge()
     except ImportError as error:
         raise ConfigError('judging digits needs scikit-learn; in the repository run pip install ".[data]"') from error
     held_out = judge.test.images
@@ -161,7 +160,7 @@ def _digits(data: DataSet, classes: int | None) -> Yardstick:
     @functools.cache
     def floors(size: int) -> Mapping[str, Floor]:
         distances = {name: metrics[name] for name in ("frechet_distance", "sliced_wasserstein")}
-        found = _floors_of_real("digits", distances, real, size, len(held_out))
+        found = _measure_real("digits", distances, real, size, len(held_out))
         found["share_sure"] = share(judge.share(held_out), size)
         if classes:
             found["label_accuracy"] = share(judge.accuracy(held_out, judge.test.labels), size)
@@ -169,7 +168,7 @@ def _digits(data: DataSet, classes: int | None) -> Yardstick:
 
     return Yardstick(
         held_out=held_out,
-        examples=held_out[_in_turn(judge.test.labels)],
+        examples=held_out[_order_in_turn(judge.test.labels)],
         metrics=metrics,
         floors=floors,
         labels={

@@ -25,7 +25,7 @@ from scoresde.cli.describe import Describe
 from scoresde.cli.presets import DATA, PRESETS, SDES, kind_of
 from scoresde.cli.sample import Sample
 from scoresde.cli.train import Train
-from scoresde.cli.yardsticks import yardstick
+from scoresde.cli.yardsticks import make_yardstick
 from scoresde.data import DATASETS, TABLES, digits, moons
 from scoresde.diffusions.named import DIFFUSIONS
 from scoresde.metrics import Comparison, energy_distance, sliced_wasserstein
@@ -81,6 +81,7 @@ UNITS = {
         "clip-norm": "norm of the gradient",
         "ema-decay": "each step, in [0, 1)",
         "seed": "[0, 2^64)",
+        "threads": "number of threads on the CPU",
     },
     "sample": {
         "n": "number of samples",
@@ -88,8 +89,14 @@ UNITS = {
         "steps": "number of steps",
         "seed": "[0, 2^64)",
         "chunk-size": "number of",
+        "threads": "number of threads on the CPU",
     },
-    "compare": {"n": "number of samples", "seed": "[0, 2^64)", "chunk-size": "number of samples"},
+    "compare": {
+        "n": "number of samples",
+        "seed": "[0, 2^64)",
+        "chunk-size": "number of samples",
+        "threads": "number of threads on the CPU",
+    },
     "describe": {"steps": "number of steps"},
 }
 
@@ -203,7 +210,10 @@ def test_a_mistake_is_one_line_with_its_cure(
         (["sample", "--label", "3"], "was trained without labels; train with --conditional"),
         (["sample", "--chunk-size", "0"], "chunk_size must be at least 1"),
         (["sample", "--final", "clean"], "unknown final 'clean'; did you mean 'mean'? choices: denoise, mean, sample"),
-        (["sample", "--solver", "ddim:5", "--steps", "4"], "--solver ddim:5 fixes the steps already; leave out"),
+        (
+            ["sample", "--solver", "ddim:5", "--steps", "4"],
+            "sampler 'ddim:5' names its steps already; leave out steps=4",
+        ),
         (["sample", "--solver", "ddim", "--steps", "0"], "steps must be at least 1, got 0"),
         (["sample", "--solver", "absent.json"], "the table absent.json cannot be read: No such file or directory"),
         (["sample", "--solver", "probability_flow", "--out", "x.gif"], "shows the states of a solver with steps"),
@@ -336,6 +346,7 @@ def test_train_leaves_a_model_a_log_and_its_options(runs: Folders, capsys: pytes
         "ema_decay": 0.995,
         "held_out_loss": False,
         "seed": 3,
+        "threads": 1,
     }
     digest = hashlib.sha256(moons(50_000, seed=0).numpy().tobytes()).hexdigest()
     assert about["samples"] == {"shape": [2], "training": 50_000, "held_out": 2_000, "sha256": digest}
@@ -562,7 +573,7 @@ def test_compare_judges_digits_and_labels(runs: Folders, capsys: pytest.CaptureF
 
 
 def test_digits_floors_are_those_of_real_digits() -> None:
-    yard = yardstick("digits", DATA["digits"], classes=10)
+    yard = make_yardstick("digits", DATA["digits"], classes=10)
     assert torch.equal(yard.held_out, digits("test").images)
     assert (yard.examples.shape, yard.held_out.shape) == ((360, 1, 8, 8), (360, 1, 8, 8))
     order = [int((yard.held_out == one).flatten(1).all(1).nonzero()[0]) for one in yard.examples[:20]]

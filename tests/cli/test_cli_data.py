@@ -16,11 +16,11 @@ from cli_helpers import QUICK, contents, main, refused
 from PIL import Image
 
 from scoresde import ScoreModel
-from scoresde.cli.files import named, open_data
-from scoresde.cli.pictures import pixels
+from scoresde.cli.files import is_name, open_data
+from scoresde.cli.pictures import to_pixels
 from scoresde.cli.presets import DATA, PRESETS, Kind, kind_of
 from scoresde.cli.run_folder import open_run
-from scoresde.cli.yardsticks import yardstick
+from scoresde.cli.yardsticks import make_yardstick
 from scoresde.data import tabular
 from scoresde.errors import ConfigError, DataError
 from scoresde.metrics import energy_distance, sliced_wasserstein
@@ -219,7 +219,7 @@ def test_pictures_of_bytes_are_bright_where_bytes_are_high(here: Path) -> None:
     np.save("x.npy", photo(4, 4, channels=10).transpose(2, 0, 1)[:, None])
     assert main(["train", "--data", "x.npy", *QUICK, "--out", "run"]) == 0
     run = open_run(Path("run"), CPU)
-    shown = pixels(run, torch.tensor([0.0, 127.5, 255.0]).reshape(3, 1, 1, 1))
+    shown = to_pixels(run, torch.tensor([0.0, 127.5, 255.0]).reshape(3, 1, 1, 1))
     assert torch.allclose(shown.flatten(), torch.tensor([-1.0, 0.0, 1.0]))
 
 
@@ -229,7 +229,7 @@ def test_pictures_of_bytes_are_bright_where_bytes_are_high(here: Path) -> None:
 
 def test_a_table_is_judged_in_the_model_s_units() -> None:
     data = DATA["wine"]
-    yard = yardstick("wine", data)
+    yard = make_yardstick("wine", data)
     transform = data.transform()
     assert transform == Affine.standardise(tabular("wine").values)
     real, labels = data.load()
@@ -249,7 +249,7 @@ def test_a_table_is_judged_in_the_model_s_units() -> None:
 
 def test_series_have_fresh_floors_and_photographs_no_energy() -> None:
     assert PRESETS["images"].metrics == PRESETS["volumes"].metrics == ("sliced_wasserstein",)
-    series = yardstick("time_series", DATA["time_series"])
+    series = make_yardstick("time_series", DATA["time_series"])
     assert list(series.metrics) == ["sliced_wasserstein", "energy_distance"]
     assert "as many real samples" in series.notes[1]
     assert len(series.held_out) == 2000
@@ -284,8 +284,8 @@ def test_faults_of_arrays(here: Path, capsys: pytest.CaptureFixture[str]) -> Non
         "cut.npy": "cut.npy is damaged",
         "empty.npy": "empty.npy is damaged",
         "absent.npy": "absent.npy cannot be read: No such file or directory",
-        "notes.txt": "the image folder notes.txt is a file",
-        "sub/absent": "the image folder sub/absent does not exist",
+        "notes.txt": "notes.txt is a file of a kind that is not read; give a folder of images, or a file of numbers (.npy, ",
+        "sub/absent": "sub/absent does not exist; give a folder of images, or a file of numbers",
     }
     before = contents(here)
     for name, message in cases.items():
@@ -370,9 +370,9 @@ def test_no_permission_is_one_line(unprivileged: Path, capsys: pytest.CaptureFix
 
 def test_names_are_told_from_paths(here: Path) -> None:
     Path("folder").mkdir()
-    assert named("digits")
-    assert named("digit")
-    assert not any(map(named, ["folder", "a/b", "./digits", "x.npy", str(here)]))
+    assert is_name("digits")
+    assert is_name("digit")
+    assert not any(map(is_name, ["folder", "a/b", "./digits", "x.npy", str(here)]))
     with pytest.raises(ConfigError, match="unknown data set 'digit'; did you mean 'digits'"):
         open_data("digit")
     with pytest.raises(DataError, match="holds no images"):

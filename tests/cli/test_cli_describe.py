@@ -144,7 +144,7 @@ def test_a_saved_table_is_described(here: Path, capsys: pytest.CaptureFixture[st
         (["bad.json"], "bad.json: this is no saved table"),
         (["folder"], "checkpoint folder holds no checkpoint; make one with: scoresde train"),
         (["heun:x"], "after the colon stands a number of steps"),
-        (["heun:3", "--steps", "4"], "heun:3 names its steps already; leave out --steps 4"),
+        (["heun:3", "--steps", "4"], "sampler 'heun:3' names its steps already; leave out steps=4"),
         (["heun", "--steps", "0"], "steps must be at least 1, got 0"),
         (["heun", "--sde", "vpp"], "unknown sde 'vpp'"),
         (["heun", "--final", "clean"], "unknown final 'clean'"),

@@ -23,7 +23,10 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 FORBIDDEN_MODULES = {"cloudpickle", "dill", "imp", "importlib", "joblib", "marshal", "pickle", "runpy", "shelve"}
 ALLOWED_SUBMODULES = {"importlib.metadata", "importlib.resources"}
 FORBIDDEN_BUILTINS = {"__import__", "compile", "eval", "exec", "hasattr"}
-# These read or write pickles, fetch code, or set what the whole process shares.
+# The command line is a process of its own, and this file of it says how many threads it uses.
+MAY_SET_THREADS = PACKAGE / "cli" / "threads.py"
+# These read or write pickles, fetch code, or set what the whole process shares. ``torch.load(..., weights_only=True)``
+# reads tensors and no objects.
 FORBIDDEN_NAMES = {
     "torch.hub",
     "torch.load",
@@ -102,11 +105,24 @@ def keywords(call: ast.Call) -> dict[str | None, ast.expr]:
     return {keyword.arg: keyword.value for keyword in call.keywords}
 
 
-def violations(source: str, *, may_draw: bool = False) -> list[str]:
-    """Return what a source file does against the house rules; ``may_draw`` is for the one file that draws numbers."""
+def loads_weights_only(node: ast.AST) -> bool:
+    """Whether this is a call with the literal weights_only=True."""
+    if not isinstance(node, ast.Call):
+        return False
+    only = keywords(node).get("weights_only")
+    return isinstance(only, ast.Constant) and only.value is True
+
+
+def violations(source: str, *, may_draw: bool = False, may_set_threads: bool = False) -> list[str]:
+    """Return what a source file does against the house rules.
+
+    ``may_draw`` is for the one file that draws numbers, ``may_set_threads`` for the one that sets the number of threads.
+    """
     tree = ast.parse(source)
     names = aliases(tree)
     found: list[str] = []
+    allowed = {"torch.set_num_threads"} if may_set_threads else set()
+    tensors_alone = {id(node.func) for node in ast.walk(tree) if loads_weights_only(node)}
 
     def report(node: ast.stmt | ast.expr, what: str) -> None:
         found.append(f"line {node.lineno}: {what}")
@@ -128,7 +144,7 @@ def violations(source: str, *, may_draw: bool = False) -> list[str]:
         if isinstance(node, ast.Attribute):
             name = dotted(node, names)
             # The walk reads a chain at its full length and at each prefix, so an exact match reports it once.
-            if name in FORBIDDEN_NAMES:
+            if name in FORBIDDEN_NAMES - allowed and not (name == "torch.load" and id(node) in tensors_alone):
                 report(node, f"uses {name}")
             if not may_draw and (name in RANDOM_NAMES or RANDOM_METHOD.fullmatch(node.attr)):
                 report(node, f"draws with {name or node.attr} outside noise.py")
@@ -150,7 +166,9 @@ def violations(source: str, *, may_draw: bool = False) -> list[str]:
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_file_keeps_the_house_rules(path: Path) -> None:
-    assert violations(path.read_text(encoding="utf-8"), may_draw=path == PACKAGE / "noise.py") == []
+    source = path.read_text(encoding="utf-8")
+    found = violations(source, may_draw=path == PACKAGE / "noise.py", may_set_threads=path == MAY_SET_THREADS)
+    assert found == []
 
 
 @pytest.mark.parametrize(
@@ -165,6 +183,13 @@ def test_file_keeps_the_house_rules(path: Path) -> None:
         ("def f():\n    import importlib", "imports importlib"),
         ("from importlib import import_module", "imports importlib.import_module"),
         ("import torch\ntorch.load('x')", "uses torch.load"),
+        ("import torch\ntorch.load('x', weights_only=False)", "uses torch.load"),
+        ("import torch\ntorch.load('x', weights_only=flag)", "uses torch.load"),
+        ("import torch\ntorch.load('x', weights_only=1)", "uses torch.load"),
+        ("import torch\nread = torch.load", "uses torch.load"),
+        ("from torch import load\nload('x', weights_only=True)", "uses torch.load"),
+        ("import torch\ntorch.save(x, 'y', weights_only=True)", "uses torch.save"),
+        ("import torch\ntorch.set_num_threads(1)", "uses torch.set_num_threads"),
         ("from torch import save", "uses torch.save"),
         ("import torch as th\nth.manual_seed(0)", "uses torch.manual_seed"),
         ("import numpy as np\nnp.load('x', allow_pickle=True)", "allows pickles"),
@@ -201,12 +226,21 @@ def test_each_rule_bites(source: str, expected: str) -> None:
         "from importlib.metadata import version",
         "from scoresde import noise\nnoise.normal((3,), noise.stream(0))",
         "import numpy as np\nnp.load('x', allow_pickle=False)",
+        "import torch\ntorch.load('x', weights_only=True)",
         "from torch import nn\nnn.init.zeros_(w)\nnn.init.xavier_uniform_(w, generator=g)",
         "label_dropout = 0.1\nself.label_dropout(x)",
     ],
 )
 def test_rules_leave_sound_code_alone(source: str) -> None:
     assert violations(source) == []
+
+
+def test_only_one_file_may_set_the_threads() -> None:
+    source = "import torch\ntorch.set_num_threads(1)\ntorch.set_default_dtype(torch.float64)"
+    assert len(violations(source)) == 2
+    assert violations(source, may_set_threads=True) == ["line 3: uses torch.set_default_dtype"]
+    users = [file for file in FILES if "set_num_threads" in file.read_text(encoding="utf-8")]
+    assert users == [MAY_SET_THREADS]
 
 
 def test_only_the_noise_file_may_draw() -> None:
@@ -236,7 +270,7 @@ import scoresde
 assert random.getstate() == python
 assert (numpy.random.get_state()[1] == numbers).all()
 assert torch.equal(torch.get_rng_state(), tensor)
-print(sorted({"matplotlib", "sklearn", "tyro", "rich", "PIL", "torchsde", "torchdiffeq"} & set(sys.modules)))
+print(sorted({"matplotlib", "sklearn", "tyro", "rich", "PIL", "polars", "torchsde", "torchdiffeq"} & set(sys.modules)))
 """
     assert run_python(code) == "[]"
 

@@ -21,7 +21,7 @@ def test_a_file_is_its_table(tmp_path: Path) -> None:
     file.write_text(table.to_json())
     assert torch.equal(sample(MODEL, 5, solver=str(file), seed=1), sample(MODEL, 5, solver=table, seed=1))
     read = parse_sampler(f"{file}@7", VPSDE())
-    assert (read.name, read.solver, read.steps, read.samples) == ("heun", table, None, 7)
+    assert (read.name, read.solver, read.steps, read.samples) == (table.name, table, None, 7)
     assert parse_sampler(str(file), VPSDE(), samples=3).samples == 3
     assert parse_sampler("heun", VPSDE(), steps=4).steps == 4
 
