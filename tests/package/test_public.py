@@ -161,6 +161,7 @@ OBJECTS: dict[str, Callable[[], object]] = {
 }
 # Protocols, types of files' contents, and results that other tests make.
 ELSEWHERE = {
+    "FileTable",
     "FolderImages",
     "Transform",
     "Decoder",
