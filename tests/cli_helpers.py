@@ -14,6 +14,7 @@ import pytest
 
 from scoresde import cli
 
+Folders = tuple[Path, Path, Path]
 QUICK = ("--steps", "4", "--batch-size", "16")
 
 

@@ -30,7 +30,7 @@ __all__ = ["main"]
 WORDS: Mapping[str, tuple[str, ...]] = {
     **dict.fromkeys(("lr", "rate", "learning-rate-init"), ("learning-rate",)),
     **dict.fromkeys(("epoch", "epochs", "num-epochs", "iterations", "iters", "max-steps"), ("steps",)),
-    **dict.fromkeys(("num-steps", "n-steps", "num-inference-steps", "nfe"), ("steps", "samplers")),
+    **dict.fromkeys(("steps", "num-steps", "n-steps", "num-inference-steps", "nfe"), ("steps", "samplers")),
     **dict.fromkeys(("bs", "batch", "batch-size"), ("batch-size", "chunk-size")),
     **dict.fromkeys(("samples", "num", "num-samples", "n-samples", "num-images", "count"), ("n",)),
     **dict.fromkeys(("sampler", "solver", "method", "scheduler"), ("solver", "samplers")),

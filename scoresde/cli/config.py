@@ -55,9 +55,10 @@ class Settings:
                 return
 
 
-def _list(value: object) -> tuple[object, ...]:
-    """Return the texts of an option in which a name may stand that none of our tables has."""
-    return value if isinstance(value, tuple) else (value,) if isinstance(value, str) else ()
+def _list(value: object) -> list[str]:
+    """Return the texts of an option, and the names with which they begin: "ddim" of "ddim:20"."""
+    texts = value if isinstance(value, tuple) else (value,) if isinstance(value, str) else ()
+    return [part for text in texts for part in (text, text.partition(":")[0])]
 
 
 def read_settings(arguments: Sequence[str], command: type[Command]) -> Settings | None:

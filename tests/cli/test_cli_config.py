@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from cli_helpers import contents, main, refused
+from cli_helpers import Folders, contents, main, refused
 
 from scoresde.cli.compare import Compare
 from scoresde.cli.config import WORDS, read_settings
@@ -164,6 +164,18 @@ def test_the_line_is_that_of_the_option_that_is_wrong_only(toml: Writer, capsys:
     message = refused(capsys, ["train", "--config", file, "--steps", "0"])
     assert message == "steps must be at least 1, got 0"
     assert refused(capsys, ["train", "--config", file, "--batch-size", "0"]).endswith("got 0")
+
+
+def test_a_name_with_its_steps_is_found_in_the_file(
+    runs: Folders, toml: Writer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    points = f'checkpoint = "{runs[0]}"\n'
+    message = refused(capsys, ["compare", "--config", toml(points + 'samplers = ["ddim:5", "dimm:5"]\n')])
+    assert message.startswith("unknown sampler 'dimm'; did you mean 'ddim'?")
+    assert message.endswith(" (line 2 of run.toml)")
+    message = refused(capsys, ["sample", "--config", toml(points + 'out = "x.giff"\n')])
+    assert message.startswith("unknown ending of --out '.giff'")
+    assert message.endswith(" (line 2 of run.toml)")
 
 
 def test_files_that_cannot_be_read(toml: Writer, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -284,7 +284,7 @@ def test_faults_of_arrays(here: Path, capsys: pytest.CaptureFixture[str]) -> Non
         "cut.npy": "cut.npy is damaged",
         "empty.npy": "empty.npy is damaged",
         "absent.npy": "absent.npy cannot be read: No such file or directory",
-        "notes.txt": "notes.txt is a file of a kind that is not read; give a folder of images, or a file of numbers (.npy, ",
+        "notes.txt": "notes.txt is a file of a kind that is not read; give a folder of images, or a file of numbers (",
         "sub/absent": "sub/absent does not exist; give a folder of images, or a file of numbers",
     }
     before = contents(here)

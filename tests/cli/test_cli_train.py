@@ -1,0 +1,142 @@
+"""``scoresde train``: the files that appear, what is in them, and going on after Ctrl-C."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from cli_helpers import QUICK, Folders, contents, main, refused
+
+import scoresde
+from scoresde import VESDE, VPSDE, ScoreModel, SubVPSDE, training
+from scoresde.cli import train as train_verb
+from scoresde.cli.presets import DATA, PRESETS
+from scoresde.data import moons
+from scoresde.models.checkpoint import read
+from scoresde.nn import MLP, UNet
+
+
+def test_train_leaves_a_model_a_log_and_its_options(runs: Folders, capsys: pytest.CaptureFixture[str]) -> None:
+    points, ve, images = runs
+    about = json.loads((points / "run.json").read_text())
+    assert about["options"] == {
+        "data": "moons",
+        "size": None,
+        "on_bad_image": "raise",
+        "sde": "vp",
+        "predicts": "noise",
+        "weight": "simple",
+        "times": "low_discrepancy",
+        "conditional": False,
+        "label_dropout": 0.0,
+        "steps": 4,
+        "batch_size": 16,
+        "learning_rate": PRESETS["points"].learning_rate,
+        "warmup": None,
+        "weight_decay": 0.0,
+        "clip_norm": 1.0,
+        "ema_decay": 0.995,
+        "held_out_loss": False,
+        "seed": 3,
+        "threads": 1,
+    }
+    digest = hashlib.sha256(moons(50_000, seed=0).numpy().tobytes()).hexdigest()
+    assert about["samples"] == {"shape": [2], "training": 50_000, "held_out": 2_000, "sha256": digest}
+    assert (about["data"], about["complete"]) == ("moons", True)
+    assert about["versions"] == {"scoresde": scoresde.__version__, "torch": torch.__version__}
+    left = sorted(f.name for f in points.iterdir() if f.name != "comparison")
+    assert left == ["checkpoint", "log.jsonl", "run.json", "training.png"]
+    assert about["model"]["sde"] == repr(VPSDE())
+    assert MLP(**about["model"]["network"]["config"]).config == ScoreModel.load(points / "checkpoint").net.config
+    for folder, sde, predicts, net in ((points, VPSDE(), "noise", MLP), (ve, VESDE(), "edm", MLP)):
+        model = ScoreModel.load(folder / "checkpoint")
+        assert (model.sde, model.parameterization.name, type(model.net)) == (sde, predicts, net)
+    model = ScoreModel.load(images / "checkpoint")
+    assert isinstance(model.net, UNet)
+    assert model.net.classes == 10
+    records = [json.loads(line) for line in (points / "log.jsonl").read_text().splitlines()]
+    assert [record["step"] for record in records] == [4]
+    assert 0.2 < records[0]["loss"] < 3.0
+
+
+def test_train_is_the_library_s_fit(runs: Folders) -> None:
+    moons_data = DATA["moons"]
+    preset = moons_data.preset
+    model = ScoreModel(moons_data.network((2,), classes=None, seed=3), VPSDE())
+    data, labels = moons_data.load()
+    assert labels is None
+    assert torch.equal(data, moons(50_000, seed=0))
+    rate = preset.learning_rate
+    result = training.fit(
+        model, data, steps=4, batch_size=16, learning_rate=rate, ema_decay=0.995, seed=3, progress=False
+    )
+    saved = ScoreModel.load(runs[0] / "checkpoint")
+    assert isinstance(saved.net, torch.nn.Module)
+    assert isinstance(result.model.net, torch.nn.Module)
+    for ours, theirs in zip(result.model.net.parameters(), saved.net.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_train_says_what_it_does_and_where(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "deep" / "run"
+    assert main(["train", "--data", "checkerboard", "--sde", "subvp", *QUICK, "--out", str(out)]) == 0
+    text, progress = capsys.readouterr()
+    facts = dict(line.split(maxsplit=1) for line in text.splitlines())
+    assert facts["data"] == "checkerboard: 50000 points of shape (2,), 2000 held out"
+    assert f"noise under {SubVPSDE()}" in facts["model"]
+    assert facts["training"].startswith("4 steps of 16 samples on ")
+    assert facts["results"] == f"{out}/"
+    assert facts["checkpoint"] == f"{out / 'checkpoint'}/"
+    assert facts["next"] == f"scoresde compare --checkpoint {out}"
+    loss = json.loads((out / "log.jsonl").read_text().splitlines()[-1])["loss"]
+    assert facts["done"].startswith(f"loss {loss:.4g} after 4 steps")
+    assert f"step 4, loss {loss:.4g}" in progress
+
+
+def test_train_refuses_a_folder_in_use_and_leaves_it(runs: Folders, capsys: pytest.CaptureFixture[str]) -> None:
+    before = contents(runs[0])
+    message = refused(capsys, ["train", "--data", "moons", *QUICK, "--out", str(runs[0])])
+    assert f"go on with --resume {runs[0]}" in message
+    assert contents(runs[0]) == before
+
+
+def test_interrupted_training_goes_on_to_the_same_bits(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    options = ["--data", "eight_gaussians", "--steps", "120", "--batch-size", "8"]
+    assert main(["train", *options, "--out", str(whole)]) == 0
+
+    def stop(path: Path, value: object) -> None:
+        monkeypatch.undo()
+        raise KeyboardInterrupt
+
+    # The first record, at step 50, is when run.json is written; Ctrl-C arrives then.
+    monkeypatch.setattr(train_verb, "write_json", stop)
+    capsys.readouterr()
+    assert main(["train", *options, "--out", str(cut)]) == 130
+    err = capsys.readouterr().err
+    assert f"go on with: scoresde train --resume {cut}" in err.splitlines()[-1]
+    assert "Traceback" not in err
+    assert read(cut / "checkpoint").documents["training"]["step"] == 50
+    assert "leave out --data" in refused(capsys, ["train", "--resume", str(cut), "--data", "moons"])
+    assert main(["train", "--resume", str(cut)]) == 0
+    assert contents(cut / "checkpoint") == contents(whole / "checkpoint")
+    assert (cut / "run.json").read_bytes() == (whole / "run.json").read_bytes()
+    steps = [json.loads(line)["step"] for line in (cut / "log.jsonl").read_text().splitlines()]
+    assert steps == [50, 100, 120]
+
+
+def test_options_that_are_not_a_training_s_do_not_resume(
+    runs: Folders, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, data in contents(runs[0]).items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(data)
+    about = json.loads((tmp_path / "run.json").read_text())
+    for broken in ({}, {**about, "options": {"lerning_rate": 1.0}}):
+        (tmp_path / "run.json").write_text(json.dumps(broken))
+        assert "does not hold the options of a training" in refused(capsys, ["train", "--resume", str(tmp_path)])
