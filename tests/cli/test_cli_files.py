@@ -88,7 +88,7 @@ def test_tensors_are_read_as_arrays_are(ending: str, here: Path) -> None:
     assert (data.kind, data.classes, len(train), len(test)) == ("series", 3, 12, 3)
     assert own is not None
     assert own.bincount().tolist() == [4, 4, 4]
-    # In the order of the labels every fifth: the first, the sixth and the eleventh of 0, 3, 6, ..., 1, 4, ..., 2, 5, ...
+    # In the order of the labels, 0, 3, 6, ..., 1, 4, ..., 2, 5, ..., every fifth is held out.
     assert torch.equal(test, x[[0, 1, 2]])
     other = open_data(f"{file}:others")
     assert (other.kind, other.classes, other.load()[0].shape) == ("points", 0, (7, 2))
@@ -115,7 +115,7 @@ def test_faults_of_files(here: Path, capsys: pytest.CaptureFixture[str]) -> None
     cases = {
         "flowers.csv": f"{words} holds the labels, name it: flowers.csv:species",
         "flowers.csv:specie": "unknown column of flowers.csv 'specie'; did you mean 'species'?",
-        "flowers.csv:a": "column 'a' of flowers.csv holds Float64, which are no labels; name a column of words or whole",
+        "flowers.csv:a": "column 'a' of flowers.csv holds Float64, which are no labels; name a column of words",
         "gap.csv": "gap.csv holds no value in row 2 of column 'b' (such places: 1); fill them in, or take",
         "few.csv": "few.csv holds 2 samples; a fifth of them is held out",
         "absent.Parquet": "absent.Parquet cannot be read: No such file or directory",
