@@ -90,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ScoreSDEError, OSError) as error:
         if "--debug" in arguments:
             raise
-        print(f"scoresde: error: {_one_line(error)}", file=sys.stderr)
+        print(f"scoresde: error: {_join_lines(error)}", file=sys.stderr)
         return 2
 
 
@@ -106,7 +106,7 @@ def _run(arguments: list[str]) -> int:
         # Loaded before any file of its own, which may not import it back.
         print(f"scoresde {sys.modules['scoresde'].__version__}")
         return 0
-    verbs = _verbs()
+    verbs = _load_verbs()
     if verb not in verbs:
         raise unknown("verb", verb, verbs)
     settings = read_settings(arguments[1:], verbs[verb])
@@ -119,7 +119,7 @@ def _run(arguments: list[str]) -> int:
         raise
 
 
-def _verbs() -> dict[str, type[Command]]:
+def _load_verbs() -> dict[str, type[Command]]:
     try:
         from scoresde.cli.compare import Compare
         from scoresde.cli.describe import Describe
@@ -190,7 +190,7 @@ def _unbox(text: str) -> str:
     return f"{said}; did you mean {near}?" if near else f"{said};"
 
 
-def _one_line(error: Exception) -> str:
+def _join_lines(error: Exception) -> str:
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror}; choose another path"
     return " ".join(str(error).split()) or type(error).__name__

@@ -68,7 +68,7 @@ def read_settings(arguments: Sequence[str], command: type[Command]) -> Settings 
         ConfigError: a file that cannot be read or is no TOML, an unknown key, a value of another type.
     """
     hints = typing.get_type_hints(command)
-    path = _path(arguments) if "config" in hints else None
+    path = _find_path(arguments) if "config" in hints else None
     if path is None:
         return None
     try:
@@ -79,9 +79,9 @@ def read_settings(arguments: Sequence[str], command: type[Command]) -> Settings 
     except UnicodeDecodeError as error:
         raise ConfigError(f"--config {path} is no text in UTF-8; name a TOML file") from error
     except tomllib.TOMLDecodeError as error:
-        raise ConfigError(_complaint(path, text, str(error))) from error
+        raise ConfigError(_explain_syntax(path, text, str(error))) from error
     allowed = [field.name for field in dataclasses.fields(command) if field.name not in NOT_IN_A_FILE]
-    lines = {key: _line(text, key) for key in table}
+    lines = {key: _find_line(text, key) for key in table}
     values: dict[str, object] = {}
     for key, value in table.items():
         at = f"(line {lines[key]} of {path})"
@@ -98,7 +98,7 @@ def read_settings(arguments: Sequence[str], command: type[Command]) -> Settings 
     return Settings(path, values, lines)
 
 
-def _path(arguments: Sequence[str]) -> Path | None:
+def _find_path(arguments: Sequence[str]) -> Path | None:
     """Return the file that the arguments name; the last one counts, as for every option."""
     found = None
     for k, argument in enumerate(arguments):
@@ -131,7 +131,7 @@ def _read(kind: Any, value: object) -> object | None:  # noqa: ANN401 a type, or
     return value if same else None
 
 
-def _complaint(path: Path, text: str, said: str) -> str:
+def _explain_syntax(path: Path, text: str, said: str) -> str:
     """Say in one line what is wrong with a file that is no TOML."""
     place = re.search(r"\(at line (\d+)", said)
     what = said.partition(" (at ")[0].rstrip(".")
@@ -144,19 +144,19 @@ def _complaint(path: Path, text: str, said: str) -> str:
     return f"{path}, line {number}: {what[0].lower()}{what[1:]}; write option = value, texts in quotes"
 
 
-def _line(text: str, key: str) -> int:
+def _find_line(text: str, key: str) -> int:
     """Return the number of the line on which a key of the top level is set; tomllib does not tell."""
     rows = text.splitlines()
     start = re.compile(rf"""\s*\[*\s*["']?{re.escape(key)}["']?\s*[=.\]]""")
     for k, row in enumerate(rows):
         if start.match(row):
-            with_it = _keys("\n".join(rows[:k]))
+            with_it = _read_keys("\n".join(rows[:k]))
             if with_it is not None and key not in with_it:
                 return k + 1
     return 1
 
 
-def _keys(text: str) -> set[str] | None:
+def _read_keys(text: str) -> set[str] | None:
     """Return the keys of a file's beginning; None where it ends inside a value."""
     try:
         return set(tomllib.loads(text))

@@ -16,7 +16,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from scoresde.cli.presets import DATA, DataSet, Labelled, kind_of
+from scoresde.cli.presets import DATA, DataSet, Labelled, find_kind
 from scoresde.data.arrays import arrays_from_file
 from scoresde.data.columns import table_from_file
 from scoresde.data.folders import images_from_folder
@@ -145,7 +145,7 @@ def _split(
     path: Path, data: Tensor, labels: Tensor | None, classes: int, notes: tuple[str, ...] = (), *, byte: bool = False
 ) -> DataSet:
     """Part samples into those to train on and those held out."""
-    kind = kind_of(data.shape[1:], str(path))
+    kind = find_kind(data.shape[1:], str(path))
     if len(data) < 3:
         raise DataError(f"{path} holds {len(data)} samples; a fifth of them is held out and two are needed: add more")
     order = torch.zeros(len(data), dtype=torch.long) if labels is None else labels

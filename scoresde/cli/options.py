@@ -42,7 +42,7 @@ NAMES = (
 )
 
 
-def _number(kind: Callable[[str], T], metavar: str, called: str) -> PrimitiveConstructorSpec[T | None]:
+def _read_as(kind: Callable[[str], T], metavar: str, called: str) -> PrimitiveConstructorSpec[T | None]:
     """Return how tyro reads a number, with a message for a person."""
 
     def read(texts: list[str]) -> T | None:
@@ -60,10 +60,10 @@ def _number(kind: Callable[[str], T], metavar: str, called: str) -> PrimitiveCon
     )
 
 
-Int = Annotated[int, _number(int, "INT", "a whole number")]
-Float = Annotated[float, _number(float, "FLOAT", "a number")]
-OptionalInt = Annotated[int | None, _number(int, "INT", "a whole number")]
-OptionalFloat = Annotated[float | None, _number(float, "FLOAT", "a number")]
+Int = Annotated[int, _read_as(int, "INT", "a whole number")]
+Float = Annotated[float, _read_as(float, "FLOAT", "a number")]
+OptionalInt = Annotated[int | None, _read_as(int, "INT", "a whole number")]
+OptionalFloat = Annotated[float | None, _read_as(float, "FLOAT", "a number")]
 
 
 def show_choices(choices: Iterable[str]) -> object:

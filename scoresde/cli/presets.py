@@ -24,7 +24,7 @@ from scoresde.nn.unet import UNet
 from scoresde.transforms.affine import Affine
 from scoresde.transforms.base import Transform
 
-__all__ = ["DATA", "DIFFUSIONS", "PRESETS", "SDES", "DataSet", "Diffusion", "Kind", "Labelled", "Preset", "kind_of"]
+__all__ = ["DATA", "DIFFUSIONS", "PRESETS", "SDES", "DataSet", "Diffusion", "Kind", "Labelled", "Preset", "find_kind"]
 
 HELD_OUT = 2_000
 TRAINING_SEED, HELD_OUT_SEED, FRESH_SEED = 0, 1, 2
@@ -93,7 +93,7 @@ PRESETS: Final[Mapping[Kind, Preset]] = {
 }
 
 
-def kind_of(event: Sequence[int], name: str) -> Kind:
+def find_kind(event: Sequence[int], name: str) -> Kind:
     """Return the kind of data whose samples have this shape.
 
     Raises:

@@ -149,7 +149,7 @@ def _from_numpy(array: NDArray[Any], name: str) -> Tensor:
     """Return an array as a tensor of its own type, checked."""
     kind = array.dtype.newbyteorder("=").name
     if kind not in NUMBERS:
-        raise _untyped(name, array.dtype)
+        raise _refuse_type(name, array.dtype)
     return _check(torch.from_numpy(np.ascontiguousarray(array, dtype=NUMBERS[kind]).reshape(array.shape)), name)
 
 
@@ -157,14 +157,14 @@ def _check(x: Tensor, name: str) -> Tensor:
     """Return a tensor with memory of its own and without a gradient, if it holds samples of finite numbers."""
     kind = str(x.dtype).removeprefix("torch.")
     if kind not in {*NUMBERS, "bfloat16"} or x.layout != torch.strided or x.is_meta:
-        raise _untyped(name, kind if x.layout == torch.strided else x.layout)
+        raise _refuse_type(name, kind if x.layout == torch.strided else x.layout)
     if x.ndim == 0 or x.numel() == 0:
         raise DataError(f"{name} has shape {tuple(x.shape)} and holds no samples", cure="save an array of shape (N, *)")
     own = x.detach().to(getattr(torch, NUMBERS.get(kind, kind))).clone(memory_format=torch.contiguous_format)
     return check_samples(own, name) if own.is_floating_point() else own
 
 
-def _untyped(name: str, got: object) -> DataError:
+def _refuse_type(name: str, got: object) -> DataError:
     """Build the error for numbers that are no data."""
     return DataError(
         f"{name} has dtype {got}, for which torch has no tensor", got=str(got), cure=f"save one of {', '.join(NUMBERS)}"

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from scoresde.data.images import missing
+from scoresde.data.images import explain_missing
 from scoresde.errors import ConfigError, DataError, check_path, unknown
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def _read(file: Path) -> DataFrame:
     try:
         import polars
     except ImportError as error:
-        raise missing("tables from files", "polars") from error
+        raise explain_missing("tables from files", "polars") from error
     try:
         # An open file is that file: of a path polars would take a star, or the address of a server, for more.
         with file.open("rb") as opened:

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scoresde.data.images import from_bytes, missing
+from scoresde.data.images import explain_missing, from_bytes
 from scoresde.errors import DataError, DTypeError, check_integer, check_path, unknown
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ def images_from_folder(
     try:
         import PIL.Image  # noqa: F401 only looked for: the helpers below import what they use
     except ImportError as error:
-        raise missing("image folders", "Pillow") from error
+        raise explain_missing("image folders", "Pillow") from error
     files = _list(folder)
     pixels: list[Tensor] = []
     kept: list[Path] = []
@@ -113,7 +113,7 @@ def images_from_folder(
                 ) from bad
             skipped.append((file, str(bad)))
         if pixels and pixels[-1].shape != pixels[0].shape:
-            raise _differ(folder, files)
+            raise _explain_sizes(folder, files)
     if not pixels:
         raise DataError(
             f"none of the {len(files)} images in {folder} can be used; the first, {skipped[0][0]}, {skipped[0][1]}"
@@ -135,18 +135,18 @@ def images_from_folder(
 def _check_size(size: int | Size | None) -> Size | None:
     if size is None:
         return None
-    both = (size, size) if isinstance(size, int) else _integers(size, "size", "an integer or (height, width)", 2)
+    both = (size, size) if isinstance(size, int) else _check_integers(size, "size", "an integer or (height, width)", 2)
     height, width = both
     return check_integer(height, "size", 1), check_integer(width, "size", 1)
 
 
 def _check_colour(colour: object) -> tuple[int, int, int]:
-    parts = _integers(colour, "background", "three integers", 3)
+    parts = _check_integers(colour, "background", "three integers", 3)
     red, green, blue = (check_integer(part, "background", 0, 255) for part in parts)
     return red, green, blue
 
 
-def _integers(value: object, name: str, form: str, count: int) -> Sequence[Any]:
+def _check_integers(value: object, name: str, form: str, count: int) -> Sequence[Any]:
     """Return a sequence of the given length; the caller checks what is in it."""
     if isinstance(value, str) or not isinstance(value, Sequence) or len(value) != count:
         raise DTypeError(f"{name} must be {form}, got {value!r}")
@@ -247,7 +247,7 @@ def _fit(picture: Image, size: Size, resize: str) -> Image:
     return picture.resize((width, height), Resampling.LANCZOS)
 
 
-def _differ(folder: Path, files: Sequence[Path]) -> DataError:
+def _explain_sizes(folder: Path, files: Sequence[Path]) -> DataError:
     """Build the error for images of several sizes, counted from the headers, the most frequent first."""
     counts: Counter[Size] = Counter()
     for file in files:

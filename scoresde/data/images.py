@@ -11,7 +11,7 @@ from torch import Tensor
 from scoresde.errors import ConfigError, check_integer, unknown
 from scoresde.noise import integers, stream, undisturbed
 
-__all__ = ["LabelledImages", "check_split", "digits", "from_bytes", "missing", "photographs", "split_by_label"]
+__all__ = ["LabelledImages", "check_split", "digits", "explain_missing", "from_bytes", "photographs", "split_by_label"]
 
 Split = Literal["train", "test"]
 
@@ -52,7 +52,7 @@ def digits(split: Split = "train") -> LabelledImages:
         with undisturbed():
             from sklearn.datasets import load_digits
     except ImportError as error:
-        raise missing("digits", "scikit-learn") from error
+        raise explain_missing("digits", "scikit-learn") from error
     pixels, targets = load_digits(return_X_y=True)
     labels = torch.as_tensor(targets, dtype=torch.int64)
     images = torch.as_tensor(pixels, dtype=torch.float32).reshape(-1, 1, 8, 8) / 8.0 - 1.0
@@ -88,7 +88,7 @@ def photographs(patch: int = 16, count: int = 10_000, split: Split = "train", *,
 
             pictures = load_sample_images().images
     except ImportError as error:
-        raise missing("photographs", "scikit-learn and Pillow") from error
+        raise explain_missing("photographs", "scikit-learn and Pillow") from error
     first, last = (0, 512) if split == "train" else (512, 640)
     pixels = torch.stack([torch.from_numpy(one[:, first:last].copy()).permute(2, 0, 1) for one in pictures])
     labels = integers(len(pixels), (total,), generator)
@@ -111,7 +111,7 @@ def check_split(split: object) -> None:
         raise unknown("split", split, ("train", "test"))
 
 
-def missing(what: str, packages: str) -> ConfigError:
+def explain_missing(what: str, packages: str) -> ConfigError:
     """Build the error for data that need a package which is not installed."""
     return ConfigError(f'{what} need {packages}; in the repository run pip install ".[data]"')
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from scoresde.data.images import Split, check_split, missing, split_by_label
+from scoresde.data.images import Split, check_split, explain_missing, split_by_label
 from scoresde.errors import unknown
 from scoresde.noise import undisturbed
 
@@ -55,7 +55,7 @@ def tabular(name: str = "wine", split: Split = "train") -> Table:
         with undisturbed():
             from sklearn.datasets import load_breast_cancer, load_iris, load_wine
     except ImportError as error:
-        raise missing("tables", "scikit-learn") from error
+        raise explain_missing("tables", "scikit-learn") from error
     bunch = {"breast_cancer": load_breast_cancer, "iris": load_iris, "wine": load_wine}[name]()
     labels = torch.as_tensor(bunch.target, dtype=torch.int64)
     chosen = split_by_label(labels, split)

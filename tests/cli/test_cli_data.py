@@ -18,7 +18,7 @@ from PIL import Image
 from scoresde import ScoreModel
 from scoresde.cli.files import is_name, open_data
 from scoresde.cli.pictures import to_pixels
-from scoresde.cli.presets import DATA, PRESETS, Kind, kind_of
+from scoresde.cli.presets import DATA, PRESETS, Kind, find_kind
 from scoresde.cli.run_folder import open_run
 from scoresde.cli.yardsticks import make_yardstick
 from scoresde.data import tabular
@@ -132,7 +132,7 @@ def test_networks_follow_the_shape() -> None:
         "volumes": (1, 3, 4, 5),
     }
     for kind, event in shapes.items():
-        assert kind_of(event, "x") == kind
+        assert find_kind(event, "x") == kind
         net = dataclasses.replace(some, kind=kind).network(event, classes=2, seed=0)
         assert isinstance(net, MLP if kind == "vectors" else UNet)
         assert net(torch.zeros(2, *event), torch.zeros(2), torch.tensor([0, 1])).shape == (2, *event)

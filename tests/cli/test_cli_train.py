@@ -14,6 +14,7 @@ import scoresde
 from scoresde import VESDE, VPSDE, ScoreModel, SubVPSDE, training
 from scoresde.cli import train as train_verb
 from scoresde.cli.presets import DATA, PRESETS
+from scoresde.cli.threads import use_threads
 from scoresde.data import moons
 from scoresde.models.checkpoint import read
 from scoresde.nn import MLP, UNet
@@ -70,9 +71,10 @@ def test_train_is_the_library_s_fit(runs: Folders) -> None:
     assert labels is None
     assert torch.equal(data, moons(50_000, seed=0))
     rate = preset.learning_rate
-    result = training.fit(
-        model, data, steps=4, batch_size=16, learning_rate=rate, ema_decay=0.995, seed=3, progress=False
-    )
+    with use_threads(json.loads((runs[0] / "run.json").read_text())["options"]["threads"]):
+        result = training.fit(
+            model, data, steps=4, batch_size=16, learning_rate=rate, ema_decay=0.995, seed=3, progress=False
+        )
     saved = ScoreModel.load(runs[0] / "checkpoint")
     assert isinstance(saved.net, torch.nn.Module)
     assert isinstance(result.model.net, torch.nn.Module)
