@@ -116,7 +116,7 @@ def loads_weights_only(node: ast.AST) -> bool:
 def violations(source: str, *, may_draw: bool = False, may_set_threads: bool = False) -> list[str]:
     """Return what a source file does against the house rules.
 
-    ``may_draw`` is for the one file that draws numbers, ``may_set_threads`` for the one that sets the number of threads.
+    ``may_draw`` is for the one file that draws numbers, ``may_set_threads`` for the one that sets how many threads run.
     """
     tree = ast.parse(source)
     names = aliases(tree)
