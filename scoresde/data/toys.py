@@ -146,7 +146,8 @@ def pinwheel(n: int, *, seed: int = 0, noise: float = 0.0) -> Tensor:
     Raises:
         DTypeError, DomainError: n, seed or noise out of range.
 
-    Source: Johnson, Duvenaud, Wiltschko, Datta, Adams (2016).
+    Source: Johnson, Duvenaud, Wiltschko, Datta, Adams (2016), Composing graphical models with neural networks for
+    structured representations and fast inference, arXiv:1603.06277.
     """
     generator, n, noise = _start("pinwheel", n, seed, noise)
     across = normal((n, 2), generator)
