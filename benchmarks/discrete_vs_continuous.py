@@ -161,13 +161,12 @@ def measure_trained(runs: Path, steps: Sequence[int], count: int) -> dict[str, o
     """Return the distances of what trained models draw, by data set and sampler, and the digits' bound."""
     from scoresde.cli.files import open_data
     from scoresde.cli.run_folder import open_run
-    from scoresde.cli.sample import labels_of
-    from scoresde.cli.yardsticks import yardstick
+    from scoresde.cli.yardsticks import make_yardstick
 
     found: dict[str, object] = {}
     for name, metric in (("digits", "frechet_distance"), ("swiss_roll", "sliced_wasserstein")):
         run = open_run(runs / name, torch.device("cpu"))
-        yard = yardstick(name, open_data(name), classes=run.classes)
+        yard = make_yardstick(name, open_data(name), classes=run.classes)
         asked = [f"{kind}:{n}" for n in steps for kind in ("ddpm", "reverse_diffusion", "euler_maruyama", "ddim")]
         size = count if name == "digits" else 2000
         rows, _ = compare(
@@ -175,7 +174,7 @@ def measure_trained(runs: Path, steps: Sequence[int], count: int) -> dict[str, o
             [parse_sampler(text, run.model.sde) for text in asked],
             {metric: yard.metrics[metric]},
             samples=size,
-            cond=None if run.classes is None else lambda n, run=run: labels_of(run, n),
+            cond=None if run.classes is None else lambda n, run=run: run.make_labels(n),
             seed=0,
         )
         bottom = yard.floors(size)[metric]
