@@ -61,14 +61,15 @@ class TrainResult:
         return f"<TrainResult {self.steps} steps in {self.seconds:.3g} s{text}, seed {self.seed}{where}>"
 
     def _repr_html_(self) -> str:
-        """Show the last records of the log as a table, for notebooks."""
+        """Show the figures, the model and the last records of the log as a table, for notebooks."""
         names = ("step", "loss", "held_out_loss", "learning_rate", "gradient_norm", "seconds")
         rows: list[Mapping[str, object]] = [*self.log[-ROWS:]]
         shown = [name for name in names if any(name in row for row in rows)]
         title = "".join(f"<th>{name.replace('_', ' ')}</th>" for name in shown)
         lines = ("".join(f"<td>{_show(row.get(name, ''))}</td>" for name in shown) for row in rows)
         table = "".join(f"<tr>{line}</tr>" for line in (title, *lines))
-        return f"<p>{html.escape(repr(self))}</p><table>{table}</table>"
+        figures = "<br>".join(html.escape(repr(part)) for part in (self, self.model))
+        return f"<p>{figures}</p><table>{table}</table>"
 
 
 def _show(value: object) -> str:
@@ -130,7 +131,8 @@ def fit(
     Args:
         model: the model; its network ends with the raw weights, its ``moments`` and ``transform`` are set. A network
             in ``torch.compile`` or ``DistributedDataParallel`` is trained through it; a wrapper around the model
-            itself is left aside. The result's model has the network without wrappers.
+            itself is left aside. The result's model has the network without wrappers. Each process of a group has
+            data (whose moments its model gets), a seed and a folder (or none) of its own.
         data: a tensor on any device or a NumPy array, (N, *), finite, in the user's units.
         steps: number of steps in all.
         batch_size: samples of a step; more than N of them repeat.

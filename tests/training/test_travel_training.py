@@ -15,6 +15,7 @@ from scoresde import DDPM, EMA, VPSDE, ScoreModel, fit
 from scoresde.nn import MLP
 from scoresde.noise import normal, stream
 from scoresde.training import DECAYS, Trainer
+from scoresde.training.loop import Judge
 from scoresde.training.losses import (
     TIMES,
     WEIGHTS,
@@ -140,6 +141,11 @@ def test_bins_and_held_out_losses(travel: Callable[..., object]) -> None:
     assert made.take_means() == bins.take_means() == [1.0, None, None, 3.0, *[None] * 6]
     found = held_out_loss(small(), DATA)
     assert travel(found) == found
+    trainer = Trainer(small())
+    for _ in range(3):
+        trainer(DATA[:8])
+    judge = Judge(trainer, DATA, None, "min_snr", "uniform")
+    assert travel(judge)() == judge() != found.mean
 
 
 @each_way
@@ -184,6 +190,7 @@ def test_a_result_says_in_a_line_what_it_is_and_shows_its_log(tmp_path: Path) ->
     page = result._repr_html_()
     assert page.startswith(f"<p>&lt;TrainResult 100 steps in {result.seconds:.3g} s")
     assert "<run>" not in page
+    assert "<br>ScoreModel(MLP of 1,075 parameters, VPSDE(" in page
     # A line of names and the last ten of twenty records.
     assert page.count("<tr>") == 11
     assert "<th>held out loss</th>" in page

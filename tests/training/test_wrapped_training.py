@@ -164,9 +164,9 @@ except ConfigError as error:
 else:
     raise AssertionError("a model in DDP was taken")
 alone, net = small(), small()
-fit(ScoreModel(alone, VPSDE()), data, **options)
-result = fit(ScoreModel(DDP(net), VPSDE()), data, **options)
-# Each process has data of its own: only gradients that are averaged leave both with one network and one average.
+fit(ScoreModel(alone, VPSDE()), data, seed=rank, **options)
+result = fit(ScoreModel(DDP(net), VPSDE()), data, seed=rank, folder=folder / str(rank), **options)
+# Each process has data and noise of its own: only averaged gradients leave both with one network and one average.
 for one, equal in ((net, True), (result.model.net, True), (alone, False)):
     flat = torch.cat([value.flatten() for value in one.state_dict().values()])
     both = [torch.zeros_like(flat) for _ in range(size)]
