@@ -9,10 +9,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from chain_weights import close
 from helpers import MEAN, VARIANCE, Net, coefficients, gaussian, slope
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from chain_weights import close
 from torch import Tensor
 
 from scoresde import (

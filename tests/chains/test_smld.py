@@ -7,10 +7,10 @@ import math
 import numpy as np
 import pytest
 import torch
+from chain_weights import close, weights
 from helpers import MEAN, VARIANCE, gaussian
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from chain_weights import close, weights
 from torch import Tensor
 
 from scoresde import (
