@@ -45,7 +45,7 @@ from scoresde import (
     variational_bound,
 )
 from scoresde.noise import stream
-from scoresde.plots.style import GREY, MARKERS, PALETTE, dress, new_figure, plain_log_ticks, styled
+from scoresde.plots.style import GREY, MARKERS, PALETTE, dress, new_figure, plain_log_ticks, use_style
 from scoresde.sampling.compare import compare
 from scoresde.sampling.samplers import parse_sampler
 from scoresde.training.losses import ChainLoss
@@ -233,7 +233,7 @@ def measure_crossed(count: int = 300, steps: int = 1200) -> dict[str, dict[str, 
 
 def figure(law: dict[str, object], bound: dict[str, object], drawn: dict[str, object]) -> object:
     """Draw errors, gaps, bounds and samples against the number of steps."""
-    with styled():
+    with use_style():
         made = new_figure(11.5, 8.4)
         (one, two), (three, four) = made.subplots(2, 2)
         names = list(law["errors"])

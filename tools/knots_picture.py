@@ -16,7 +16,7 @@ from sklearn.datasets import load_sample_images
 from torch.nn.functional import avg_pool2d
 
 from scoresde import DDPM, CosineVPSDE, forward_path, plots
-from scoresde.plots.style import GREY, INK, PALETTE, dress, new_figure, styled
+from scoresde.plots.style import GREY, INK, PALETTE, dress, new_figure, use_style
 
 STEPS, KNOTS = 400, 5
 PIXELS = ((6, 6), (24, 25), (37, 20))  # row, column: background, heart, petal
@@ -60,7 +60,7 @@ def main(arguments: list[str]) -> int:
         print("usage: python tools/knots_picture.py FILE.png", file=sys.stderr)
         return 2
     path, width = draw_path(seed=3), 0.155
-    with styled():
+    with use_style():
         figure = new_figure(10.0, 4.6)
         above, below = figure.subplots(2, 1, sharex=True, height_ratios=(1, 1.75))
         draw_photographs(above, path, width)

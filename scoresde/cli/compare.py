@@ -35,7 +35,7 @@ from scoresde.models.prediction import Condition
 from scoresde.noise import check_seed
 from scoresde.plots.curves import comparison
 from scoresde.plots.samples import image_grid, scatter
-from scoresde.plots.style import save, styled
+from scoresde.plots.style import save, use_style
 from scoresde.sampling.compare import DEFAULT_SAMPLERS, compare, format_table
 from scoresde.sampling.samplers import Sampler, parse_sampler
 
@@ -83,7 +83,7 @@ class Compare(Work):
         check_seed(self.seed)
         if self.n is not None:
             check_integer(self.n, "n", 2)
-        with styled():  # says what to do where matplotlib is missing
+        with use_style():  # says what to do where matplotlib is missing
             pass
         run = open_run(self.checkpoint, find_device(self.device))
         name, data = self._open_data(run)

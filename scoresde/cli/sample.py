@@ -19,7 +19,7 @@ from scoresde.diffusions.sde import GaussianSDE
 from scoresde.errors import ConfigError, check_integer, unknown
 from scoresde.models.prediction import Condition
 from scoresde.noise import check_seed
-from scoresde.plots.style import styled
+from scoresde.plots.style import use_style
 from scoresde.sampling.part import Ending
 from scoresde.sampling.sample import SampleResult, sample
 from scoresde.sampling.samplers import COMPOSED, Sampler, parse_sampler
@@ -88,7 +88,7 @@ class Sample(Work):
                 raise unknown("ending of --save-table", self.save_table.suffix, [".json"], parameter="save_table")
             check_file("save_table", self.save_table)
         if ending not in ARRAYS:
-            with styled():  # says what to do where matplotlib is missing
+            with use_style():  # says what to do where matplotlib is missing
                 pass
         run = open_run(self.checkpoint, find_device(self.device))
         if ending not in ARRAYS:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final, Literal
 
 from scoresde.errors import ConfigError, DTypeError, unknown
 from scoresde.metrics.floors import Comparison
-from scoresde.plots.style import GREY, MARKERS, PALETTE, dress, new_figure, plain_log_ticks, styled
+from scoresde.plots.style import GREY, MARKERS, PALETTE, dress, new_figure, plain_log_ticks, use_style
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
@@ -72,7 +72,7 @@ def comparison(
         if name not in known:
             raise unknown("metric", name, known)
     names = _name_samplers(rows)
-    with styled():
+    with use_style():
         single = len(shown) == 1
         columns = 1 if single else round(1.4 * len(shown))  # of the legend: beside one panel, below several
         below = 0.0 if single else 0.26 * math.ceil((len(names) + 2) / columns)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from scoresde.errors import ConfigError, DomainError, check_number, unknown
-from scoresde.plots.style import GREY, MARKERS, PALETTE, dress, new_figure, plain_log_ticks, styled
+from scoresde.plots.style import GREY, MARKERS, PALETTE, dress, new_figure, plain_log_ticks, use_style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -52,7 +52,7 @@ def errors(
     for cost, error in points:
         check_number(cost, "evaluations", 0.0, open_low=True)
         check_number(error, "error", 0.0, open_low=True)
-    with styled():
+    with use_style():
         figure = new_figure(4.3 * len(panels) + 2.4, 4.2)
         axes = [figure.add_subplot(1, len(panels), k + 1) for k in range(len(panels))]
         for here, (title, curves) in zip(axes, panels.items(), strict=True):

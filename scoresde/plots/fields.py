@@ -10,7 +10,7 @@ from torch import Tensor
 
 from scoresde.errors import DTypeError, ShapeError, check_samples
 from scoresde.likelihood.fokker_planck.densities import Densities
-from scoresde.plots.style import INK, PALETTE, dress, new_figure, styled
+from scoresde.plots.style import INK, PALETTE, dress, new_figure, use_style
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -47,7 +47,7 @@ def density_over_time(densities: Densities, paths: Paths | None = None, *, title
             raise ShapeError(f"paths[{name!r}] must be times (K,) and states (K, N), got {shapes}")
     times, axis = densities.times.numpy(), densities.axes[0].numpy()
     names = list(panels) or [title]
-    with styled():
+    with use_style():
         from matplotlib.colors import PowerNorm
 
         figure = new_figure(0.9 + 4.4 * len(names), 3.9)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from scoresde.errors import ConfigError, DataError, ShapeError, check_integer, check_number, unknown
 from scoresde.plots.samples import check_images, check_points, dot, enlarge, mosaic, window
-from scoresde.plots.style import PALETTE, PAPER, dress, new_figure, styled
+from scoresde.plots.style import PALETTE, PAPER, dress, new_figure, use_style
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -106,7 +106,7 @@ def _draw(
     """Draw every frame into one figure whose artist is updated, not made anew; points (N, 2) need an extent."""
     from PIL import Image
 
-    with styled():
+    with use_style():
         across, down = (1, 1) if extent is not None else _sheet(arrays[0], smooth).shape[1::-1]
         tall = 4.0 * down / across
         figure = new_figure(4.0, tall + (0.4 if captions else 0.0), dpi=dpi)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scoresde.errors import ConfigError, DataError
-from scoresde.plots.style import GREY, PALETTE, dress, new_figure, plain_log_ticks, styled
+from scoresde.plots.style import GREY, PALETTE, dress, new_figure, plain_log_ticks, use_style
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -56,7 +56,7 @@ def training(log: Sequence[Mapping[str, Any]], *, title: str = "") -> Figure:
     if not losses:
         raise ConfigError("log must hold at least one record with a finite loss; pass fit(...).log or read_log(folder)")
     held_out = [(record["step"], record["held_out_loss"]) for record in log if record.get("held_out_loss") is not None]
-    with styled():
+    with use_style():
         figure = new_figure(9.6, 3.9 + (0.3 if title else 0.0))
         if title:
             figure.suptitle(title, fontweight="bold")

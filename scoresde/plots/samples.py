@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from scoresde.errors import ConfigError, DomainError, ShapeError, check_integer, check_number, check_samples
-from scoresde.plots.style import INK, PALETTE, PAPER, dress, new_figure, styled
+from scoresde.plots.style import INK, PALETTE, PAPER, dress, new_figure, use_style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -58,7 +58,7 @@ def image_grid(
         pictures = enlarge(pictures)
     sheet = mosaic(pictures, lines)
     cell = min(0.6, 9.0 / math.ceil(count / lines)) / pictures.shape[2]  # inches for a pixel
-    with styled():
+    with use_style():
         from matplotlib.textpath import TextPath
 
         # Constrained layout does not know pictures of a fixed shape, so the room for the words is measured here.
@@ -104,7 +104,7 @@ def scatter(
     sets = _name_sets(x, title)
     behind = None if reference is None else check_points(reference, "reference")
     extent = window(next(iter(sets.values())) if behind is None else behind)
-    with styled():
+    with use_style():
         figure, panels = _panels(len(sets), below=0.2 if behind is None else 0.5)
         for axes, (name, points) in zip(panels, sets.items(), strict=True):
             if behind is not None:
@@ -150,7 +150,7 @@ def density(
         / (len(points) * area)
         for name, points in sets.items()
     }
-    with styled():
+    with use_style():
         figure, panels = _panels(len(sets), right=1.0, below=0.0)
         highest = max(float(values.max()) for values in maps.values()) or 1.0
         for axes, (name, values) in zip(panels, maps.items(), strict=True):

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from scoresde.diffusions.sde import GaussianSDE
 from scoresde.errors import ConfigError, DTypeError
-from scoresde.plots.style import PALETTE, dress, new_figure, styled
+from scoresde.plots.style import PALETTE, dress, new_figure, use_style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -71,7 +71,7 @@ def schedules(sdes: Mapping[str, GaussianSDE] | Sequence[GaussianSDE]) -> Figure
     """
     named = _name_sdes(sdes)
     own = any(sde.t_max != 1.0 for sde in named.values())
-    with styled():
+    with use_style():
         figure = new_figure(11.0, 6.4)
         for k, panel in enumerate(_PANELS):
             axes = figure.add_subplot(2, 3, k + 1)

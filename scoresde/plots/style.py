@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
-__all__ = ["GREY", "INK", "MARKERS", "PALETTE", "PAPER", "dress", "new_figure", "plain_log_ticks", "save", "styled"]
+__all__ = ["GREY", "INK", "MARKERS", "PALETTE", "PAPER", "dress", "new_figure", "plain_log_ticks", "save", "use_style"]
 
 PALETTE: Final = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS: Final = ("o", "s", "^", "D", "v", "P", "X")
@@ -50,7 +50,7 @@ _STYLE: Final[dict[str, object]] = {
 
 
 @contextmanager
-def styled() -> Iterator[None]:
+def use_style() -> Iterator[None]:
     """Draw in the house style; the user's settings come back afterwards. ConfigError if matplotlib is missing."""
     try:
         from matplotlib import style
@@ -101,7 +101,7 @@ def save(figure: Figure, path: str | Path) -> Path:
         DTypeError: not a figure.
         ConfigError: another ending of the file's name.
     """
-    with styled():
+    with use_style():
         from matplotlib.figure import Figure
 
         if not isinstance(figure, Figure):

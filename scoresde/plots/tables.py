@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from scoresde.errors import ConfigError, DTypeError
-from scoresde.plots.style import INK, PAPER, dress, new_figure, styled
+from scoresde.plots.style import INK, PAPER, dress, new_figure, use_style
 from scoresde.solvers.tableau import Tableau
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def tableau(table: Tableau) -> Figure:
     names = [name for columns in groups.values() for name in columns]
     count = len(table.rows)
     largest = float(np.nanmax(np.abs(cells))) or 1.0
-    with styled():
+    with use_style():
         from matplotlib.colors import SymLogNorm
 
         figure = new_figure(max(2.6 + 0.95 * len(names), 5.6), 2.1 + (0.27 * count if count <= _READABLE else 4.5))
