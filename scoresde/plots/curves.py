@@ -30,6 +30,9 @@ LABELS: Final[Mapping[str, str]] = {
 }
 """What the axis of a metric says; a name that is not here is shown with its underscores as spaces."""
 
+NEAR: Final = 1.5
+"""Values within this factor have a linear axis, on which they fill the panel."""
+
 
 def comparison(
     rows: Sequence[Comparison],
@@ -42,10 +45,11 @@ def comparison(
 ) -> Figure:
     """Return distance against cost, one panel for each metric, one marker for each sampler.
 
-    Rows with the same sampler are joined by a line. Both axes are logarithmic, but for the metrics in ``linear`` and
-    those with a value that has no logarithm. The grey band is the sampling floor (mean and two standard deviations) of
-    the number of samples that most rows have; a row with another number has a band of its own at its point. A distance
-    whose floors differ is drawn in multiples of its row's own floor, so that fewer samples do not look worse.
+    Rows with the same sampler are joined by a line. Both axes are logarithmic, but for the metrics in ``linear``, those
+    with a value that has no logarithm, and those whose values are within a factor of 1.5. The grey band is the sampling
+    floor (mean and two standard deviations) of the number of samples that most rows have; a row with another number has
+    a band of its own at its point. A distance whose floors differ is drawn in multiples of its row's own floor, so that
+    fewer samples do not look worse.
 
     Args:
         rows: what was measured; see ``scoresde.metrics.Comparison``.
@@ -188,7 +192,7 @@ def _scale(axes: Axes, points: Sequence[_Point], *, straight: bool) -> None:
     axes.set_xscale("log")
     plain_log_ticks(axes.xaxis, *axes.get_xlim())
     values = [point.value for point in points] + [point.floor for point in points if point.floor is not None]
-    if straight or min(values) <= 0.0:
+    if straight or min(values) <= 0.0 or max(values) < NEAR * min(values):
         return
     axes.set_yscale("log")
     axes.set_ylim(min(values) / 1.5, max(values) * 1.5)  # a band that reaches zero must not stretch the axis

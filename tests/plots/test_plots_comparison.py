@@ -77,6 +77,18 @@ def test_distances_stay_in_their_units_where_a_floor_is_shared_or_missing() -> N
         assert {line.get_label(): line for line in axes.lines}["ddim"].get_ydata()[-1] == 0.08
 
 
+def test_distances_that_lie_close_fill_a_linear_axis() -> None:
+    near = [row("ddim", 20, 0.033), row("ddpm", 1000, 0.05, floor=0.05, samples=100)]  # 1.1 and 1.0 floors
+    (axes,) = plots.comparison(near, metrics=["sliced_wasserstein"]).axes
+    assert axes.get_yscale() == "linear"
+    low, high = axes.get_ylim()
+    band = 2 * 0.004 / 0.03
+    assert 1 - 1.5 * band < low < 1 - band
+    assert 1 + band < high < 1 + 1.5 * band
+    (far,) = plots.comparison([*near, row("ddim", 10, 0.06)], metrics=["sliced_wasserstein"]).axes
+    assert far.get_yscale() == "log"
+
+
 def test_comparison_without_floors_or_spread() -> None:
     bare = plots.comparison([row("ddim", 10, 0.2, floor=None)], metrics=["sliced_wasserstein"]).axes[0]
     assert [line.get_label() for line in bare.lines] == ["ddim"]
