@@ -68,6 +68,8 @@ from a file too (--config run.toml). A first session:
   scoresde sample --checkpoint runs/swiss_roll --n 2000 --out samples.png
   scoresde compare --checkpoint runs/swiss_roll"""
 
+NO_TYRO = 'the command line needs tyro; in the repository run pip install ".[cli]"'
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code: 0 done, 2 an error that the user can cure, 130 stopped by Ctrl-C.
@@ -101,6 +103,10 @@ def _run(arguments: list[str]) -> int:
         return 2
     if verb in ("-h", "--help"):
         print(USAGE)
+        try:
+            import tyro  # noqa: F401
+        except ImportError:
+            print(f"\n{NO_TYRO}")
         return 0
     if verb == "--version":
         # Loaded before any file of its own, which may not import it back.
@@ -128,7 +134,7 @@ def _load_verbs() -> dict[str, type[Command]]:
     except ImportError as error:
         if error.name != "tyro":
             raise
-        raise ConfigError('the command line needs tyro; in the repository run pip install ".[cli]"') from error
+        raise ConfigError(NO_TYRO) from error
     return {"train": Train, "sample": Sample, "compare": Compare, "describe": Describe}
 
 

@@ -34,6 +34,17 @@ def test_usage_names_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
     assert re.fullmatch(r"scoresde \d+\.\d+\.\d+\S*\n", capsys.readouterr().out)
 
 
+def test_usage_names_the_extra_that_is_missing(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert main(["--help"]) == 0
+    whole = capsys.readouterr().out
+    monkeypatch.setitem(sys.modules, "tyro", None)
+    assert main(["--help"]) == 0
+    line = 'the command line needs tyro; in the repository run pip install ".[cli]"'
+    assert capsys.readouterr().out == f"{whole}\n{line}\n"
+
+
 VERBS: dict[str, type] = {"train": Train, "sample": Sample, "compare": Compare, "describe": Describe}
 UNITS = {
     "train": {
