@@ -51,6 +51,13 @@ def test_bad_indices(index: object, error: type[Exception], message: str) -> Non
             call()
 
 
+def test_betas_in_the_place_of_logarithms_name_from_betas() -> None:
+    betas = torch.linspace(1e-4, 0.02, 10)
+    with pytest.raises(DomainError, match=r"for betas use DDPM\.from_betas\(betas\)"):
+        DDPM(betas)
+    assert len(DDPM.from_betas(betas)) == 10
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [

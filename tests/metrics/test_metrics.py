@@ -13,6 +13,7 @@ import scipy.stats
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from samples import agrees_with
 from torch import Tensor
 
 from scoresde.errors import ConfigError, DomainError, DTypeError, ShapeError
@@ -34,16 +35,6 @@ DISTANCES = [sliced_wasserstein, energy_distance, frechet_distance]
 
 def draw(*shape: int, key: int | str = 0, dtype: torch.dtype = torch.float64) -> Tensor:
     return normal(shape, stream(11, "test_metrics", key), dtype=dtype)
-
-
-def agrees_with(mean: float, observe: Callable[[int, int], Tensor], count: int) -> bool:
-    """Two-stage z-test: alpha 1e-3, and on rejection a fresh seed with eight times the samples at 1e-5."""
-    for stage, (size, alpha) in enumerate(((count, 1e-3), (8 * count, 1e-5))):
-        values = observe(stage, size)
-        z = float((values.mean() - mean) / (values.std() / math.sqrt(size)))
-        if 2 * scipy.stats.norm.sf(abs(z)) > alpha:
-            return True
-    return False
 
 
 def gaussian_quantiles(n: int) -> Tensor:

@@ -9,19 +9,17 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from helpers import MEAN, SDES, VARIANCE, gaussian
+from helpers import MEAN, VARIANCE, gaussian
 from hypothesis import given
 from hypothesis import strategies as st
+from multistep_cases import BUILT, DIFFUSIONS, MIXTURE, NAMES
 
 from scoresde import (
     EDMSDE,
     VESDE,
     VPSDE,
     ConfigError,
-    CosineVPSDE,
     DomainError,
-    GaussianMixtureModel,
-    GaussianSDE,
     Langevin,
     RectifiedFlow,
     Solver,
@@ -32,22 +30,6 @@ from scoresde import (
 )
 from scoresde.solvers import grids
 from scoresde.solvers.forms import FORMS
-
-BUILT = solvers.multistep
-NAMES = (
-    *("deis", "dpmpp_2m", "dpmpp_2m_sde", "dpmpp_3m", "dpmpp_3m_sde", "exponential_ab", "flow_ab"),
-    *("flow_abm", "ipndm", "lms", "sa_solver", "unipc"),
-)
-DIFFUSIONS: dict[str, GaussianSDE] = {
-    **SDES,
-    "edm": EDMSDE(),
-    "cosine": CosineVPSDE(),
-    "rectified": RectifiedFlow(),
-    "rectified, late start": RectifiedFlow(t_max=0.99),
-}
-MIXTURE = GaussianMixtureModel(
-    sde=VPSDE(), weights=torch.tensor([0.3, 0.7]), means=torch.tensor([[-1.0, 0.2], [1.0, 0.5]]), std=0.4
-)
 
 
 def jumping(t: float) -> float:

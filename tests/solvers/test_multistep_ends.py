@@ -5,15 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from helpers import MEAN, SDES, VARIANCE
+from helpers import MEAN, VARIANCE
+from multistep_cases import BUILT, DIFFUSIONS, MIXTURE, NAMES
 
 from scoresde import (
-    EDMSDE,
     VPSDE,
-    CosineVPSDE,
     DomainError,
-    GaussianMixtureModel,
-    GaussianSDE,
     RectifiedFlow,
     Solver,
     Tableau,
@@ -23,23 +20,8 @@ from scoresde import (
 )
 from scoresde.solvers import grids
 
-BUILT = solvers.multistep
-NAMES = (
-    *("deis", "dpmpp_2m", "dpmpp_2m_sde", "dpmpp_3m", "dpmpp_3m_sde", "exponential_ab", "flow_ab"),
-    *("flow_abm", "ipndm", "lms", "sa_solver", "unipc"),
-)
 # Their noise prediction has no step out of alpha = 0.
 NOISE = ("deis", "ipndm", "lms")
-DIFFUSIONS: dict[str, GaussianSDE] = {
-    **SDES,
-    "edm": EDMSDE(),
-    "cosine": CosineVPSDE(),
-    "rectified": RectifiedFlow(),
-    "rectified, late start": RectifiedFlow(t_max=0.99),
-}
-MIXTURE = GaussianMixtureModel(
-    sde=VPSDE(), weights=torch.tensor([0.3, 0.7]), means=torch.tensor([[-1.0, 0.2], [1.0, 0.5]]), std=0.4
-)
 
 
 def named(name: str) -> Solver:
