@@ -29,6 +29,7 @@ from scoresde.errors import (
 )
 from scoresde.solvers.ancestral import VARIANCES, Variance, ancestral_table, ddim_table
 from scoresde.solvers.langevin import annealed_langevin_table
+from scoresde.solvers.rows import CLEAN
 from scoresde.solvers.tableau import Tableau
 
 __all__ = ["Chain", "rule_times"]
@@ -81,14 +82,7 @@ class Chain(KnotLaws):
     @property
     def points(self) -> Point:
         """Clean data and then every knot: fields of shape (n + 1,)."""
-        alpha, sigma, log_snr = self.curves
-        zero = torch.zeros(1, dtype=torch.float64)
-        return Point(
-            torch.cat([zero, self.times]),
-            torch.cat([zero + 1, alpha]),
-            torch.cat([zero, sigma]),
-            torch.cat([zero + torch.inf, log_snr]),
-        )
+        return Point.joined([CLEAN.point().of_each(1)[0], Point(self.times, *self.curves)])
 
     def sde(self) -> TabulatedSDE:
         """Return the SDE through the knots.

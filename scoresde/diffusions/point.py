@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -44,6 +45,17 @@ class Point:
     log_snr: Tensor
     owner: Curves | None = None
 
+    @classmethod
+    def joined(cls, parts: Iterable[Point]) -> Point:
+        """Return points with vectors of times one after the other, as points of no SDE."""
+        t, alpha, sigma, log_snr = map(torch.cat, zip(*(part.numbers for part in parts), strict=True))
+        return cls(t, alpha, sigma, log_snr)
+
+    @property
+    def numbers(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """t, alpha, sigma and log_snr."""
+        return self.t, self.alpha, self.sigma, self.log_snr
+
     @property
     def r(self) -> Tensor:
         """The scale sqrt(alpha^2 + sigma^2) of unit-variance data."""
@@ -62,5 +74,5 @@ class Point:
 
     def of_each(self, batch: int) -> Point:
         """Return a single point, or one for each of ``batch`` samples, as fields of shape (1, batch)."""
-        t, alpha, sigma, log_snr = (c.expand(batch)[None] for c in (self.t, self.alpha, self.sigma, self.log_snr))
+        t, alpha, sigma, log_snr = (c.expand(batch)[None] for c in self.numbers)
         return Point(t, alpha, sigma, log_snr, self.owner)

@@ -61,7 +61,8 @@ def forward_path(
     Raises:
         DTypeError, ShapeError, DomainError, ConfigError: bad data or noise, or a table whose steps are not Markov.
     """
-    a, b = _transitions(_points(_table(table)))
+    points = _points(_table(table))
+    a, b = transition_weights(points[:-1], points[1:])
     x = check_samples(x0, "x0").detach()
     x = x.to(torch.promote_types(x.dtype, torch.float32))
     if noise is not None:
@@ -143,7 +144,8 @@ def _weigh_paths(
     """Return the log weights of some paths; sums are taken in float64, so that the states count as they stand."""
     prepared = model.prepare(table.points, path[-1], cond)
     a, b = prepared.weights(table.prediction)
-    on_x, spread = (w.tolist() for w in _transitions(_points(table)))
+    points = _points(table)
+    on_x, spread = (w.tolist() for w in transition_weights(points[:-1], points[1:]))
     work, last = working_dtype(path.device), len(table.rows)
     size = math.prod(path.shape[2:])
     total = prior.log_prob(path[-1].to(work))
@@ -213,14 +215,5 @@ def _closing(table: Tableau, decoder: Decoder | None) -> Decoder | None:
 
 def _points(table: Tableau) -> Point:
     """Return the points of a path: the table's end, then its calls upwards; fields of shape (N + 1,)."""
-    calls, end = table.points, table.end.point()
-    t, alpha, sigma, log_snr = (
-        torch.cat([getattr(end, name)[None], getattr(calls, name).flip(0)])
-        for name in ("t", "alpha", "sigma", "log_snr")
-    )
-    return Point(t, alpha, sigma, log_snr)
-
-
-def _transitions(points: Point) -> tuple[Tensor, Tensor]:
-    """Return a and b of the forward transitions between neighbouring points."""
-    return transition_weights(points[:-1], points[1:])
+    upwards = torch.arange(len(table.rows) - 1, -1, -1)
+    return Point.joined([table.end.point().of_each(1)[0], table.points[upwards]])

@@ -39,13 +39,6 @@ Build = Callable[[GaussianSDE, Tensor], Tableau]
 Jump = tuple[float, float]
 
 
-def _join(points: list[Point]) -> Point:
-    """Put points one after the other."""
-    columns = zip(*((p.t, p.alpha, p.sigma, p.log_snr) for p in points), strict=True)
-    t, alpha, sigma, log_snr = (torch.cat(column) for column in columns)
-    return Point(t, alpha, sigma, log_snr)
-
-
 def _write_legs(
     build: Build, sde: GaussianSDE, late: Point, early: Point, cuts: list[int]
 ) -> tuple[str, list[list[Row]], list[Jump]]:
@@ -81,7 +74,7 @@ class _Around(Method):
 
         Where a step does not start at the end of the one before it, there is a jump, whose noise ``width`` multiplies.
         """
-        before, after = _join([ends[:1], early]), _join([late, ends[-1:]])
+        before, after = Point.joined([ends[:1], early]), Point.joined([late, ends[-1:]])
         moved = (before.log_snr != after.log_snr).tolist()
         cuts = [i for i in range(len(late.t)) if i == 0 or moved[i]]
         prediction, rows, lifts = _write_legs(self.solver.build, sde, late, early, cuts)
@@ -182,12 +175,8 @@ def _lift(sde: GaussianSDE, points: Point, gamma: Tensor) -> Point:
     """Return the points where nu is (1 + gamma) times as large; those with gamma = 0 keep their last bit."""
     up = gamma > 0
     high = sde.at(sde.time(points.log_snr[up] - 2 * torch.log1p(gamma[up])))
-    fields = zip(
-        (points.t, points.alpha, points.sigma, points.log_snr),
-        (high.t, high.alpha, high.sigma, high.log_snr),
-        strict=True,
-    )
-    t, alpha, sigma, log_snr = (old.masked_scatter(up, new) for old, new in fields)
+    pairs = zip(points.numbers, high.numbers, strict=True)
+    t, alpha, sigma, log_snr = (old.masked_scatter(up, new) for old, new in pairs)
     return Point(t, alpha, sigma, log_snr)
 
 
@@ -291,10 +280,10 @@ class _Restarted(_Around):
                 f"the grid has no time near t_min = {t_min:g} below t_max = {t_max:g}; use more steps, or times= with "
                 "t_min among them"
             )
-        again = _join([high, _place_ends(sde, points, high, low, self.steps)])
-        legs = [points[: low + 1], *([_join([again, points[low : low + 1]])] * (self.repeats - 1))]
-        legs.append(_join([again, points[low:]]))
-        late, early = _join([leg[:-1] for leg in legs]), _join([leg[1:] for leg in legs])
+        again = Point.joined([high, _place_ends(sde, points, high, low, self.steps)])
+        legs = [points[: low + 1], *([Point.joined([again, points[low : low + 1]])] * (self.repeats - 1))]
+        legs.append(Point.joined([again, points[low:]]))
+        late, early = Point.joined([leg[:-1] for leg in legs]), Point.joined([leg[1:] for leg in legs])
         return self.write_path(sde, late, early, points)
 
 

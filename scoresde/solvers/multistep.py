@@ -274,12 +274,12 @@ def _write_rows(
     # What a step starts from, as weights of [anchor, predictions newest first] and of the newest earlier draw.
     base, base_noise = [1.0], 0.0
     for i in range(len(on_x)):
-        state = _add([on_x[i] * w for w in base], [0.0, *predicted[i]])
+        parts = itertools.zip_longest([on_x[i] * w for w in base], [0.0, *predicted[i]], fillvalue=0.0)
         drawn, again = on_noise[i], on_x[i] * base_noise
         rows.append(
             Row(
                 at=knots[i],
-                state=tuple(state),
+                state=tuple(map(sum, parts)),
                 anchor=tuple(base if len(base) > 1 else [1.0, 0.0]) if corrected[i] else None,
                 noise=(drawn, again) if again else (drawn,) if drawn else (),
                 anchor_noise=(0.0, base_noise) if corrected[i] and base_noise else (),
@@ -288,10 +288,3 @@ def _write_rows(
         )
         base, base_noise = ([on_x[i], *corrected[i]], drawn) if corrected[i] else ([1.0], 0.0)
     return rows
-
-
-def _add(one: list[float], two: list[float]) -> list[float]:
-    """Add weights of which one may have more."""
-    size = max(len(one), len(two))
-    one, two = (w + [0.0] * (size - len(w)) for w in (one, two))
-    return [a + b for a, b in zip(one, two, strict=True)]
