@@ -1,34 +1,47 @@
-r"""What every discrete chain shares: its knots, their times, sub-chains, and the samplers on them as tables.
+r"""What every discrete chain shares: its knots, their times, the laws between them, sub-chains, and samplers as tables.
 
 A chain has indices i = 0 ... n - 1 at the points (alpha_i, sigma_i), log_snr decreasing; index -1 stands for clean
 data, alpha = 1 and sigma = 0. By default index i sits at the time (i + 1)/n of the chain's SDE and clean data sit at 0.
-A choice of the knots, with their own times, is a chain again; ``laws`` has the laws between them. The chain's samplers
-are the tables of ``solvers`` on its knots.
+A choice of the knots, with their own times, is a chain again. The chain's samplers are the tables of ``solvers`` on its
+knots. With (a_i, b_i) the transition between neighbouring knots,
+
+    q(x_i | x_{i-1}) = N(a_i x_{i-1}, b_i^2),     a_i = alpha_i/alpha_{i-1},     b_i^2 = sigma_i^2 - a_i^2 sigma_{i-1}^2
+    q(x_i | x_0)     = N(alpha_i x_0, sigma_i^2)
+    q(x_{i-1} | x_i, x_0) by Bayes' rule: variance b_i^2 sigma_{i-1}^2/sigma_i^2, which is 0 at i = 0.
+
+All are the formulas of ``sde.transition_weights`` and ``sde.posterior_weights`` at the knots.
+
+p(x_{i-1} | x_i) is the posterior with a prediction of the data in the place of x_0. Its variance is the posterior's
+("small"), the transition's b_i^2 ("large"), or between them by a number v that a network gives for each coordinate
+("learned": log variance = v log large + (1 - v) log small; Nichol and Dhariwal 2021, arXiv:2102.09672, eq. 15).
 """
 
 from __future__ import annotations
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import Self
 
 import torch
 from torch import Tensor
 
-from scoresde.chains.laws import KnotLaws
-from scoresde.diffusions.point import Point
-from scoresde.diffusions.sde import GaussianSDE
+from scoresde.diffusions.point import Pair, Point
+from scoresde.diffusions.sde import GaussianSDE, posterior_weights, transition_weights
 from scoresde.diffusions.tabulated import TabulatedSDE
 from scoresde.errors import (
     ConfigError,
     DomainError,
+    DTypeError,
     ShapeError,
+    check_device,
+    check_floating,
     check_integer,
     check_number,
     unknown,
 )
-from scoresde.solvers.ancestral import VARIANCES, Variance, ancestral_table, ddim_table
-from scoresde.solvers.langevin import annealed_langevin_table
+from scoresde.ops import combine, expand
+from scoresde.solvers.ancestral import DDIM, VARIANCES, Ancestral, Variance
+from scoresde.solvers.langevin import AnnealedLangevin
 from scoresde.solvers.rows import CLEAN
 from scoresde.solvers.tableau import Tableau
 
@@ -38,7 +51,7 @@ RULES = ("exact", "song")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Chain(KnotLaws):
+class Chain(ABC):
     """A diffusion at n knots. A kind of chain says what its knots are; all else is derived.
 
     Args:
@@ -47,6 +60,15 @@ class Chain(KnotLaws):
     """
 
     knot_times: Tensor | None = field(default=None, kw_only=True)
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Return the number of indices n."""
+
+    @property
+    @abstractmethod
+    def curves(self) -> tuple[Tensor, Tensor, Tensor]:
+        """alpha, sigma and log_snr at the knots, (n,) each, in float64."""
 
     @property
     @abstractmethod
@@ -117,12 +139,12 @@ class Chain(KnotLaws):
         """
         if variance not in VARIANCES:
             raise unknown("variance", variance, VARIANCES)
-        return ancestral_table(self._downwards(steps), prior_std=self.prior_std, variance=variance)
+        return Ancestral(1.0, variance).on(self._downwards(steps), self.prior_std)
 
     def ddim(self, eta: float = 0.0, *, steps: int | None = None) -> Tableau:
         """Return DDIM on the chain as a table, with DDIM's own eta (0 deterministic, 1 ancestral)."""
         check_number(eta, "eta", 0.0)
-        return ddim_table(self._downwards(steps), prior_std=self.prior_std, eta=eta)
+        return DDIM(eta).on(self._downwards(steps), self.prior_std)
 
     def annealed_langevin(
         self, *, repeats: int = 5, step: float | None = None, denoise: bool = True, steps: int | None = None
@@ -136,13 +158,127 @@ class Chain(KnotLaws):
             steps: number of evenly strided levels; all n by default.
         """
         points = self._downwards(steps)
-        points = points if denoise else points[:-1]
-        return annealed_langevin_table(points, prior_std=self.prior_std, repeats=repeats, step=step)
+        return AnnealedLangevin(repeats, step).on(points if denoise else points[:-1], self.prior_std)
 
     def _downwards(self, steps: int | None) -> Point:
         """Return the knots from the last one down, all or evenly strided, and clean data."""
         chain = self if steps is None else self.strided(steps)
         return chain.points[torch.arange(len(chain), -1, -1)]
+
+    @property
+    def transition_weights(self) -> Pair:
+        """a_i and b_i of q(x_i | x_{i-1}) = N(a_i x_{i-1}, b_i^2), (n,) each."""
+        points = self.points
+        return transition_weights(points[:-1], points[1:])
+
+    @property
+    def posterior_variance(self) -> Tensor:
+        """Variance of q(x_{i-1} | x_i, x_0), (n,); 0 at index 0."""
+        points = self.points
+        return posterior_weights(points[:-1], points[1:])[2].square()
+
+    @property
+    def learned_range(self) -> Pair:
+        """Small and large standard deviation of p(x_{i-1} | x_i), (n,) each, with index 1's small one at index 0 too.
+
+        The posterior's is 0 there. A chain of one index has its large one in both.
+        """
+        small, large = self.posterior_variance.sqrt(), self.transition_weights[1]
+        small[0] = small[1] if len(self) > 1 else large[0]
+        return small, large
+
+    def check_index(self, index: object, x: Tensor, name: str = "index") -> Tensor:
+        """Return integer indices on the CPU, of shape () or (B,), in [0, n).
+
+        Raises:
+            DTypeError: floats. ShapeError: another shape. DomainError: out of range.
+        """
+        if isinstance(index, int) and not isinstance(index, bool):
+            index = torch.tensor(index)
+        if not isinstance(index, Tensor) or index.dtype.is_floating_point or index.dtype == torch.bool:
+            raise DTypeError(
+                f"{name} of a chain must be an integer in [0, {len(self)}); a real time belongs to its .sde()"
+            )
+        if index.ndim > 1 or (index.ndim and index.shape[0] != x.shape[0]):
+            raise ShapeError(f"{name} must have shape () or ({x.shape[0]},), got {tuple(index.shape)}")
+        if bool(((index < 0) | (index >= len(self))).any()):
+            raise DomainError(f"{name} must lie in [0, {len(self)}), got {int(index.min())} to {int(index.max())}")
+        return index.cpu().long()
+
+    def marginal(self, x0: Tensor, index: Tensor | int) -> tuple[Tensor, Tensor]:
+        """Return mean, of shape (B, *), and standard deviation, of the index's shape, of q(x_i | x_0)."""
+        i = self.check_index(index, check_floating(x0, "x0"))
+        alpha, sigma, _ = self.curves
+        return combine((alpha[i], x0)), sigma[i].to(x0)
+
+    def perturb(self, x0: Tensor, index: Tensor | int, noise: Tensor) -> Tensor:
+        """Return x_i = alpha_i x_0 + sigma_i noise, of x0's type; ``noise`` has x0's shape (B, *) and device."""
+        if check_floating(x0, "x0").shape != check_floating(noise, "noise").shape:
+            raise ShapeError(f"noise must have the shape {tuple(x0.shape)} of x0, got {tuple(noise.shape)}")
+        check_device(noise.device, "noise", x0.device, "x0")
+        i = self.check_index(index, x0)
+        alpha, sigma, _ = self.curves
+        return combine((alpha[i], x0), (sigma[i], noise))
+
+    def transition(self, x_before: Tensor, index: Tensor | int) -> tuple[Tensor, Tensor]:
+        """Return mean, of shape (B, *), and standard deviation, of the index's shape, of q(x_i | x_{i-1}).
+
+        ``x_before`` is x_{i-1}, the clean data where the index is 0.
+        """
+        i = self.check_index(index, check_floating(x_before, "x_before"))
+        a, b = self.transition_weights
+        return combine((a[i], x_before)), b[i].to(x_before)
+
+    def posterior(self, x0: Tensor, x_i: Tensor, index: Tensor | int) -> tuple[Tensor, Tensor]:
+        """Return mean, of shape (B, *), and standard deviation, of the index's shape, of q(x_{i-1} | x_i, x_0)."""
+        if check_floating(x0, "x0").shape != check_floating(x_i, "x_i").shape:
+            raise ShapeError(f"x0 and x_i must agree, got shapes {tuple(x0.shape)} and {tuple(x_i.shape)}")
+        check_device(x0.device, "x0", x_i.device, "x_i")
+        i, points = self.check_index(index, x0), self.points
+        on_x, on_data, std = (w[i] for w in posterior_weights(points[:-1], points[1:]))
+        return combine((on_x, x_i), (on_data, x0)), std.to(x0)
+
+    def reverse(
+        self,
+        data: Tensor,
+        x_i: Tensor,
+        index: Tensor | int,
+        *,
+        variance: str = "small",
+        fraction: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Return mean, of shape (B, *), and standard deviation of p(x_{i-1} | x_i), given a prediction of the data.
+
+        Args:
+            data: the prediction of x_0 at x_i, (B, *).
+            x_i: the state, (B, *).
+            index: i, an integer or integers of shape (B,).
+            variance: "small" (the posterior's), "large" (b_i^2), both with a standard deviation of the index's shape,
+                or "learned", of x_i's shape.
+            fraction: v of the learned variance, of x_i's shape, 0 for small and 1 for large; it may lie outside. At
+                index 0, where small is 0, index 1's takes its place, as in the source.
+
+        Source: Ho et al. 2020; Nichol and Dhariwal 2021, "Improved denoising diffusion probabilistic models", eq. 15.
+
+        Raises:
+            ConfigError: another variance, or a fraction without (or not with) the learned one. ShapeError, DTypeError,
+                DomainError: as ``posterior``, and a fraction of another shape.
+        """
+        if variance not in VARIANCES:
+            raise unknown("variance", variance, VARIANCES)
+        if (fraction is None) == (variance == "learned"):
+            raise ConfigError(f"fraction= belongs to variance='learned', and it needs one; got variance={variance!r}")
+        mean, std = self.posterior(data, x_i, index)
+        if variance == "small":
+            return mean, std
+        i, (small, large) = self.check_index(index, x_i), self.learned_range
+        if fraction is None:
+            return mean, large[i].to(x_i)
+        if check_floating(fraction, "fraction").shape != x_i.shape:
+            raise ShapeError(f"fraction must have the shape {tuple(x_i.shape)} of x_i, got {tuple(fraction.shape)}")
+        check_device(fraction.device, "fraction", x_i.device, "x_i")
+        low, high = (expand(s[i].log(), x_i) for s in (small, large))
+        return mean, (fraction * high + (1 - fraction) * low).exp()
 
 
 def rule_times(sde: GaussianSDE, n: int, rule: str) -> Tensor:

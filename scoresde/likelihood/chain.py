@@ -1,6 +1,6 @@
 r"""The variational bound of a chain: a diffusion read as a hierarchical variational autoencoder.
 
-With indices 0 ... n - 1 after clean data x (``chains.laws``), the encoder q fixed and the decoder p given by the model,
+With indices 0 ... n - 1 after clean data x (``chains.base``), the encoder q fixed and the decoder p given by the model,
 
     -log p(x) <= KL(q(x_{n-1} | x) || prior)                                             prior
                + sum_{i=1}^{n-1} E KL(q(x_{i-1} | x_i, x) || p(x_{i-1} | x_i))           terms[i]

@@ -35,7 +35,7 @@ from scoresde.errors import DomainError, check_number, unknown
 from scoresde.solvers.grids import even, karras
 from scoresde.solvers.one_step import OneStep, Stage, express, name_increments
 from scoresde.solvers.rows import Increment, Knot, Order, Row
-from scoresde.solvers.solver import Method, Solver
+from scoresde.solvers.solver import PointMethod, Solver
 from scoresde.solvers.tableau import Tableau
 
 Variance = Literal["small", "large", "learned"]
@@ -56,29 +56,6 @@ def _write_table(
         increment = Increment(knots[i].t, knots[i + 1].t, power) if on_noise else None
         rows.append(Row(knots[i], (on_x, on_data), noise=(on_noise,) if on_noise else (), increment=increment))
     return Tableau(name, "data", tuple(rows), knots[0], knots[-1], prior_std, order=order)
-
-
-def ancestral_table(points: Point, *, prior_std: float, eta: float = 1.0, variance: Variance = "small") -> Tableau:
-    """Build the exponential first-order step on decreasing points; see ``ancestral``."""
-    late, early = points[:-1], points[1:]
-    h = 0.5 * (early.log_snr - late.log_snr)
-    # h is infinite out of alpha = 0 and into sigma = 0.
-    on_x = early.sigma / late.sigma * (torch.zeros_like(h) if eta == 0 else -(eta**2) * h).exp()
-    on_data = early.alpha * -torch.expm1(-(1 + eta**2) * h)
-    on_noise = early.sigma * (-torch.expm1(-2 * eta**2 * h)).nan_to_num(0.0).sqrt()
-    large = torch.where(early.sigma > 0, transition_weights(early, late)[1], on_noise)
-    table = _write_table(
-        f"ancestral (eta = {eta:g}, {variance} variance)",
-        points,
-        (on_x, on_data, large if variance == "large" else on_noise),
-        prior_std=prior_std,
-        power=-2.0 * eta**2,
-        order=_declare_order(eta) if variance == "small" else Order(weak=1.0),
-    )
-    if variance != "learned":
-        return table
-    pairs = zip(table.rows, on_noise.tolist(), large.tolist(), strict=True)
-    return replace(table, rows=tuple(replace(row, spread=(low, high)) if low else row for row, low, high in pairs))
 
 
 def ancestral(*, eta: float = 1.0, variance: Variance = "small") -> Solver:
@@ -102,11 +79,11 @@ def ancestral(*, eta: float = 1.0, variance: Variance = "small") -> Solver:
         raise unknown("variance", variance, VARIANCES)
     if variance != "small" and eta != 1.0:
         raise DomainError(f"the {variance} variance belongs to eta = 1, got eta = {eta:g}")
-    return Solver("ancestral", _Ancestral(eta, variance), even(), 1, _declare_order(eta), "Ho et al. 2020")
+    return Solver("ancestral", Ancestral(eta, variance), even(), 1, _declare_order(eta), "Ho et al. 2020")
 
 
 @dataclass(frozen=True)
-class _Ancestral(Method):
+class Ancestral(PointMethod):
     """The exponential first-order step on the data prediction; ``ancestral`` checks its options."""
 
     eta: float
@@ -115,24 +92,26 @@ class _Ancestral(Method):
     def __str__(self) -> str:
         return f"eta = {self.eta:g}, {self.variance} variance"
 
-    def __call__(self, sde: GaussianSDE, times: Tensor) -> Tableau:
-        std = float(sde.prior_std(times[0]))
-        return ancestral_table(sde.at(times), prior_std=std, eta=self.eta, variance=self.variance)
-
-
-def ddim_table(points: Point, *, prior_std: float, eta: float = 0.0) -> Tableau:
-    """Build DDIM's step with its own eta on decreasing points; see ``ddim``."""
-    late, early = points[:-1], points[1:]
-    gap = late.log_snr - early.log_snr
-    # log of e^{D/2} sqrt(1 - eta^2 (1 - e^D)), the share of x_t that survives, relative to alpha_s/alpha_t.
-    share = 0.5 * gap + 0.5 * torch.log1p(eta**2 * torch.expm1(gap))
-    if bool(torch.isnan(share).any()):
-        raise DomainError(f"eta = {eta:g} asks for more noise than a step of this grid can hold; use eta <= 1")
-    on_x = early.sigma / late.sigma * (1 - eta**2 + eta**2 * gap.exp()).sqrt()
-    on_data = early.alpha * -torch.expm1(share)
-    on_noise = eta * early.sigma * (-torch.expm1(gap)).sqrt()
-    weights, order = (on_x, on_data, on_noise), _declare_order(eta)
-    return _write_table(f"ddim (eta = {eta:g})", points, weights, prior_std=prior_std, power=-2.0, order=order)
+    def on(self, points: Point, prior_std: float) -> Tableau:
+        late, early, eta = points[:-1], points[1:], self.eta
+        h = 0.5 * (early.log_snr - late.log_snr)
+        # h is infinite out of alpha = 0 and into sigma = 0.
+        on_x = early.sigma / late.sigma * (torch.zeros_like(h) if eta == 0 else -(eta**2) * h).exp()
+        on_data = early.alpha * -torch.expm1(-(1 + eta**2) * h)
+        on_noise = early.sigma * (-torch.expm1(-2 * eta**2 * h)).nan_to_num(0.0).sqrt()
+        large = torch.where(early.sigma > 0, transition_weights(early, late)[1], on_noise)
+        table = _write_table(
+            f"ancestral ({self})",
+            points,
+            (on_x, on_data, large if self.variance == "large" else on_noise),
+            prior_std=prior_std,
+            power=-2.0 * eta**2,
+            order=_declare_order(eta) if self.variance == "small" else Order(weak=1.0),
+        )
+        if self.variance != "learned":
+            return table
+        pairs = zip(table.rows, on_noise.tolist(), large.tolist(), strict=True)
+        return replace(table, rows=tuple(replace(row, spread=(low, high)) if low else row for row, low, high in pairs))
 
 
 def ddim(eta: float = 0.0) -> Solver:
@@ -147,11 +126,11 @@ def ddim(eta: float = 0.0) -> Solver:
         DomainError: eta < 0, or so large that a step has no room for the noise.
     """
     check_number(eta, "eta", 0.0)
-    return Solver("ddim", _DDIM(eta), even(), 1, _declare_order(eta), "Song, Meng and Ermon 2021")
+    return Solver("ddim", DDIM(eta), even(), 1, _declare_order(eta), "Song, Meng and Ermon 2021")
 
 
 @dataclass(frozen=True)
-class _DDIM(Method):
+class DDIM(PointMethod):
     """DDIM's step with its own eta; ``ddim`` checks it."""
 
     eta: float
@@ -159,8 +138,18 @@ class _DDIM(Method):
     def __str__(self) -> str:
         return f"eta = {self.eta:g}"
 
-    def __call__(self, sde: GaussianSDE, times: Tensor) -> Tableau:
-        return ddim_table(sde.at(times), prior_std=float(sde.prior_std(times[0])), eta=self.eta)
+    def on(self, points: Point, prior_std: float) -> Tableau:
+        late, early, eta = points[:-1], points[1:], self.eta
+        gap = late.log_snr - early.log_snr
+        # log of e^{D/2} sqrt(1 - eta^2 (1 - e^D)), the share of x_t that survives, relative to alpha_s/alpha_t.
+        share = 0.5 * gap + 0.5 * torch.log1p(eta**2 * torch.expm1(gap))
+        if bool(torch.isnan(share).any()):
+            raise DomainError(f"eta = {eta:g} asks for more noise than a step of this grid can hold; use eta <= 1")
+        on_x = early.sigma / late.sigma * (1 - eta**2 + eta**2 * gap.exp()).sqrt()
+        on_data = early.alpha * -torch.expm1(share)
+        on_noise = eta * early.sigma * (-torch.expm1(gap)).sqrt()
+        weights, order = (on_x, on_data, on_noise), _declare_order(eta)
+        return _write_table(f"ddim ({self})", points, weights, prior_std=prior_std, power=-2.0, order=order)
 
 
 def euler_ancestral(eta: float = 1.0) -> Solver:

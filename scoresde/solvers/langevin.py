@@ -36,11 +36,10 @@ import torch
 from torch import Tensor
 
 from scoresde.diffusions.point import Point
-from scoresde.diffusions.sde import GaussianSDE
 from scoresde.errors import DomainError, check_integer, check_number
 from scoresde.solvers.grids import Grid, log_snr
 from scoresde.solvers.rows import Knot, Row
-from scoresde.solvers.solver import Method, Solver
+from scoresde.solvers.solver import PointMethod, Solver
 from scoresde.solvers.tableau import Tableau
 
 NCSN_STEP = 0.1
@@ -65,43 +64,6 @@ def choose_step(gamma: Tensor, repeats: int) -> Tensor:
         rising = 0.5 * w * w * (1 - left * (1 - c)) > 2 * repeats * left * (ratio * ratio - w)
         low, high = np.where(rising, low, c), np.where(rising, c, high)
     return torch.as_tensor(0.5 * (low + high))
-
-
-def annealed_langevin_table(points: Point, *, prior_std: float, repeats: int, step: float | None) -> Tableau:
-    """Build annealed Langevin dynamics on decreasing points, each a level; see ``annealed_langevin``.
-
-    A last point with sigma = 0 is no level: the jump to it is the data prediction.
-    """
-    _check_steps(repeats, step)
-    knots = Knot.of(points)
-    levels = [k for k in knots if k.sigma > 0]
-    _check_levels(levels, "annealed Langevin")
-    rows = []
-    for i, (level, c) in enumerate(zip(levels, _choose_sizes(points[: len(levels)], repeats, step), strict=True)):
-        for k in range(repeats):
-            ratio = levels[i + 1].alpha / level.alpha if k + 1 == repeats and i + 1 < len(levels) else 1.0
-            noise = (ratio * (2 * c) ** 0.5 * level.sigma,)
-            rows.append(Row(level, (ratio, -ratio * c * level.sigma), noise=noise))
-    name = f"annealed_langevin ({repeats} steps of {_name_size(step)} a level)"
-    return _close(Tableau(name, "noise", tuple(rows), knots[0], (levels or knots)[-1], prior_std), knots)
-
-
-def _choose_sizes(points: Point, repeats: int, step: float | None) -> list[float]:
-    if step is None and len(points.t) > 1:
-        chosen: list[float] = choose_step((0.5 * points.log_snr.diff()).exp(), repeats).tolist()
-        # No level stands before the first one, where the start state is: it takes the next one's size.
-        return [chosen[0], *chosen]
-    return [NCSN_STEP if step is None else step] * len(points.t)
-
-
-def _check_steps(repeats: int, step: float | None) -> None:
-    check_integer(repeats, "repeats", 1)
-    if step is not None:
-        check_number(step, "step", 0.0, 2.0, open_low=True, open_high=True)
-
-
-def _name_size(step: float | None) -> str:
-    return "NCSNv2 size" if step is None else f"{step:g} sigma^2"
 
 
 def _check_levels(levels: list[Knot], name: str) -> None:
@@ -139,24 +101,48 @@ def annealed_langevin(*, repeats: int = 5, step: float | None = None, grid: Grid
     Raises:
         DTypeError, DomainError: options out of range; when built, a level at which alpha is 0.
     """
-    _check_steps(repeats, step)
-    build = _AnnealedLangevin(repeats, step)
+    build = AnnealedLangevin(repeats, step)
     return Solver("annealed_langevin", build, grid or log_snr(), repeats, paper="Song and Ermon 2020")
 
 
 @dataclass(frozen=True)
-class _AnnealedLangevin(Method):
-    """Langevin steps at every level; ``annealed_langevin`` checks its options."""
+class AnnealedLangevin(PointMethod):
+    """Langevin steps at every level; ``annealed_langevin`` has the options.
+
+    A last point with sigma = 0 is no level: the jump to it is the data prediction.
+    """
 
     repeats: int
     step: float | None
 
-    def __str__(self) -> str:
-        return f"{self.repeats} steps of {_name_size(self.step)} a level"
+    def __post_init__(self) -> None:
+        check_integer(self.repeats, "repeats", 1)
+        if self.step is not None:
+            check_number(self.step, "step", 0.0, 2.0, open_low=True, open_high=True)
 
-    def __call__(self, sde: GaussianSDE, times: Tensor) -> Tableau:
-        std = float(sde.prior_std(times[0]))
-        return annealed_langevin_table(sde.at(times), prior_std=std, repeats=self.repeats, step=self.step)
+    def __str__(self) -> str:
+        size = "NCSNv2 size" if self.step is None else f"{self.step:g} sigma^2"
+        return f"{self.repeats} steps of {size} a level"
+
+    def on(self, points: Point, prior_std: float) -> Tableau:
+        knots = Knot.of(points)
+        levels = [k for k in knots if k.sigma > 0]
+        _check_levels(levels, "annealed Langevin")
+        rows = []
+        for i, (level, c) in enumerate(zip(levels, self._choose_sizes(points[: len(levels)]), strict=True)):
+            for k in range(self.repeats):
+                ratio = levels[i + 1].alpha / level.alpha if k + 1 == self.repeats and i + 1 < len(levels) else 1.0
+                noise = (ratio * (2 * c) ** 0.5 * level.sigma,)
+                rows.append(Row(level, (ratio, -ratio * c * level.sigma), noise=noise))
+        name = f"annealed_langevin ({self})"
+        return _close(Tableau(name, "noise", tuple(rows), knots[0], (levels or knots)[-1], prior_std), knots)
+
+    def _choose_sizes(self, points: Point) -> list[float]:
+        if self.step is None and len(points.t) > 1:
+            chosen: list[float] = choose_step((0.5 * points.log_snr.diff()).exp(), self.repeats).tolist()
+            # No level stands before the first one, where the start state is: it takes the next one's size.
+            return [chosen[0], *chosen]
+        return [NCSN_STEP if self.step is None else self.step] * len(points.t)
 
 
 def corrector_only(*, grid: Grid | None = None) -> Solver:
@@ -174,17 +160,15 @@ def corrector_only(*, grid: Grid | None = None) -> Solver:
 
 
 @dataclass(frozen=True)
-class _CorrectorOnly(Method):
+class _CorrectorOnly(PointMethod):
     """x/alpha stays as it is."""
 
     def __str__(self) -> str:
         return ""
 
-    def __call__(self, sde: GaussianSDE, times: Tensor) -> Tableau:
-        points = sde.at(times)
+    def on(self, points: Point, prior_std: float) -> Tableau:
         knots = Knot.of(points)
         levels = [k for k in knots if k.sigma > 0]
         _check_levels(levels, "corrector_only")
-        rows = (Row(late, (early.alpha / late.alpha,)) for late, early in itertools.pairwise(levels))
-        kept = points[: len(levels) or len(knots)]
-        return _close(Tableau.between(sde, kept, rows, name="corrector_only", prediction="noise"), knots)
+        rows = tuple(Row(late, (early.alpha / late.alpha,)) for late, early in itertools.pairwise(levels))
+        return _close(Tableau("corrector_only", "noise", rows, knots[0], (levels or knots)[-1], prior_std), knots)

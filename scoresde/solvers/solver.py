@@ -12,12 +12,13 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from scoresde.diffusions.point import Point
 from scoresde.diffusions.sde import GaussianSDE
 from scoresde.solvers.grids import Grid, check_times, log_snr
 from scoresde.solvers.rows import Order
 from scoresde.solvers.tableau import Tableau
 
-__all__ = ["Method", "Solver"]
+__all__ = ["Method", "PointMethod", "Solver"]
 
 
 class Method(ABC):
@@ -30,6 +31,18 @@ class Method(ABC):
     @abstractmethod
     def __call__(self, sde: GaussianSDE, times: Tensor) -> Tableau:
         """Return the table on decreasing float64 times."""
+
+
+class PointMethod(Method):
+    """A method that asks nothing of an SDE but its points, so that the knots of a chain serve as well."""
+
+    @abstractmethod
+    def on(self, points: Point, prior_std: float) -> Tableau:
+        """Return the table on decreasing points, for a zero-mean start state of this standard deviation."""
+
+    def __call__(self, sde: GaussianSDE, times: Tensor) -> Tableau:
+        """Return the table on decreasing float64 times."""
+        return self.on(sde.at(times), float(sde.prior_std(times[0])))
 
 
 @dataclass(frozen=True)
