@@ -1,4 +1,4 @@
-"""The published names: one dict literal, used by ``sample(solver="...")`` and by the command line.
+"""The published names: one dict, used by ``sample(solver="...")`` and by the command line.
 
 Some methods are published under several names; ``ALIASES`` has those that are the same function here.
 """
@@ -59,46 +59,17 @@ SolverName = Literal[
 DEFAULT: SolverName = "flow_abm"
 """The solver of ``sample`` where none is named."""
 
+# fmt: off
 SOLVERS: dict[str, Callable[[], Solver | ProbabilityFlow]] = {
-    "ancestral": ancestral,
-    "annealed_langevin": annealed_langevin,
-    "ddim": ddim,
-    "deis": deis,
-    "dpm_solver_2": dpm_solver_2,
-    "dpm_solver_3": dpm_solver_3,
-    "dpmpp_2m": dpmpp_2m,
-    "dpmpp_2m_sde": dpmpp_2m_sde,
-    "dpmpp_2s": dpmpp_2s,
-    "dpmpp_2s_ancestral": dpmpp_2s_ancestral,
-    "dpmpp_3m": dpmpp_3m,
-    "dpmpp_3m_sde": dpmpp_3m_sde,
-    "dpmpp_3s": dpmpp_3s,
-    "edm": edm,
-    "euler": euler,
-    "euler_ancestral": euler_ancestral,
-    "euler_maruyama": euler_maruyama,
-    "exponential_ab": exponential_ab,
-    "exponential_euler": exponential_euler,
-    "exponential_rk2": exponential_rk2,
-    "exponential_rk3": exponential_rk3,
-    "flow_ab": flow_ab,
-    "flow_abm": flow_abm,
-    "heun": heun,
-    "ipndm": ipndm,
-    "lms": lms,
-    "midpoint": midpoint,
-    "probability_flow": ProbabilityFlow,
-    "ralston": ralston,
-    "reverse_diffusion": reverse_diffusion,
-    "rk3": rk3,
-    "rk4": rk4,
-    "sa_solver": sa_solver,
-    "seeds_1": seeds_1,
-    "seeds_2": seeds_2,
-    "seeds_3": seeds_3,
-    "sra1": sra1,
-    "unipc": unipc,
+    build.__name__: build
+    for build in (
+        ancestral, annealed_langevin, ddim, deis, dpm_solver_2, dpm_solver_3, dpmpp_2m, dpmpp_2m_sde, dpmpp_2s,
+        dpmpp_2s_ancestral, dpmpp_3m, dpmpp_3m_sde, dpmpp_3s, edm, euler, euler_ancestral, euler_maruyama,
+        exponential_ab, exponential_euler, exponential_rk2, exponential_rk3, flow_ab, flow_abm, heun, ipndm, lms,
+        midpoint, ralston, reverse_diffusion, rk3, rk4, sa_solver, seeds_1, seeds_2, seeds_3, sra1, unipc,
+    )
 }
+# fmt: on
 
 ALIASES: dict[str, Callable[[], Solver | ProbabilityFlow]] = {
     # The noise of the reverse family does not depend on the state: what sets these two apart is 0.
@@ -107,7 +78,7 @@ ALIASES: dict[str, Callable[[], Solver | ProbabilityFlow]] = {
     # Zhang et al. 2023, "Improved order analysis and design of exponential integrator", arXiv:2308.02157.
     "res": exponential_rk2,
 }
-SOLVERS |= ALIASES
+SOLVERS |= {"probability_flow": ProbabilityFlow, **ALIASES}
 
 
 @functools.cache
