@@ -83,7 +83,10 @@ def schedules(sdes: Mapping[str, GaussianSDE] | Sequence[GaussianSDE]) -> Figure
         keys.set_axis_off()
         curves = figure.axes[0].get_legend_handles_labels()[0]
         triangle = keys.plot([], [], color="none", marker="v", markerfacecolor="#555555", markeredgewidth=0)
-        texts = [_legend(name, sde, scaled=own) for name, sde in named.items()]
+        texts = [
+            f"{name}, t from {sde.t_min:g} to {sde.t_max:g}" if sde.t_max != 1.0 else name
+            for name, sde in named.items()
+        ]
         keys.legend([*curves, *triangle], [*texts, "becomes infinite here"], loc="center", handlelength=3.4)
     return figure
 
@@ -103,10 +106,6 @@ def _name_sdes(sdes: Mapping[str, GaussianSDE] | Sequence[GaussianSDE]) -> dict[
         twice = next(name for name, _ in pairs if sum(name == other for other, _ in pairs) > 1)
         raise ConfigError(f'sdes holds {twice} more than once; name them: {{"one": {twice}(...), "other": ...}}')
     return named
-
-
-def _legend(name: str, sde: GaussianSDE, *, scaled: bool) -> str:
-    return f"{name}, t from {sde.t_min:g} to {sde.t_max:g}" if scaled and sde.t_max != 1.0 else name
 
 
 def _draw(axes: Axes, panel: _Panel, sdes: Mapping[str, GaussianSDE], *, scaled: bool) -> None:

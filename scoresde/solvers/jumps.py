@@ -138,9 +138,7 @@ def churned(
     if s_max != math.inf:
         check_number(s_max, "s_max", s_min)
     check_number(s_noise, "s_noise", 0.0, open_low=True)
-    order = _weaken(solver.order, s_noise == 1.0) if churn else solver.order
-    if churn and order.weak is not None and not isinstance(solver.build, OneStep):
-        order = Order(weak=min(order.weak, 1.0))
+    order = _limit_order(_weaken(solver.order, s_noise == 1.0), solver.build, 1.0) if churn else solver.order
     return _Churned(name or f"{solver.name}, churned", solver, order, churn, s_min, s_max, s_noise).wrap()
 
 
@@ -188,9 +186,9 @@ def _check_solver(solver: object, wrapper: str) -> None:
         )
 
 
-def _limit_order(order: Order, build: Build) -> Order:
+def _limit_order(order: Order, build: Build, most: float) -> Order:
     """Return the weak order where a leg begins anew: the first step of a multistep method is of first order."""
-    return order if isinstance(build, OneStep) or order.weak is None else Order(weak=min(order.weak, 2.0))
+    return order if isinstance(build, OneStep) or order.weak is None else Order(weak=min(order.weak, most))
 
 
 def _weaken(order: Order, unbiased: bool = True) -> Order:
@@ -243,7 +241,7 @@ def restart(
     check_integer(repeats, "repeats", 1)
     if steps is not None:
         check_integer(steps, "steps", 1)
-    order = _limit_order(_weaken(solver.order, steps is None), solver.build)
+    order = _limit_order(_weaken(solver.order, steps is None), solver.build, 2.0)
     return _Restarted(name or f"{solver.name}, restarted", solver, order, t_min, t_max, repeats, steps).wrap()
 
 
