@@ -13,12 +13,14 @@ samples: a law's own size, so differences that are much finer go unseen.
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor
 
 from scoresde.errors import DomainError, check_number
-from scoresde.metrics.pairs import BLOCK, check_pair, measure_distances
-from scoresde.ops import Array, chunks
+from scoresde.metrics.pairs import check_pair, measure_distances, sum_between, sum_within
+from scoresde.ops import Array
 
 __all__ = ["check_bandwidth", "kernel", "median_bandwidth", "median_distance", "mmd"]
 
@@ -50,12 +52,9 @@ def mmd(x: Array, y: Array, *, bandwidth: float | None = None) -> float:
     """
     first, second = check_pair(x, y, least=2)
     width = check_bandwidth(bandwidth, first, second)
-    n, m = first.shape[0], second.shape[0]
-    between = 0.0
-    for part in chunks(n, max(1, BLOCK // m)):
-        between += float(kernel(first[part], second, width).sum())
-    within = [_inner_sum(one, width) / (len(one) * (len(one) - 1)) for one in (first, second)]
-    return sum(within) - 2.0 * between / (n * m)
+    measure = functools.partial(kernel, bandwidth=width)
+    within = [sum_within(one, measure) / (len(one) * (len(one) - 1)) for one in (first, second)]
+    return sum(within) - 2.0 * sum_between(first, second, measure) / (len(first) * len(second))
 
 
 def median_bandwidth(x: Array, y: Array) -> float:
@@ -94,13 +93,3 @@ def check_bandwidth(bandwidth: float | None, x: Tensor, y: Tensor) -> float:
     if bandwidth is None:
         return median_distance(torch.cat([x, y]))
     return check_number(bandwidth, "bandwidth", 0.0, open_low=True)
-
-
-def _inner_sum(x: Tensor, bandwidth: float) -> float:
-    """Return the sum of k(x_i, x_j) over ordered pairs i != j; blocks off the diagonal are computed once."""
-    total = 0.0
-    for part in chunks(x.shape[0], max(1, BLOCK // x.shape[0])):
-        block, rest = x[part], x[part.stop :]
-        total += float(kernel(block, block, bandwidth).fill_diagonal_(0.0).sum())
-        total += 2.0 * float(kernel(block, rest, bandwidth).sum())
-    return total

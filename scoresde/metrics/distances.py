@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 
-from torch import Generator, Tensor
+from torch import Generator
 
 from scoresde.errors import check_integer
-from scoresde.metrics.pairs import BLOCK, check_pair, cut_quantiles, measure_distances
+from scoresde.metrics.pairs import BLOCK, check_pair, cut_quantiles, measure_distances, sum_between, sum_within
 from scoresde.noise import normal, stream
 from scoresde.ops import Array, chunks
 
@@ -79,17 +79,6 @@ def energy_distance(x: Array, y: Array) -> float:
     """
     first, second = check_pair(x, y)
     n, m = first.shape[0], second.shape[0]
-    between = 0.0
-    for part in chunks(n, max(1, BLOCK // m)):
-        between += float(measure_distances(first[part], second).sum())
-    squared = 2.0 * between / (n * m) - _inner_sum(first) / n**2 - _inner_sum(second) / m**2
+    between = 2.0 * sum_between(first, second, measure_distances) / (n * m)
+    squared = between - sum_within(first, measure_distances) / n**2 - sum_within(second, measure_distances) / m**2
     return math.sqrt(max(squared, 0.0))
-
-
-def _inner_sum(x: Tensor) -> float:
-    """Return the sum of |x_i - x_j| over all ordered pairs; blocks off the diagonal are computed once."""
-    total = 0.0
-    for part in chunks(x.shape[0], max(1, BLOCK // x.shape[0])):
-        block, rest = x[part], x[part.stop :]
-        total += float(measure_distances(block, block).sum()) + 2.0 * float(measure_distances(block, rest).sum())
-    return total

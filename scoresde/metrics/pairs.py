@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from scoresde.errors import ShapeError, check_device, check_floating, check_samples
-from scoresde.ops import Array, accept_arrays, working_dtype
+from scoresde.ops import Array, accept_arrays, chunks, working_dtype
 
-__all__ = ["BLOCK", "check_pair", "cut_quantiles", "measure_distances"]
+__all__ = ["BLOCK", "check_pair", "cut_quantiles", "measure_distances", "sum_between", "sum_within"]
 
 BLOCK = 2**22  # numbers held at once: 32 MiB of float64, whatever the sizes of the two sets
 
@@ -51,3 +53,17 @@ def measure_distances(x: Tensor, y: Tensor) -> Tensor:
     """Return all Euclidean distances (n, m), as differences: the matrix-product form loses half of the digits."""
     result: Tensor = torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist")
     return result
+
+
+def sum_between(x: Tensor, y: Tensor, measure: Callable[[Tensor, Tensor], Tensor]) -> float:
+    """Return the sum of ``measure`` over all pairs of x (n, D) and y (m, D), block by block."""
+    return sum(float(measure(x[part], y).sum()) for part in chunks(x.shape[0], max(1, BLOCK // y.shape[0])))
+
+
+def sum_within(x: Tensor, measure: Callable[[Tensor, Tensor], Tensor]) -> float:
+    """Return the sum of ``measure`` over ordered pairs i != j of x; blocks off the diagonal are computed once."""
+    total = 0.0
+    for part in chunks(x.shape[0], max(1, BLOCK // x.shape[0])):
+        block, rest = x[part], x[part.stop :]
+        total += float(measure(block, block).fill_diagonal_(0.0).sum()) + 2.0 * float(measure(block, rest).sum())
+    return total

@@ -25,6 +25,7 @@ from scoresde.metrics import (
     floor,
     frechet_distance,
     frechet_distance_of_moments,
+    pairs,
     sliced_wasserstein,
 )
 from scoresde.metrics.pairs import cut_quantiles
@@ -129,7 +130,7 @@ def test_energy_distance_holds_no_more_than_a_block(monkeypatch: pytest.MonkeyPa
         held.append(result.numel())
         return result
 
-    monkeypatch.setattr(distances, "BLOCK", block)
+    monkeypatch.setattr(pairs, "BLOCK", block)
     monkeypatch.setattr(distances, "measure_distances", recorded)
     assert energy_distance(x, y) == pytest.approx(whole, rel=1e-12)
     assert max(held) <= max(block, 53)  # never less than one row

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from samples import agrees_with, draw
 from torch import Tensor
 
-from scoresde.metrics import discrepancy, floor, median_bandwidth, mmd, two_sample, two_sample_test
+from scoresde.metrics import floor, median_bandwidth, mmd, pairs, two_sample, two_sample_test
 from scoresde.noise import permutation, stream
 
 
@@ -73,7 +73,7 @@ def test_mmd_is_the_plain_double_loop(n: int, m: int, seed: int, h: float) -> No
 def test_blocks_of_distances_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     x, y = draw(53, 2, key="x"), draw(31, 2, key="y") + 0.5
     whole, test = mmd(x, y), two_sample_test(x, y, permutations=20)
-    monkeypatch.setattr(discrepancy, "BLOCK", 150)
+    monkeypatch.setattr(pairs, "BLOCK", 150)
     monkeypatch.setattr(two_sample, "BLOCK", 150)
     assert mmd(x, y) == pytest.approx(whole, rel=1e-12)
     again = two_sample_test(x, y, permutations=20)
