@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from scoresde.data.images import explain_missing
+from scoresde.data.images import needing
 from scoresde.errors import ConfigError, DataError, check_path, unknown
 
 if TYPE_CHECKING:
@@ -83,10 +83,8 @@ def _read(file: Path) -> DataFrame:
     ending = file.suffix.lower()
     if ending not in SUFFIXES:
         raise unknown("ending of a table", file.suffix, SUFFIXES, parameter="path")
-    try:
+    with needing("tables from files", "polars"):
         import polars
-    except ImportError as error:
-        raise explain_missing("tables from files", "polars") from error
     try:
         # An open file is that file: of a path polars would take a star, or the address of a server, for more.
         with file.open("rb") as opened:

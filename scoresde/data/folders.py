@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scoresde.data.images import explain_missing, from_bytes
+from scoresde.data.images import from_bytes, needing
 from scoresde.errors import DataError, DTypeError, check_integer, check_path, unknown
 
 if TYPE_CHECKING:
@@ -93,10 +93,8 @@ def images_from_folder(
         raise unknown("on_bad_image", on_bad_image, ("raise", "skip"))
     limit = check_integer(max_pixels, "max_pixels", 1)
     behind = None if background is None else _check_colour(background)
-    try:
+    with needing("image folders", "Pillow"):
         import PIL.Image  # noqa: F401 only looked for: the helpers below import what they use
-    except ImportError as error:
-        raise explain_missing("image folders", "Pillow") from error
     files = _list(folder)
     pixels: list[Tensor] = []
     kept: list[Path] = []

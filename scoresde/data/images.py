@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,7 +13,7 @@ from torch import Tensor
 from scoresde.errors import ConfigError, check_integer, unknown
 from scoresde.noise import integers, stream, undisturbed
 
-__all__ = ["LabelledImages", "check_split", "digits", "explain_missing", "from_bytes", "photographs", "split_by_label"]
+__all__ = ["LabelledImages", "check_split", "digits", "from_bytes", "needing", "photographs", "split_by_label"]
 
 Split = Literal["train", "test"]
 
@@ -48,11 +50,8 @@ def digits(split: Split = "train") -> LabelledImages:
     Source: Alpaydin, Kaynak (1998), Optical Recognition of Handwritten Digits, UCI; 1797 images.
     """
     check_split(split)
-    try:
-        with undisturbed():
-            from sklearn.datasets import load_digits
-    except ImportError as error:
-        raise explain_missing("digits", "scikit-learn") from error
+    with needing("digits", "scikit-learn"):
+        from sklearn.datasets import load_digits
     pixels, targets = load_digits(return_X_y=True)
     labels = torch.as_tensor(targets, dtype=torch.int64)
     images = torch.as_tensor(pixels, dtype=torch.float32).reshape(-1, 1, 8, 8) / 8.0 - 1.0
@@ -82,13 +81,10 @@ def photographs(patch: int = 16, count: int = 10_000, split: Split = "train", *,
     side = check_integer(patch, "patch", 1, 128)
     total = check_integer(count, "count", 0)
     generator = stream(seed, "data", "photographs", split)
-    try:
-        with undisturbed():
-            from sklearn.datasets import load_sample_images
+    with needing("photographs", "scikit-learn and Pillow"):
+        from sklearn.datasets import load_sample_images
 
-            pictures = load_sample_images().images
-    except ImportError as error:
-        raise explain_missing("photographs", "scikit-learn and Pillow") from error
+        pictures = load_sample_images().images
     first, last = (0, 512) if split == "train" else (512, 640)
     pixels = torch.stack([torch.from_numpy(one[:, first:last].copy()).permute(2, 0, 1) for one in pictures])
     labels = integers(len(pixels), (total,), generator)
@@ -111,9 +107,14 @@ def check_split(split: object) -> None:
         raise unknown("split", split, ("train", "test"))
 
 
-def explain_missing(what: str, packages: str) -> ConfigError:
-    """Build the error for data that need a package which is not installed."""
-    return ConfigError(f'{what} need {packages}; in the repository run pip install ".[data]"')
+@contextmanager
+def needing(what: str, packages: str) -> Iterator[None]:
+    """Import what data need, with global generators left alone; ConfigError where a package is not installed."""
+    try:
+        with undisturbed():
+            yield
+    except ImportError as error:
+        raise ConfigError(f'{what} need {packages}; in the repository run pip install ".[data]"') from error
 
 
 def split_by_label(labels: Tensor, split: Split) -> Tensor:

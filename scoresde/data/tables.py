@@ -7,9 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from scoresde.data.images import Split, check_split, explain_missing, split_by_label
+from scoresde.data.images import Split, check_split, needing, split_by_label
 from scoresde.errors import unknown
-from scoresde.noise import undisturbed
 
 __all__ = ["TABLES", "Table", "tabular"]
 
@@ -51,11 +50,8 @@ def tabular(name: str = "wine", split: Split = "train") -> Table:
     check_split(split)
     if name not in TABLES:
         raise unknown("table", name, TABLES)
-    try:
-        with undisturbed():
-            from sklearn.datasets import load_breast_cancer, load_iris, load_wine
-    except ImportError as error:
-        raise explain_missing("tables", "scikit-learn") from error
+    with needing("tables", "scikit-learn"):
+        from sklearn.datasets import load_breast_cancer, load_iris, load_wine
     bunch = {"breast_cancer": load_breast_cancer, "iris": load_iris, "wine": load_wine}[name]()
     labels = torch.as_tensor(bunch.target, dtype=torch.int64)
     chosen = split_by_label(labels, split)
