@@ -70,14 +70,7 @@ def eight_gaussians(n: int, *, seed: int = 0, noise: float = 0.1) -> Tensor:
 
     The shape is b = sqrt(2) (cos(k pi/4), sin(k pi/4)), k uniform on 0..7; the point is sqrt(1 - noise^2) b + noise z,
     a mixture with modes of standard deviation ``noise`` at radius sqrt(2 - 2 noise^2).
-
-    Args:
-        n: number of points, at least 0.
-        seed: names the points.
-        noise: standard deviation of each Gaussian, in [0, 1).
-
-    Raises:
-        DTypeError, DomainError: n, seed or noise out of range.
+    Arguments and errors as for ``swiss_roll``.
     """
     generator, n, noise = _start("eight_gaussians", n, seed, noise)
     angle = integers(8, (n,), generator).to(torch.float32) * (math.pi / 4.0)
@@ -90,14 +83,7 @@ def moons(n: int, *, seed: int = 0, noise: float = 0.1) -> Tensor:
     With a uniform on [0, pi], and each with probability 1/2, the unscaled point (u, v) is (cos a, sin a) or
     (1 - cos a, 1/2 - sin a). The shape is b = ((u - 1/2)/c_1, (v - 1/4)/c_2), c_1^2 = 3/4, c_2^2 = 9/16 - 1/pi.
     The point is sqrt(1 - noise^2) b + noise z.
-
-    Args:
-        n: number of points, at least 0.
-        seed: names the points.
-        noise: standard deviation of the blur, in [0, 1), in units of the data's standard deviation.
-
-    Raises:
-        DTypeError, DomainError: n, seed or noise out of range.
+    Arguments and errors as for ``swiss_roll``.
     """
     generator, n, noise = _start("moons", n, seed, noise)
     angle = math.pi * uniform((n,), generator)
@@ -114,14 +100,7 @@ def checkerboard(n: int, *, seed: int = 0, noise: float = 0.0) -> Tensor:
     Cell (i, j), i and j in 0..3, is dark where i + j is even; b is uniform on the dark cells of [-sqrt(3), sqrt(3)]^2,
     so that each coordinate alone is uniform with variance 1 (and the two have correlation 3/16).
     The point is sqrt(1 - noise^2) b + noise z.
-
-    Args:
-        n: number of points, at least 0.
-        seed: names the points.
-        noise: standard deviation of the blur, in [0, 1); 0 keeps the edges sharp.
-
-    Raises:
-        DTypeError, DomainError: n, seed or noise out of range.
+    Arguments and errors as for ``swiss_roll``; ``noise`` 0 keeps the edges sharp.
     """
     generator, n, noise = _start("checkerboard", n, seed, noise)
     column = integers(4, (n,), generator)
@@ -136,15 +115,7 @@ def pinwheel(n: int, *, seed: int = 0, noise: float = 0.0) -> Tensor:
     With k uniform on 0..4, r ~ N(1, 0.3^2), w ~ N(0, 0.1^2) and the angle a = 2 pi k/5 + exp(r)/4, the shape is
     b = (r (cos a, sin a) + w (-sin a, cos a))/c: a blade k turned further the further out it is. The five-fold symmetry
     makes its mean 0 and its variances equal, c^2 = (1 + 0.3^2 + 0.1^2)/2. The point is sqrt(1 - noise^2) b + noise z.
-
-    Args:
-        n: number of points, at least 0.
-        seed: names the points.
-        noise: standard deviation of a blur, in [0, 1), in units of the data's standard deviation; the blades have a
-            width of their own.
-
-    Raises:
-        DTypeError, DomainError: n, seed or noise out of range.
+    Arguments and errors as for ``swiss_roll``; the blades have a width of their own without ``noise``.
 
     Source: Johnson, Duvenaud, Wiltschko, Datta, Adams (2016), Composing graphical models with neural networks for
     structured representations and fast inference, arXiv:1603.06277.
@@ -163,14 +134,7 @@ def two_spirals(n: int, *, seed: int = 0, noise: float = 0.05) -> Tensor:
 
     With a = 3 pi sqrt(u), u uniform on [0, 1), and a fair sign, the shape is b = +-(a cos a/c_1, a sin a/c_2),
     c_1^2 = (9 pi^2 + 3)/4 and c_2^2 = (9 pi^2 - 3)/4. The point is sqrt(1 - noise^2) b + noise z.
-
-    Args:
-        n: number of points, at least 0.
-        seed: names the points.
-        noise: standard deviation of the blur, in [0, 1), in units of the data's standard deviation.
-
-    Raises:
-        DTypeError, DomainError: n, seed or noise out of range.
+    Arguments and errors as for ``swiss_roll``.
 
     Source: the benchmark of Lang, Witbrock (1988), with points denser towards the outside.
     """

@@ -174,26 +174,11 @@ def decode(
     chunk_size: int | None = None,
     full_output: bool = False,
 ) -> Tensor | SampleResult:
-    """Carry latents to data along the probability flow: the inverse of ``encode`` with the same options.
+    """Carry latents to data along the probability flow: the inverse of ``encode`` with the same options and errors.
 
-    It is ``sample`` from the start state z with ``final="sample"`` and a deterministic solver.
-
-    Args:
-        model: the model.
-        z: latents (B, *) at the first time, in the model's coordinates; not written to.
-        sde: as for ``encode``.
-        solver: as for ``encode``.
-        steps: as for ``encode``.
-        times: as for ``encode``.
-        cond: as for ``encode``.
-        chunk_size: as for ``encode``.
-        full_output: return a SampleResult instead of the tensor.
-
-    Returns:
-        The data (B, *), in the data's units and z's type.
-
-    Raises:
-        The same as ``encode``.
+    It is ``sample`` from the start state z, latents (B, *) at the first time in the model's coordinates, with
+    ``final="sample"`` and a deterministic solver; z is not written to. Returns the data (B, *), in the data's units and
+    z's type, or with ``full_output`` a SampleResult.
     """
     model, solver = _checked(model, z, "z", sde, solver)
     if isinstance(solver, FlowSolver):
