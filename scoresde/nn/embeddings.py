@@ -17,6 +17,8 @@ First values come from ``initialise``: uniform of variance 1/(3 n) for a layer w
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -24,7 +26,7 @@ from torch.nn import functional
 from scoresde.errors import ConfigError, DomainError, DTypeError, ShapeError, check_integer, check_number
 from scoresde.noise import normal, stream, uniform
 
-__all__ = ["Conditioning", "drop_labels", "fourier_features", "initialise"]
+__all__ = ["Conditioning", "LabelledNetwork", "drop_labels", "fourier_features", "initialise"]
 
 FREQUENCIES = 32
 LOWEST, HIGHEST = -6.0, 2.0  # exponents of 2
@@ -37,6 +39,24 @@ def fourier_features(c_noise: Tensor, frequencies: int = FREQUENCIES) -> Tensor:
     omega = torch.logspace(LOWEST, HIGHEST, frequencies, base=2.0, dtype=c.dtype, device=c.device)
     angle = torch.outer(c, omega)
     return torch.cat([angle.sin(), angle.cos()], dim=1)
+
+
+class LabelledNetwork(nn.Module):
+    """What the built-in networks share: a description by the constructor's arguments, and class labels or none."""
+
+    ARGS: ClassVar[tuple[str, ...]]  # the constructor's arguments, each an attribute
+    classes: int | None
+
+    @property
+    def config(self) -> dict[str, object]:
+        """The constructor's arguments, JSON-able: ``MLP(**net.config)`` is an MLP again, with its first weights."""
+        values = {name: getattr(self, name) for name in self.ARGS}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+    @property
+    def condition_names(self) -> frozenset[str]:
+        """The conditions that ``forward`` takes: label, where there are classes."""
+        return frozenset() if self.classes is None else frozenset({"label"})
 
 
 class Conditioning(nn.Module):
@@ -152,8 +172,3 @@ def check_call(x: Tensor, c_noise: Tensor, label: Tensor | None) -> None:
 def check_classes(classes: int | None) -> int | None:
     """Return ``classes`` if it is None or at least 1, else raise DTypeError or DomainError."""
     return None if classes is None else check_integer(classes, "classes", 1)
-
-
-def label_names(classes: int | None) -> frozenset[str]:
-    """Return the names of the conditions of a network with this many classes."""
-    return frozenset() if classes is None else frozenset({"label"})

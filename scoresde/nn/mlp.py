@@ -24,13 +24,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from scoresde.errors import ConfigError, ShapeError, check_integer
-from scoresde.nn.embeddings import Conditioning, add_linear, check_call, check_classes, initialise, label_names
+from scoresde.nn.embeddings import Conditioning, LabelledNetwork, add_linear, check_call, check_classes, initialise
 from scoresde.noise import check_seed
 
 __all__ = ["MLP"]
 
 
-class MLP(nn.Module):
+class MLP(LabelledNetwork):
     """A residual multilayer perceptron: net(x, c_noise, label=None) -> a tensor of x's dtype and shape.
 
     Args:
@@ -45,6 +45,8 @@ class MLP(nn.Module):
     Raises:
         DTypeError, DomainError: a size that is not a positive integer. ConfigError: out_channels of an event ().
     """
+
+    ARGS = ("event_shape", "width", "depth", "classes", "out_channels", "seed")
 
     def __init__(
         self,
@@ -77,23 +79,6 @@ class MLP(nn.Module):
             self.output = nn.Linear(width, math.prod(self.out_shape))
             self.skip = nn.Linear(width, 1)
         initialise(self, self.seed, zero=(*self.second, self.output, self.skip))
-
-    @property
-    def config(self) -> dict[str, object]:
-        """The constructor's arguments, JSON-able: ``MLP(**net.config)`` is this network with its first weights."""
-        return {
-            "event_shape": list(self.event_shape),
-            "width": self.width,
-            "depth": self.depth,
-            "classes": self.classes,
-            "out_channels": self.out_channels,
-            "seed": self.seed,
-        }
-
-    @property
-    def condition_names(self) -> frozenset[str]:
-        """The conditions that ``forward`` takes: label, where there are classes."""
-        return label_names(self.classes)
 
     def forward(self, x: Tensor, c_noise: Tensor, label: Tensor | None = None) -> Tensor:
         """Return the network's output, of x's shape but for ``out_channels``.

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from scoresde.errors import ConfigError, ShapeError, check_integer
-from scoresde.nn.embeddings import Conditioning, add_linear, check_call, check_classes, initialise, label_names
+from scoresde.nn.embeddings import Conditioning, LabelledNetwork, add_linear, check_call, check_classes, initialise
 from scoresde.noise import check_seed
 
 __all__ = ["UNet"]
@@ -155,7 +155,7 @@ class _Level(nn.Module):
         return x
 
 
-class UNet(nn.Module):
+class UNet(LabelledNetwork):
     """A U-Net: net(x, c_noise, label=None) -> a tensor of x's dtype and shape.
 
     Args:
@@ -176,6 +176,19 @@ class UNet(nn.Module):
         DTypeError, DomainError: a size that is not a positive integer, or a level that does not exist.
         ConfigError: no level at all, or heads that do not divide the channels.
     """
+
+    ARGS = (
+        "channels",
+        "dims",
+        "width",
+        "multipliers",
+        "blocks",
+        "attention",
+        "heads",
+        "classes",
+        "out_channels",
+        "seed",
+    )
 
     def __init__(
         self,
@@ -233,38 +246,10 @@ class UNet(nn.Module):
         last_layers += [module.output for module in self.level.modules() if isinstance(module, _Attention)]
         initialise(self, self.seed, zero=(*last_layers, self.output, self.skip))
 
-    @property
-    def config(self) -> dict[str, object]:
-        """The constructor's arguments, JSON-able: ``UNet(**net.config)`` is this network with its first weights."""
-        return {
-            "channels": self.channels,
-            "dims": self.dims,
-            "width": self.width,
-            "multipliers": list(self.multipliers),
-            "blocks": self.blocks,
-            "attention": list(self.attention),
-            "heads": self.heads,
-            "classes": self.classes,
-            "out_channels": self.out_channels,
-            "seed": self.seed,
-        }
-
-    @property
-    def condition_names(self) -> frozenset[str]:
-        """The conditions that ``forward`` takes: label, where there are classes."""
-        return label_names(self.classes)
-
     def forward(self, x: Tensor, c_noise: Tensor, label: Tensor | None = None) -> Tensor:
         """Return the network's output, of x's shape but for ``out_channels``.
 
-        Args:
-            x: (B, channels, *sizes) with ``dims`` sizes, each at least 1; computed in the type of the weights.
-            c_noise: (B,), the log-SNR in nats, or what else the network is trained with.
-            label: integers (B,) in 0..classes-1; -1, or None for the whole batch, is the null class.
-
-        Raises:
-            ShapeError: x, c_noise or label of another shape. ConfigError: a label without classes.
-            DTypeError, DomainError: a label that is not an integer in -1..classes-1.
+        x is (B, channels, *sizes) with ``dims`` sizes, each at least 1; the rest and errors are as in ``MLP.forward``.
         """
         if x.ndim != self.dims + 2 or x.shape[1] != self.channels:
             sizes = ", ".join(["B", str(self.channels), *"DHW"[3 - self.dims :]])
