@@ -189,23 +189,14 @@ class TorchDiffEq(FlowSolver):
         # Told of the end, the method steps onto it; else it steps past and interpolates, where there may be no flow.
         options = {"step_t": times[1:].clone()}
         y = x / field.scales[0]
+        solve, extra = torchdiffeq.odeint, {}
+        if self.adjoint:
+            solve = torchdiffeq.odeint_adjoint
+            extra = {"adjoint_params": field.parameters, "adjoint_options": {"step_t": times[:1].clone()}}
         try:
-            if self.adjoint:
-                out = torchdiffeq.odeint_adjoint(
-                    counted,
-                    y,
-                    times,
-                    rtol=self.rtol,
-                    atol=self.atol,
-                    method=self.method,
-                    options=options,
-                    adjoint_params=field.parameters,
-                    adjoint_options={"step_t": times[:1].clone()},
-                )[-1]
-            else:
-                out = torchdiffeq.odeint(
-                    counted, y, times, rtol=self.rtol, atol=self.atol, method=self.method, options=options
-                )[-1]
+            out = solve(
+                counted, y, times, rtol=self.rtol, atol=self.atol, method=self.method, options=options, **extra
+            )[-1]
         except AssertionError as error:
             raise SolverError(f"torchdiffeq's {self.method} stopped: {error}; loosen rtol and atol") from error
         return out * field.scales[1], counted
