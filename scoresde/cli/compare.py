@@ -1,7 +1,5 @@
 """``scoresde compare``: one checkpoint, many samplers, one table and one figure."""
 
-from __future__ import annotations
-
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +29,6 @@ from scoresde.cli.yardsticks import Yardstick, make_yardstick
 from scoresde.diffusions.sde import GaussianSDE
 from scoresde.errors import ConfigError, check_integer
 from scoresde.metrics.floors import Comparison
-from scoresde.models.prediction import Condition
 from scoresde.noise import check_seed
 from scoresde.plots.curves import comparison
 from scoresde.plots.samples import image_grid, scatter
@@ -91,6 +88,9 @@ class Compare(Work):
         out = check_folder("out", run.folder / "comparison" if self.out is None else self.out)
         with use_threads(choose_threads(self.threads, run.model.net)):
             yard = make_yardstick(name, data, classes=run.classes)
+            shape = tuple(yard.held_out.shape[1:])
+            if shape != run.event:
+                raise ConfigError(f"the model's samples have shape {tuple(run.event)}, those of {name} {shape}")
             out.mkdir(parents=True, exist_ok=True)
             found = _Results(run, name, yard, self.seed, out, len(samplers))
             print(f"results in {out}/", file=sys.stderr, flush=True)
@@ -101,7 +101,7 @@ class Compare(Work):
                     yard.metrics,
                     samples=data.preset.samples if self.n is None else self.n,
                     floors=yard.floors,
-                    cond=None if run.classes is None else lambda n: _make_labels(run, yard, n),
+                    cond=None if run.classes is None else yard.make_labels,
                     seed=self.seed,
                     chunk_size=self.chunk_size,
                     progress=is_interactive(),
@@ -125,9 +125,6 @@ class Compare(Work):
         # The images of a folder are brought to the size of the model's.
         side = run.event[-1] if len(run.event) == 3 and run.event[-1] == run.event[-2] else None
         data = open_data(name, size=side, on_bad_image=self.on_bad_image or str(usual))
-        shape = data.held_out().shape[1:]
-        if shape != run.event:
-            raise ConfigError(f"the model's samples have shape {tuple(run.event)}, those of {name} {tuple(shape)}")
         if name == run.data and data.path is not None:
             known = run.about.get("samples")
             if isinstance(known, dict) and known.get("sha256") != digest(data.load()[0]):
@@ -212,10 +209,3 @@ class _Results:
             return False
         save(figure, self.out / "samples.png")
         return True
-
-
-def _make_labels(run: RunFolder, yard: Yardstick, n: int) -> Condition:
-    """Return labels for n samples: as often as the data have them, or the classes in turn."""
-    if yard.classes is None:
-        return run.make_labels(n)
-    return {"label": yard.classes[torch.arange(n) % len(yard.classes)]}

@@ -1,7 +1,5 @@
 """What the verbs share: the base of their options, the device, and how words become values."""
 
-from __future__ import annotations
-
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping

@@ -23,8 +23,9 @@ import torch
 from torch import Tensor
 
 from scoresde.errors import CheckpointError, ConfigError, DomainError
-from scoresde.models.checkpoint import MANIFEST
+from scoresde.models.checkpoint import MANIFEST, find
 from scoresde.models.score_model import ScoreModel
+from scoresde.nn.embeddings import LabelledNetwork
 from scoresde.training.loop import CHECKPOINT
 
 __all__ = [
@@ -52,32 +53,17 @@ class RunFolder:
         folder: of the run, or of a checkpoint that stands alone.
         model: with averaged weights, ready to sample.
         about: what run.json says; nothing where there is none.
+        data: the name of its data, or where they are; None where no run.json tells.
+        event: the shape of one sample.
+        classes: the number of class labels of a built-in network; None without labels.
     """
 
     folder: Path
     model: ScoreModel
     about: Mapping[str, object]
-
-    @property
-    def data(self) -> str | None:
-        """The name of its data, or where they are; None where no run.json tells."""
-        name = self.about.get("data")
-        return None if name is None else str(name)
-
-    @property
-    def event(self) -> torch.Size:
-        """The shape of one sample."""
-        if self.model.moments is None:
-            raise CheckpointError(f"{self.folder} holds no data moments, so no shape of a sample; train it with fit")
-        return self.model.moments.mean.shape
-
-    @property
-    def classes(self) -> int | None:
-        """The number of class labels of a built-in network; None without labels."""
-        from scoresde.nn.mlp import MLP
-        from scoresde.nn.unet import UNet
-
-        return self.model.net.classes if isinstance(self.model.net, MLP | UNet) else None
+    data: str | None
+    event: torch.Size
+    classes: int | None
 
     def make_labels(self, n: int, label: int | None = None) -> dict[str, Tensor] | None:
         """Return the labels of n samples: one for all, or the classes in turn; None for a model without labels.
@@ -108,16 +94,15 @@ def find_checkpoint(path: Path) -> Path:
     Raises:
         CheckpointError: no checkpoint there (with the nearest name that is one).
     """
-    if (path / CHECKPOINT / MANIFEST).is_file():
-        return path / CHECKPOINT
-    if not (path / MANIFEST).is_file():
+    found = find(path)
+    if not (found / MANIFEST).is_file():
         beside = path.parent
-        known = [one.name for one in beside.iterdir() if _is_run(one)] if beside.is_dir() else []
+        known = [one.name for one in beside.iterdir() if (find(one) / MANIFEST).is_file()] if beside.is_dir() else []
         near = difflib.get_close_matches(path.name, known, n=1, cutoff=0.5)
         hint = f"did you mean {beside / near[0]}?" if near else "make one with: scoresde train"
         what = "holds no checkpoint" if path.exists() else "does not exist"
         raise CheckpointError(f"checkpoint {path} {what}; {hint}")
-    return path
+    return found
 
 
 def read_about(checkpoint: Path) -> tuple[Path, dict[str, object]]:
@@ -130,15 +115,17 @@ def open_run(path: Path, device: torch.device) -> RunFolder:
     """Read the model of a run's folder, or of a checkpoint's folder itself.
 
     Raises:
-        CheckpointError: no checkpoint there (with the nearest name that is one), or a damaged one.
+        CheckpointError: no checkpoint there (with the nearest name that is one), a damaged one, or one that does not
+            know the shape of a sample.
     """
     checkpoint = find_checkpoint(path)
     folder, about = read_about(checkpoint)
-    return RunFolder(folder, ScoreModel.load(checkpoint).to(device), about)
-
-
-def _is_run(folder: Path) -> bool:
-    return (folder / CHECKPOINT / MANIFEST).is_file() or (folder / MANIFEST).is_file()
+    model = ScoreModel.load(checkpoint).to(device)
+    if model.moments is None:
+        raise CheckpointError(f"{folder} holds no data moments, so no shape of a sample; train it with fit")
+    data = None if about.get("data") is None else str(about["data"])
+    classes = model.net.classes if isinstance(model.net, LabelledNetwork) else None
+    return RunFolder(folder, model, about, data, model.moments.mean.shape, classes)
 
 
 def read_json(path: Path) -> dict[str, object]:

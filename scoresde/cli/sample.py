@@ -1,7 +1,5 @@
 """``scoresde sample``: draw samples from a trained model."""
 
-from __future__ import annotations
-
 import sys
 import time
 from dataclasses import dataclass

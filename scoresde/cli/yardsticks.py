@@ -6,20 +6,16 @@ import functools
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from scoresde.cli.presets import DataSet
-from scoresde.errors import ConfigError
+from scoresde.metrics.digits import DigitJudge
 from scoresde.metrics.distances import energy_distance, sliced_wasserstein
 from scoresde.metrics.floors import Floor, floor
 from scoresde.noise import permutation, stream
 from scoresde.plots.curves import LABELS
-
-if TYPE_CHECKING:
-    from scoresde.metrics.digits import DigitJudge
 
 __all__ = ["Yardstick", "make_yardstick"]
 
@@ -40,7 +36,8 @@ class Yardstick:
         floors: number of samples to the floors: what that many *real* samples measure.
         labels: name to what an axis says.
         linear: metrics on a linear axis.
-        classes: labels in the proportions of the data, for conditional models; None for the classes in turn.
+        classes: labels for conditional models, which repeat: in the proportions of the data, else the classes in turn;
+            None where there are none.
         notes: what a reader of the table should know, a line each.
     """
 
@@ -53,13 +50,17 @@ class Yardstick:
     classes: Tensor | None = None
     notes: tuple[str, ...] = ()
 
+    def make_labels(self, n: int) -> dict[str, Tensor] | None:
+        """Return what n samples of a conditional model are conditioned on."""
+        return None if self.classes is None else {"label": self.classes[torch.arange(n) % len(self.classes)]}
+
 
 def make_yardstick(name: str, data: DataSet, *, classes: int | None = None) -> Yardstick:
     """Return how samples of a data set are judged; ``classes`` is that of a conditional model."""
-    return _judge_digits(data, classes) if name == "digits" else _measure_distances(name, data)
+    return _judge_digits(data, classes) if name == "digits" else _measure_distances(name, data, classes)
 
 
-def _measure_distances(name: str, data: DataSet) -> Yardstick:
+def _measure_distances(name: str, data: DataSet, classes: int | None) -> Yardstick:
     """Measure in the units of the model, in which no coordinate outweighs the others."""
     (real, labels), (whole, _), transform = data.load(), data.test(), data.transform()
     held_out = whole[permutation(len(whole), stream(0, "held-out"))[:MOST]] if len(whole) > MOST else whole
@@ -98,7 +99,7 @@ def _measure_distances(name: str, data: DataSet) -> Yardstick:
         metrics=metrics,
         floors=floors,
         labels=labelled,
-        classes=None if labels is None else labels[permutation(len(labels), stream(0, "labels"))],
+        classes=_count_up(classes) if labels is None else labels[permutation(len(labels), stream(0, "labels"))],
         notes=(
             f"distances to {len(held_out)} held-out {what}: sliced Wasserstein-2 in {units}{root}",
             f"floor: the same distances of {many}, mean and standard deviation",
@@ -121,6 +122,10 @@ def _measure_real(
     return found
 
 
+def _count_up(classes: int | None) -> Tensor | None:
+    return torch.arange(classes) if classes else None
+
+
 def _order_in_turn(labels: Tensor) -> Tensor:
     """Return the order in which the classes come in turn, 0, 1, 2, ..., 0, 1, 2, ... as far as each has members."""
     turn = torch.empty_like(labels)
@@ -130,19 +135,11 @@ def _order_in_turn(labels: Tensor) -> Tensor:
     return (turn * classes + labels).argsort()
 
 
-@functools.cache
-def _train_judge() -> DigitJudge:
-    """Train the judge, which is always the same, once."""
-    from scoresde.metrics.digits import DigitJudge
-
-    return DigitJudge.train()
+_train_judge = functools.cache(DigitJudge.train)  # it is always the same
 
 
 def _judge_digits(data: DataSet, classes: int | None) -> Yardstick:
-    try:
-        judge = _train_judge()
-    except ImportError as error:
-        raise ConfigError('judging digits needs scikit-learn; in the repository run pip install ".[data]"') from error
+    judge = _train_judge()
     held_out = judge.test.images
     real, _ = data.load()
     metrics: dict[str, Callable[[Tensor], float]] = {
@@ -177,6 +174,7 @@ def _judge_digits(data: DataSet, classes: int | None) -> Yardstick:
             "label_accuracy": "label accuracy (higher is better)",
         },
         linear=("share_sure", "label_accuracy"),
+        classes=_count_up(classes),
         notes=(
             f"distances to {len(held_out)} held-out digits: Frechet in the judge's features (squared), sliced "
             "Wasserstein-2 in pixel units of [-1, 1]",

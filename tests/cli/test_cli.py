@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 import sys
+import typing
 from pathlib import Path
 
 import pytest
@@ -84,7 +85,12 @@ def test_help_tells_every_option_its_unit_and_its_default(capsys: pytest.Capture
     out = said(capsys)
     parts = re.split(r" (?=--[a-z])", out.partition(" options ")[2])
     fields = {field.name.replace("_", "-"): field for field in dataclasses.fields(VERBS[verb])}
-    numbers = [name for name, field in fields.items() if re.search(r"\b(Optional)?(Int|Float)\b", str(field.type))]
+    kinds = typing.get_type_hints(VERBS[verb])
+    numbers = [
+        name
+        for name, field in fields.items()
+        if {int, float} & {kinds[field.name], *typing.get_args(kinds[field.name])}
+    ]
     assert sorted(numbers) == sorted(UNITS[verb]), "every number has a unit here"
     for name in fields.keys() - {"what"}:
         about = next(part for part in parts if part.startswith(f"--{name} "))
