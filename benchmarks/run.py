@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 FOLDER = Path(__file__).parent
-BENCHMARKS = ("sampling_step.py", "training_step.py", "adaptive.py")
+BENCHMARKS = ("sampling_step.py", "training_step.py", "adaptive.py", "exact_models.py")
 
 
 def main() -> None:

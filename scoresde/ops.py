@@ -24,6 +24,7 @@ __all__ = [
     "combine",
     "divergence",
     "expand",
+    "flat",
     "jacobian_products",
     "move",
     "time_derivative",
@@ -66,6 +67,11 @@ def expand(c: Tensor, x: Tensor) -> Tensor:
             f"t must have shape () or ({x.shape[0]},) for x of shape {tuple(x.shape)}, got {tuple(c.shape)}"
         )
     return c.to(x).reshape(-1, *(1,) * (x.ndim - 1))
+
+
+def flat(x: Tensor) -> Tensor:
+    """Return x (B, *) as (B, D), also where B is 0."""
+    return x.reshape(x.shape[0], math.prod(x.shape[1:]))
 
 
 def combine(*terms: tuple[Tensor, Tensor]) -> Tensor:

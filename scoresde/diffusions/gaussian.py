@@ -11,16 +11,19 @@ decomposition in all:
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from scoresde.errors import DTypeError, ShapeError, check_floating, check_samples
+from scoresde.ops import chunks, flat, working_dtype
 
 __all__ = ["FULL_COVARIANCE_LIMIT", "Gaussian", "Moments"]
 
 FULL_COVARIANCE_LIMIT = 256
+PIECE = 1 << 18  # numbers that are summed at once
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,20 +53,21 @@ class Gaussian:
         # Autocast is for networks; here it would round a start state to bf16.
         with torch.autocast(z.device.type, enabled=False):
             basis = self.basis.to(z)
-            mixed = (_flat(z) @ basis * std) @ basis.T
+            mixed = (flat(z) @ basis * std) @ basis.T
         return (self.mean.to(z) + mixed.reshape(z.shape)).to(dtype)
 
     def log_prob(self, x: Tensor) -> Tensor:
-        """Return the log density in nats, (B,), of x of shape (B, *), computed and returned in at least float32."""
-        x = self._check(x, "x").to(torch.promote_types(x.dtype, torch.float32))
-        centred = _flat(x - self.mean.to(x))
+        """Return the log density in nats, (B,), of x (B, *), computed in float64 and returned in at least float32."""
+        dtype = torch.promote_types(self._check(x, "x").dtype, torch.float32)
+        x = x.to(working_dtype(x.device))
+        centred = flat(x - self.mean.to(x))
         variance = self.variance.to(x).expand(x.shape[1:]) if self.basis is None else self.variance.to(x)
         if self.basis is not None:
             with torch.autocast(x.device.type, enabled=False):
                 centred = centred @ self.basis.to(x)
         variance = variance.reshape(-1)
         quadratic = (centred.square() / variance).sum(1)
-        return -0.5 * (quadratic + variance.log().sum() + centred.shape[1] * math.log(2 * math.pi))
+        return (-0.5 * (quadratic + variance.log().sum() + centred.shape[1] * math.log(2 * math.pi))).to(dtype)
 
     def _check(self, x: Tensor, name: str) -> Tensor:
         """Return x (B, *) if its events are this law's."""
@@ -83,11 +87,6 @@ def _summarise(mean: Tensor, variance: Tensor, basis: Tensor | None) -> str:
     return (
         f"event {tuple(mean.shape)}, {kind} covariance, mean {span(mean)}, standard deviation {span(variance.sqrt())}"
     )
-
-
-def _flat(x: Tensor) -> Tensor:
-    """Return x (B, *) as (B, D), also where B is 0."""
-    return x.reshape(x.shape[0], math.prod(x.shape[1:]))
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,12 +115,18 @@ class Moments:
         check_samples(x, "data")
         if x.shape[0] == 0:
             raise ShapeError("data is empty: moments need at least one sample")
-        flat = x.detach().to("cpu", torch.float64).reshape(x.shape[0], -1)
-        mean = flat.mean(0)
-        centred = flat - mean
-        if flat.shape[1] > FULL_COVARIANCE_LIMIT:
-            return cls(mean.reshape(x.shape[1:]), centred.square().mean(0).reshape(x.shape[1:]))
-        values, vectors = torch.linalg.eigh(centred.T @ centred / flat.shape[0])
+        size = math.prod(x.shape[1:])
+
+        def average(of: Callable[[Tensor], Tensor]) -> Tensor:
+            # Piece by piece, since a copy of the data in float64 would be twice its size.
+            pieces = (x.detach()[rows] for rows in chunks(len(x), max(1, PIECE // max(1, size))))
+            return sum((of(flat(piece.to("cpu", torch.float64))) for piece in pieces), torch.zeros(())) / len(x)
+
+        mean = average(lambda piece: piece.sum(0))
+        if size > FULL_COVARIANCE_LIMIT:
+            variance = average(lambda piece: (piece - mean).square_().sum(0))
+            return cls(mean.reshape(x.shape[1:]), variance.reshape(x.shape[1:]))
+        values, vectors = torch.linalg.eigh(average(lambda piece: (piece - mean).T @ (piece - mean)))
         return cls(mean.reshape(x.shape[1:]), values.clamp_min(0.0), vectors.contiguous())
 
     @classmethod

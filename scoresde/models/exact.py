@@ -5,8 +5,15 @@ predicts v = alpha noise - sigma data there, which is finite at both ends; so it
 
 Gaussian data N(m, C), C = U diag(c) U^T:   data = m + U [alpha c/(alpha^2 c + sigma^2)] U^T (x - alpha m).
 A data set x_1 ... x_N, each with weight 1/N:   data = sum_i p_i(x) x_i, p_i ~ exp(-|x - alpha x_i|^2 / (2 sigma^2)).
-A mixture of N(m_k, s_k^2) with weights w_k: responsibilities p_k(x) ~ w_k N(x; alpha m_k, alpha^2 s_k^2 + sigma^2), and
-data and noise are their averages of the components' own.
+A mixture of N(m_k, s_k^2) with weights w_k: with V_k = alpha^2 s_k^2 + sigma^2, the responsibilities
+p_k(x) ~ w_k N(x; alpha m_k, V_k) and r_k = p_k/V_k,
+
+    v = sigma [alpha sum_k r_k (1 - s_k^2) x - sum_k r_k m_k].
+
+The last two are products of matrices, |x - alpha m|^2 = |x|^2 - 2 alpha x.m + alpha^2 |m|^2, whose terms cancel where
+the widths are small against the distances from the origin. So x and the points are taken relative to the data's mean,
+v = (the same) - sigma mean, and the products are of float64, which err by 1e-16 |x|^2/V; only what comes after them is
+in the type of x.
 """
 
 from __future__ import annotations
@@ -24,36 +31,39 @@ from scoresde.errors import ConfigError, DomainError, ShapeError, check_floating
 from scoresde.models.prediction import describe_data
 from scoresde.models.score_model import ScoreModel
 from scoresde.noise import normal, uniform
-from scoresde.ops import expand
+from scoresde.ops import chunks, expand, flat, working_dtype
 
 __all__ = ["EmpiricalModel", "ExactModel", "GaussianMixtureModel", "GaussianModel"]
 
 
+NARROW = 8  # coordinates up to which a product in float64 costs less than the exponentials beside it
+LEAST = -80.0  # a smaller logarithm of a share counts as this: its exponential is subnormal, which is slow
+TABLE = 1 << 18  # entries of samples x components that are held at once
+
+
 def _curves(log_snr: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Return alpha and sigma of the normalised path for log_snr (B,), with x's dimensions."""
-    return tuple((0.5 * nn.functional.logsigmoid(sign * log_snr)).exp() for sign in (1, -1))  # type: ignore[return-value]
+    """Return alpha and sigma of the normalised path in float64, as columns (B, 1), or (1, 1) where one serves all."""
+    each = log_snr if log_snr.ndim and log_snr.stride(0) else log_snr.reshape(-1)[:1]
+    wide = each.to(working_dtype(x.device)).reshape(-1, 1)
+    return torch.sigmoid(wide).sqrt(), torch.sigmoid(-wide).sqrt()
 
 
 class _GaussianNet(nn.Module):
-    """The v prediction for Gaussian data."""
+    """The v prediction for Gaussian data, in float64: a rotation mixes wide directions into narrow ones."""
 
     def __init__(self, moments: Moments) -> None:
         super().__init__()
         self.moments = moments
 
     def forward(self, x: Tensor, log_snr: Tensor) -> Tensor:
-        alpha, sigma = (expand(c, x) for c in _curves(log_snr, x))
-        m, c, basis = self.moments.mean.to(x), self.moments.variance.to(x), self.moments.basis
-        centred = x - alpha * m
-        if basis is not None:
-            centred = (centred.reshape(len(x), -1) @ basis.to(x)).reshape(x.shape)
-            c = c.reshape(x.shape[1:])
-        total = alpha.square() * c + sigma.square()
+        alpha, sigma = _curves(log_snr, x)
+        m, c = (part.to(alpha).reshape(-1) for part in (self.moments.mean, self.moments.variance))
+        basis = None if self.moments.basis is None else self.moments.basis.to(alpha)
+        centred = flat(x).to(alpha) - alpha * m
         # alpha noise - sigma data, less the mean's part: alpha sigma (1 - c)/total times the deviation.
-        part = alpha * sigma * (1 - c) / total * centred
-        if basis is not None:
-            part = (part.reshape(len(x), -1) @ basis.to(x).T).reshape(x.shape)
-        return part - sigma * m
+        factor = alpha * sigma * (1 - c) / (alpha.square() * c + sigma.square())
+        part = factor * centred if basis is None else (factor * (centred @ basis)) @ basis.T
+        return (part - sigma * m).to(x.dtype).reshape(x.shape)
 
 
 class ExactModel(ScoreModel):
@@ -128,26 +138,45 @@ class _MixtureNet(nn.Module):
 
     def __init__(self, weights: Tensor, means: Tensor, std: Tensor) -> None:
         super().__init__()
-        self.weights, self.means, self.std = weights, means, std
+        self.centre = weights @ flat(means)
+        points = flat(means) - self.centre
+        # Components of one width share one variance.
+        self.square = std[:1].square() if bool((std == std[0]).all()) else std.square()
+        # Rows that make of (alpha x, -alpha^2/2, V) the sum (|x|^2 - |x - alpha m_k|^2)/2 + V log w_k.
+        self.rows = torch.stack([*points.T, points.square().sum(1), weights.log()])
+        self.columns = torch.cat([points, (1 - std.square())[:, None]], 1)
 
-    def responsibilities(self, x: Tensor, alpha: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
-        """Return log(w_k N(x; alpha m_k, variance_k)) up to a constant, (B, K), and the deviations (B, K, D)."""
-        flat = x.reshape(len(x), 1, math.prod(x.shape[1:]))
-        centred = flat - alpha.reshape(-1, 1, 1) * self.means.to(x).reshape(1, len(self.means), -1)
-        quadratic = centred.square().sum(2) / variance
-        return self.weights.to(x).log() - 0.5 * (quadratic + flat.shape[2] * variance.log()), centred
+    def logits(self, x: Tensor, alpha: Tensor, variance: Tensor) -> Tensor:
+        """Return log(w_k N(x; alpha m_k, V_k)) but for what all components share, (B, K), for x less alpha centre."""
+        rows = self.rows.to(x)
+        left = [alpha * x, (-0.5 * alpha.square()).expand(len(x), 1)]
+        if len(self.square) == 1:
+            return (torch.cat([*left, variance.expand(len(x), 1)], 1) / variance) @ rows
+        half = torch.cat(left, 1) @ rows[:-1] - 0.5 * x.square().sum(1, keepdim=True)
+        return half / variance + (rows[-1] - 0.5 * x.shape[1] * variance.log())
 
     def forward(self, x: Tensor, log_snr: Tensor) -> Tensor:
-        alpha, sigma = (c.to(x).expand(len(x)) for c in _curves(log_snr, x))
-        std = self.std.to(x)
-        variance = alpha[:, None].square() * std.square() + sigma[:, None].square()  # (B, K)
-        logits, centred = self.responsibilities(x, alpha, variance)
-        share = torch.softmax(logits, 1)
-        part = (alpha * sigma)[:, None] * (1 - std.square()) / variance * share
-        v = (part[:, :, None] * centred).sum(1) - sigma[:, None] * (
-            share @ self.means.to(x).reshape(len(self.means), -1)
-        )
-        return v.reshape(x.shape)
+        count = max(1, TABLE // len(self.columns))
+        if len(x) > count:
+            times = log_snr.expand(len(x))
+            return torch.cat([self(x[part], times[part]) for part in chunks(len(x), count)])
+        alpha, sigma = _curves(log_snr, x)
+        variance = torch.addcmul(sigma.square(), alpha.square(), self.square.to(alpha))  # 1 or B by 1 or K
+        centre = self.centre.to(alpha)
+        centred = flat(x).to(alpha) - alpha * centre
+        logits = self.logits(centred, alpha, variance)
+        # Less the largest, since a large number has few digits in the type of x.
+        below = logits.sub_(logits.detach().amax(1, keepdim=True)).to(x.dtype)
+        share = torch.softmax(below.clamp_min_(LEAST), 1)
+        # The sums of r (1 - s^2) x and of r m cancel near a component.
+        wide = alpha.dtype if centred.shape[1] <= NARROW else x.dtype
+        one = len(self.square) == 1
+        weights = share if one else share / variance.to(x.dtype)
+        # Autocast is for networks; the sums would keep none of their digits in bf16.
+        with torch.autocast(x.device.type, enabled=False):
+            sums = weights.to(wide) @ self.columns.to(x.device, wide)
+        v = alpha * sums[:, -1:] * centred - sums[:, :-1]
+        return (sigma * ((v / variance if one else v) - centre)).to(x.dtype).reshape(x.shape)
 
 
 class GaussianMixtureModel(ExactModel):
@@ -179,10 +208,9 @@ class GaussianMixtureModel(ExactModel):
         if not bool(((spread >= 0) & torch.isfinite(spread)).all()):
             raise DomainError(f"std must not be negative and must be finite, got {spread.tolist()}")
         share, spread = share / share.sum(), spread.expand(len(means))
-        flat = means.reshape(len(means), -1)
-        mean = share @ flat
-        centred = flat - mean
-        within = (share * spread.square()).sum() * torch.eye(flat.shape[1], dtype=torch.float64)
+        mean = share @ flat(means)
+        centred = flat(means) - mean
+        within = (share * spread.square()).sum() * torch.eye(len(mean), dtype=torch.float64)
         moments = Moments.exact(mean.reshape(means.shape[1:]), (centred.T * share) @ centred + within)
         super().__init__(_MixtureNet(share, means, spread), sde, predicts="v", moments=moments)
         self.weights, self.means, self.std = share, means, spread
@@ -207,36 +235,49 @@ class GaussianMixtureModel(ExactModel):
             a, s = float(point.alpha), float(point.sigma)
         net = self.net
         assert isinstance(net, _MixtureNet)
-        alpha = torch.full((len(x),), a, dtype=x.dtype, device=x.device)
-        variance = (a**2 * self.std.square() + s**2).to(x).expand(len(x), -1)
-        logits, centred = net.responsibilities(x, alpha, variance)
-        return torch.logsumexp(logits, 1) - 0.5 * centred.shape[2] * math.log(2 * math.pi)
+        alpha = torch.full((1, 1), a, dtype=working_dtype(x.device), device=x.device)
+        variance = a**2 * net.square.to(alpha) + s**2
+        centred = flat(x).to(alpha) - alpha * net.centre.to(alpha)
+        total = torch.logsumexp(net.logits(centred, alpha, variance[None]), 1)
+        total = total - 0.5 * centred.shape[1] * math.log(2 * math.pi)
+        if len(variance) == 1:
+            total = total - 0.5 * (centred.square().sum(1) / variance + centred.shape[1] * variance.log())
+        return total.to(x.dtype)
 
 
 class _EmpiricalNet(nn.Module):
     """The data prediction for a set of points, read in chunks."""
 
-    def __init__(self, data: Tensor, chunk_size: int) -> None:
+    def __init__(self, data: Tensor, chunk_size: int, centre: Tensor) -> None:
         super().__init__()
         self.data, self.chunk_size = data, chunk_size
+        # A number of the data's own type, so that it is the same in every type.
+        self.centre = centre.reshape(-1).to(data).to(working_dtype(data.device))
+        self.squares = torch.empty(len(data), dtype=self.centre.dtype, device=data.device)
+        for part in chunks(len(data), max(1, TABLE // max(1, len(self.centre)))):
+            self.squares[part] = 0.5 * (flat(data[part]) - self.centre).square_().sum(1)
 
     def forward(self, x: Tensor, log_snr: Tensor) -> Tensor:
-        alpha, sigma = (c.to(x).expand(len(x)) for c in _curves(log_snr, x))
-        flat = x.reshape(len(x), -1)
-        scaled = flat * (alpha / sigma.square())[:, None]
-        half = 0.5 * (alpha / sigma).square()[:, None]
+        alpha, sigma = _curves(log_snr, x)
+        centre = self.centre.to(alpha)
+        centred = flat(x).to(alpha) - alpha * centre
+        wide = alpha.dtype if centred.shape[1] <= NARROW else x.dtype
+        scaled, factor = (alpha / sigma.square() * centred).to(wide), (alpha / sigma).square().to(wide)
+        shared = (0.5 / sigma.square() * centred.square().sum(1, keepdim=True)).to(wide)
         # A running softmax: the largest logit so far, the sum of weights and of weighted points relative to it.
         top = torch.full((len(x), 1), -math.inf, dtype=x.dtype, device=x.device)
-        total, mean = torch.zeros_like(top), torch.zeros_like(flat)
-        for chunk in torch.split(self.data, self.chunk_size):
-            points = chunk.to(x).reshape(len(chunk), -1)
-            # -|x - alpha x_i|^2/(2 sigma^2) less the part that all points share.
-            logits = scaled @ points.T - half * points.square().sum(1)
-            new_top = torch.maximum(top, logits.amax(1, keepdim=True))
-            shrink, weights = (top - new_top).exp(), (logits - new_top).exp()
-            total, mean = shrink * total + weights.sum(1, keepdim=True), shrink * mean + weights @ points
-            top = new_top
-        return (mean / total).reshape(x.shape)
+        total, mean = torch.zeros_like(top), torch.zeros_like(centred, dtype=x.dtype)
+        with torch.autocast(x.device.type, enabled=False):
+            for part in chunks(len(self.data), self.chunk_size):
+                points = (flat(self.data[part]) - self.centre.to(wide)).to(x.device, wide)
+                # -|x - alpha x_i|^2/(2 sigma^2), with x and the points less their mean.
+                logits = (scaled @ points.T).sub_(factor * self.squares[part].to(points)).sub_(shared).to(x.dtype)
+                new_top = torch.maximum(top, logits.detach().amax(1, keepdim=True))
+                shrink, weights = (top - new_top).exp(), logits.sub_(new_top).clamp_min_(LEAST).exp_()
+                total = shrink * total + weights.sum(1, keepdim=True)
+                mean = shrink * mean + weights @ points.to(x.dtype)
+                top = new_top
+        return ((mean / total).to(alpha) + centre).to(x.dtype).reshape(x.shape)
 
 
 class EmpiricalModel(ExactModel):
@@ -255,8 +296,9 @@ class EmpiricalModel(ExactModel):
             chunk size below 1.
     """
 
-    def __init__(self, *, sde: GaussianSDE, data: Tensor, chunk_size: int = 4096) -> None:
+    def __init__(self, *, sde: GaussianSDE, data: Tensor, chunk_size: int = 2048) -> None:
         if check_samples(data, "data").shape[0] == 0:
             raise ShapeError("data is empty: an empirical law needs at least one point")
-        net = _EmpiricalNet(data.detach(), check_integer(chunk_size, "chunk_size", 1))
-        super().__init__(net, sde, predicts="data", moments=Moments.of(data))
+        moments = Moments.of(data)
+        net = _EmpiricalNet(data.detach(), check_integer(chunk_size, "chunk_size", 1), moments.mean)
+        super().__init__(net, sde, predicts="data", moments=moments)
