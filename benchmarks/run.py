@@ -11,17 +11,24 @@ import sys
 from pathlib import Path
 
 FOLDER = Path(__file__).parent
-BENCHMARKS = ("sampling_step.py", "training_step.py", "adaptive.py", "exact_models.py")
+# What a quick run of each is.
+BENCHMARKS = {
+    "sampling_step.py": ("--rounds", "5"),
+    "training_step.py": ("--rounds", "5"),
+    "adaptive.py": ("--rounds", "5"),
+    "exact_models.py": ("--rounds", "5"),
+    "training_pairs.py": ("--steps", "100", "--target", "line"),
+}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="fewer rounds")
+    parser.add_argument("--quick", action="store_true", help="fewer rounds, or steps")
     parser.add_argument("--record", action="store_true", help="write the figures; nothing is written without")
     options = parser.parse_args()
-    for name in BENCHMARKS:
+    for name, quick in BENCHMARKS.items():
         print(f"\n== {name}", flush=True)
-        passed = ["--rounds", "5"] * options.quick + ["--record"] * options.record
+        passed = [*(quick if options.quick else ()), *["--record"] * options.record]
         subprocess.run([sys.executable, FOLDER / name, *passed], check=True)
 
 

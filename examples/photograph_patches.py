@@ -38,7 +38,6 @@ def main() -> None:
         batch_size=32,
         learning_rate=2e-3,
         times=log_normal(-0.4, 1.6),  # more of the large noise than EDM's, where a patch gets its colour
-        weight="edm",
         ema_decay=0.995,
         seed=0,
     ).model

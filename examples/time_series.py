@@ -82,8 +82,6 @@ def main() -> None:
         steps=40 if options.quick else 1800,
         batch_size=64,
         learning_rate=2e-3,
-        times="edm",
-        weight="edm",
         seed=0,
     ).model
 

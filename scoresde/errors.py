@@ -29,6 +29,7 @@ __all__ = [
     "ScoreSDEError",
     "ShapeError",
     "SolverError",
+    "TrainingWarning",
     "check_device",
     "check_floating",
     "check_integer",
@@ -110,6 +111,10 @@ class CheckpointError(ScoreSDEError, RuntimeError):
 
 class DataError(ScoreSDEError, RuntimeError):
     """Data could not be read or do not fit together."""
+
+
+class TrainingWarning(UserWarning):
+    """A training is likely to learn less than it could; the message says why and what to take instead."""
 
 
 def check_floating(x: object, name: str = "x") -> Tensor:

@@ -36,19 +36,15 @@ Labelled = tuple[Tensor, Tensor | None]
 
 @dataclass(frozen=True, kw_only=True)
 class Diffusion:
-    """An SDE by name, with the training that suits it.
+    """An SDE by name, with the prediction that suits it (of which ``losses.defaults`` knows the weight and the times).
 
     Args:
         build: makes it with its usual constants.
         predicts: what a network should predict under it.
-        weight: of the loss.
-        times: how the times of a batch are drawn.
     """
 
     build: type[GaussianSDE]
     predicts: str = "noise"
-    weight: str = "simple"
-    times: str = "low_discrepancy"
 
 
 SDES: Final[Mapping[str, Diffusion]] = {
@@ -56,7 +52,7 @@ SDES: Final[Mapping[str, Diffusion]] = {
     "cosine": Diffusion(build=CosineVPSDE),
     "subvp": Diffusion(build=SubVPSDE),
     "ve": Diffusion(build=VESDE),
-    "edm": Diffusion(build=EDMSDE, predicts="edm", weight="edm", times="edm"),
+    "edm": Diffusion(build=EDMSDE, predicts="edm"),
     "rectified": Diffusion(build=RectifiedFlow, predicts="velocity"),
 }
 # By the names of their classes too.

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal, cast
 
 import torch
 import tyro
@@ -43,6 +43,7 @@ from scoresde.plots.style import save
 from scoresde.training import losses
 from scoresde.training.fit import TrainResult, fit
 from scoresde.training.loop import CHECKPOINT, LOG
+from scoresde.training.losses.defaults import name_loss
 
 __all__ = ["Train"]
 
@@ -51,12 +52,26 @@ LABEL_DROPOUT = 0.1
 PASSING = ("config", "out", "resume", "device", "debug")
 
 
-def _show_default_by_sde(field: str) -> object:
-    """Return a default that depends on the SDE, in words."""
-    values = {name: getattr(one, field) for name, one in SDES.items()}
-    usual = getattr(SDES["vp"], field)
+def _show_default_of_prediction() -> object:
+    """Return the default of what is predicted, which depends on the SDE, in words."""
+    values, usual = {name: one.predicts for name, one in SDES.items()}, SDES["vp"].predicts
     return show_default(
         ", ".join([*(f"{v} under {name}" for name, v in values.items() if v != usual), f"{usual} else"])
+    )
+
+
+def _show_default_of_loss(place: Literal[0, 1]) -> object:
+    """Return the default of the weight (0) or of the times (1), by the prediction and the SDE, in words."""
+    usual: dict[str, list[str]] = {}
+    other: dict[str, list[str]] = {}
+    for predicts in PARAMETERIZATIONS:
+        common = name_loss(predicts, SDES["vp"].build())[place]
+        usual.setdefault(common, []).append(predicts)
+        for name, one in SDES.items():
+            if (own := name_loss(predicts, one.build())[place]) != common:
+                other.setdefault(f"{own} under {name}", []).append(predicts)
+    return show_default(
+        "; ".join(f"{name} for {' and '.join(kinds)}" for name, kinds in [*usual.items(), *other.items()])
     )
 
 
@@ -99,9 +114,9 @@ class Train(Work):
     size: Annotated[OptionalInt, show_default("")] = None
     on_bad_image: Annotated[str, show_choices(BAD_IMAGES)] = "raise"
     sde: Annotated[str, show_choices(SDES)] = "vp"
-    predicts: Annotated[str | None, show_choices(PARAMETERIZATIONS), _show_default_by_sde("predicts")] = None
-    weight: Annotated[str | None, show_choices(losses.WEIGHTS), _show_default_by_sde("weight")] = None
-    times: Annotated[str | None, show_choices(losses.TIMES), _show_default_by_sde("times")] = None
+    predicts: Annotated[str | None, show_choices(PARAMETERIZATIONS), _show_default_of_prediction()] = None
+    weight: Annotated[str | None, show_choices(losses.WEIGHTS), _show_default_of_loss(0)] = None
+    times: Annotated[str | None, show_choices(losses.TIMES), _show_default_of_loss(1)] = None
     conditional: bool = False
     label_dropout: Annotated[OptionalFloat, show_default(f"{LABEL_DROPOUT:g}")] = None
     steps: Annotated[OptionalInt, show_default_by_kind("steps")] = None
@@ -138,6 +153,7 @@ class Train(Work):
         print(f"data         {options.data}: {len(samples)} {data.kind} of shape {shape}, {len(test[0])} held out")
         print(f"model        {type(model.net).__name__}, {size} parameters, {options.predicts} under {model.sde}")
         means = f"{where}, {threads} thread{'s' * (threads > 1)}" if where.type == "cpu" else f"{where}"
+        print(f"loss         weight {options.weight}, times {options.times}")
         print(f"training     {options.steps} steps of {options.batch_size} samples on {means}")
         print(f"results      {folder}/", flush=True)
         with use_threads(threads):
@@ -164,9 +180,9 @@ class Train(Work):
         """Return the options with the defaults of the data and the SDE, all checked."""
         preset, diffusion = data.preset, choose("sde", self.sde, DIFFUSIONS)
         predicts = diffusion.predicts if self.predicts is None else self.predicts
-        weight = diffusion.weight if self.weight is None else self.weight
-        times = diffusion.times if self.times is None else self.times
         choose("predicts", predicts, PARAMETERIZATIONS, "prediction")
+        usual, law = name_loss(predicts, diffusion.build())
+        weight, times = usual if self.weight is None else self.weight, law if self.times is None else self.times
         choose("weight", weight, losses.WEIGHTS)
         choose("times", times, losses.TIMES, "time sampler")
         if self.size is not None:
@@ -337,8 +353,8 @@ def _train(
             batch_size=options.batch_size,
             learning_rate=options.learning_rate,
             warmup=options.warmup,
-            weight=losses.WEIGHTS[options.weight],
-            times=losses.TIMES[options.times],
+            weight=cast(losses.WeightName, options.weight),
+            times=cast(losses.TimesName, options.times),
             weight_decay=options.weight_decay,
             clip_norm=options.clip_norm or None,
             ema_decay=options.ema_decay,

@@ -103,7 +103,7 @@ def continuous_elbo(
         values = torch.zeros_like(t)
         for draws, part, y, z, cond_here in task.drawn(samples):
             at = t[draws, part]
-            loss = denoising_score_matching(own, y, t=at.reshape(-1), noise=z, cond=cond_here)
+            loss = denoising_score_matching(own, y, weight="simple", t=at.reshape(-1), noise=z, cond=cond_here)
             values[draws, part] = loss.to("cpu", torch.float64).reshape(at.shape)
     values *= 0.5 * (high - low) * task.size / samples
     terms = torch.cat([reconstruction.mean()[None], values.mean(1)])

@@ -19,6 +19,7 @@ from scoresde.models.score_model import ScoreModel
 from scoresde.noise import check_seed, fresh_seed
 from scoresde.ops import Array
 from scoresde.training.batches import prepare_data
+from scoresde.training.cautions import warn_of_loss
 from scoresde.training.loop import CHECKPOINT, LOG, Judge, Loop, Record
 from scoresde.training.losses.times import TimeSampler, TimesName
 from scoresde.training.losses.weights import Weight, WeightName
@@ -43,6 +44,8 @@ class TrainResult:
         steps: steps made in all.
         seconds: time spent in this call.
         seed: the seed that was used.
+        weight: the name of the loss's weight, "your own" for a function, None where there was an ``objective``.
+        times: the name of the law of the times, likewise.
         folder: where the log and the checkpoint are, or None.
     """
 
@@ -52,13 +55,16 @@ class TrainResult:
     steps: int
     seconds: float
     seed: int
+    weight: str | None
+    times: str | None
     folder: Path | None
 
     def __repr__(self) -> str:
         where = "" if self.folder is None else f", in {self.folder}"
         loss = self.log[-1]["loss"] if self.log else None
         text = "" if loss is None else f", loss {loss:.4g}"
-        return f"<TrainResult {self.steps} steps in {self.seconds:.3g} s{text}, seed {self.seed}{where}>"
+        how = "" if self.weight is None else f", weight {self.weight}, times {self.times}"
+        return f"<TrainResult {self.steps} steps in {self.seconds:.3g} s{text}{how}, seed {self.seed}{where}>"
 
     def _repr_html_(self) -> str:
         """Show the figures, the model and the last records of the log as a table, for notebooks."""
@@ -102,8 +108,8 @@ def fit(
     learning_rate: float = 1e-3,
     warmup: int | None = None,
     decay: DecayName = "cosine",
-    weight: WeightName | Weight = "simple",
-    times: TimesName | TimeSampler = "low_discrepancy",
+    weight: WeightName | Weight | None = None,
+    times: TimesName | TimeSampler | None = None,
     objective: Objective | None = None,
     weight_decay: float = 0.0,
     clip_norm: float | None = 1.0,
@@ -139,8 +145,8 @@ def fit(
         learning_rate: after the warm-up.
         warmup: steps of linear rise; by default a twentieth of the steps, at most 1000.
         decay: a key of ``DECAYS``, how the rate falls afterwards: "cosine" and "linear" to zero, or "constant".
-        weight: a key of ``losses.WEIGHTS`` or a function.
-        times: a key of ``losses.TIMES`` or a function.
+        weight: a key of ``losses.WEIGHTS`` or a function; None for what suits the prediction and the diffusion.
+        times: a key of ``losses.TIMES`` or a function; None for what suits. ``TrainResult`` says what was taken.
         objective: a function (model, x0, generator, cond) -> losses (B,) in the place of the denoising loss, e.g.
             ``losses.ChainLoss.hybrid(chain)``; the log then has no losses by log-SNR, and ``held_out`` is not taken.
         weight_decay: decoupled, a share of the learning rate.
@@ -161,6 +167,10 @@ def fit(
         resume: go on from the folder's checkpoint, to the same bits as a run that was never interrupted.
         progress: show a bar with the loss and the time left.
         on_log: called with every record.
+
+    Warns:
+        TrainingWarning: a weight and times under which a twentieth of the times carries nearly all of the weight on the
+            network's own error, or that count the density of log-SNR twice; it says which serve.
 
     Raises:
         DTypeError, ShapeError, DomainError, ConfigError: bad options or data, before anything is changed.
@@ -189,6 +199,8 @@ def fit(
         seed=seed,
     )
     model = trainer.model
+    if objective is None:
+        warn_of_loss(model, weight, times)
     transform = model.transform if transform is None else check_transform(transform)
     batches, moments = prepare_data(
         data,
@@ -215,7 +227,17 @@ def fit(
     losses = loop(progress=progress)
     averaged = model.with_sde(model.sde)
     averaged.net = trainer.ema.copy()
-    return TrainResult(averaged, losses, tuple(loop.log), trainer.step, time.perf_counter() - started, seed, where)
+    return TrainResult(
+        averaged,
+        losses,
+        tuple(loop.log),
+        trainer.step,
+        time.perf_counter() - started,
+        seed,
+        trainer.loss_names.get("weight"),
+        trainer.loss_names.get("times"),
+        where,
+    )
 
 
 def _open_folder(path: str | os.PathLike[str] | None, trainer: Trainer, resume: bool) -> Path | None:

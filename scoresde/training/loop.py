@@ -64,8 +64,8 @@ class Judge:
     trainer: Trainer
     data: Array
     cond: Mapping[str, Array] | None
-    weight: WeightName | Weight
-    times: TimesName | TimeSampler
+    weight: WeightName | Weight | None
+    times: TimesName | TimeSampler | None
 
     def __call__(self) -> float:
         trainer = self.trainer

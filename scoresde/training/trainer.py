@@ -29,6 +29,7 @@ from scoresde.noise import check_seed, normal, stream
 from scoresde.ops import move
 from scoresde.training.ema import EMA, choose_stride
 from scoresde.training.losses.bins import LossBins
+from scoresde.training.losses.defaults import choose_loss, describe_loss
 from scoresde.training.losses.denoising import Multipliers, check_scalars, measure_losses, read_scalars
 from scoresde.training.losses.times import TIMES, TimeSampler, TimesName, correct_weight
 from scoresde.training.losses.weights import WEIGHTS, Weight, WeightName
@@ -59,8 +60,8 @@ class Trainer:
         model: the model; its network must be on the device on which it is to stay. Both may be in wrappers: of the
             network (``torch.compile``, ``DistributedDataParallel``) they are called, of the model they are left aside.
         learning_rate: a number, or a function of the step k = 0, 1, ...
-        weight: a key of ``losses.WEIGHTS`` or a function.
-        times: a key of ``losses.TIMES``, a ``losses.TimeLaw`` or a function.
+        weight: a key of ``losses.WEIGHTS`` or a function; None for what suits the prediction (``losses.defaults``).
+        times: a key of ``losses.TIMES``, a ``losses.TimeLaw`` or a function; None for what suits.
         objective: the losses (B,) of a batch in the place of the denoising loss with this weight and these times.
         weight_decay: decoupled, a share of the learning rate.
         clip_norm: largest norm of the gradient of the mean loss; None for no limit.
@@ -80,8 +81,8 @@ class Trainer:
         model: ScoreModel,
         *,
         learning_rate: float | Callable[[int], float] = 1e-3,
-        weight: WeightName | Weight = "simple",
-        times: TimesName | TimeSampler = "low_discrepancy",
+        weight: WeightName | Weight | None = None,
+        times: TimesName | TimeSampler | None = None,
         objective: Objective | None = None,
         weight_decay: float = 0.0,
         clip_norm: float | None = 1.0,
@@ -90,9 +91,11 @@ class Trainer:
         seed: int = 0,
     ) -> None:
         self.model, self.net = _check_trainable(model)
+        self.objective = _check_objective(objective, weight, times)
+        self.loss_names = {} if objective is not None else describe_loss(self.model, weight, times)
+        weight, times = choose_loss(self.model, weight, times)
         self.times = pick("time sampler", times, TIMES)
         self.weight = correct_weight(pick("weight", weight, WEIGHTS), self.times)
-        self.objective = _check_objective(objective, weight, times)
         sde = self.model.sde
         if objective is None:
             ends = torch.linspace(sde.t_min, sde.t_max, 9, dtype=torch.float64)
@@ -188,7 +191,7 @@ class Trainer:
         for name, p, base, offset in zip(self.ema.names, self.parameters, self.ema.base, self.ema.offset, strict=True):
             tensors[f"base.{name}"], tensors[f"offset.{name}"] = base, offset
             tensors |= {f"{key}.{name}": value for key, value in self.optimizer.state[p].items()}
-        return {"step": self.step, "updates": self.ema.updates, "seed": self.seed}, tensors
+        return {"step": self.step, "updates": self.ema.updates, "seed": self.seed, **self.loss_names}, tensors
 
     def restore(self, numbers: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
         """Go on from ``state``; the network's own weights must be those of that moment already."""
@@ -224,7 +227,7 @@ def _check_objective(objective: object, weight: object, times: object) -> Object
         return None
     if not callable(objective):
         raise DTypeError(f"objective must be a function (model, x0, generator, cond) -> losses (B,), got {objective!r}")
-    if weight != "simple" or times != "low_discrepancy":
+    if weight is not None or times is not None:
         raise ConfigError("weight= and times= belong to the denoising loss; an objective= has its own, leave them out")
     return objective
 

@@ -62,7 +62,7 @@ def test_a_run_is_described_as_it_is(run: Path, capsys: pytest.CaptureFixture[st
     assert model.transform is not None
     assert json.loads(told["transform"]) == json.loads(json.dumps(model.transform.to_dict()))
     assert re.match(r"samples of shape \(4,\); mean .* standard deviation 0\.99\d ", told["moments"])
-    assert told["training"] == "seed 7, step 4, updates 4"
+    assert told["training"] == "seed 7, step 4, times low_discrepancy, updates 4, weight v"
     assert re.match(r"step 4, loss [\d.]+, learning_rate ", told["last record"])
     assert "data iris" in told["options"]
     assert "conditional True" in told["options"]

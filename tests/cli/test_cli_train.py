@@ -89,6 +89,7 @@ def test_train_says_what_it_does_and_where(tmp_path: Path, capsys: pytest.Captur
     facts = dict(line.split(maxsplit=1) for line in text.splitlines())
     assert facts["data"] == "checkerboard: 50000 points of shape (2,), 2000 held out"
     assert f"noise under {SubVPSDE()}" in facts["model"]
+    assert facts["loss"] == "weight simple, times cauchy"
     assert facts["training"].startswith("4 steps of 16 samples on ")
     assert facts["results"] == f"{out}/"
     assert facts["checkpoint"] == f"{out / 'checkpoint'}/"

@@ -24,7 +24,7 @@ DATA = EXACT.sample_data(2000, stream(0, "held out"))
 
 
 def test_loss_of_the_exact_model_is_the_posterior_variance_in_every_bin() -> None:
-    found = held_out_loss(EXACT, DATA, repeats=20)
+    found = held_out_loss(EXACT, DATA, weight="simple", repeats=20)
     sde, c = EXACT.sde, torch.linalg.eigvalsh(EXACT.moments.covariance)
     t = torch.linspace(sde.t_min, sde.t_max, 200_001, dtype=F64)
     point = sde.at(t)

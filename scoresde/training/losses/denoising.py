@@ -32,6 +32,7 @@ from scoresde.models.prediction import Condition, check_condition
 from scoresde.models.score_model import ScoreModel
 from scoresde.noise import draw_noise, on_cpu
 from scoresde.ops import expand, move
+from scoresde.training.losses.defaults import choose_loss
 from scoresde.training.losses.times import TIMES, TimeSampler, TimesName, correct_weight
 from scoresde.training.losses.weights import WEIGHTS, Weight, WeightName
 
@@ -148,8 +149,8 @@ def denoising_score_matching(
     model: ScoreModel,
     x0: Tensor,
     *,
-    weight: WeightName | Weight = "simple",
-    times: TimesName | TimeSampler = "low_discrepancy",
+    weight: WeightName | Weight | None = None,
+    times: TimesName | TimeSampler | None = None,
     generator: torch.Generator | None = None,
     cond: Condition = None,
     t: Tensor | float | None = None,
@@ -164,8 +165,11 @@ def denoising_score_matching(
     Args:
         model: the model; its parameters receive the gradient.
         x0: data (B, *) in the model's coordinates (its transform is not applied). Half types compute in float32.
-        weight: a key of ``WEIGHTS``, or a function (point, sde) -> w, the weight of the data prediction's error.
-        times: a key of ``TIMES``, a ``TimeLaw``, or a function (n, sde, generator) -> t (n,) in [t_min, t_max].
+        weight: a key of ``WEIGHTS``, or a function (point, sde) -> w, the weight of the data prediction's error; None
+            for what suits the model's prediction (``losses.defaults``), so that models of different predictions are
+            compared under a weight and times that are named.
+        times: a key of ``TIMES``, a ``TimeLaw``, or a function (n, sde, generator) -> t (n,) in [t_min, t_max]; None
+            for what suits.
         generator: on the CPU, whatever x0's device: the times are drawn from it, then the noise, or for another
             device the seed of a generator there. May be left out where both ``t`` and ``noise`` are given.
         cond: tensors passed to the network, each with first dimension B.
@@ -183,8 +187,9 @@ def denoising_score_matching(
     Source: Vincent 2011, "A connection between score matching and denoising autoencoders"; Ho et al. 2020,
     arXiv:2006.11239.
     """
-    weigh, draw = pick("weight", weight, WEIGHTS), pick("time sampler", times, TIMES)
     cond = check_batch(model, x0, noise, cond)
+    weight, times = choose_loss(model, weight, times)
+    weigh, draw = pick("weight", weight, WEIGHTS), pick("time sampler", times, TIMES)
     batch, device = x0.shape[0], x0.device
     dtype = torch.promote_types(x0.dtype, torch.float32)
     if batch == 0:

@@ -19,6 +19,7 @@ from scoresde.models.score_model import ScoreModel
 from scoresde.noise import check_seed, normal, permutation, stream
 from scoresde.ops import Array, accept_arrays, chunks
 from scoresde.training.losses.bins import LossBins
+from scoresde.training.losses.defaults import choose_loss
 from scoresde.training.losses.denoising import denoising_score_matching
 from scoresde.training.losses.times import TIMES, TimeSampler, TimesName, correct_weight
 from scoresde.training.losses.weights import WEIGHTS, Weight, WeightName
@@ -47,8 +48,8 @@ def held_out_loss(
     model: ScoreModel,
     data: Array,
     *,
-    weight: WeightName | Weight = "simple",
-    times: TimesName | TimeSampler = "low_discrepancy",
+    weight: WeightName | Weight | None = None,
+    times: TimesName | TimeSampler | None = None,
     cond: Mapping[str, Array] | None = None,
     repeats: int = 1,
     seed: int = 0,
@@ -59,8 +60,9 @@ def held_out_loss(
     Args:
         model: the model, e.g. ``fit(...).model`` with the averaged weights.
         data: a tensor or a NumPy array (M, *), M >= 1, in the user's units: the model's transform is applied.
-        weight: a key of ``WEIGHTS``, or a function (point, sde) -> w.
-        times: a key of ``TIMES``, a ``TimeLaw`` or a function.
+        weight: a key of ``WEIGHTS``, or a function (point, sde) -> w; None for that with which ``fit`` trains such a
+            model. Name one to compare models of different predictions.
+        times: a key of ``TIMES``, a ``TimeLaw`` or a function; None for those with which ``fit`` trains.
         cond: conditions, each (M, *).
         repeats: draws of noise and time for each sample.
         seed: names the noise and the times; the same seed gives the same, whatever the chunks.
@@ -77,6 +79,7 @@ def held_out_loss(
     check_integer(chunk_size, "chunk_size", 1)
     check_seed(seed)
     known = check_condition(accept_arrays(cond, "cond"), len(x))
+    weight, times = choose_loss(model, weight, times)
     draw = pick("time sampler", times, TIMES)
     weight = correct_weight(pick("weight", weight, WEIGHTS), draw)
     device = x.device if model.device is None else model.device

@@ -6,10 +6,11 @@ r"""Laws of the time at which the loss is taken, each by its quantile function: 
 | log_snr | lambda = log(alpha^2/sigma^2) between its ends (from -10 on where alpha reaches 0) |
 | edm | log(sigma/alpha) ~ N(-1.2, 1.2^2) (Karras et al. 2022, arXiv:2206.00364) |
 | logit_normal | log(sigma/alpha) ~ N(0, 1), the logit of sigma/(alpha + sigma) (Esser et al. 2024, arXiv:2403.03206) |
+| cauchy | lambda ~ Cauchy(0, 3), from -40 on (Hang et al. 2024, arXiv:2407.03297) |
 | importance | lambda uniform, and the loss divided by its density, so that the objective is that of uniform times |
 
-The two normal laws are one family, since logit(sigma/(alpha + sigma)) = log(sigma/alpha); both are cut to
-[t_min, t_max].
+The two normal laws are one family, since logit(sigma/(alpha + sigma)) = log(sigma/alpha); they and Cauchy's are cut to
+[t_min, t_max]. Of Cauchy's half lies in [-3, 3], where data take shape, and a share falling as 1/lambda^2 further out.
 
 All but "uniform" are of low discrepancy: the u of the B samples of a batch are (u_0 + i/B) mod 1 with a single uniform
 u_0 (Kingma et al. 2021, arXiv:2107.00630). Each of them is uniform, together they fill [0, 1) evenly, and the variance
@@ -35,6 +36,7 @@ from torch import Tensor
 from scoresde.diffusions.point import Point
 from scoresde.diffusions.sde import GaussianSDE
 from scoresde.errors import ConfigError, check_number
+from scoresde.models.score_model import C_NOISE_LIMIT
 from scoresde.noise import uniform
 from scoresde.solvers.grids import FIRST_LOG_SNR
 from scoresde.training.losses.weights import Weight
@@ -42,7 +44,7 @@ from scoresde.training.losses.weights import Weight
 __all__ = ["TIMES", "TimeLaw", "TimeSampler", "TimesName", "correct_weight", "log_normal"]
 
 TimeSampler = Callable[[int, GaussianSDE, torch.Generator], Tensor]
-TimesName = Literal["low_discrepancy", "uniform", "log_snr", "edm", "logit_normal", "importance"]
+TimesName = Literal["low_discrepancy", "uniform", "log_snr", "edm", "logit_normal", "cauchy", "importance"]
 
 
 @dataclass(frozen=True)
@@ -118,6 +120,12 @@ def _in_log_normal(sde: GaussianSDE, u: Tensor, *, mean: float, std: float) -> T
     return sde.time(-2 * (mean + std * z))
 
 
+def _in_cauchy(sde: GaussianSDE, u: Tensor, *, width: float) -> Tensor:
+    low, high = ends = _ends(sde).clamp_min(-C_NOISE_LIMIT)
+    first, last = torch.atan(ends / width)
+    return sde.time((width * torch.tan(first + (last - first) * u)).clamp(low, high))
+
+
 def _over_log_snr(point: Point, sde: GaussianSDE) -> Tensor:
     low, high = _ends(sde)
     if not bool(torch.isfinite(high - low)):
@@ -135,5 +143,6 @@ TIMES: dict[str, TimeLaw] = {
     "log_snr": TimeLaw("log_snr", _in_log_snr),
     "edm": log_normal(-1.2, 1.2, name="edm"),
     "logit_normal": log_normal(0.0, 1.0, name="logit_normal"),
+    "cauchy": TimeLaw("cauchy", partial(_in_cauchy, width=3.0)),
     "importance": TimeLaw("importance", _in_log_snr, ratio=_over_log_snr),
 }

@@ -31,7 +31,7 @@ def mean(x: Tensor) -> Tensor:
 def test_the_simple_loss_is_the_denoising_loss_at_the_knots(name: str, predicts: str) -> None:
     chain = CHAINS[name]
     model, i = wide(chain, predicts), some(chain)
-    expected = denoising_score_matching(model, X0, t=chain.times[i], noise=Z)
+    expected = denoising_score_matching(model, X0, weight="simple", t=chain.times[i], noise=Z)
     got = ChainLoss.simple(chain)(model, X0, index=i, noise=Z)
     torch.testing.assert_close(got, expected, rtol=1e-9, atol=0)
     seen = model.at(chain.perturb(X0, i, Z), chain.points[i + 1])
@@ -155,7 +155,7 @@ def test_an_index_and_its_time_are_the_same_call_of_the_network(predicts: str) -
         for model in (ScoreModel(net, sde, predicts=predicts), ScoreModel(net, chain.sde(), predicts=predicts))
         for loss in (
             ChainLoss.simple(chain)(model, x0, index=i, noise=z),
-            denoising_score_matching(model, x0, t=chain.times[i], noise=z),
+            denoising_score_matching(model, x0, weight="simple", t=chain.times[i], noise=z),
         )
     ]
     # The velocity's target has the SDE's rates in it, which the curve through the knots has between them only nearly.
@@ -184,7 +184,9 @@ def test_a_network_trained_on_the_chain_samples_under_the_sde_and_back() -> None
     torch.testing.assert_close(under_sde, on_chain, rtol=1e-5, atol=1e-6)
     other = fit(ScoreModel(MLP(2, width=8, depth=1), sde), data, steps=3, progress=False).model
     loss = ChainLoss.simple(chain)(other, x, index=4, noise=x)
-    torch.testing.assert_close(loss, denoising_score_matching(other, x, t=float(chain.times[4]), noise=x))
+    torch.testing.assert_close(
+        loss, denoising_score_matching(other, x, weight="simple", t=float(chain.times[4]), noise=x)
+    )
     assert sample(other, x_init=x, solver=chain.ddim(), final="sample").isfinite().all()
 
 

@@ -47,6 +47,9 @@ def test_every_readout_gives_the_same_loss_and_gradient(
     snr = alpha**2 / sigma**2
     w = {
         "simple": snr,
+        "bounded": 1 + torch.minimum(snr.sqrt(), torch.tensor(30.0)),
+        "v": 1 + snr,
+        "velocity": alpha**2 * (g / sigma) ** 4 / 4,
         "likelihood": g**2 * alpha**2 / (2 * sigma**4),
         "min_snr": torch.minimum(snr, torch.tensor(5.0)),
         "edm": (sigma**2 + 0.25 * alpha**2) / (0.5 * sigma) ** 2,  # in x: (nu^2 + s^2)/(nu s)^2, nu = sigma/alpha

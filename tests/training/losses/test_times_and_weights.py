@@ -42,7 +42,7 @@ def test_times_lie_in_the_interval(times: str, name: str, n: int, seed: int) -> 
 
 def test_times_where_the_signal_is_gone() -> None:
     sde = RectifiedFlow()
-    for name in ("uniform", "low_discrepancy", "log_snr", "edm", "logit_normal"):
+    for name in ("uniform", "low_discrepancy", "log_snr", "edm", "logit_normal", "cauchy"):
         t = TIMES[name](500, sde, stream(0))
         assert torch.isfinite(sde.log_snr(t)).sum() >= 499
     assert float(sde.log_snr(TIMES["log_snr"](500, sde, stream(0))).min()) >= -10
@@ -70,6 +70,9 @@ def law(times: str, sde: GaussianSDE, t: np.ndarray) -> np.ndarray:
         return (t - low) / (high - low)
     if times in ("log_snr", "importance"):
         return (ends[1] - log_snr) / (ends[1] - ends[0])
+    if times == "cauchy":
+        places = np.arctan(ends / 3)
+        return (places[1] - np.arctan(log_snr / 3)) / (places[1] - places[0])
     normal_law = {"edm": norm(-1.2, 1.2), "logit_normal": norm(0, 1)}[times]
     below, above = normal_law.cdf(-ends[1] / 2), normal_law.cdf(-ends[0] / 2)
     return (normal_law.cdf(-log_snr / 2) - below) / (above - below)
