@@ -15,6 +15,7 @@ FOLDER = Path(__file__).parent
 BENCHMARKS = {
     "sampling_step.py": ("--rounds", "5"),
     "training_step.py": ("--rounds", "5"),
+    "training_memory.py": ("--megabytes", "96"),
     "adaptive.py": ("--rounds", "5"),
     "exact_models.py": ("--rounds", "5"),
     "training_pairs.py": ("--steps", "100", "--target", "line"),

@@ -12,7 +12,7 @@ import functools
 import inspect
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from os import PathLike
 from pathlib import Path
 from typing import ParamSpec, Self, TypeVar
@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 __all__ = [
+    "PART",
     "CheckpointError",
     "ConfigError",
     "DTypeError",
@@ -31,6 +32,7 @@ __all__ = [
     "SolverError",
     "TrainingWarning",
     "check_device",
+    "check_finite",
     "check_floating",
     "check_integer",
     "check_number",
@@ -41,6 +43,7 @@ __all__ = [
     "unknown",
 ]
 
+PART = 1 << 20  # values that are looked at together, where data may be large
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -152,16 +155,33 @@ def check_samples(x: object, name: str = "x") -> Tensor:
     tensor = check_floating(x, name)
     # The two extremes tell it without a copy of the data: a NaN is both.
     if tensor.numel() and not bool(torch.isfinite(torch.stack(torch.aminmax(tensor.detach()))).all()):
-        bad = ~torch.isfinite(tensor)
-        first = tuple(int(i) for i in bad.nonzero()[0])
+        for _ in check_finite(torch.split(tensor, max(1, PART * len(tensor) // tensor.numel())), name):
+            pass
+    return tensor
+
+
+def check_finite(parts: Iterable[Tensor], name: str) -> Iterator[Tensor]:
+    """Pass on samples that come in parts (n, *), and count and place bad values: DomainError behind the last part."""
+    count = total = low = 0
+    first: tuple[int, ...] = ()
+    got = math.nan
+    for part in parts:
+        good = torch.isfinite(part)
+        if not bool(good.all()):
+            if not count:
+                place = tuple(int(i) for i in (~good).nonzero()[0])
+                first, got = (place[0] + low, *place[1:]), float(part[place])
+            count += int((~good).sum())
+        total, low = total + part.numel(), low + len(part)
+        yield part
+    if count:
         raise DomainError(
-            f"{name} has {int(bad.sum())} non-finite values of {tensor.numel()}, the first at index {first}",
+            f"{name} has {count} non-finite values of {total}, the first at index {first}",
             parameter=name,
-            got=float(tensor[first]),
+            got=got,
             allowed="finite values",
             cure="drop or repair these samples",
         )
-    return tensor
 
 
 def check_device(device: torch.device, name: str, other: torch.device, other_name: str) -> None:

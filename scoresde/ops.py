@@ -1,4 +1,4 @@
-"""Operations that every layer shares: broadcasting of coefficients and derivatives in time.
+"""Operations that every layer shares: broadcasting, derivatives in time, and data that are read in parts.
 
 A coefficient c has shape () or (B,); a sample x has shape (B, *). ``expand`` is the only place in the package where
 dimensions are added so that c multiplies x.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,18 +16,23 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from scoresde.errors import DTypeError, ShapeError
+from scoresde.errors import PART, DTypeError, ShapeError, check_finite, check_floating
 
 __all__ = [
     "Array",
+    "Rows",
     "accept_arrays",
+    "accept_rows",
     "chunks",
     "combine",
     "divergence",
     "expand",
     "flat",
+    "gather_moments",
     "jacobian_products",
     "move",
+    "parts",
+    "share_memory",
     "time_derivative",
     "working_dtype",
 ]
@@ -34,25 +40,122 @@ __all__ = [
 Array = Tensor | NDArray[Any]
 
 
-def accept_arrays(value: object, name: str = "x") -> object:
+def accept_arrays(value: object, name: str = "x", *, only_read: bool = False) -> object:
     """Return a NumPy array as a tensor, also the arrays in a mapping; anything else as it is, for a check to judge.
 
-    The tensor shares the array's memory, unless the array is read-only or laid out as no tensor is: then it is a copy.
-    Raises DTypeError where torch has no such type.
+    The tensor shares the array's memory, unless the array is laid out as no tensor is, or is read-only and the tensor
+    might be written to: then it is a copy. Raises DTypeError where torch has no such type.
     """
     if isinstance(value, Mapping):
-        return {key: accept_arrays(part, f"{name}[{key!r}]") for key, part in value.items()}
+        return {key: accept_arrays(part, f"{name}[{key!r}]", only_read=only_read) for key, part in value.items()}
     if not isinstance(value, np.ndarray):
         return value
     strange = any(stride < 0 or stride % max(1, value.itemsize) for stride in value.strides)
-    if strange or not (value.flags.writeable and value.dtype.isnative):
+    if strange or not ((only_read or value.flags.writeable) and value.dtype.isnative):
         value = value.astype(value.dtype.newbyteorder("="), order="C")
     try:
-        return torch.from_numpy(value)
+        return share_memory(value)
     except TypeError as error:
         raise DTypeError(
             f"{name} must be an array of numbers, got dtype {value.dtype}; convert it with {name}.astype(np.float32)"
         ) from error
+
+
+class _Memory:
+    """The memory of an array, which it keeps alive, without the mark that it is read-only."""
+
+    def __init__(self, array: NDArray[Any]) -> None:
+        self.array = array
+        self.__array_interface__ = {**array.__array_interface__, "data": (array.ctypes.data, False)}
+
+
+def share_memory(array: NDArray[Any]) -> Tensor:
+    """Return a tensor on an array's memory; where that is read-only, as a file's is, writing to the tensor is fatal."""
+    # torch.from_numpy warns of read-only memory.
+    return torch.from_numpy(array if array.flags.writeable else np.asarray(_Memory(array)))
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """Samples (N, *) of a tensor that are read and converted a part at a time; the tensor may lie in a file.
+
+    Args:
+        source: (M, *), of any real type.
+        dtype: the type in which they are read.
+        index: which rows of the source they are, (N,); None for all.
+    """
+
+    source: Tensor
+    dtype: torch.dtype
+    index: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.source if self.index is None else self.index)
+
+    @property
+    def shape(self) -> torch.Size:
+        """(N, *)."""
+        return torch.Size((len(self), *self.source.shape[1:]))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the source is."""
+        return self.source.device
+
+    def __getitem__(self, places: slice | Tensor) -> Tensor:
+        where = places if self.index is None else self.index[places]
+        return self.source[where].to(self.dtype)
+
+
+def accept_rows(value: object, name: str) -> Rows:
+    """Return a tensor or an array of finite floating numbers or bytes, (N, *), as rows in at least float32; no copy.
+
+    Raises:
+        DTypeError, ShapeError, DomainError: anything else.
+    """
+    if isinstance(value, Rows):
+        rows = value
+    else:
+        x = accept_arrays(value, name, only_read=True)
+        samples = x if isinstance(x, Tensor) and x.dtype == torch.uint8 and x.ndim else check_floating(x, name)
+        rows = Rows(samples.detach(), torch.promote_types(samples.dtype, torch.float32))
+    if rows.source.is_floating_point():
+        for _ in check_finite(parts(rows), name):
+            pass
+    return rows
+
+
+def parts(x: Tensor | Rows) -> Iterator[Tensor]:
+    """Yield samples (N, *) in order, in parts (n, *) of about a million values; one empty part where N is 0."""
+    size = max(1, PART // max(1, math.prod(x.shape[1:])))
+    yield from (x[part] for part in chunks(len(x), size)) if len(x) else (x[:0],)
+
+
+def gather_moments(rows: Iterable[Tensor], full_limit: int = 0) -> tuple[int, Tensor, Tensor]:
+    """Return the number N of rows that come in parts (n, D), their mean (D,) and their scatter, in float64 on the CPU.
+
+    The scatter is the sum over rows of (x - mean)(x - mean)^T, (D, D), up to ``full_limit`` coordinates, and else its
+    diagonal, (D,). Each part is centred on its own mean, and two of them, a and b, are joined by
+
+        mean = mean_a + d n_b/n,    scatter = scatter_a + scatter_b + d d^T n_a n_b/n,    d = mean_b - mean_a.
+
+    Source: Chan, Golub and LeVeque 1983, "Algorithms for computing the sample variance", The American Statistician
+    37(3).
+    """
+    count, mean, scatter = 0, torch.zeros(()), torch.zeros(())
+    for part in rows:
+        x = part.detach().to("cpu", torch.float64)
+        own, full = x.mean(0), x.shape[1] <= full_limit
+        centred = x - own
+        spread = centred.T @ centred if full else centred.square_().sum(0)
+        if not count:
+            count, mean, scatter = len(x), own, spread
+            continue
+        total, step = count + len(x), own - mean
+        scatter += spread + (torch.outer(step, step) if full else step.square()) * (count * len(x) / total)
+        mean += step * (len(x) / total)
+        count = total
+    return count, mean, scatter
 
 
 def expand(c: Tensor, x: Tensor) -> Tensor:

@@ -16,12 +16,13 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from scoresde.cli.presets import DATA, DataSet, Labelled, find_kind
+from scoresde.cli.presets import DATA, DataSet, Labelled, Samples, find_kind
 from scoresde.data.arrays import arrays_from_file
 from scoresde.data.columns import table_from_file
 from scoresde.data.folders import images_from_folder
 from scoresde.data.images import split_by_label
 from scoresde.errors import ConfigError, DataError, unknown
+from scoresde.ops import Rows, parts
 from scoresde.transforms.affine import Affine
 from scoresde.transforms.base import Transform
 
@@ -102,7 +103,7 @@ def _open_folder(path: Path, size: int | None, on_bad_image: Literal["raise", "s
 def _open_arrays(path: Path, key: str | None) -> DataSet:
     labels, classes = None, 0
     try:
-        data = arrays_from_file(path, key)
+        data = arrays_from_file(path, key, mapped=True)
     except ConfigError as error:
         names = error.allowed
         if key is not None or not isinstance(names, tuple):
@@ -122,8 +123,7 @@ def _open_arrays(path: Path, key: str | None) -> DataSet:
                 f"--data {path}:{SAMPLES}"
             )
         labels, classes = labels.long(), int(labels.max()) + 1
-    values = data.float().reshape(len(data), -1) if data.ndim == 1 else data.float()
-    return _split(path, values, labels, classes, byte=data.dtype == torch.uint8)
+    return _split(path, data[:, None] if data.ndim == 1 else data, labels, classes)
 
 
 def _open_table(path: Path, column: str | None) -> DataSet:
@@ -138,22 +138,22 @@ def _open_table(path: Path, column: str | None) -> DataSet:
         raise error.with_cure(cure if column else f"{cure}; or, if one holds the labels, name it: {ways}") from error
     names = ", ".join(f"{k} {name}" for k, name in enumerate(table.classes))
     notes = (f"labels       {names}",) if table.classes else ()
-    return _split(path, table.values.float(), table.labels, len(table.classes), notes)
+    return _split(path, table.values, table.labels, len(table.classes), notes)
 
 
-def _split(
-    path: Path, data: Tensor, labels: Tensor | None, classes: int, notes: tuple[str, ...] = (), *, byte: bool = False
-) -> DataSet:
-    """Part samples into those to train on and those held out."""
+def _split(path: Path, data: Tensor, labels: Tensor | None, classes: int, notes: tuple[str, ...] = ()) -> DataSet:
+    """Part samples into those to train on and those held out; both are read from the data as they are used."""
     kind = find_kind(data.shape[1:], str(path))
     if len(data) < 3:
         raise DataError(f"{path} holds {len(data)} samples; a fifth of them is held out and two are needed: add more")
     order = torch.zeros(len(data), dtype=torch.long) if labels is None else labels
     train, test = (_take(data, labels, split_by_label(order, split)) for split in ("train", "test"))
-    transform: Transform | None = Affine.standardise(train[0])
+    transform: Transform | None
     if kind == "images":
-        low, high = (0.0, 255.0) if byte else _find_range(train[0])
+        low, high = (0.0, 255.0) if data.dtype == torch.uint8 else _find_range(train[0])
         transform = None if (low, high) == (-1.0, 1.0) else Affine.from_range(low, high)
+    else:
+        transform = Affine.standardise(train[0])
     return DataSet(
         kind=kind,
         load=lambda: train,
@@ -166,12 +166,13 @@ def _split(
 
 
 def _take(data: Tensor, labels: Tensor | None, places: Tensor) -> Labelled:
-    return data[places], None if labels is None else labels[places]
+    return Rows(data, torch.float32, places.nonzero()[:, 0]), None if labels is None else labels[places]
 
 
-def _find_range(images: Tensor) -> tuple[float, float]:
+def _find_range(images: Samples) -> tuple[float, float]:
     """Return the interval in which pixels lie: [0, 1] or [-1, 1] where they fit into it, else their extremes."""
-    low, high = float(images.min()), float(images.max())
+    ends = [torch.stack(part.aminmax()) for part in parts(images)]
+    low, high = float(torch.stack(ends).min()), float(torch.stack(ends).max())
     if high <= 1 and low >= -1:
         return (0.0, 1.0) if low >= 0 else (-1.0, 1.0)
     return (low, high) if low < high else (low - 1.0, low + 1.0)

@@ -95,7 +95,7 @@ def write_samples(
         grid = image_grid(to_pixels(run, x), rows=rows, smooth=x.shape[-1] <= SMALL)
         write_whole(path, lambda file: save(grid, file))
     else:
-        behind = DATA[run.data].held_out() if run.data is not None and run.data in DATA else None
+        behind = DATA[run.data].held_out()[:] if run.data is not None and run.data in DATA else None
         figure = scatter(x, behind)
         write_whole(path, lambda file: save(figure, file))
 

@@ -21,17 +21,31 @@ from scoresde.diffusions.vp import VPSDE, SubVPSDE
 from scoresde.errors import ConfigError
 from scoresde.nn.mlp import MLP
 from scoresde.nn.unet import UNet
+from scoresde.ops import Rows
 from scoresde.transforms.affine import Affine
 from scoresde.transforms.base import Transform
 
-__all__ = ["DATA", "DIFFUSIONS", "PRESETS", "SDES", "DataSet", "Diffusion", "Kind", "Labelled", "Preset", "find_kind"]
+__all__ = [
+    "DATA",
+    "DIFFUSIONS",
+    "PRESETS",
+    "SDES",
+    "DataSet",
+    "Diffusion",
+    "Kind",
+    "Labelled",
+    "Preset",
+    "Samples",
+    "find_kind",
+]
 
 HELD_OUT = 2_000
 TRAINING_SEED, HELD_OUT_SEED, FRESH_SEED = 0, 1, 2
 
 Kind = Literal["points", "vectors", "series", "images", "volumes"]
 Split = Literal["train", "test"]
-Labelled = tuple[Tensor, Tensor | None]
+Samples = Tensor | Rows
+Labelled = tuple[Samples, Tensor | None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,7 +148,7 @@ class DataSet:
     notes: tuple[str, ...] = ()
     path: Path | None = None
 
-    def held_out(self) -> Tensor:
+    def held_out(self) -> Samples:
         """Return the real samples that no training sees."""
         return self.test()[0]
 

@@ -26,6 +26,7 @@ from scoresde.errors import CheckpointError, ConfigError, DomainError
 from scoresde.models.checkpoint import MANIFEST, find
 from scoresde.models.score_model import ScoreModel
 from scoresde.nn.embeddings import LabelledNetwork
+from scoresde.ops import Rows, parts
 from scoresde.training.loop import CHECKPOINT
 
 __all__ = [
@@ -151,9 +152,12 @@ def read_version() -> str:
     return str(sys.modules["scoresde"].__version__)
 
 
-def digest(x: Tensor) -> str:
-    """Return the SHA-256 of a tensor's values, by which changed data are known."""
-    return hashlib.sha256(x.detach().cpu().contiguous().numpy().tobytes()).hexdigest()
+def digest(x: Tensor | Rows) -> str:
+    """Return the SHA-256 of the samples' values, by which changed data are known."""
+    found = hashlib.sha256()
+    for part in parts(x):
+        found.update(part.detach().cpu().contiguous().numpy().data)
+    return found.hexdigest()
 
 
 def check_folder(option: str, path: Path) -> Path:

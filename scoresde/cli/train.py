@@ -11,7 +11,6 @@ from typing import Annotated, Literal, cast
 
 import torch
 import tyro
-from torch import Tensor
 
 from scoresde.cli.files import BAD_IMAGES, open_data
 from scoresde.cli.options import (
@@ -27,7 +26,7 @@ from scoresde.cli.options import (
     show_default,
     show_default_by_kind,
 )
-from scoresde.cli.presets import DATA, DIFFUSIONS, SDES, DataSet, Labelled
+from scoresde.cli.presets import DATA, DIFFUSIONS, SDES, DataSet, Labelled, Samples
 from scoresde.cli.run_folder import RUN, check_folder, digest, read_json, read_version, write_json
 from scoresde.cli.threads import choose_threads, use_threads
 from scoresde.diffusions.sde import GaussianSDE
@@ -284,7 +283,7 @@ def _keep_options(options: Train) -> dict[str, object]:
     return {k: v for k, v in dataclasses.asdict(options).items() if k not in PASSING}
 
 
-def _describe_run(options: Train, model: ScoreModel, samples: Tensor, held_out: Tensor) -> dict[str, object]:
+def _describe_run(options: Train, model: ScoreModel, samples: Samples, held_out: Samples) -> dict[str, object]:
     """Return what run.json says: all that the run came from."""
     return {
         "data": options.data,

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from scoresde.cli.presets import DataSet
+from scoresde.cli.presets import DataSet, Samples
 from scoresde.metrics.digits import DigitJudge
 from scoresde.metrics.distances import energy_distance, sliced_wasserstein
 from scoresde.metrics.floors import Floor, floor
@@ -63,7 +63,7 @@ def make_yardstick(name: str, data: DataSet, *, classes: int | None = None) -> Y
 def _measure_distances(name: str, data: DataSet, classes: int | None) -> Yardstick:
     """Measure in the units of the model, in which no coordinate outweighs the others."""
     (real, labels), (whole, _), transform = data.load(), data.test(), data.transform()
-    held_out = whole[permutation(len(whole), stream(0, "held-out"))[:MOST]] if len(whole) > MOST else whole
+    held_out = whole[permutation(len(whole), stream(0, "held-out"))[:MOST] if len(whole) > MOST else slice(None)]
     measures = {one: MEASURES[one] for one in data.preset.metrics}
 
     def scaled(x: Tensor) -> Tensor:
@@ -108,7 +108,7 @@ def _measure_distances(name: str, data: DataSet, classes: int | None) -> Yardsti
 
 
 def _measure_real(
-    data: str, metrics: Mapping[str, Callable[[Tensor], float]], real: Tensor, size: int, other: int
+    data: str, metrics: Mapping[str, Callable[[Tensor], float]], real: Samples, size: int, other: int
 ) -> dict[str, Floor]:
     """Return what ``size`` real training samples measure, or all of them where there are fewer."""
     count = min(size, len(real))

@@ -15,6 +15,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from scoresde.errors import ConfigError, DataError, ScoreSDEError, check_path, check_samples, unknown
+from scoresde.ops import share_memory
 
 __all__ = ["arrays_from_file"]
 
@@ -26,7 +27,7 @@ NUMBERS: Final = {
 }
 
 
-def arrays_from_file(path: str | os.PathLike[str], key: str | None = None) -> Tensor:
+def arrays_from_file(path: str | os.PathLike[str], key: str | None = None, *, mapped: bool = False) -> Tensor:
     """Return an array (N, *) of a file as a tensor on the CPU.
 
     The file's ending, in any case, says what it is: .pt or .pth, what ``torch.save`` wrote, a tensor or a dict of
@@ -37,6 +38,9 @@ def arrays_from_file(path: str | os.PathLike[str], key: str | None = None) -> Te
     Args:
         path: the file.
         key: name of the array in a file that names its arrays; may be left out where it holds one.
+        mapped: leave the numbers of an .npy file in the file, from where they are read as they are used; such a tensor
+            cannot be written to: trying ends the process. Files of other kinds, and of a type or byte order that must
+            be converted, are read as usual.
 
     Raises:
         DataError: a file that is missing, unreadable, cut or of another kind; Python objects, strings, dates, complex
@@ -48,7 +52,12 @@ def arrays_from_file(path: str | os.PathLike[str], key: str | None = None) -> Te
     file = check_path(path)
     read = READERS.get(file.suffix.lower(), _read_numpy)
     with _explain_failures(file):
-        return read(file, key)
+        return _map_numpy(file, key) if mapped and file.suffix.lower() == ".npy" else read(file, key)
+
+
+def _map_numpy(file: Path, key: str | None) -> Tensor:
+    file.open("rb").close()  # an OSError that says what is wrong, where it cannot be opened
+    return _from_numpy(np.load(file, mmap_mode="r", allow_pickle=False), _name_single(file, key))
 
 
 def _read_numpy(file: Path, key: str | None) -> Tensor:
@@ -150,17 +159,20 @@ def _from_numpy(array: NDArray[Any], name: str) -> Tensor:
     kind = array.dtype.newbyteorder("=").name
     if kind not in NUMBERS:
         raise _refuse_type(name, array.dtype)
-    return _check(torch.from_numpy(np.ascontiguousarray(array, dtype=NUMBERS[kind]).reshape(array.shape)), name)
+    own = np.ascontiguousarray(array, dtype=NUMBERS[kind]).reshape(array.shape)
+    return _check(share_memory(own), name, clone=False)
 
 
-def _check(x: Tensor, name: str) -> Tensor:
-    """Return a tensor with memory of its own and without a gradient, if it holds samples of finite numbers."""
+def _check(x: Tensor, name: str, *, clone: bool = True) -> Tensor:
+    """Return a tensor without a gradient, and with memory of its own, if it holds samples of finite numbers."""
     kind = str(x.dtype).removeprefix("torch.")
     if kind not in {*NUMBERS, "bfloat16"} or x.layout != torch.strided or x.is_meta:
         raise _refuse_type(name, kind if x.layout == torch.strided else x.layout)
     if x.ndim == 0 or x.numel() == 0:
         raise DataError(f"{name} has shape {tuple(x.shape)} and holds no samples", cure="save an array of shape (N, *)")
-    own = x.detach().to(getattr(torch, NUMBERS.get(kind, kind))).clone(memory_format=torch.contiguous_format)
+    own = x.detach().to(getattr(torch, NUMBERS.get(kind, kind)))
+    if clone and not (own.is_contiguous() and own.untyped_storage().nbytes() == own.nbytes):
+        own = own.clone(memory_format=torch.contiguous_format)
     return check_samples(own, name) if own.is_floating_point() else own
 
 

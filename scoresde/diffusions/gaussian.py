@@ -11,19 +11,18 @@ decomposition in all:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from scoresde.errors import DTypeError, ShapeError, check_floating, check_samples
-from scoresde.ops import chunks, flat, working_dtype
+from scoresde.ops import flat, gather_moments, parts, working_dtype
 
 __all__ = ["FULL_COVARIANCE_LIMIT", "Gaussian", "Moments"]
 
 FULL_COVARIANCE_LIMIT = 256
-PIECE = 1 << 18  # numbers that are summed at once
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,19 +114,18 @@ class Moments:
         check_samples(x, "data")
         if x.shape[0] == 0:
             raise ShapeError("data is empty: moments need at least one sample")
-        size = math.prod(x.shape[1:])
+        return cls.of_parts(parts(x), x.shape[1:])
 
-        def average(of: Callable[[Tensor], Tensor]) -> Tensor:
-            # Piece by piece, since a copy of the data in float64 would be twice its size.
-            pieces = (x.detach()[rows] for rows in chunks(len(x), max(1, PIECE // max(1, size))))
-            return sum((of(flat(piece.to("cpu", torch.float64))) for piece in pieces), torch.zeros(())) / len(x)
-
-        mean = average(lambda piece: piece.sum(0))
+    @classmethod
+    def of_parts(cls, x: Iterable[Tensor], event: Sequence[int]) -> Moments:
+        """Measure the moments, as ``of``, of finite data that come in parts (n, *event), of which one is in memory."""
+        size = math.prod(event)
+        count, mean, scatter = gather_moments(map(flat, x), FULL_COVARIANCE_LIMIT)
+        mean = mean.reshape(tuple(event))
         if size > FULL_COVARIANCE_LIMIT:
-            variance = average(lambda piece: (piece - mean).square_().sum(0))
-            return cls(mean.reshape(x.shape[1:]), variance.reshape(x.shape[1:]))
-        values, vectors = torch.linalg.eigh(average(lambda piece: (piece - mean).T @ (piece - mean)))
-        return cls(mean.reshape(x.shape[1:]), values.clamp_min(0.0), vectors.contiguous())
+            return cls(mean, (scatter / count).reshape(mean.shape))
+        values, vectors = torch.linalg.eigh(scatter / count)
+        return cls(mean, values.clamp_min(0.0), vectors.contiguous())
 
     @classmethod
     def exact(cls, mean: Tensor, covariance: Tensor) -> Moments:
@@ -151,6 +149,11 @@ class Moments:
     def at(self, alpha: float, sigma: float) -> Gaussian:
         """Return N(alpha m, alpha^2 C + sigma^2), the Gaussian with the moments of x_t."""
         return Gaussian(alpha * self.mean, alpha**2 * self.variance + sigma**2, self.basis)
+
+    def describe_values(self) -> tuple[float, float]:
+        """Return the mean and the standard deviation of all values, whatever their coordinate."""
+        variance = self.variance.mean() + self.mean.var(correction=0)
+        return float(self.mean.mean()), float(variance.sqrt())
 
     @property
     def covariance(self) -> Tensor:

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from scoresde.diffusions.gaussian import Moments
-from scoresde.errors import ConfigError, ShapeError, check_number, check_samples
+from scoresde.errors import ConfigError, ShapeError, check_finite, check_number
 from scoresde.models.prediction import Condition, check_condition
 from scoresde.noise import permutation, stream
-from scoresde.ops import Array, accept_arrays, move
-from scoresde.transforms.base import Transform
+from scoresde.ops import Array, Rows, accept_arrays, accept_rows, move
+from scoresde.transforms.base import Transform, forward_parts
 
 __all__ = ["Batches", "prepare_data"]
 
@@ -21,18 +21,19 @@ class Batches:
     """Batch k of shuffled data, on the network's device.
 
     Args:
-        data: (N, *).
+        data: (N, *), in the data's units; only the rows of a batch are read and transformed.
         cond: conditions, each (N, *), or None.
         size: samples of a batch; one may reach over the end of an epoch.
         label_dropout: share of ``cond["label"]`` that becomes -1.
         seed: the order of an epoch comes from (seed, epoch), dropped labels and a transform's noise from (seed, step).
         device: where the batches go.
-        transform: a random one, drawn anew for every batch; None where the data are transformed already.
+        transform: from the data's units to the model's, or None; one that draws noise draws it anew for every batch.
+        dtype: of the batches; by default the data's.
     """
 
     def __init__(
         self,
-        data: Tensor,
+        data: Tensor | Rows,
         cond: Condition,
         *,
         size: int,
@@ -40,9 +41,11 @@ class Batches:
         seed: int,
         device: torch.device,
         transform: Transform | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         self.data, self.cond, self.size, self.label_dropout = data, cond, size, label_dropout
         self.seed, self.device, self.transform = seed, device, transform
+        self.dtype = data.dtype if dtype is None else dtype
         self._order: tuple[int, Tensor] = (-1, torch.empty(0))
 
     def index(self, step: int) -> Tensor:
@@ -60,15 +63,18 @@ class Batches:
         """Return the data and the conditions of a batch, on the network's device."""
         index, device = self.index(step), self.device
 
-        def take(source: Tensor) -> Tensor:
-            return move(source[move(index, source.device)], device)
+        def take(source: Tensor | Rows) -> Tensor:
+            return source[move(index, source.device)]
 
-        x = take(self.data)
-        if self.transform is not None:
-            x = self.transform.forward(x, stream(self.seed, "transform", step, device=device))
+        x, transform = take(self.data), self.transform
+        if transform is not None and not transform.random:
+            x = transform.forward(x)
+        x = move(x.to(self.dtype), device)
+        if transform is not None and transform.random:
+            x = transform.forward(x, stream(self.seed, "transform", step, device=device))
         if self.cond is None:
             return x, None
-        cond = {key: take(value) for key, value in self.cond.items()}
+        cond = {key: move(take(value), device) for key, value in self.cond.items()}
         if self.label_dropout:
             from scoresde.nn.embeddings import drop_labels
 
@@ -78,7 +84,7 @@ class Batches:
 
 
 def prepare_data(
-    data: Array,
+    data: Array | Rows,
     cond: Mapping[str, Array] | None,
     transform: Transform | None,
     *,
@@ -88,32 +94,30 @@ def prepare_data(
     device: torch.device,
     dtype: torch.dtype,
 ) -> tuple[Batches, Moments]:
-    """Check data and conditions, transform the data into the network's type, and return batches and moments.
+    """Check data and conditions, and return batches in the network's type, and the moments of the transformed data.
 
     Raises:
         DTypeError, ShapeError, DomainError, ConfigError: no finite samples, conditions of another number, labels to
             drop that are not there, a transform of another event.
     """
-    x = check_samples(accept_arrays(data, "data"), "data").detach()
-    if x.shape[0] == 0:
+    rows = accept_rows(data, "data")
+    if len(rows) == 0:
         raise ShapeError("data is empty: training needs at least one sample")
-    known = check_condition(accept_arrays(cond, "cond"), len(x))
+    known = check_condition(accept_arrays(cond, "cond", only_read=True), len(rows))
     share = check_number(label_dropout, "label_dropout", 0.0, 1.0)
     if share and known is None:
         raise ConfigError('label_dropout needs cond={"label": labels}')
     if share and known is not None and "label" not in known:
         raise ConfigError(f"label_dropout acts on cond['label']; cond holds {', '.join(known) or 'nothing'}")
-    raw = x.to(torch.promote_types(x.dtype, torch.float32))
-    x = raw if transform is None else transform.forward(raw, stream(seed, "transform", device=x.device))
-    x = x.to(dtype)
-    redrawn = transform if transform is not None and transform.random else None
     batches = Batches(
-        x if redrawn is None else raw.to(dtype),
+        rows,
         known,
         size=batch_size,
         label_dropout=share,
         seed=seed,
         device=device,
-        transform=redrawn,
+        transform=transform,
+        dtype=dtype,
     )
-    return batches, Moments.of(x)
+    seen = forward_parts(transform, rows, stream(seed, "transform", device=rows.device))
+    return batches, Moments.of_parts(check_finite((part.to(dtype) for part in seen), "data"), rows.shape[1:])

@@ -1,11 +1,13 @@
-"""Training on data in memory: from options and data to a loop, its folder, resuming, and what came of it."""
+"""Training: from options and data to a loop, its folder, resuming, and what came of it."""
 
 from __future__ import annotations
 
 import html
 import json
+import math
 import os
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,11 +15,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from scoresde.errors import CheckpointError, ConfigError, check_integer, explain_keywords
+from scoresde.diffusions.gaussian import Moments
+from scoresde.errors import CheckpointError, ConfigError, TrainingWarning, check_integer, explain_keywords
 from scoresde.models import checkpoint, saving
 from scoresde.models.score_model import ScoreModel
 from scoresde.noise import check_seed, fresh_seed
-from scoresde.ops import Array
+from scoresde.ops import Array, Rows
 from scoresde.training.batches import prepare_data
 from scoresde.training.cautions import warn_of_loss
 from scoresde.training.loop import CHECKPOINT, LOG, Judge, Loop, Record
@@ -29,6 +32,7 @@ from scoresde.transforms.base import Transform, check_transform
 
 __all__ = ["TrainResult", "fit"]
 
+SCALES = 0.1, 10.0  # least standard deviation, largest root of the mean square, of data without a transform
 ROWS = 10  # of the log in a notebook
 STEPS_OF_EPOCHS = "steps= with steps = epochs * len(data) / batch_size"
 
@@ -101,7 +105,7 @@ def _show(value: object) -> str:
 )
 def fit(
     model: ScoreModel,
-    data: Array,
+    data: Array | Rows,
     *,
     steps: int,
     batch_size: int = 128,
@@ -117,7 +121,7 @@ def fit(
     cond: Mapping[str, Array] | None = None,
     label_dropout: float = 0.0,
     transform: Transform | None = None,
-    held_out: Array | None = None,
+    held_out: Array | Rows | None = None,
     held_out_cond: Mapping[str, Array] | None = None,
     autocast: torch.dtype | None = None,
     seed: int | None = 0,
@@ -128,7 +132,7 @@ def fit(
     progress: bool = True,
     on_log: Callable[[Record], None] | None = None,
 ) -> TrainResult:
-    """Train a model's network by denoising score matching on data that fit in memory.
+    """Train a model's network by denoising score matching on data in memory or in a mapped file.
 
     The data pass through the transform (one that draws noise draws it anew for every batch); their moments go to
     ``model.moments``, so that samplers start from the right prior. Every epoch is a new order of the data, drawn from
@@ -139,7 +143,7 @@ def fit(
             in ``torch.compile`` or ``DistributedDataParallel`` is trained through it; a wrapper around the model
             itself is left aside. The result's model has the network without wrappers. Each process of a group has
             data (whose moments its model gets), a seed and a folder (or none) of its own.
-        data: a tensor on any device or a NumPy array, (N, *), finite, in the user's units.
+        data: a tensor on any device or a NumPy array, (N, *), finite, or bytes, in the user's units.
         steps: number of steps in all.
         batch_size: samples of a step; more than N of them repeat.
         learning_rate: after the warm-up.
@@ -212,6 +216,8 @@ def fit(
         device=trainer.device,
         dtype=trainer.dtype,
     )
+    if transform is None:
+        _warn_of_scale(moments)
     where = _open_folder(folder, trainer, resume)
     model.moments, model.transform = moments, transform
     loop = Loop(
@@ -238,6 +244,19 @@ def fit(
         trainer.loss_names.get("times"),
         where,
     )
+
+
+def _warn_of_scale(moments: Moments) -> None:
+    """Warn of data far from unit scale, which no transform brings there."""
+    mean, std = moments.describe_values()
+    if math.hypot(mean, std) > SCALES[1] or 0.0 < std < SCALES[0]:
+        pixels = ", or Affine.from_range(0, 255) for pixels from 0 to 255" if len(moments.mean.shape) == 3 else ""
+        warnings.warn(
+            f"the data have mean {mean:.3g} and standard deviation {std:.3g}, and networks learn at about unit scale: "
+            f"fit(..., transform=Affine.standardise(data)) of scoresde.transforms{pixels}",
+            TrainingWarning,
+            stacklevel=4,
+        )
 
 
 def _open_folder(path: str | os.PathLike[str] | None, trainer: Trainer, resume: bool) -> Path | None:

@@ -24,7 +24,7 @@ from tqdm.auto import tqdm
 from scoresde.errors import SolverError
 from scoresde.models import checkpoint
 from scoresde.models.prediction import in_mode
-from scoresde.ops import Array
+from scoresde.ops import Array, Rows
 from scoresde.training.batches import Batches
 from scoresde.training.losses.held_out import held_out_loss
 from scoresde.training.losses.times import TimeSampler, TimesName
@@ -62,7 +62,7 @@ class Judge:
     """The loss of held-out data with the averaged weights."""
 
     trainer: Trainer
-    data: Array
+    data: Array | Rows
     cond: Mapping[str, Array] | None
     weight: WeightName | Weight | None
     times: TimesName | TimeSampler | None

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
-from scoresde.errors import DomainError, DTypeError, ShapeError, check_floating, check_samples
-from scoresde.ops import working_dtype
+from scoresde.errors import DomainError, DTypeError, ShapeError, check_floating
+from scoresde.ops import Array, Rows, accept_rows, gather_moments, parts, working_dtype
 from scoresde.transforms.base import check_interval, read_options
 
 __all__ = ["Affine"]
@@ -50,14 +50,21 @@ class Affine:
             )
 
     @classmethod
-    def standardise(cls, x: Tensor) -> Affine:
+    def standardise(cls, x: Array | Rows) -> Affine:
         """Measure mean and standard deviation of each leading coordinate (channel) of data (N, *) in float64."""
-        check_samples(x, "data")
-        if x.ndim < 2 or x.shape[0] < 2:
-            raise ShapeError(f"standardisation needs at least two samples of shape (C, *), got {tuple(x.shape)}")
-        flat = x.detach().to("cpu", torch.float64).transpose(0, 1).reshape(x.shape[1], -1)
-        std = flat.std(1)
-        return cls(tuple(flat.mean(1).tolist()), tuple(torch.where(std > 0, std, torch.ones_like(std)).tolist()))
+        rows = accept_rows(x, "data")
+        if len(rows.shape) < 2 or len(rows) < 2:
+            raise ShapeError(f"standardisation needs at least two samples of shape (C, *), got {tuple(rows.shape)}")
+
+        def channels(part: Tensor) -> Tensor:
+            return part.to("cpu", torch.float64).transpose(0, 1).reshape(rows.shape[1], -1)
+
+        # Less its first value, so that a channel of one value has exactly no deviation.
+        first = channels(rows[:1])[:, :1]
+        count, mean, scatter = gather_moments((channels(part) - first).T for part in parts(rows))
+        std = (scatter / (count - 1)).sqrt()
+        mean = mean + first.squeeze(1)
+        return cls(tuple(mean.tolist()), tuple(torch.where(std > 0, std, torch.ones_like(std)).tolist()))
 
     @classmethod
     def from_range(cls, low: float, high: float) -> Affine:

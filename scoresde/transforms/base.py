@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from typing import Any, Protocol, runtime_checkable
 
 from torch import Generator, Tensor
 
 from scoresde.errors import ConfigError, DomainError, DTypeError, check_number, unknown
+from scoresde.ops import Rows, parts
 
-__all__ = ["Transform", "check_inside", "check_interval", "check_transform", "read_options"]
+__all__ = ["Transform", "check_inside", "check_interval", "check_transform", "forward_parts", "read_options"]
 
 
 @runtime_checkable
@@ -48,6 +49,20 @@ def check_transform(transform: object) -> Transform | None:
     if transform is None or (isinstance(transform, Transform) and not isinstance(transform, type)):
         return transform
     raise DTypeError(f"transform must be one of scoresde.transforms, e.g. Affine(), got {transform!r}")
+
+
+def forward_parts(transform: Transform | None, x: Tensor | Rows, generator: Generator) -> Iterator[Tensor]:
+    """Yield data (N, *) in the model's coordinates, part by part; DomainError says in which part a bad value is."""
+    low = 0
+    for part in parts(x):
+        try:
+            y = part if transform is None else transform.forward(part, generator)
+        except DomainError as error:
+            if low == 0:
+                raise
+            raise DomainError(f"in data[{low}:{low + len(part)}], {error}") from error
+        yield y
+        low += len(part)
 
 
 def read_options(config: Mapping[str, object], kind: type[Any]) -> dict[str, Any]:

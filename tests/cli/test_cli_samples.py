@@ -218,6 +218,7 @@ def test_tables_of_names_are_complete() -> None:
     labelled = {"digits", "photographs", *TABLES}
     for name, data in DATA.items():
         (real, labels), (held_out, others) = data.load(), data.test()
+        real, held_out = real[:], held_out[:]
         assert held_out.shape[1:] == real.shape[1:]
         assert find_kind(real.shape[1:], name) == data.kind
         assert (labels is not None) == (others is not None) == bool(data.classes) == (name in labelled)

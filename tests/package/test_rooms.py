@@ -19,7 +19,7 @@ FLOORS: tuple[dict[str, set[str]], ...] = (
     {
         "diffusions": {"errors", "ops"},
         "transforms": {"errors", "ops", "noise"},
-        "data": {"errors", "noise"},
+        "data": {"errors", "ops", "noise"},
         "nn": {"errors", "noise"},
     },
     {
@@ -41,7 +41,7 @@ FLOORS: tuple[dict[str, set[str]], ...] = (
     },
     {"plots": {"errors", "diffusions", "metrics", "solvers", "likelihood.fokker_planck"}},
     {
-        "cli": {"errors", "noise", "diffusions", "transforms", "data", "nn", "metrics", "models", "solvers"}
+        "cli": {"errors", "ops", "noise", "diffusions", "transforms", "data", "nn", "metrics", "models", "solvers"}
         | {"sampling", "training", "training.losses", "plots"},
     },
 )

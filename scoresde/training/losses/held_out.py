@@ -7,17 +7,18 @@ numbers, dealt out in a random order.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 
-from scoresde.errors import ShapeError, check_integer, check_samples, pick
+from scoresde.errors import PART, ShapeError, check_integer, pick
 from scoresde.models.checks import check_score_model
 from scoresde.models.prediction import check_condition, in_mode, select
 from scoresde.models.score_model import ScoreModel
 from scoresde.noise import check_seed, normal, permutation, stream
-from scoresde.ops import Array, accept_arrays, chunks
+from scoresde.ops import Array, Rows, accept_arrays, accept_rows, chunks
 from scoresde.training.losses.bins import LossBins
 from scoresde.training.losses.defaults import choose_loss
 from scoresde.training.losses.denoising import denoising_score_matching
@@ -46,7 +47,7 @@ class HeldOutLoss:
 
 def held_out_loss(
     model: ScoreModel,
-    data: Array,
+    data: Array | Rows,
     *,
     weight: WeightName | Weight | None = None,
     times: TimesName | TimeSampler | None = None,
@@ -72,35 +73,49 @@ def held_out_loss(
         ShapeError, DTypeError, DomainError, ConfigError: bad data or options, as ``denoising_score_matching``.
     """
     model = check_score_model(model)
-    x = check_samples(accept_arrays(data, "data"), "data").detach()
-    count = check_integer(repeats, "repeats", 1) * len(x)
+    rows = accept_rows(data, "data")
+    size = len(rows)
+    count = check_integer(repeats, "repeats", 1) * size
     if count == 0:
         raise ShapeError("data is empty: a loss needs at least one sample")
     check_integer(chunk_size, "chunk_size", 1)
     check_seed(seed)
-    known = check_condition(accept_arrays(cond, "cond"), len(x))
+    known = check_condition(accept_arrays(cond, "cond", only_read=True), size)
     weight, times = choose_loss(model, weight, times)
     draw = pick("time sampler", times, TIMES)
     weight = correct_weight(pick("weight", weight, WEIGHTS), draw)
-    device = x.device if model.device is None else model.device
-    x = x.to(device=device, dtype=torch.promote_types(x.dtype, torch.float32))
-    if model.transform is not None:
-        x = model.transform.forward(x, stream(seed, "held out", "transform", device=device))
-    x = x.to(torch.promote_types(torch.float32, model.dtype or x.dtype))
+    device = rows.device if model.device is None else model.device
+    dtype = torch.promote_types(torch.float32, model.dtype or rows.dtype)
+    transform = model.transform
     t = draw(count, model.sde, stream(seed, "held out", "times"))[permutation(count, stream(seed, "held out", "order"))]
+    times_of = t.reshape(-1, size)
     bins = LossBins(model.sde, device)
-    numbers = bins.find(model.sde.log_snr(t)).to(device).reshape(-1, len(x))
+    numbers = bins.find(model.sde.log_snr(t)).to(device).reshape(-1, size)
+    # One block is in memory at a time. On the CPU a multiple of 16 gives the noise of a single draw.
+    block = 16 * max(1, PART // (16 * max(1, math.prod(rows.shape[1:]))))
     losses = []
     with in_mode(model, training=False), torch.no_grad():
-        for k, (times_k, numbers_k) in enumerate(zip(t.reshape(-1, len(x)), numbers, strict=True)):
-            z = normal(x.shape, stream(seed, "held out", "noise", k, device=device), dtype=x.dtype)
-            for part in chunks(len(x), chunk_size):
-                here = select(known, part, device)
-                found = denoising_score_matching(
-                    model, x[part], weight=weight, t=times_k[part], noise=z[part], cond=here
-                )
-                bins.add(numbers_k[part], found)
-                losses.append(found)
+        shift = stream(seed, "held out", "transform", device=device)
+        noises = [stream(seed, "held out", "noise", k, device=device) for k in range(repeats)]
+        for places in chunks(size, block):
+            x = rows[places].to(device)
+            if transform is not None:
+                x = transform.forward(x, shift)
+            x = x.to(dtype)
+            for k, generator in enumerate(noises):
+                z = normal(x.shape, generator, dtype=dtype)
+                for part in chunks(len(x), chunk_size):
+                    here = slice(places.start + part.start, places.start + part.stop)
+                    found = denoising_score_matching(
+                        model,
+                        x[part],
+                        weight=weight,
+                        t=times_of[k][here],
+                        noise=z[part],
+                        cond=select(known, here, device),
+                    )
+                    bins.add(numbers[k][here], found)
+                    losses.append(found)
     all_losses = torch.cat(losses).double().cpu()
     spread = float(all_losses.std(correction=0)) / max(1, count - 1) ** 0.5
     return HeldOutLoss(float(all_losses.mean()), spread, tuple(bins.centres), tuple(bins.take_means()))
