@@ -112,7 +112,7 @@ def _explain_failures(file: Path) -> Iterator[None]:
             f"{file} cannot be read: {error.strerror or error}", cure="check the path and its permissions"
         ) from error
     except Exception as error:  # zipfile, zlib, tokenize, struct and the unpickler let their own errors through
-        if "Object arrays" in str(error):
+        if any(words in str(error) for words in ("Object arrays", "Python objects")):
             raise DataError(
                 f"{file} holds Python objects: they are stored as a pickle, which may run any code: refused",
                 cure="save numbers: numpy.save(path, numpy.stack(list).astype(numpy.float32))",
