@@ -32,6 +32,7 @@ from torch import Tensor
 from scoresde.diffusions.point import Point
 from scoresde.diffusions.sde import GaussianSDE, transition_weights
 from scoresde.errors import DomainError, check_number, unknown
+from scoresde.solvers.forms import freeze_data
 from scoresde.solvers.grids import even, karras
 from scoresde.solvers.one_step import OneStep, Stage, express, name_increments
 from scoresde.solvers.rows import Increment, Knot, Order, Row
@@ -44,6 +45,11 @@ VARIANCES: Final = get_args(Variance)
 
 def _declare_order(eta: float) -> Order:
     return Order(deterministic=1.0) if eta == 0 else Order(strong=1.0, weak=1.0)
+
+
+def _weigh_data(late: Point, early: Point, share: Tensor) -> Tensor:
+    """Return the weight of the data, alpha_s (1 - e^share), and its limit upwards into alpha = 0."""
+    return torch.where(early.alpha == 0, freeze_data(late, early), early.alpha * -torch.expm1(share))
 
 
 def _write_table(
@@ -97,7 +103,7 @@ class Ancestral(PointMethod):
         h = 0.5 * (early.log_snr - late.log_snr)
         # h is infinite out of alpha = 0 and into sigma = 0.
         on_x = early.sigma / late.sigma * (torch.zeros_like(h) if eta == 0 else -(eta**2) * h).exp()
-        on_data = early.alpha * -torch.expm1(-(1 + eta**2) * h)
+        on_data = _weigh_data(late, early, -(1 + eta**2) * h)
         on_noise = early.sigma * (-torch.expm1(-2 * eta**2 * h)).nan_to_num(0.0).sqrt()
         large = torch.where(early.sigma > 0, transition_weights(early, late)[1], on_noise)
         table = _write_table(
@@ -141,13 +147,16 @@ class DDIM(PointMethod):
     def on(self, points: Point, prior_std: float) -> Tableau:
         late, early, eta = points[:-1], points[1:], self.eta
         gap = late.log_snr - early.log_snr
+        # Without noise a step may lead upwards, where the gap is positive, and infinite into alpha = 0.
+        drawn = -torch.expm1(gap) if eta else torch.zeros_like(gap)
         # log of e^{D/2} sqrt(1 - eta^2 (1 - e^D)), the share of x_t that survives, relative to alpha_s/alpha_t.
-        share = 0.5 * gap + 0.5 * torch.log1p(eta**2 * torch.expm1(gap))
+        share = 0.5 * gap + 0.5 * torch.log1p(-(eta**2) * drawn)
         if bool(torch.isnan(share).any()):
             raise DomainError(f"eta = {eta:g} asks for more noise than a step of this grid can hold; use eta <= 1")
-        on_x = early.sigma / late.sigma * (1 - eta**2 + eta**2 * gap.exp()).sqrt()
-        on_data = early.alpha * -torch.expm1(share)
-        on_noise = eta * early.sigma * (-torch.expm1(gap)).sqrt()
+        kept = 1 - eta**2 + eta**2 * gap.exp() if eta else torch.ones_like(gap)
+        on_x = early.sigma / late.sigma * kept.sqrt()
+        on_data = _weigh_data(late, early, share)
+        on_noise = eta * early.sigma * drawn.sqrt()
         weights, order = (on_x, on_data, on_noise), _declare_order(eta)
         return _write_table(f"ddim ({self})", points, weights, prior_std=prior_std, power=-2.0, order=order)
 
@@ -186,12 +195,14 @@ class _ReverseDiffusion(OneStep):
         return f"eta = {self.eta:g}"
 
     def limits(self, late: Point, early: Point) -> Tensor:
-        return late.alpha == 0
+        return (late.alpha == 0) | (early.alpha == 0)
 
     def stages(self, sde: GaussianSDE, late: Point, early: Point, prediction: str) -> list[Stage]:
-        a, b = transition_weights(early, late)
+        a, variance = late.alpha / early.alpha, late.sigma.square() * -torch.expm1(late.log_snr - early.log_snr)
         seen = express("noise", prediction, late, "reverse_diffusion")
-        weights = (-0.5 * (1 + self.eta**2) * b.square() / late.sigma,)
+        weights = (-0.5 * (1 + self.eta**2) * variance / late.sigma,)
         if not self.eta:
+            # The flow's step serves upwards too, where the variance that it takes back is negative.
             return [Stage(late, seen, 2 - a, weights)]
+        b = variance.sqrt()
         return [Stage(late, seen, 2 - a, weights, (self.eta * b,), name_increments(late, early, 2.0))]

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from scoresde.diffusions.point import Point
 
-__all__ = ["FORMS", "Form", "FormName"]
+__all__ = ["FORMS", "Form", "FormName", "freeze_data"]
 
 FormName = Literal["data", "noise", "flow"]
 
@@ -42,8 +42,8 @@ class Form:
         linear: (late, early, h, eta) -> weights of x_t and of z, (n,) each.
         measure: (early, lambda_t, lambda_s, eta) -> quadrature nodes in lambda and the weights of P there, (n, nodes).
         edge: (early, eta) -> density of the measure in lambda at s, (n,).
-        closing: (late, early) -> weight of P in a step into sigma = 0 or out of alpha = 0, where lambda is infinite;
-            None where the measure serves there too.
+        closing: (late, early) -> weight of P, frozen, in a step into sigma = 0, out of alpha = 0 or, upwards, into it,
+            where lambda is infinite; None where the measure serves there too.
         power: eta -> the clock of the noise, (n,), as in ``rows.Increment``.
     """
 
@@ -75,6 +75,14 @@ def _noise_linear(late: Point, early: Point, h: Tensor, eta: Tensor) -> tuple[Te
     return early.alpha / late.alpha, on_noise.masked_fill(early.sigma == 0, 0.0)
 
 
+def freeze_data(late: Point, early: Point) -> Tensor:
+    """Return the weight of a frozen data prediction in the flow's step between two points, (n,).
+
+    Its form serves where alpha or sigma is 0 at an end; elsewhere alpha_s (1 - e^{-h}) does not cancel.
+    """
+    return early.alpha - late.alpha * early.sigma / late.sigma
+
+
 def _flow_linear(late: Point, early: Point, h: Tensor, eta: Tensor) -> tuple[Tensor, Tensor]:
     return (early.alpha + early.sigma) / (late.alpha + late.sigma), torch.zeros_like(h)
 
@@ -99,14 +107,14 @@ FORMS: dict[FormName, Form] = {
         _data_linear,
         _data_measure,
         lambda early, eta: (1 + eta.square()) * early.alpha,
-        lambda late, early: early.alpha,
+        freeze_data,
         lambda eta: -2 * eta.square(),
     ),
     "noise": Form(
         _noise_linear,
         _noise_measure,
         lambda early, eta: -(1 + eta.square()) * early.sigma,
-        lambda late, early: -early.alpha * late.sigma / late.alpha,
+        lambda late, early: early.sigma - early.alpha * late.sigma / late.alpha,
         lambda eta: torch.full_like(eta, 2.0),
     ),
     "flow": Form(

@@ -208,10 +208,11 @@ class Multistep(Method):
             unseen = (from_noise and infinite) or not bool(torch.isfinite(clock[0, start]))
             skip = int(self.first_alone or unseen)
             into_data = bool(early.sigma[end - 1] == 0)
+            into_noise = bool(early.alpha[end - 1] == 0)
             for i in range(end - start):
                 left = end - start - i if self.lower_order_final else end - start + self.order
                 last = start + i == end - 1
-                at_end = infinite and ((i == 0 and from_noise) or (last and into_data))
+                at_end = infinite and ((i == 0 and from_noise) or (last and (into_data or into_noise)))
                 predict.append(0 if at_end else max(1, min(self.order, i + 1 - skip, left)))
                 correct.append(0 if i < skip or last else min(self.corrector, i + 2 - skip, left + 1))
             if into_data and predict[-1] > 1:

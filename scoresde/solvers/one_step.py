@@ -9,11 +9,12 @@ in the state x that the step starts from, in the values so far and in the draws 
 so that by substitution it is linear in x, P_1, ..., P_j and the draws: a row whose anchor stays at x until the step's
 last state moves it.
 
-Where lambda = log(alpha/sigma) is infinite, into sigma = 0 and out of alpha = 0, a method that has no step of its own
-takes the limit of the first-order one with the data prediction D frozen,
+Where lambda = log(alpha/sigma) is infinite, at sigma = 0 and at alpha = 0, a method that has no step of its own takes
+the limit of the first-order one with the data prediction D frozen,
 
     x_s = alpha_s D                                                  into sigma = 0,
-    x_s = alpha_s D + sigma_s z  (eta > 0),  alpha_s D + sigma_s/sigma_t x_t  (eta = 0)     out of alpha = 0.
+    x_s = alpha_s D + sigma_s z  (eta > 0),  alpha_s D + sigma_s/sigma_t x_t  (eta = 0)     out of alpha = 0,
+    x_s = sigma_s/sigma_t (x_t - alpha_t D)  (eta = 0)                                      upwards into alpha = 0.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from torch import Tensor
 from scoresde.diffusions.point import Pair, Point
 from scoresde.diffusions.sde import GaussianSDE
 from scoresde.diffusions.targets import target, view
-from scoresde.solvers.forms import FORMS, FormName
+from scoresde.solvers.forms import FORMS, FormName, freeze_data
 from scoresde.solvers.rows import Increment, Knot, Order, Row
 from scoresde.solvers.solver import Method
 from scoresde.solvers.tableau import Tableau
@@ -120,7 +121,7 @@ class OneStep(Method):
         draws = (on_noise,) if bool(on_noise.any()) else ()
         drawn = name_increments(late, early, -2 * self.eta**2) if draws else ()
         seen = express("data", prediction, late, self.name)
-        return Stage(late, seen, on_x, (early.alpha,), draws, drawn)
+        return Stage(late, seen, on_x, (freeze_data(late, early),), draws, drawn)
 
     def __call__(self, sde: GaussianSDE, times: Tensor) -> Tableau:
         """Return the table on decreasing times."""
