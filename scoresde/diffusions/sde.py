@@ -45,6 +45,8 @@ from scoresde.ops import combine, expand, time_derivative, working_dtype
 
 __all__ = ["SDE", "GaussianSDE", "ReverseSDE", "curve", "posterior_weights", "transition_weights"]
 
+ROUNDING = 1e-15  # of a log_snr, relative
+
 Owner = TypeVar("Owner", bound="SDE")
 
 
@@ -74,17 +76,34 @@ def curve(function: Callable[[Any, Tensor], Tensor]) -> Callable[[Any, Tensor | 
     return wrapped
 
 
+def _divide(a: Tensor, b: Tensor) -> Tensor:
+    """Return a/b, and 1 where both are the same, also 0."""
+    return torch.where(a == b, 1.0, a / b)
+
+
+def _compare(early: Point, late: Point) -> Pair:
+    """Return D <= 0 and 1 - e^D >= 0, both 0 from a point to itself, also where log_snr is infinite."""
+    same = late.log_snr == early.log_snr
+    gap = torch.where(same, 0.0, late.log_snr - early.log_snr)
+    # The log_snr of neighbouring times may fall in the wrong order by rounding.
+    gap = torch.where(gap < ROUNDING * (1 + late.log_snr.abs()), gap.clamp_max(0.0), gap)
+    # 0 - 0 is 0, and -0 is not: a standard deviation has no sign.
+    return gap, 0.0 - torch.expm1(gap)
+
+
 def transition_weights(early: Point, late: Point) -> Pair:
-    """Return (a, b) of x_late | x_early ~ N(a x_early, b^2)."""
-    return late.alpha / early.alpha, late.sigma * (-torch.expm1(late.log_snr - early.log_snr)).sqrt()
+    """Return (a, b) of x_late | x_early ~ N(a x_early, b^2); (1, 0) from a point to itself."""
+    return _divide(late.alpha, early.alpha), late.sigma * _compare(early, late)[1].sqrt()
 
 
 def posterior_weights(early: Point, late: Point) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the weights of x_late and x_0 in the mean of x_early | x_late, x_0, and its standard deviation."""
-    gap = late.log_snr - early.log_snr
-    fresh = -torch.expm1(gap)
+    """Return the weights of x_late and x_0 in the mean of x_early | x_late, x_0, and its standard deviation.
+
+    From a point to itself they are (1, 0, 0).
+    """
+    gap, fresh = _compare(early, late)
     # alpha_s/alpha_t e^D = sigma_s/sigma_t e^(D/2), the form that holds where alpha_t = 0.
-    return early.sigma / late.sigma * (gap / 2).exp(), early.alpha * fresh, early.sigma * fresh.sqrt()
+    return _divide(early.sigma, late.sigma) * (gap / 2).exp(), early.alpha * fresh, early.sigma * fresh.sqrt()
 
 
 @dataclass(frozen=True, eq=False)
@@ -250,7 +269,7 @@ class GaussianSDE(SDE):
         return transition_weights(self.at(s), self.at(t))
 
     def transition(self, x_s: Tensor, s: Tensor | float, t: Tensor | float) -> tuple[Tensor, Tensor]:
-        """Return mean, of shape (B, *), and standard deviation, of t's shape, of x_t | x_s for s < t."""
+        """Return mean, of shape (B, *), and standard deviation, of t's shape, of x_t | x_s for s <= t."""
         check_floating(x_s, "x_s")
         a, b = self.transition_weights(*self._check_order(x_s, s, t))
         return combine((a, x_s)), b.to(x_s)
@@ -260,7 +279,7 @@ class GaussianSDE(SDE):
         return posterior_weights(self.at(s), self.at(t))
 
     def posterior(self, x0: Tensor, x_t: Tensor, s: Tensor | float, t: Tensor | float) -> tuple[Tensor, Tensor]:
-        """Return mean, of shape (B, *), and standard deviation, of t's shape, of x_s | x_t, x_0 for s < t (Bayes)."""
+        """Return mean, of shape (B, *), and standard deviation, of t's shape, of x_s | x_t, x_0 for s <= t (Bayes)."""
         if check_floating(x0, "x0").shape != check_floating(x_t, "x_t").shape:
             raise ShapeError(f"x0 and x_t must agree, got shapes {tuple(x0.shape)} and {tuple(x_t.shape)}")
         check_device(x0.device, "x0", x_t.device, "x_t")

@@ -16,6 +16,7 @@ from torch import Tensor
 from scoresde import (
     VESDE,
     VPSDE,
+    CosineVPSDE,
     DomainError,
     DTypeError,
     GaussianSDE,
@@ -124,6 +125,32 @@ def test_posterior_at_zero_is_clean_data(sde: GaussianSDE) -> None:
     expected, spread = sde.marginal(x0, 0.5)
     torch.testing.assert_close(mean, expected, rtol=1e-15, atol=0)
     assert torch.equal(std, spread)
+
+
+@pytest.mark.parametrize(
+    "sde", [*(kind() for kind in DIFFUSIONS.values()), CosineVPSDE(t_max=1.0), SDES["tabulated"], Cosine()], ids=repr
+)
+def test_from_a_time_to_itself_nothing_happens(sde: GaussianSDE) -> None:
+    """Also where alpha or sigma is 0, and between neighbours, whose log_snr may be in the wrong order by rounding."""
+    inner = torch.rand(400, generator=torch.Generator().manual_seed(0), dtype=F64) * (sde.t_max - sde.t_min) + sde.t_min
+    t = torch.cat([inner, torch.tensor([0.0, sde.t_min, sde.t_max], dtype=F64)])
+    for weights, expected in (
+        (sde.transition_weights(t, t), (1.0, 0.0)),
+        (sde.posterior_weights(t, t), (1.0, 0.0, 0.0)),
+    ):
+        for got, value in zip(weights, expected, strict=True):
+            assert torch.equal(got, torch.full_like(t, value))
+            assert not bool(torch.signbit(got).any())
+    x, other = torch.tensor([[1.5, -0.5]], dtype=F64), torch.tensor([[7.0, 8.0]], dtype=F64)
+    for at in (sde.t_min, 0.5 * (sde.t_min + sde.t_max), sde.t_max):
+        for mean, std in (sde.transition(x, at, at), sde.posterior(other, x, at, at)):
+            assert torch.equal(mean, x)
+            assert float(std) == 0.0
+    after = inner.nextafter(t[-1])
+    for weights in (sde.transition_weights(inner, after), sde.posterior_weights(inner, after)):
+        assert all(bool(torch.isfinite(w).all()) and bool((w >= 0).all()) for w in weights)
+    # Times in the wrong order have no law.
+    assert bool(torch.isnan(sde.transition_weights(inner, 0.99 * inner)[1]).all())
 
 
 def test_ve_at_zero_keeps_sigma_min() -> None:
