@@ -1,4 +1,4 @@
-"""Encoding with every named solver under every diffusion: the exact flow upwards, the way back, or the reason why not."""
+"""Encoding with every named solver under every diffusion: the exact flow, the way back, or the reason why not."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_a_deterministic_solver_encodes_or_says_why_it_cannot(kind: str) -> None
             encode(model, X, solver=name, steps=5)
     for solver in [*(FIXED[name] for name in sorted(FIXED.keys() - drawing)), *QUIET]:
         if kind == "RectifiedFlow" and solver.name in IN_THE_NOISE:
-            with pytest.raises(DomainError, match="at t = 1 alpha is 0 and the noise prediction of .* says nothing"):
+            with pytest.raises(DomainError, match=r"at t = 1 alpha is 0 and the noise prediction of .* says nothing"):
                 encode(model, X, solver=solver, steps=5)
             continue
         away, back = errors(model, solver)
