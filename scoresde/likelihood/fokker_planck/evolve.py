@@ -53,8 +53,9 @@ def evolve_density(
         times: at least two times at which densities are kept: increasing for a forward SDE, decreasing for a reverse
             one, either for a probability flow.
         steps: equal time steps between two of the times; None chooses them by ``tolerance``.
-        tolerance: largest sum |p_2 - p_1| over the cells of a step, in units of probability. The error left after
-            extrapolation is far smaller.
+        tolerance: largest sum |p_2 - p_1| over the cells of a step, in units of probability. Extrapolation makes a
+            step's own error smaller; what all steps leave together was 0.04 to 1.3 times the tolerance in the runs
+            measured (VP forwards, backwards and its flow, a double well; tolerances of 1e-2 to 1e-4).
         walls: the box's border reflects the states; otherwise a density that reaches it is refused.
 
     Raises:
