@@ -93,13 +93,14 @@ class CosineVPSDE(GaussianSDE):
         return 2 * torch.sin(self.speed * (1 - t)).log() - self._squared(t).log()
 
     @curve
-    def time(self, log_snr: Tensor) -> Tensor:
+    def _invert(self, log_snr: Tensor) -> Tensor:
         """Return the t with cos(theta_t)^2 = cos(theta_0)^2 sigmoid(log_snr)."""
         inner = math.cos(self.first)
         sine = math.sin(self.first) ** 2 + inner**2 * torch.sigmoid(-log_snr)
         theta = torch.atan2(sine.sqrt(), inner * torch.sigmoid(log_snr).sqrt())
-        # theta - theta_0 anew, without cancellation at small t.
-        gap = torch.asin((inner**2 * torch.sigmoid(-log_snr) / torch.sin(theta + self.first)).clamp_max(1.0))
+        # theta - theta_0 anew, without cancellation at small t; 0/0 at t = 0 without an offset.
+        share, sum_ = inner**2 * torch.sigmoid(-log_snr), torch.sin(theta + self.first)
+        gap = torch.asin(torch.where(share == 0, 0.0, share / sum_).clamp_max(1.0))
         return torch.where(theta - self.first < 0.5, gap, theta - self.first) / self.speed
 
     @curve

@@ -80,7 +80,7 @@ class VESDE(_UnitAlpha):
         return -2 * (math.log(self.sigma_min) + t * self.log_ratio)
 
     @curve
-    def time(self, log_snr: Tensor) -> Tensor:
+    def _invert(self, log_snr: Tensor) -> Tensor:
         """Return log(sigma/sigma_min) / log(sigma_max/sigma_min)."""
         return (-0.5 * log_snr - math.log(self.sigma_min)) / self.log_ratio
 
@@ -135,7 +135,7 @@ class EDMSDE(_SigmaIsTime, _UnitAlpha):
         return -2 * t.log()
 
     @curve
-    def time(self, log_snr: Tensor) -> Tensor:
+    def _invert(self, log_snr: Tensor) -> Tensor:
         """Return e^{-log_snr/2}."""
         return (-0.5 * log_snr).exp()
 
@@ -178,6 +178,6 @@ class RectifiedFlow(_SigmaIsTime, GaussianSDE):
         return 2 * (torch.log1p(-t) - t.log())
 
     @curve
-    def time(self, log_snr: Tensor) -> Tensor:
+    def _invert(self, log_snr: Tensor) -> Tensor:
         """Return sigmoid(-log_snr/2)."""
         return torch.sigmoid(-0.5 * log_snr)

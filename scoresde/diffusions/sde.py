@@ -24,7 +24,7 @@ import numbers
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -43,7 +43,16 @@ from scoresde.errors import (
 )
 from scoresde.ops import combine, expand, time_derivative, working_dtype
 
-__all__ = ["SDE", "GaussianSDE", "ReverseSDE", "curve", "posterior_weights", "transition_weights"]
+__all__ = [
+    "SDE",
+    "Conditioned",
+    "GaussianSDE",
+    "ReverseSDE",
+    "check_score",
+    "curve",
+    "posterior_weights",
+    "transition_weights",
+]
 
 ROUNDING = 1e-15  # of a log_snr, relative
 
@@ -58,7 +67,28 @@ class Scored(Protocol):
         """The gradient of the log density, of x's shape."""
 
 
+@runtime_checkable
+class Conditioned(Protocol):
+    """A network net(x, c_noise, **cond) that says itself which conditions it takes, as those of ``scoresde.nn`` do."""
+
+    @property
+    def condition_names(self) -> frozenset[str] | None:
+        """The names; None for any."""
+
+
 ScoreFunction = Callable[[Tensor, Tensor], "Tensor | Scored"]
+
+
+def check_score(function: object) -> Callable[..., Any]:
+    """Return a score function; DTypeError where it cannot be called, or is a network that has no readout yet."""
+    if isinstance(function, Conditioned):
+        raise DTypeError(
+            f"{type(function).__name__} is a network, net(x, c_noise), and no score function: make a model of it with "
+            "ScoreModel(net, sde), or with ScoreModel.from_callable if it was trained to return the score at (x, t)"
+        )
+    if not callable(function):
+        raise DTypeError(f"model must be a ScoreModel or a callable (x, t) -> score, got {function!r}")
+    return function
 
 
 def curve(function: Callable[[Any, Tensor], Tensor]) -> Callable[[Any, Tensor | float], Tensor]:
@@ -193,20 +223,44 @@ class GaussianSDE(SDE):
         """Return log(alpha^2/sigma^2), twice the literature's lambda."""
         return 2 * (self.alpha(t).log() - self.sigma(t).log())
 
-    @curve
-    def time(self, log_snr: Tensor) -> Tensor:
-        """Return the t with this log_snr, the inverse of ``log_snr(t)``, inside (0, t_max].
+    def time(self, log_snr: Tensor | float) -> Tensor:
+        """Return the t with this log_snr, the inverse of ``log_snr(t)``, of log_snr's shape and type, in [0, t_max].
 
-        By bisection, to 1e-16 t_max, where a class gives no closed form. It reads values: it cannot be traced.
+        It reads values, which a traced graph does not have: there the range is not checked.
+
+        Raises:
+            DomainError: NaN, or by more than rounding outside of what the curve reaches from t_max down.
+        """
+        given = log_snr if isinstance(log_snr, Tensor) else torch.tensor(float(log_snr), dtype=torch.float64)
+        if given.dtype.is_floating_point and not torch.compiler.is_compiling():
+            self._check_log_snr(given.detach())
+        return self._invert(given).clamp(0.0, self.t_max)
+
+    def _check_log_snr(self, log_snr: Tensor) -> None:
+        """Raise DomainError where a log_snr has no time."""
+        low, high = self._log_snr_ends()
+        wide = log_snr.to(working_dtype(log_snr.device))
+        slack = max(1e-9, 4 * torch.finfo(log_snr.dtype).eps) * wide.abs().clamp(1, 1e6)
+        # Written so that a NaN fails and an infinity that is an end does not.
+        inside = (wide + slack >= low) & (wide - slack <= high)
+        if not bool(inside.all()):
+            bad = float(wide[~inside].reshape(-1)[0])
+            least = f"at least {low:g}, reached at t_max = {self.t_max:g}"
+            raise DomainError(f"log_snr must be {least if not bad > high else f'at most {high:g}'}; got {bad:g}")
+
+    def _log_snr_ends(self) -> tuple[float, float]:
+        """Return the smallest and the largest log_snr that has a time: those of t_max and of t = 0."""
+        low, high = self.log_snr(torch.tensor([self.t_max, 0.0], dtype=torch.float64)).tolist()
+        return low, high
+
+    @curve
+    def _invert(self, log_snr: Tensor) -> Tensor:
+        """Return ``time`` without its check, by bisection to 1e-16 t_max; a class of the library has a closed form.
+
+        A closed form goes on beyond t_max, as far as the curves do.
         """
         low = torch.zeros_like(log_snr)
         high = torch.full_like(log_snr, self.t_max)
-        # Written so that a NaN fails and minus infinity, where alpha(t_max) = 0, does not.
-        if not bool((self.log_snr(high) <= log_snr + 1e-9 * log_snr.abs().clamp(1, 1e6)).all()):
-            raise DomainError(
-                f"log_snr must be at least {float(self.log_snr(high).max()):g}, reached at t_max = {self.t_max:g}; "
-                f"got {float(log_snr.min()):g}"
-            )
         for _ in range(100):
             middle = (low + high) / 2
             above = self.log_snr(middle) > log_snr
@@ -248,8 +302,15 @@ class GaussianSDE(SDE):
         return Point(time, self.alpha(time), self.sigma(time), self.log_snr(time), self)
 
     def match(self, point: Point) -> Point:
-        """Return the points of this SDE at the log-SNR of ``point``: itself where it lies on this very SDE."""
-        return point if point.owner is self else self.at(self.time(point.log_snr))
+        """Return the points of this SDE at the log-SNR of ``point``: itself where it lies on this very SDE.
+
+        A model may be carried beyond the times of its own SDE, where that has a closed form that goes on there.
+        """
+        if point.owner is self:
+            return point
+        kind = type(self)
+        closed = kind.time is GaussianSDE.time and kind._invert is not GaussianSDE._invert
+        return self.at(self._invert(point.log_snr) if closed else self.time(point.log_snr))
 
     def marginal(self, x0: Tensor, t: Tensor | float) -> tuple[Tensor, Tensor]:
         """Return the mean alpha x_0, of shape (B, *), and the standard deviation sigma, of t's shape, of x_t | x_0."""
@@ -348,8 +409,7 @@ class ReverseSDE(SDE):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_number(self.eta, "eta", 0.0)
-        if not callable(self.model):
-            raise DTypeError(f"model must be a ScoreModel or a callable (x, t) -> score, got {self.model!r}")
+        check_score(self.model)
 
     def drift(self, x: Tensor, t: Tensor | float) -> Tensor:
         """Return the reverse drift in forward time, of x's shape."""

@@ -119,8 +119,11 @@ class TabulatedSDE(GaussianSDE):
         """Return 1 when variance preserving, else sigma."""
         return torch.ones_like(t) if self._alpha_pieces is None else self.sigma(t)
 
+    def _log_snr_ends(self) -> tuple[float, float]:
+        return float(self.knot_log_snr[-1]), float(self.knot_log_snr[0])
+
     @curve
-    def time(self, log_snr: Tensor) -> Tensor:
+    def _invert(self, log_snr: Tensor) -> Tensor:
         """Return the t with this log_snr, by bisection between its knots and Newton's method (clamped to the knots)."""
         knots, values, pieces = self.knots.to(log_snr), self.knot_log_snr.to(log_snr), self._snr_pieces.to(log_snr)
         wanted = log_snr.clamp(values[-1], values[0])

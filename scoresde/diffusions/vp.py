@@ -42,7 +42,8 @@ class _LinearBeta(GaussianSDE):
     def inverse_integral(self, b: Tensor) -> Tensor:
         """Return the t with B(t) = b, without subtraction."""
         slope = self.beta_max - self.beta_min
-        return 2 * b / (self.beta_min + (self.beta_min**2 + 2 * slope * b).sqrt())
+        rate = self.beta_min + (self.beta_min**2 + 2 * slope * b).sqrt()
+        return torch.where(b == 0, 0.0, 2 * b / rate)
 
     @curve
     def alpha(self, t: Tensor) -> Tensor:
@@ -104,7 +105,7 @@ class VPSDE(_LinearBeta):
         return -b - (-torch.expm1(-b)).log()
 
     @curve
-    def time(self, log_snr: Tensor) -> Tensor:
+    def _invert(self, log_snr: Tensor) -> Tensor:
         """Return the t with B(t) = log(1 + e^{-log_snr})."""
         return self.inverse_integral(softplus(-log_snr, threshold=math.inf))
 
@@ -138,6 +139,6 @@ class SubVPSDE(_LinearBeta):
         return -b - 2 * (-torch.expm1(-b)).log()
 
     @curve
-    def time(self, log_snr: Tensor) -> Tensor:
+    def _invert(self, log_snr: Tensor) -> Tensor:
         """Return the t with B(t) = 2 asinh(e^{-log_snr/2} / 2)."""
         return self.inverse_integral(2 * torch.asinh(0.5 * (-0.5 * log_snr).exp()))

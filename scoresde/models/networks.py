@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
+from scoresde.diffusions.sde import Conditioned
 from scoresde.errors import ConfigError, ShapeError, unknown
 from scoresde.models.prediction import Condition
 
@@ -37,15 +38,6 @@ class Energetic(Protocol):
 
     def energy(self, x: Tensor, c_noise: Tensor, cond: Condition = None) -> Tensor:
         """Return the energies (B,) in nats of scaled states x (B, *)."""
-
-
-@runtime_checkable
-class Conditioned(Protocol):
-    """A network that says itself which conditions it takes, as those of ``scoresde.nn`` do."""
-
-    @property
-    def condition_names(self) -> frozenset[str] | None:
-        """The names; None for any."""
 
 
 class Gradient(nn.Module):

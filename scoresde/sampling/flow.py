@@ -85,7 +85,7 @@ def flow_field(
         raise DomainError("the probability flow must start and end where sigma > 0; stop at t_min")
 
     def stages(u: Tensor, rows: Tensor) -> Stage:
-        points = Point(u, 1 - u, u, 2 * (torch.log1p(-u) - u.log()))
+        points = _straight(u)
         part = like[:1].expand(len(rows), *like.shape[1:])  # only its shape, type and device are used
         prepared = model.prepare(points, part, _rows_of(cond, rows))
         on_y, on_output = prepared.columns("flow")
@@ -96,10 +96,14 @@ def flow_field(
         return stage
 
     def time(u: float) -> float:
-        at = torch.tensor(u, dtype=torch.float64)
-        return float(model.sde.time(2 * (torch.log1p(-at) - at.log())))
+        return float(model.sde.match(_straight(torch.tensor(u, dtype=torch.float64))).t)
 
     return Field(stages, u[0], u[1], (scales[0], scales[1]), time, "sigma/(alpha + sigma)", parameters)
+
+
+def _straight(u: Tensor) -> Point:
+    """Return the points of the straight path at times u, which are those of any SDE at equal log-SNR."""
+    return Point(u, 1 - u, u, 2 * (torch.log1p(-u) - u.log()))
 
 
 def _plain_field(model: ScoredSDE, start: Point | float, end: Point | float, cond: Condition) -> Field:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from scoresde.diffusions.gaussian import Gaussian
-from scoresde.diffusions.sde import SDE, GaussianSDE
+from scoresde.diffusions.sde import SDE, GaussianSDE, check_score
 from scoresde.errors import (
     ConfigError,
     DTypeError,
@@ -38,11 +38,10 @@ def as_model(model: object, sde: SDE | None) -> Predictor | ScoredSDE:
                 "score as a function (x, t) -> score"
             )
         return model if sde is None or sde is model.sde else model.with_sde(cast(GaussianSDE, sde))
-    if not callable(model):
-        raise DTypeError(f"model must be a ScoreModel or a callable (x, t) -> score, got {type(model).__name__}")
+    score = check_score(model)
     if sde is None:
         raise ConfigError("a bare score function needs sde=, e.g. sample(score, (64, 2), sde=VPSDE())")
-    return ScoredSDE(model, sde) if plain else ScoreModel.from_callable(model, cast(GaussianSDE, sde))
+    return ScoredSDE(score, sde) if plain else ScoreModel.from_callable(score, cast(GaussianSDE, sde))
 
 
 def layout(

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from scoresde.diffusions.levels import VESDE
+from scoresde.diffusions.sde import check_score
 from scoresde.errors import ConfigError, DTypeError, ShapeError, SolverError, check_integer, check_number, check_samples
 from scoresde.models.checks import unwrap_model
 from scoresde.models.prediction import Condition, Predictor
@@ -89,6 +90,8 @@ def langevin(
             "a ScoreModel and times= go together: give the times of its noise levels, or the score of one density as a "
             "function of x, e.g. lambda x: model(x, t).score"
         )
+    if callable(known) and not isinstance(known, Predictor):
+        check_score(known)
     if energy is not None:
         if times is not None or cond is not None:
             raise ConfigError("energy is that of one density; for levels use sample with kernels=[MALA()]")

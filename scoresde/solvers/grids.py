@@ -162,10 +162,10 @@ def rectified(steps: int | None = None, *, power: float = 1.0) -> Grid:
 
 
 def _place_rectified(sde: GaussianSDE, fractions: Tensor, power: float) -> Tensor:
-    ends = torch.sigmoid(-0.5 * sde.log_snr(torch.tensor([sde.t_max, sde.t_min], dtype=torch.float64)))
-    ends = ends ** (1 / power)
-    u = _interpolate(ends[0], ends[1], fractions) ** power
-    return _pin(sde, sde.time(2 * (torch.log1p(-u) - u.log())))
+    low, high = sde.log_snr(torch.tensor([sde.t_max, sde.t_min], dtype=torch.float64))
+    first, last = (torch.sigmoid(-0.5 * end) ** (1 / power) for end in (low, high))
+    u = _interpolate(first, last, fractions) ** power
+    return _pin(sde, sde.time((2 * (torch.log1p(-u) - u.log())).clamp(low, high)))
 
 
 def diffused(steps: int | None = None, *, power: float = 4.0) -> Grid:

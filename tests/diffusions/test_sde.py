@@ -26,6 +26,8 @@ from scoresde import (
     TabulatedSDE,
 )
 from scoresde.diffusions.named import DIFFUSIONS
+from scoresde.diffusions.point import Point
+from scoresde.diffusions.sde import posterior_weights, transition_weights
 from scoresde.noise import normal, stream
 
 F64 = torch.float64
@@ -149,6 +151,12 @@ def test_from_a_time_to_itself_nothing_happens(sde: GaussianSDE) -> None:
     after = inner.nextafter(t[-1])
     for weights in (sde.transition_weights(inner, after), sde.posterior_weights(inner, after)):
         assert all(bool(torch.isfinite(w).all()) and bool((w >= 0).all()) for w in weights)
+    low = torch.tensor(2.0, dtype=F64)
+    early, late = (
+        Point(*(torch.tensor(v, dtype=F64) for v in (0.3, 0.8, 0.6)), level) for level in (low, low.nextafter(t[2]))
+    )
+    for weights in (transition_weights(early, late), transition_weights(late, early), posterior_weights(early, late)):
+        assert all(bool(torch.isfinite(w)) for w in weights)
     # Times in the wrong order have no law.
     assert bool(torch.isnan(sde.transition_weights(inner, 0.99 * inner)[1]).all())
 
