@@ -98,11 +98,11 @@ def problem(name: str, samples: int = 2000, sets: int = 5, steps: int = 400) -> 
 
 def steps_for(solver: Solver, budgets: Iterable[int]) -> Iterator[int]:
     """Yield the most steps, one for every budget that allows others than the one before, within it."""
-    jump = 0 if solver.closes else solver.calls - 1  # the last interval makes one call
+    last = solver.calls if solver.closes else solver.leap or 1  # calls of the last interval
     before = 0
     for budget in budgets:
-        steps = (budget + jump) // solver.calls
-        if steps > before and steps * solver.calls - jump > 1:
+        steps = (budget - last) // solver.calls + 1
+        if steps > before and (steps - 1) * solver.calls + last > 1:
             yield steps
             before = steps
 

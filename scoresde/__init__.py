@@ -27,6 +27,8 @@ from scoresde.errors import (
     ScoreSDEError,
     ShapeError,
     SolverError,
+    TrainingWarning,
+    UnstableSamplerWarning,
 )
 from scoresde.likelihood.bound import Bound
 from scoresde.likelihood.chain import variational_bound
@@ -117,6 +119,8 @@ __all__ = [
     "Tableau",
     "TabulatedSDE",
     "TrainResult",
+    "TrainingWarning",
+    "UnstableSamplerWarning",
     "bridge",
     "build_table",
     "compare",

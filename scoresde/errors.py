@@ -31,6 +31,7 @@ __all__ = [
     "ShapeError",
     "SolverError",
     "TrainingWarning",
+    "UnstableSamplerWarning",
     "check_device",
     "check_finite",
     "check_floating",
@@ -118,6 +119,10 @@ class DataError(ScoreSDEError, RuntimeError):
 
 class TrainingWarning(UserWarning):
     """A training is likely to learn less than it could; the message says why and what to take instead."""
+
+
+class UnstableSamplerWarning(UserWarning):
+    """A sampler's table makes far too much of Gaussian data with the model's moments, whatever the network."""
 
 
 def check_floating(x: object, name: str = "x") -> Tensor:

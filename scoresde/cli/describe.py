@@ -21,6 +21,7 @@ from scoresde.diffusions.sde import GaussianSDE
 from scoresde.errors import unknown
 from scoresde.models import checkpoint, saving
 from scoresde.sampling.samplers import COMPOSED, parse_sampler, read_table
+from scoresde.sampling.stability import measure_excess
 from scoresde.solvers.adaptive import ProbabilityFlow
 from scoresde.solvers.build import FINALS
 from scoresde.solvers.named import SOLVERS, by_name
@@ -97,6 +98,8 @@ def _describe_table(table: Tableau) -> list[str]:
     orders = {kind: order for kind, order in dataclasses.asdict(table.order).items() if order is not None}
     said = ", ".join(f"{order:g} ({kind})" for kind, order in orders.items()) or "not declared"
     return [
+        f"amplifies    a constant error in the data prediction {table.amplification():.3g} times",
+        f"variance     {measure_excess(table, 1.0):.3g} times that of Gaussian data of variance 1",
         f"order        {said}",
         f"memory       {table.memory} earlier predictions",
         f"ends at      t = {table.end.t:g}, alpha = {table.end.alpha:g}, sigma = {table.end.sigma:g}",

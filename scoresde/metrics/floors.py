@@ -45,6 +45,9 @@ class Comparison:
         distances: metric name to value.
         floors: metric name to the mean of its sampling floor at these sizes; a metric may have none.
         floor_stds: metric name to the standard deviation of that floor.
+        amplification: what the sampler's table makes of a constant error of 1 in the data prediction; None without a
+            table.
+        excess: the exact variance that its table makes of Gaussian data of the data's variance, in units of it.
     """
 
     sampler: str
@@ -54,6 +57,8 @@ class Comparison:
     distances: Mapping[str, float]
     floors: Mapping[str, float] = field(default_factory=dict)
     floor_stds: Mapping[str, float] = field(default_factory=dict)
+    amplification: float | None = None
+    excess: float | None = None
 
     def to_dict(self) -> dict[str, object]:
         """Return the row as plain dictionaries and numbers, ready for JSON."""

@@ -19,6 +19,7 @@ from scoresde.models.checks import check_model
 from scoresde.models.prediction import Condition, Predictor
 from scoresde.sampling.sample import SampleResult, sample
 from scoresde.sampling.samplers import Sampler
+from scoresde.sampling.stability import measure_table
 
 __all__ = ["DEFAULT_SAMPLERS", "compare", "format_table"]
 
@@ -88,6 +89,7 @@ def compare(
         )
         assert isinstance(result, SampleResult)
         took = time.perf_counter() - start
+        amplification, excess = measure_table(model.sde, one.solver, one.steps, model.moments)
         known = floors(count) if callable(floors) else floors or {}
         row = Comparison(
             sampler=one.name,
@@ -97,6 +99,8 @@ def compare(
             distances={name: metric(result.x) for name, metric in metrics.items()},
             floors={name: known[name].mean for name in metrics if name in known},
             floor_stds={name: known[name].std for name in metrics if name in known},
+            amplification=amplification,
+            excess=excess,
         )
         rows.append(row)
         drawn.append(result.x)
@@ -113,9 +117,11 @@ def _event(model: Predictor) -> torch.Size:
 
 
 def format_table(rows: Sequence[Comparison]) -> str:
-    """Return the rows as text in columns: sampler, evaluations, samples, seconds, each distance; then the floors.
+    """Return the rows as text in columns: sampler, evaluations, samples, seconds, two facts of its table, distances.
 
-    There is one line of floors, mean and standard deviation, for each number of samples: that many real samples.
+    The facts are the change of the table's output for each unit of error in the data prediction ("error x"), and the
+    variance that it makes of Gaussian data, in units of theirs ("variance x"). Below is one line of floors, mean and
+    standard deviation, for each number of samples: that many real samples.
     """
     names = list(dict.fromkeys(name for row in rows for name in row.distances))
     width = max([14, *(len(row.sampler) for row in rows)])
@@ -128,12 +134,19 @@ def format_table(rows: Sequence[Comparison]) -> str:
         return "".join(f"  {texts.get(name, '-'):>{w}}" for name, w in zip(names, columns, strict=True))
 
     head = measured({name: name for name in names})
-    lines = [f"{'sampler':<{width}} {'NFE':>7} {'samples':>8} {'seconds':>8}{head}"]
+    lines = [f"{'sampler':<{width}} {'NFE':>7} {'samples':>8} {'seconds':>8} {'error x':>8} {'variance x':>10}{head}"]
     for row, texts in cells:
-        lines.append(f"{row.sampler:<{width}} {row.nfe:>7.4g} {row.samples:>8} {row.seconds:>8.2f}{measured(texts)}")
+        known = f"{_write(row.amplification):>8} {_write(row.excess):>10}"
+        lines.append(
+            f"{row.sampler:<{width}} {row.nfe:>7.4g} {row.samples:>8} {row.seconds:>8.2f} {known}{measured(texts)}"
+        )
     for row, texts in floors:
-        lines.append(f"{'floor':<{width}} {'':>7} {row.samples:>8} {'':>8}{measured(texts)}")
+        lines.append(f"{'floor':<{width}} {'':>7} {row.samples:>8} {'':>28}{measured(texts)}")
     return "\n".join(lines)
+
+
+def _write(known: float | None) -> str:
+    return "-" if known is None else f"{known:.3g}"
 
 
 def _with_spread(row: Comparison, name: str) -> str:

@@ -135,6 +135,7 @@ class FlowPlan:
     times: tuple[float, ...]
     final: str
 
+    table = None
     draws = 0
     has_bar = False
 

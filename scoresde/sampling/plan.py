@@ -20,12 +20,17 @@ from scoresde.models.scored_sde import ScoredSDE
 from scoresde.noise import NoiseSource
 from scoresde.sampling.part import Part, Start, Watch
 from scoresde.solvers.grids import Grid
+from scoresde.solvers.tableau import Tableau
 
 __all__ = ["Plan", "Planner", "plan"]
 
 
 class Plan(Protocol):
     """What ``sample`` needs of a way to sample."""
+
+    @property
+    def table(self) -> Tableau | None:
+        """The table that is run; None where there is none."""
 
     @property
     def times(self) -> tuple[float, ...]:

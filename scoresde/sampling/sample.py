@@ -30,6 +30,7 @@ from scoresde.sampling.kernels import Kernel
 from scoresde.sampling.part import Ending, Observer, Part, Start, Watch
 from scoresde.sampling.plan import Planner, plan
 from scoresde.sampling.samplers import read_solver
+from scoresde.sampling.stability import warn_unstable
 from scoresde.solvers.adaptive import FlowSolver
 from scoresde.solvers.grids import Grid
 from scoresde.solvers.named import DEFAULT
@@ -237,6 +238,8 @@ def sample(
         progress=progress,
     )
     run = plan(method, model.sde, steps, times, final, watch)
+    if run.table is not None and not kernels:
+        warn_unstable(run.table, method, model.sde, model.moments, final)
     first_draw = int(x_init is not None)
     if noise is not None:
         check_tape(noise, run.draws + 1 - first_draw, shape)

@@ -12,6 +12,7 @@ from scoresde.diffusions.named import DIFFUSIONS
 from scoresde.diffusions.sde import SDE, GaussianSDE
 from scoresde.errors import ConfigError, DomainError, DTypeError, ScoreSDEError, unknown
 from scoresde.solvers.adaptive import FlowSolver
+from scoresde.solvers.closing import close
 from scoresde.solvers.grids import Grid, check_one_way, choose_grid
 from scoresde.solvers.named import SOLVERS, SolverName, by_name
 from scoresde.solvers.solver import Solver
@@ -95,7 +96,9 @@ def _build(sde: GaussianSDE, solver: Solver, grid: Grid, count: int, final: str)
         times = grid(sde, count)
         times[-1] = 0.0
         return solver.build(sde, times)
-    return solver.build(sde, grid(sde, count - 1)).denoised()
+    if solver.leap:
+        return close(solver.build(sde, grid(sde, count)[:-1]), sde, solver.leap)
+    return solver.build(sde, grid(sde, count - 1, jumps=True)).denoised()
 
 
 _build_once = functools.lru_cache(maxsize=64)(_build)

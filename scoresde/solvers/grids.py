@@ -14,10 +14,15 @@ is uniform in a variable of its own:
 | ``knots(times)`` | a chain's index: every time, or a strided choice of them |
 
 A tensor of times is a grid already.
+
+Where a jump to clean data follows (``final="denoise"``) the grids uniform in a function of log_snr or nu alone end at
+log_snr = 14, where VPSDE does, if the SDE goes further: beyond it nothing is left to denoise, and a step over the long
+rest would multiply a prediction's error.
 """
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -41,7 +46,7 @@ __all__ = [
 ]
 
 
-FIRST_LOG_SNR = -10.0
+FIRST_LOG_SNR, LAST_LOG_SNR = -10.0, 14.0  # VPSDE's own ends, for an SDE that goes further
 
 
 @dataclass(frozen=True)
@@ -54,20 +59,31 @@ class Grid:
         steps: the number of steps where the grid fixes it.
         options: further arguments of ``rule``; with a rule that is a function of a module, grids compare by value and
             travel.
+        until: the log_snr at which the grid ends, where the SDE goes further and a jump to clean data follows.
     """
 
     name: str
     rule: Callable[..., Tensor]
     steps: int | None = None
     options: tuple[float | None, ...] = ()
+    until: float = math.inf
 
-    def __call__(self, sde: GaussianSDE, steps: int | None = None) -> Tensor:
-        """Return steps + 1 times from sde.t_max down to sde.t_min (t_max alone for 0 steps)."""
+    def __call__(self, sde: GaussianSDE, steps: int | None = None, *, jumps: bool = False) -> Tensor:
+        """Return steps + 1 times from sde.t_max down to sde.t_min (t_max alone for 0 steps).
+
+        Args:
+            sde: whose times.
+            steps: number of intervals.
+            jumps: whether a jump to clean data follows, so that the grid may end at ``until``.
+        """
         n = steps if steps is not None else self.steps
         if n is None:
             raise ConfigError(f"the grid {self.name!r} needs a number of steps; pass steps=")
         check_integer(n, "steps", 0)
         fractions = torch.arange(n + 1, dtype=torch.float64) / max(n, 1)
+        if jumps and float(sde.log_snr(sde.t_min)) > self.until:
+            sde, whole = copy.copy(sde), sde
+            object.__setattr__(sde, "t_min", float(whole.time(self.until)))
         return self.rule(sde, fractions, *self.options)
 
     def __repr__(self) -> str:
@@ -132,7 +148,7 @@ def log_snr(steps: int | None = None, *, centre: float | None = None, width: flo
     if width is not None:
         check_number(width, "width", 0.0, open_low=True)
     name = "log_snr" if width is None else f"log_snr (centre = {middle:g}, width = {width:g})"
-    return Grid(name, _place_log_snr, steps, (middle, width))
+    return Grid(name, _place_log_snr, steps, (middle, width), LAST_LOG_SNR)
 
 
 def _place_log_snr(sde: GaussianSDE, fractions: Tensor, middle: float, width: float | None) -> Tensor:
@@ -147,7 +163,7 @@ def _place_log_snr(sde: GaussianSDE, fractions: Tensor, middle: float, width: fl
 def karras(steps: int | None = None, *, rho: float = 7.0) -> Grid:
     """Return EDM's grid, uniform in (sigma/alpha)^(1/rho)."""
     check_number(rho, "rho", 0.0, open_low=True)
-    return Grid(f"karras (rho = {rho:g})", _place_karras, steps, (rho,))
+    return Grid(f"karras (rho = {rho:g})", _place_karras, steps, (rho,), LAST_LOG_SNR)
 
 
 def _place_karras(sde: GaussianSDE, fractions: Tensor, rho: float) -> Tensor:

@@ -35,6 +35,9 @@ from scoresde.solvers.runge_kutta import HEUN, runge_kutta
 from scoresde.solvers.solver import Method, Solver
 from scoresde.solvers.tableau import Tableau
 
+NATIVE = replace(karras(), until=-2 * math.log(0.002))
+"""EDM's grid to its authors' smallest level. A stage at a lower one would multiply a data prediction's error."""
+
 Build = Callable[[GaussianSDE, Tensor], Tableau]
 Jump = tuple[float, float]
 
@@ -207,7 +210,7 @@ def edm(
     Source: Karras et al. 2022, "Elucidating the design space of diffusion-based generative models", arXiv:2206.00364,
     algorithm 2.
     """
-    base = runge_kutta(HEUN, variable="nu", grid=grid, paper="Karras et al. 2022")
+    base = runge_kutta(HEUN, variable="nu", grid=grid or NATIVE, paper="Karras et al. 2022")
     return churned(base, churn=churn, s_min=s_min, s_max=s_max, s_noise=s_noise, name="edm")
 
 
@@ -311,7 +314,7 @@ def dpmpp_2s_ancestral(*, eta: float = 1.0) -> Solver:
     base = dpmpp_2s()
     order = _weaken(base.order) if eta else base.order
     made = _Ancestral2S("dpmpp_2s_ancestral", base, order, eta).wrap()
-    return replace(made, grid=karras(), paper="Crowson 2022")
+    return replace(made, grid=karras(), paper="Crowson 2022", leap=0)
 
 
 @dataclass(frozen=True)

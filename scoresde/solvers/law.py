@@ -1,4 +1,4 @@
-r"""The exact law of a table's output for Gaussian data, as a recursion on its rows.
+r"""What a table makes of Gaussian data, and of an error in the predictions, as one recursion on its rows.
 
 For data N(m, c) and exact predictions, the prediction at a state x is affine in x. With V = alpha^2 c + sigma^2,
 
@@ -6,6 +6,9 @@ For data N(m, c) and exact predictions, the prediction at a state x is affine in
 
 and any prediction p x_0 + q z of a table is their combination. So every state is an affine function of the start state
 and the draws, whose weights on [1, start state, draw 1, draw 2, ...] follow row by row, without sampling.
+
+The same recursion carries what is added to the predictions: an error e_i in the i-th prediction of some other kind, of
+which the table's own is P = a x + b Q, changes the table's by b e_i and every later prediction through the state.
 """
 
 from __future__ import annotations
@@ -15,10 +18,11 @@ from dataclasses import replace
 
 import numpy as np
 
-from scoresde.diffusions.targets import target
-from scoresde.solvers.rows import Knot, Row
+from scoresde.diffusions.point import Point
+from scoresde.diffusions.targets import target, view
+from scoresde.solvers.rows import Row
 
-__all__ = ["fix_variance", "map_rows", "predict_gaussian"]
+__all__ = ["fix_variance", "map_errors", "map_rows", "read_gaussian"]
 
 
 def fix_variance(row: Row, v: float) -> Row:
@@ -29,40 +33,57 @@ def fix_variance(row: Row, v: float) -> Row:
     return replace(row, noise=(small ** (1 - v) * large**v, *row.noise[1:]), spread=None)
 
 
-def predict_gaussian(at: Knot, prediction: str, x: np.ndarray, mean: float, variance: float) -> np.ndarray:
-    """Return the exact prediction for data N(mean, variance) of the state with weights ``x`` on [1, ...]."""
-    one = np.zeros_like(x)
-    one[0] = 1.0
-    total = at.alpha**2 * variance + at.sigma**2
-    centred = x - at.alpha * mean * one
-    data = mean * one + at.alpha * variance / total * centred
-    noise = at.sigma / total * centred
-    p, q = target(prediction, at.point())
-    return float(p) * data + float(q) * noise
+def read_gaussian(points: Point, prediction: str, variance: float) -> tuple[np.ndarray, np.ndarray]:
+    """Return (a, b) of the exact prediction a x + b m at each of n points, for data N(m, variance), (n,) each."""
+    p, q = target(prediction, points)
+    alpha, sigma = points.alpha, points.sigma
+    slope = (p * alpha * variance + q * sigma) / (alpha.square() * variance + sigma.square())
+    return slope.numpy(), (p - slope * alpha).numpy()
 
 
 def map_rows(
-    rows: Sequence[Row], prediction: str, lift: tuple[float, float], mean: float, variance: float
+    rows: Sequence[Row], points: Point, prediction: str, lift: tuple[float, float], mean: float, variance: float
 ) -> np.ndarray:
     """Return the output's weights on [1, start state, draw 1, ...]; the lift's draw is the first where it has one."""
-    draws = sum(row.draws for row in rows) + (lift[1] != 0.0)
-    unit = np.eye(2 + draws)
-    x, z = lift[0] * unit[1], list[np.ndarray]()
+    slopes, offsets = read_gaussian(points, prediction, variance)
+    unit = np.eye(2 + sum(row.draws for row in rows) + (lift[1] != 0.0))
+    start, draws = lift[0] * unit[1], unit[2:]
     if lift[1] != 0.0:
-        x = x + lift[1] * unit[2]
-        z.append(unit[2])
-    y, past = x, list[np.ndarray]()
-    for row in rows:
-        past = [predict_gaussian(row.at, prediction, x, mean, variance), *([] if row.restart else past)]
+        start = start + lift[1] * draws[0]
+    return _run(rows, slopes, offsets[:, None] * mean * unit[0], start, draws, drawn=int(lift[1] != 0.0))
+
+
+def map_errors(rows: Sequence[Row], points: Point, prediction: str, wrong: str, variance: float) -> np.ndarray:
+    """Return the output's weights on an error in each of the predictions ``wrong``, (n,).
+
+    Raises DomainError where the table's prediction has no finite view of the other one.
+    """
+    slopes, _ = read_gaussian(points, prediction, variance)
+    name = f"the {prediction} prediction, read from one of the {wrong},"
+    _, weights = view(target(wrong, points), target(prediction, points), points, name)
+    still = np.zeros(len(rows))
+    return _run(rows, slopes, np.diag(weights.numpy()), still, np.broadcast_to(still, (len(rows) + 1, len(rows))))
+
+
+def _run(
+    rows: Sequence[Row], slopes: np.ndarray, added: np.ndarray, start: np.ndarray, draws: np.ndarray, drawn: int = 0
+) -> np.ndarray:
+    """Carry a state through the rows, whose predictions are slope x + what is added, (n,) and (n, k); ``draws`` (m, k).
+
+    Everything is a vector of k weights. The first ``drawn`` draws are made before the first row.
+    """
+    zero = np.zeros_like(start)
+
+    def add(weights: Sequence[float], terms: Sequence[np.ndarray]) -> np.ndarray:
+        return sum((w * v for w, v in zip(weights, terms, strict=False) if w), zero)
+
+    x = y = start
+    past, z = list[np.ndarray](), list(draws[:drawn])
+    for row, slope, more in zip(rows, slopes, added, strict=True):
+        past = [slope * x + more, *([] if row.restart else past)]
         if row.draws:
-            z.insert(0, unit[2 + len(z)])
-        terms, noises = [y, *past], z if row.draws else [np.zeros_like(x), *z]
-        x, y = (
-            sum((w * v for w, v in zip(weights, terms, strict=False)), np.zeros_like(x))
-            + sum((w * v for w, v in zip(noise, noises, strict=False)), np.zeros_like(x))
-            for weights, noise in (
-                (row.state, row.noise),
-                (row.state, row.noise) if row.anchor is None else (row.anchor, row.anchor_noise),
-            )
-        )
-    return np.asarray(x)
+            z.insert(0, draws[len(z)])
+        terms, noises = [y, *past], z if row.draws else [zero, *z]
+        x = add(row.state, terms) + add(row.noise, noises)
+        y = x if row.anchor is None else add(row.anchor, terms) + add(row.anchor_noise, noises)
+    return x

@@ -35,7 +35,7 @@ from scoresde.solvers.rows import Increment, Knot, Order, Row
 from scoresde.solvers.solver import Method
 from scoresde.solvers.tableau import Tableau
 
-__all__ = ["OneStep", "Stage", "express", "name_increments"]
+__all__ = ["OneStep", "Stage", "express", "name_increments", "write_rows"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,8 +109,8 @@ class OneStep(Method):
         """Return the rows of each step from ``late`` to ``early``, (n,) each; steps need not follow one another."""
         prediction, special = self.choose_prediction(sde), self.limits(late, early)
         whole = ~special
-        plain = _write_rows(self.stages(sde, late[whole], early[whole], prediction)) if bool(whole.any()) else []
-        limit = _write_rows([self._limit(late[special], early[special], prediction)]) if bool(special.any()) else []
+        plain = write_rows(self.stages(sde, late[whole], early[whole], prediction)) if bool(whole.any()) else []
+        limit = write_rows([self._limit(late[special], early[special], prediction)]) if bool(special.any()) else []
         ordinary, limiting = iter(plain), iter(limit)
         return [next(limiting) if odd else next(ordinary) for odd in special.tolist()]
 
@@ -132,7 +132,7 @@ class OneStep(Method):
         )
 
 
-def _write_rows(stages: list[Stage]) -> list[list[Row]]:
+def write_rows(stages: list[Stage]) -> list[list[Row]]:
     """Write n steps as rows; each quantity is its weights on [x, P_1, ..., P_k, z_1, ...], (n, 1 + k + draws)."""
     count, draws = len(stages), len(stages[-1].on_draws)
     unit = torch.eye(1 + count + draws, dtype=torch.float64)

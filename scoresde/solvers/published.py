@@ -80,7 +80,8 @@ def deis(
 
     x_s = alpha_s [x_t/alpha_t + int_nu_t^nu_s P dnu], with P the polynomial through the last ``order`` noise
     predictions: in t (the paper's tAB), in nu = sigma/alpha (its rho-AB) or in log_snr (diffusers' form in log rho,
-    which is -log_snr/2). The paper counts the polynomial's degree, order - 1. Order ``order``.
+    which is -log_snr/2). The paper counts the polynomial's degree, order - 1. Order ``order``. Its native grid is
+    ``grids.diffused()``: on one in log_snr the polynomial in t multiplies an error of the first predictions.
 
     Source: Zhang and Chen 2023, "Fast sampling of diffusion models with exponential integrator", arXiv:2204.13902.
     """
@@ -89,7 +90,7 @@ def deis(
         variable=variable,
         order=order,
         lower_order_final=lower_order_final,
-        grid=grid,
+        grid=grid or diffused(),
         name="deis",
         paper="Zhang and Chen 2023",
     )

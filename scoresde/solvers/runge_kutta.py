@@ -31,7 +31,7 @@ from scoresde.diffusions.point import Point
 from scoresde.diffusions.sde import GaussianSDE
 from scoresde.errors import ConfigError, check_number, unknown
 from scoresde.solvers.clocks import VARIABLES, Variable, VariableName
-from scoresde.solvers.grids import Grid
+from scoresde.solvers.grids import Grid, rectified
 from scoresde.solvers.one_step import OneStep, Stage, name_increments
 from scoresde.solvers.rows import Order
 from scoresde.solvers.solver import Solver
@@ -123,8 +123,10 @@ def runge_kutta(
     order = Order(float(method.order)) if not eta or not noise else Order(strong=noise.strong, weak=noise.weak)
     called = name or method.name
     build = _RungeKutta(f"{called} ({_name_options(variable, eta)})", "flow", eta, order, method, variable)
-    closes = variable == "rectified" and 1.0 not in build.ends
-    return Solver(called, build, grid or clock.grid, len(method.stages), order, paper, closes)
+    # Heun's method in nu goes to the smallest level first, as its authors have it.
+    leap = 2 if 1.0 in method.nodes and variable != "nu" else 0
+    closes = variable == "rectified" and not leap
+    return Solver(called, build, grid or clock.grid, len(method.stages), order, paper, closes, leap)
 
 
 @dataclass(frozen=True)
@@ -236,6 +238,8 @@ def heun(*, variable: VariableName = "rectified", grid: Grid | None = None) -> S
     In nu it is the deterministic sampler of Karras et al. 2022, "Elucidating the design space of diffusion-based
     generative models", arXiv:2206.00364, algorithm 1; in t the classical Heun method of Song et al.'s probability flow.
     """
+    if variable == "rectified" and grid is None:
+        grid = rectified(power=1.25)  # on the even one the error rises between 18 and 24 evaluations
     return runge_kutta(HEUN, variable=variable, grid=grid, paper="Karras et al. 2022")
 
 

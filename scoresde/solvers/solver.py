@@ -59,6 +59,9 @@ class Solver:
         closes: whether its step into sigma = 0, from the last noise level to clean data, is as good as its others.
             Under ``final="denoise"`` its last interval then ends at t = 0, in the place of a step to t_min and a jump
             from there.
+        leap: calls of the step to clean data that stands in the place of the last interval under ``final="denoise"``, 1
+            or 2 (``solvers/closing.py``); 0 where the grid first goes to t_min, or where the solver closes. For methods
+            whose stage at t_min would multiply a prediction's error.
     """
 
     name: str
@@ -68,6 +71,7 @@ class Solver:
     order: Order = field(default_factory=Order)
     paper: str = ""
     closes: bool = False
+    leap: int = 0
 
     def __call__(self, sde: GaussianSDE, times: Tensor | Grid) -> Tableau:
         """Return the table on ``times``: a decreasing tensor of interval ends, or a Grid that fixes its steps.
@@ -80,7 +84,7 @@ class Solver:
     def __hash__(self) -> int:
         """Hash what tells solvers apart at a glance: tables are kept by their solver, and options may be long."""
         build = type(self.build) if isinstance(self.build, Method) else self.build
-        return hash((self.name, build, self.grid.name, self.calls, self.closes))
+        return hash((self.name, build, self.grid.name, self.calls, self.closes, self.leap))
 
     def __repr__(self) -> str:
         """Say in one line what the solver is."""

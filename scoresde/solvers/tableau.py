@@ -38,7 +38,7 @@ from scoresde.diffusions.point import Point
 from scoresde.diffusions.sde import GaussianSDE
 from scoresde.diffusions.targets import TARGETS, target, view
 from scoresde.errors import ConfigError, DomainError, check_number, unknown
-from scoresde.solvers.law import fix_variance, map_rows
+from scoresde.solvers.law import fix_variance, map_errors, map_rows
 from scoresde.solvers.rows import CLEAN, Knot, Order, Row, check_rows, read_row
 from scoresde.solvers.text import write_html, write_lines
 
@@ -184,7 +184,7 @@ class Tableau:
                 f"the noise of {self.name!r} depends on the network; take its table.at_fraction(v), e.g. v = 0 for "
                 "the small and 1 for the large variance"
             )
-        return map_rows(self.rows, self.prediction, self.lift, mean, variance)
+        return map_rows(self.rows, self.points, self.prediction, self.lift, mean, variance)
 
     def law(
         self, mean: float = 0.0, variance: float = 1.0, start: tuple[float, float] | None = None
@@ -200,6 +200,32 @@ class Tableau:
         begin = self.start
         m, v = (begin.alpha * mean, begin.alpha**2 * variance + begin.sigma**2) if start is None else start
         return float(weights[0] + weights[1] * m), float(weights[1] ** 2 * v + (weights[2:] ** 2).sum())
+
+    def error_weights(self, prediction: str = "data", variance: float = 1.0) -> np.ndarray:
+        """Return what the output changes by for each unit of error in each call's prediction, (nfe,).
+
+        The exact predictions for scalar data N(m, variance), whatever m, are off by e_i in call i; the output is then
+        off by the sum of w_i e_i, exactly: a later call sees the state that the error has changed.
+
+        Args:
+            prediction: which prediction is off, a kind of ``diffusions.targets.TARGETS`` that needs no rates.
+            variance: the data's.
+
+        Raises:
+            ConfigError: an unknown prediction. DomainError: one that has no finite view at a call, as one of the noise
+            where alpha = 0.
+        """
+        check_number(variance, "variance", 0.0, open_low=True)
+        return map_errors(self.rows, self.points, self.prediction, prediction, variance)
+
+    def amplification(self, prediction: str = "data", variance: float = 1.0) -> float:
+        """Return what the output changes by for each unit of a constant error in the model's predictions.
+
+        The magnitude of the sum of ``error_weights``. With data of standard deviation s, the exact probability flow
+        down to nu = sigma/alpha makes asinh(s/nu) of an error in the data prediction, and the exact reverse SDE
+        log(1 + (s/nu)^2); a table that makes many times more multiplies the error of some call by 1/sigma.
+        """
+        return abs(float(self.error_weights(prediction, variance).sum()))
 
     def to_json(self) -> str:
         """Return the table as JSON text; ``from_json`` gives back an equal table, to the last bit."""

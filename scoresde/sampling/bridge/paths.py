@@ -289,6 +289,7 @@ class PathPlan:
     final: str
     trajectory: bool
 
+    table = None
     has_bar = False
 
     @property
