@@ -222,7 +222,7 @@ def test_a_table_shows_its_rows_in_a_notebook() -> None:
     printed = str(table).splitlines()[2:]
     for row, line in zip(rows, printed, strict=True):
         assert " ".join(row).replace("&lt;", "<") == " ".join(line.split())
-    assert "<caption>Tableau heun (rectified): 5 evaluations, t = 1 to 0, deterministic, in the flow" in html
+    assert "<caption>Tableau heun (rectified): 6 evaluations, t = 1 to 0, deterministic, in the flow" in html
     for tag in ("table", "caption", "thead", "tbody"):
         assert html.count(f"<{tag}>") == html.count(f"</{tag}>") == 1
 
