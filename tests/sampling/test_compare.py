@@ -38,6 +38,9 @@ def mixture(sde: GaussianSDE = SDE) -> GaussianMixtureModel:
     return GaussianMixtureModel(sde=sde, weights=torch.tensor([0.5, 0.3, 0.2]), means=means, std=torch.full((3,), 0.15))
 
 
+HEAD = ["sampler", "NFE", "samples", "seconds", "error", "x", "variance", "x"]
+
+
 @functools.cache
 def held_out() -> Tensor:
     return mixture().sample_data(2000, stream(1, "held-out"))
@@ -92,7 +95,7 @@ def test_rows_say_what_was_run() -> None:
         on_row=lambda row, x: seen.append((row.sampler, len(x))),
     )
     assert [row.sampler for row in rows] == ["ddpm", "pc", "heun", "probability_flow"]
-    assert [row.nfe for row in rows[:3]] == [30.0, 20.0, 11.0]
+    assert [row.nfe for row in rows[:3]] == [30.0, 20.0, 12.0]
     assert [row.samples for row in rows] == [40, 50, 50, 50] == [len(x) for x in drawn]
     assert seen == [(row.sampler, row.samples) for row in rows]
     assert [row.floors for row in rows] == [{"energy_distance": float(row.samples)} for row in rows]
@@ -229,6 +232,7 @@ def row(sampler: str, samples: int, value: float, floor_at: float | None) -> Com
         nfe=48.84,
         seconds=1.234,
         samples=samples,
+        amplification=4.6,
         distances={"energy_distance": value, "share": 0.5},
         floors=known,
         floor_stds={name: 0.0123 for name in known},
@@ -240,9 +244,9 @@ def test_table_shows_every_number_and_one_floor_for_each_size() -> None:
         [row("ddim", 100, 0.123456, 0.25), row("a_rather_long_name", 2000, 3.0, 0.05), row("c", 100, 1, 0.25)]
     )
     lines = text.splitlines()
-    assert lines[0].split() == ["sampler", "NFE", "samples", "seconds", "energy_distance", "share"]
+    assert lines[0].split() == [*HEAD, "energy_distance", "share"]
     assert lines[1].split() == ["ddim", "48.84", "100", "1.23", "0.1235", "0.5"]
-    assert lines[2].split() == ["a_rather_long_name", "48.84", "2000", "1.23", "3", "0.5"]
+    assert lines[2].split() == ["a_rather_long_name", "48.84", "2000", "1.23", "4.6", "-", "3", "0.5"]
     assert [line.split() for line in lines[4:]] == [
         ["floor", "100", "0.25", "±", "0.012", "-"],
         ["floor", "2000", "0.05", "±", "0.012", "-"],
@@ -256,7 +260,7 @@ def test_table_shows_every_number_and_one_floor_for_each_size() -> None:
 
 def test_table_without_floors_or_rows() -> None:
     assert "floor" not in format_table([row("ddim", 100, 0.1, None)])
-    assert format_table([]).split() == ["sampler", "NFE", "samples", "seconds"]
+    assert format_table([]).split() == HEAD
 
 
 def test_chains_are_samplers_of_the_sdes_that_have_them() -> None:

@@ -118,7 +118,7 @@ def test_an_error_in_the_data_prediction_moves_the_samples_by_as_much() -> None:
 )
 def test_the_leap_keeps_the_order(name: str, order: int, sde: GaussianSDE) -> None:
     """The output's standard deviation tends to the data's with the method's order, the last interval included."""
-    variance, steps = 0.3, (160, 320)
+    variance, steps = 0.3, (320, 640)
     errors = [abs(build(sde, name, n).law(0.0, variance)[1] ** 0.5 - variance**0.5) for n in steps]
     assert math.log2(errors[0] / errors[1]) > order - 0.5, errors
 
