@@ -31,7 +31,7 @@ def test_arrays_are_the_library_s_samples(runs: Folders, tmp_path: Path, capsys:
     out = tmp_path / "deep" / "x.npy"
     base = ["sample", "--checkpoint", str(runs[0]), "--out", str(out)]
     assert main([*base, "--n", "7", "--solver", "heun:5", "--seed", "11"]) == 0
-    assert capsys.readouterr().out.startswith(f"wrote {out}: 7 samples by heun, 9 evaluations each, ")
+    assert capsys.readouterr().out.startswith(f"wrote {out}: 7 samples by heun, 10 evaluations each, ")
     model = ScoreModel.load(runs[0] / "checkpoint")
     expected = sample(model, (7, 2), solver="heun", steps=5, seed=11)
     assert isinstance(expected, Tensor)

@@ -41,8 +41,8 @@ def test_steps_count_intervals_of_which_the_last_may_be_the_jump_to_clean_data(n
     assert isinstance(solver, Solver)
     for steps in (1, 2, 5):
         ends = {f: build_table(diffusion, solver, steps=steps, final=f) for f in ("denoise", "sample", "mean")}
-        # Annealed Langevin stays at its levels, the first among them; a solver that closes makes a step of the jump, and
-        # one that leaps makes the jump in the place of the last step.
+        # Annealed Langevin stays at its levels, the first among them; a solver that closes makes a step of the jump,
+        # one that leaps jumps in the place of the last step.
         levels = int(name == "annealed_langevin")
         closes = solver.closes and float(diffusion.sigma(0.0)) == 0
         denoised = steps if closes else steps - 1 + levels
