@@ -103,10 +103,8 @@ def _choose_grid(prediction: Prediction, order: int, eta: float) -> Grid:
         return diffused(power=2.0)
     if eta > 0 or order == 1:
         return log_snr()
-    if order == 2:
-        return diffused()
-    # At power 4 the error rises with an evaluation between 20 and 29 on the mixtures of ``benchmarks/quality.py``.
-    return diffused(power=3.5 if prediction == "noise" else 4.5)
+    # At order 3 and power 4 the error rises with an evaluation at 23 on the mixtures of ``benchmarks/quality.py``.
+    return diffused(power=3.5 if order == 3 else 4.0)
 
 
 @dataclass(frozen=True)
