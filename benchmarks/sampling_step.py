@@ -1,7 +1,8 @@
 """Cost of a sampling step against a hand-written PyTorch loop of the same update; of building a table; of long runs.
 
 The cost of a step is the slope between calls of 50 and of 250 steps, so that set-up does not count. Ours and the hand
-loop alternate; the figure is the median over the rounds of the ratio within a round. The network is one multiplication.
+loop alternate; the figure is the median over the rounds of the ratio within a round, in processor time. The network is
+one multiplication. A draw of noise alone is compared with torch.randn's.
 Long runs are made in a process of their own; reported is by how much its resident memory rose at most.
 
 Run: python benchmarks/sampling_step.py [--rounds 15] [--threads 1] [--only NAME ...] [--record]
@@ -24,10 +25,11 @@ from record import add_record, write_record
 from torch import Tensor
 
 from scoresde import VPSDE, ScoreModel, build_table, sample, solvers
+from scoresde.noise import SampleNoise
 
 SHAPES = ((1, 3, 32, 32), (4096, 2), (64, 3, 32, 32))
 FEW, MANY = 50, 250
-# Every family with one evaluation a step; the noise comes from a generator, and for one also from a stream per sample.
+# Every family with one evaluation a step; the noise comes from a generator, and for one also from seed= and seeds=.
 FAMILIES = (
     *("ddim", "euler", "exponential_euler", "dpmpp_2m", "dpmpp_3m", "deis", "ipndm", "lms", "exponential_ab"),
     *("unipc", "flow_ab", "flow_abm", "ancestral", "euler_maruyama", "reverse_diffusion", "euler_ancestral"),
@@ -101,9 +103,9 @@ def add_weighted(weights: Sequence[float], values: Sequence[Tensor]) -> Tensor:
 
 
 def seconds(call: Callable[[], object]) -> float:
-    start = time.perf_counter()
+    start = time.process_time()
     call()
-    return time.perf_counter() - start
+    return time.process_time() - start
 
 
 def step_cost(name: str, shape: tuple[int, ...], rounds: int, source: str) -> dict[str, object]:
@@ -116,7 +118,8 @@ def step_cost(name: str, shape: tuple[int, ...], rounds: int, source: str) -> di
     def ours(steps: int) -> Callable[[], object]:
         if source == "generator":
             return lambda: sample(model, shape, solver=solver, steps=steps, generator=generator)
-        return lambda: sample(model, shape, solver=solver, steps=steps, seed=0)
+        own = {"seed": 0} if source == "seed" else {"seeds": list(range(shape[0]))}
+        return lambda: sample(model, shape, solver=solver, steps=steps, **own)
 
     def hand(steps: int) -> Callable[[], object]:
         return by_hand(name, steps, x, generator)
@@ -138,6 +141,28 @@ def step_cost(name: str, shape: tuple[int, ...], rounds: int, source: str) -> di
         "hand_us": 1e6 * statistics.median(slopes["hand"]),
         "ratio": statistics.median(ratios),
     }
+
+
+def noise_cost(shape: tuple[int, ...], rounds: int) -> dict[str, object]:
+    """Return the medians of a draw in torch.randn's: by seed= and by seeds=, and its microseconds."""
+    out, generator = torch.empty(shape), torch.Generator()
+    named, listed = SampleNoise(0), SampleNoise(seeds=list(range(shape[0])))
+    fills = {"randn": lambda: out.normal_(generator=generator), "seed": lambda: named.fill(out)}
+    fills["seeds"] = lambda: listed.fill(out)
+
+    def many(fill: Callable[[], object]) -> Callable[[], object]:
+        return lambda: [fill() for _ in range(MANY)]
+
+    for fill in fills.values():
+        many(fill)()
+    took: dict[str, list[float]] = {name: [] for name in fills}
+    for _ in range(rounds):
+        for name, fill in fills.items():
+            took[name].append(1e6 * seconds(many(fill)) / MANY)
+    found: dict[str, object] = {"shape": list(shape), "randn_us": statistics.median(took["randn"])}
+    for name in ("seed", "seeds"):
+        found[name] = statistics.median(a / b for a, b in zip(took[name], took["randn"], strict=True))
+    return found
 
 
 def build_cost(name: str, rounds: int) -> dict[str, object]:
@@ -195,18 +220,22 @@ def main() -> None:
     rows = []
     print(f"{'solver':>18} {'shape':>16} {'noise':>10} {'ours us':>9} {'hand us':>9} {'ratio':>6}")
     cases = [(name, "generator") for name in options.only]
-    cases += [("ancestral", "seed")] if "ancestral" in options.only else []
+    cases += [("ancestral", "seed"), ("ancestral", "seeds")] if "ancestral" in options.only else []
     for name, source in cases:
         for shape in SHAPES:
             row = step_cost(name, shape, options.rounds, source)
             rows.append(row)
             numbers = f"{row['ours_us']:>9.2f} {row['hand_us']:>9.2f} {row['ratio']:>6.2f}"
             print(f"{name:>18} {shape!s:>16} {source:>10} {numbers}", flush=True)
+    noise = [noise_cost(shape, options.rounds) for shape in SHAPES]
+    for row in noise:
+        own = f"seed= {row['seed']:.2f}, seeds= {row['seeds']:.2f} of torch.randn's {row['randn_us']:.1f} us"
+        print(f"a draw of {row['shape']}: {own}")
     fixed = [name for name, make in solvers.SOLVERS.items() if isinstance(make(), solvers.Solver)]
     builds = [build_cost(name, options.rounds) for name in fixed]
     slowest = max(builds, key=lambda row: row["build_ms"])
     print(f"a 50-step table: {slowest['build_ms']:.2f} ms at most ({slowest['solver']}), of {len(builds)} solvers")
-    found = {"threads": options.threads, "steps": rows, "build": builds, "long": long_runs()}
+    found = {"threads": options.threads, "steps": rows, "noise": noise, "build": builds, "long": long_runs()}
     write_record(options.record, json.dumps(found, indent=1))
 
 

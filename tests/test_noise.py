@@ -1,4 +1,4 @@
-"""Noise: the same numbers under any split, independent streams, normality, and nothing global touched."""
+"""The plain sources of random numbers: their streams and laws, and nothing global touched."""
 
 from __future__ import annotations
 
@@ -15,19 +15,14 @@ import sklearn.datasets
 import sklearn.ensemble
 import sklearn.neural_network
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from scipy import stats
-from torch import Tensor
 
-from scoresde import DomainError, DTypeError, ShapeError, data, metrics
+from scoresde import ShapeError, data, metrics
 from scoresde.metrics.digits import DigitJudge
 from scoresde.noise import (
-    BLOCK,
     GeneratorNoise,
     SampleNoise,
     TapeNoise,
-    check_seed,
     fresh_seed,
     integers,
     normal,
@@ -36,144 +31,6 @@ from scoresde.noise import (
     undisturbed,
     uniform,
 )
-
-
-def draws(count: int, shape: tuple[int, ...], dtype: torch.dtype = torch.float32, **options: object) -> list[Tensor]:
-    source = SampleNoise(**options)
-    made = [torch.full(shape, torch.nan, dtype=dtype) for _ in range(count)]
-    for out in made:
-        source.fill(out)
-    return made
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# SampleNoise
-
-
-@settings(max_examples=60)
-@given(
-    st.integers(0, 2**64 - 1),
-    st.integers(1, 40),
-    st.sampled_from([(), (1,), (2,), (3, 5), (1500,), (BLOCK,), (BLOCK + 1,), (3, 40, 40)]),
-    st.data(),
-)
-def test_a_sample_is_the_same_under_any_split(
-    seed: int, batch: int, event: tuple[int, ...], data: st.DataObject
-) -> None:
-    whole = draws(3, (batch, *event), seed=seed)
-    cut = data.draw(st.integers(0, batch))
-    parts = (draws(3, (cut, *event), seed=seed), draws(3, (batch - cut, *event), seed=seed, first_sample=cut))
-    for k in range(3):
-        assert torch.equal(torch.cat([part[k] for part in parts]), whole[k])
-    k = data.draw(st.integers(0, batch - 1))
-    alone = draws(3, (1, *event), seed=seed, first_sample=k)
-    assert all(torch.equal(a[0], w[k]) for a, w in zip(alone, whole, strict=True))
-
-
-@pytest.mark.parametrize("event", [(), (2,), (5000,)])
-def test_a_list_of_seeds_is_many_single_calls(event: tuple[int, ...]) -> None:
-    seeds = [7, 0, 2**64 - 1, 7]
-    together = draws(2, (4, *event), seeds=seeds)
-    for k, seed in enumerate(seeds):
-        alone = draws(2, (1, *event), seed=seed)
-        assert all(torch.equal(t[k], a[0]) for t, a in zip(together, alone, strict=True))
-    assert torch.equal(together[0][0], together[0][3])
-    assert not torch.equal(together[0][0], together[0][1])
-
-
-@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
-def test_other_types_get_the_same_float32_numbers(dtype: torch.dtype) -> None:
-    for got, expected in zip(draws(2, (6, 3), dtype, seed=5), draws(2, (6, 3), seed=5), strict=True):
-        assert torch.equal(got, expected.to(dtype))
-
-
-def test_any_layout_gets_the_same_numbers() -> None:
-    (expected,) = draws(1, (6, 3, 4, 5), seed=5)
-    strided = torch.empty(6, 3, 4, 5).to(memory_format=torch.channels_last)
-    SampleNoise(5).fill(strided)
-    assert torch.equal(strided, expected)
-    part = torch.zeros(8, 4, 4, 5)
-    SampleNoise(5).fill(part[1:7, :3])
-    assert torch.equal(part[1:7, :3], expected)
-    assert float(part[[0, 7]].abs().max()) == 0.0
-
-
-def test_rewinding_replays_any_draw() -> None:
-    source, outs = SampleNoise(3), draws(5, (4, 2), seed=3)
-    for k in (4, 0, 2):
-        source.rewind(k)
-        got = torch.empty(4, 2)
-        source.fill(got)
-        assert torch.equal(got, outs[k])
-    source.rewind()
-    assert source.draw == 0
-    source.fill(torch.empty(0, 2))
-    assert source.draw == 1
-
-
-@pytest.mark.parametrize("event", [(2,), (64,)])
-def test_draws_samples_blocks_and_seeds_are_uncorrelated(event: tuple[int, ...]) -> None:
-    """Correlations of n pairs are normal with variance 1/n; the worst of 9 stays below the level 1e-3 / 9."""
-
-    def p_values(base: int, batch: int) -> list[float]:
-        first, second = draws(2, (batch, *event), seed=base)
-        (neighbour,) = draws(1, (batch, *event), seed=base + 1)
-        (far,) = draws(1, (batch, *event), seed=base, first_sample=batch)
-        (flipped,) = draws(1, (batch, *event), seed=base + 2**63)
-        pairs = [(first, other) for other in (second, neighbour, far, flipped)]
-        block = BLOCK // event[0]
-        pairs += [(first[1:], first[:-1]), (first[..., 1:], first[..., :-1]), (first[block:], first[:-block])]
-        pairs += [(first.square() - 1, second.square() - 1), (first.square() - 1, neighbour.square() - 1)]
-        found = []
-        for a, b in pairs:
-            a, b = (c.double().reshape(-1) for c in (a, b))
-            z = float((a * b).sum() / (a.square().sum() * b.square().sum()).sqrt()) * math.sqrt(len(a))
-            found.append(2 * stats.norm.sf(abs(z)))
-        return found
-
-    count = 40_000 // event[0] * 2
-    assert min(p_values(11, count)) > 1e-3 / 9 or min(p_values(12345, 8 * count)) > 1e-5 / 9
-
-
-def test_no_stream_is_another_one_shifted() -> None:
-    """A counter that steps into its neighbour's numbers repeats them; chance repeats 1 float32 in some thousands."""
-    streams = [draw.reshape(-1) for draw in draws(3, (4000, 1), seed=9)]
-    streams += [draw.reshape(-1) for draw in draws(2, (4000, 1), seed=9, first_sample=BLOCK)]
-    streams += [draw.reshape(-1) for draw in draws(2, (4000, 1), seed=10)]
-    assert all(len(one.unique()) > 3950 for one in streams)
-    assert len(torch.cat(streams).unique()) > 0.99 * sum(map(len, streams))
-
-
-def test_draws_are_normal() -> None:
-    def p_value(seed: int, count: int) -> float:
-        numbers = torch.cat(draws(4, (count, 3), seed=seed)).reshape(-1)
-        return float(stats.kstest(numbers.double().numpy(), "norm").pvalue)
-
-    assert p_value(0, 20_000) > 1e-3 or p_value(1, 160_000) > 1e-5
-
-
-def test_bad_seeds_and_batches() -> None:
-    for bad, error, message in (
-        (-1, DomainError, r"seed must lie in \[0, 2\*\*64\), got -1"),
-        (2**64, DomainError, r"seed must lie in \[0, 2\*\*64\), got 18446744073709551616"),
-        (1.0, DTypeError, r"seed must be an integer or None, got 1\.0 of type float"),
-        (True, DTypeError, "seed must be an integer or None, got True of type bool"),
-        ("1", DTypeError, "seed must be an integer or None, got '1' of type str"),
-    ):
-        with pytest.raises(error, match=message):
-            SampleNoise(bad)
-        with pytest.raises(error, match=message):
-            stream(bad)
-    assert check_seed(2**64 - 1) == 2**64 - 1
-    with pytest.raises(DomainError, match=r"seeds\[1\] must lie in \[0, 2\*\*64\), got -5"):
-        SampleNoise(seeds=[0, -5])
-    for count in (1, 4):
-        with pytest.raises(ShapeError, match=f"seeds must name one seed for each of the {count} samples, got 2"):
-            SampleNoise(seeds=[1, 2]).fill(torch.empty(count, 2))
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The other sources and the plain functions
 
 
 def test_generator_noise_is_the_plain_stream() -> None:
@@ -247,7 +104,7 @@ def test_plain_functions_follow_their_laws() -> None:
 
 def test_global_generators_are_left_alone() -> None:
     states = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()  # noqa: NPY002
-    draws(2, (10, 3), seed=1)
+    SampleNoise(1).fill(torch.empty(10, 3))
     GeneratorNoise(stream(1)).fill(torch.empty(3))
     uniform((3,), stream(1))
     integers(3, (3,), stream(1))
