@@ -67,7 +67,8 @@ def _noise(p: Point) -> Pair:
 
 
 def _v(p: Point) -> Pair:
-    return -p.sigma / p.r, p.alpha / p.r
+    r = p.r
+    return -p.sigma / r, p.alpha / r
 
 
 def _score(p: Point) -> Pair:
@@ -122,14 +123,15 @@ def view(known: Pair, wanted: Pair, point: Point, name: str = "this view") -> Pa
     (p, q), (p_wanted, q_wanted) = known, wanted
     delta = point.alpha * q - point.sigma * p
     cross = p_wanted * q - q_wanted * p
-    parallel = cross == 0
-    by_q = q.abs() > p.abs()
-    ratio = torch.where(by_q, q_wanted, p_wanted) / torch.where(by_q, q, p)
-    a = torch.where(parallel, torch.zeros_like(cross), cross / delta)
-    b = torch.where(parallel, ratio, (point.alpha * q_wanted - point.sigma * p_wanted) / delta)
-    bad = ~(torch.isfinite(a) & torch.isfinite(b))
+    a, b = cross / delta, (point.alpha * q_wanted - point.sigma * p_wanted) / delta
     # A traced graph holds no values to look at; where a view is not finite it then gives what is not.
-    if not torch.compiler.is_compiling() and bad.any():
+    traced, parallel = torch.compiler.is_compiling(), cross == 0
+    if traced or parallel.any():
+        by_q = q.abs() > p.abs()
+        ratio = torch.where(by_q, q_wanted, p_wanted) / torch.where(by_q, q, p)
+        a, b = torch.where(parallel, 0.0, a), torch.where(parallel, ratio, b)
+    if not traced and not (finite := torch.isfinite(a + b)).all():
+        bad = ~finite
         first = int(bad.reshape(-1).nonzero()[0])
         t, alpha, sigma = (float(c.expand(bad.shape).reshape(-1)[first]) for c in (point.t, point.alpha, point.sigma))
         raise DomainError(

@@ -103,7 +103,7 @@ def flow_field(
 
 def _straight(u: Tensor) -> Point:
     """Return the points of the straight path at times u, which are those of any SDE at equal log-SNR."""
-    return Point(u, 1 - u, u, 2 * (torch.log1p(-u) - u.log()))
+    return Point(u, 1 - u, u, -2 * torch.logit(u))
 
 
 def _plain_field(model: ScoredSDE, start: Point | float, end: Point | float, cond: Condition) -> Field:

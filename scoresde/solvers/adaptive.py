@@ -15,14 +15,19 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from scoresde.errors import DomainError, SolverError, check_integer, check_number, unknown
 
 __all__ = ["EMBEDDED", "Embedded", "Field", "FlowResult", "FlowSolver", "ProbabilityFlow", "Stage", "check_tolerances"]
+
+Array = np.ndarray[Any, np.dtype[np.float64]]
+Places = np.ndarray[Any, np.dtype[np.int64]]
+Mask = np.ndarray[Any, np.dtype[np.bool_]]
 
 FIRST_STEP = 0.02  # of the whole interval
 
@@ -40,6 +45,11 @@ class Embedded:
     stages: tuple[tuple[float, ...], ...]
     error: tuple[float, ...]
     order: int
+
+    @property
+    def nodes(self) -> tuple[float, ...]:
+        """Where in the step each stage after the first lies."""
+        return tuple(map(sum, self.stages))
 
 
 EmbeddedName = Literal["bosh3", "dopri5"]
@@ -161,6 +171,7 @@ class ProbabilityFlow(FlowSolver):
         if self.method not in EMBEDDED:
             raise unknown("method", self.method, EMBEDDED)
 
+    @torch.no_grad()
     def integrate(self, field: Field, x: Tensor) -> FlowResult:
         """Carry x (B, *) along a field; see ``FlowSolver.integrate``.
 
@@ -170,86 +181,130 @@ class ProbabilityFlow(FlowSolver):
         """
         check_tolerances(self.rtol, self.atol, x.dtype)
         pair = EMBEDDED[self.method]
-        span, shape, count = field.end - field.start, x.shape, len(pair.stages)
+        span, shape = field.end - field.start, x.shape
         end_y = (x / field.scales[0]).reshape(shape[0], math.prod(shape[1:]))
-        counts = torch.zeros(3, shape[0], dtype=torch.long)
-        active = torch.arange(shape[0] if span else 0)
-        y, u = end_y.clone(), torch.full((shape[0],), field.start, dtype=torch.float64)
-        h, before = torch.full_like(u, FIRST_STEP * span), torch.ones_like(u)
-        slopes = y.new_empty(count + 1, *y.shape)
-        nodes = torch.tensor([sum(row) for row in pair.stages], dtype=torch.float64)[:, None]
-        if len(active):
-            slopes[0] = field.stages(u[None], active)(0, y.reshape(shape)).reshape(y.shape)
-            counts[0] += 1
-        while len(active):
-            remaining = field.end - u
-            h = torch.where((u + 1.01 * h - field.end) * span > 0, remaining, h)
-            step = h.to(y)[:, None]
-            stage = field.stages(u + nodes * h, active)
-            proposal = y
-            for i, weights in enumerate(pair.stages):
-                proposal = torch.addcmul(y, step, _sum_weighted(weights, slopes))
-                slopes[i + 1] = stage(i, proposal.view(-1, *shape[1:])).reshape(y.shape)
-            scale = torch.maximum(y.abs(), proposal.abs()).mul_(self.rtol).add_(self.atol)
-            error = _sum_weighted(pair.error, slopes).mul_(step).div_(scale)
-            size = error.square_().mean(1).sqrt_().to("cpu", torch.float64)
+        accepted, taken = torch.zeros(2, shape[0], dtype=torch.long).numpy()
+        now, tried, nodes = _Active.at_start(field, shape[0] if span else 0), 0, np.array(pair.nodes)[:, None]
+        y = end_y
+        slope = _flatten(now.stages(field, now.u[None]), shape)(0, y) if len(now.rows) else y
+        while len(now.rows):
+            tried += 1
+            remaining = field.end - now.u
+            # A step that would leave a hundredth of itself goes to the end.
+            now.h = np.where(now.h / remaining > 1 / 1.01, remaining, now.h)
+            stage = _flatten(now.stages(field, now.u + nodes * now.h), shape)
+            proposal, last, size = self._attempt(pair, stage, y, slope, now.h)
             ok = size <= 1
-            done = ok & (h == remaining)
-            counts[:, active] += torch.stack([torch.full_like(active, count), ok.long(), (~ok).long()])
-            wrong = self._find_stuck(size, h / span, done, counts[1:, active].sum(0))
+            done = ok & (now.h == remaining)
+            wrong = self._find_stuck(size, now.h / span, done, tried)
             if wrong is not None:
-                end_y[active.to(y.device)] = y
-                raise _build_error(field, u, *wrong, end_y.reshape(shape))
-            u = torch.where(ok, u + h, u)
-            if bool(ok.all()):
-                y, slopes[0] = proposal, slopes[count]
+                end_y[_places(now.rows, y)] = y
+                raise _build_error(field, now.u, *wrong, end_y.reshape(shape))
+            if ok.all():
+                y, slope = proposal, last
             else:
-                accepted = ok.to(y.device)[:, None]
-                y, slopes[0] = torch.where(accepted, proposal, y), torch.where(accepted, slopes[count], slopes[0])
-            h, before = self._scale_steps(h, size, before, ok, pair.order)
-            if bool(done.any()):
-                end_y[active[done].to(y.device)] = y[done.to(y.device)]
-                keep = (~done).nonzero()[:, 0]
-                there = keep.to(y.device)
-                u, h, before, active, y, first = (
-                    u[keep],
-                    h[keep],
-                    before[keep],
-                    active[keep],
-                    y[there],
-                    slopes[0, there],
-                )
-                slopes = y.new_empty(count + 1, *y.shape)
-                slopes[0] = first
+                moved = _places(ok, y)[:, None]
+                y, slope = torch.where(moved, proposal, y), torch.where(moved, last, slope)
+            now.scale_steps(size, ok, pair.order)
+            if done.any():
+                ended, keep = now.rows[done], ~done
+                end_y[_places(ended, y)] = y[_places(done, y)]
+                accepted[ended], taken[ended] = now.accepted[done], tried
+                now, there = now.select(keep), _places(keep.nonzero()[0], y)
+                y, slope = y[there], slope[there]
+        nfe = taken * len(pair.stages) + (taken > 0)
+        counts = (torch.from_numpy(c) for c in (nfe, accepted, taken - accepted))
         return FlowResult((end_y * field.scales[1]).reshape(shape), *counts)
 
-    def _find_stuck(self, size: Tensor, h: Tensor, done: Tensor, taken: Tensor) -> tuple[Tensor, str] | None:
+    def _attempt(
+        self, pair: Embedded, stage: Stage, y: Tensor, slope: Tensor, h: Array
+    ) -> tuple[Tensor, Tensor, Array]:
+        """Return the states (n, D) after a step h (n,), the slopes there, and the sizes (n,) of the errors."""
+        step, slopes, proposal = torch.from_numpy(h).to(y)[:, None], [slope], y
+        for i, weights in enumerate(pair.stages):
+            proposal = torch.addcmul(y, step, _sum_weighted(weights, slopes))
+            slopes.append(stage(i, proposal))
+        # The factors h and rtol, one for each sample, are left to the norm.
+        scale = torch.maximum(y.abs(), proposal.abs()).add_(self.atol / self.rtol)
+        error = _sum_weighted(pair.error, slopes).div_(scale)
+        norm = torch.linalg.vector_norm(error, dim=1).to("cpu", torch.float64).numpy()
+        return proposal, slopes[-1], norm * np.abs(h) / (self.rtol * math.sqrt(y.shape[1]))
+
+    def _find_stuck(self, size: Array, h: Array, done: Mask, tried: int) -> tuple[Mask, str] | None:
         """Return which samples cannot go on, and why."""
         for wrong, why in (
-            (~torch.isfinite(size), "the prediction is not finite"),
+            (~np.isfinite(size), "the prediction is not finite"),
             (~done & (h < 1e-14), "the step underflows; loosen rtol and atol"),
-            (~done & (taken >= self.max_steps), f"max_steps = {self.max_steps} is used up; loosen rtol and atol"),
+            (~done & (tried >= self.max_steps), f"max_steps = {self.max_steps} is used up; loosen rtol and atol"),
         ):
-            if bool(wrong.any()):
+            if wrong.any():
                 return wrong, why
         return None
 
-    @staticmethod
-    def _scale_steps(h: Tensor, size: Tensor, before: Tensor, ok: Tensor, order: int) -> tuple[Tensor, Tensor]:
-        """Scale the steps by the PI controller: after a rejection by the error alone, and never up."""
-        # Powers as exp(p log): torch's own pow rounds by the place in the batch.
-        error = size.clamp_min(1e-10)
-        log_error = error.log() / order
-        smooth = 0.9 * (0.4 / order * before.log() - 0.7 * log_error).exp()
-        factor = torch.where(ok, smooth.clamp(0.2, 5.0), (0.9 * (-log_error).exp()).clamp(0.1, 0.9))
-        return h * factor, torch.where(ok, error.clamp_min(1e-4), before)
+
+@dataclass(eq=False)
+class _Active:
+    """The samples under way, as vectors (n,).
+
+    Args:
+        rows: which samples of the batch.
+        u: where each is.
+        h: its next step.
+        before: the error of its last accepted step.
+        accepted: its accepted steps.
+    """
+
+    rows: Places
+    u: Array
+    h: Array
+    before: Array
+    accepted: Places
+
+    @classmethod
+    def at_start(cls, field: Field, count: int) -> _Active:
+        """Return ``count`` samples at the field's start."""
+        u = np.full(count, field.start)
+        h = np.full(count, FIRST_STEP * (field.end - field.start))
+        return cls(np.arange(count), u, h, np.ones(count), np.zeros(count, dtype=np.int64))
+
+    def stages(self, field: Field, u: Array) -> Stage:
+        """Return the field's slopes at u (S, n)."""
+        return field.stages(torch.from_numpy(u), torch.from_numpy(self.rows))
+
+    def scale_steps(self, size: Array, ok: Mask, order: int) -> None:
+        """Take the steps that are ok and scale the next ones by the PI controller.
+
+        After a rejection the error alone scales, and never up.
+        """
+        error = np.maximum(size, 1e-10)
+        log_error = np.log(error) / order
+        smooth = 0.9 * np.exp(0.4 / order * np.log(self.before) - 0.7 * log_error)
+        alone = 0.9 * np.exp(-log_error)
+        self.u = np.where(ok, self.u + self.h, self.u)
+        self.h = self.h * np.where(ok, smooth.clip(0.2, 5.0), alone.clip(0.1, 0.9))
+        self.before = np.where(ok, np.maximum(error, 1e-4), self.before)
+        self.accepted = self.accepted + ok
+
+    def select(self, keep: Mask) -> _Active:
+        """Return some of the samples."""
+        return _Active(*(value[keep] for value in vars(self).values()))
 
 
-def _sum_weighted(weights: tuple[float, ...], slopes: Tensor) -> Tensor:
-    """Return the weighted sum of the first slopes."""
+def _places(where: Mask | Places, y: Tensor) -> Tensor:
+    """Return a mask or places as a tensor where y is."""
+    return torch.from_numpy(where).to(y.device)
+
+
+def _flatten(stage: Stage, shape: torch.Size) -> Stage:
+    """Return the same slopes for states (n, D)."""
+    return lambda i, y: stage(i, y.view(-1, *shape[1:])).reshape(y.shape)
+
+
+def _sum_weighted(weights: tuple[float, ...], slopes: list[Tensor]) -> Tensor:
+    """Return the weighted sum of the slopes."""
     # Element by element: a product of matrices would round by the size of the batch.
     total = slopes[0] * weights[0]
-    for slope, weight in zip(slopes[1:], weights[1:], strict=False):
+    for slope, weight in zip(slopes[1:], weights[1:], strict=True):
         if weight:
             total.add_(slope, alpha=weight)
     return total
@@ -262,11 +317,11 @@ def check_tolerances(rtol: float, atol: float, dtype: torch.dtype) -> None:
         raise DomainError(f"rtol and atol must be at least {epsilon:g} for {dtype}, got {rtol:g}, {atol:g}")
 
 
-def _build_error(field: Field, u: Tensor, wrong: Tensor, why: str, partial: Tensor) -> SolverError:
+def _build_error(field: Field, u: Array, wrong: Mask, why: str, partial: Tensor) -> SolverError:
     """Build the error that says where and for how many."""
     at = float(u[wrong][0])
     return SolverError(
         f"the probability flow stopped at t = {field.time(at):.6g} ({field.name} = {at:.6g}) for "
-        f"{float(wrong.double().mean()):.1%} of the active samples: {why}",
+        f"{wrong.mean():.1%} of the active samples: {why}",
         partial=partial,
     )
