@@ -1,4 +1,4 @@
-"""The per-sample adaptive flow: its clock by evaluations at equal error, its time against torchdiffeq's dopri5.
+"""The per-sample adaptive flow: its clock by evaluations at equal error, its time against torchdiffeq and scipy.
 
 Two exact mixtures under VP (ring of eight in two dimensions, ten Gaussians in 32), accuracy against the flow at 1e-11
 from the same noise. Errors are the root mean square per coordinate over all samples, and the median over samples of
@@ -9,7 +9,10 @@ step for the whole batch, as it has; "in t" is the usual way to use it, dx/dt in
 over the rounds, and the ratio the median of the ratios within a round. On a busy machine ``--cpu-time`` measures the
 processor's time, which on one thread is the wall time of a quiet one.
 
-Run: python benchmarks/adaptive.py [--rounds 15] [--threads 1] [--cpu-time] [--part clocks|speed] [--record]
+scipy's RK45 gets the same equation in the same coordinates, the batch flattened into one vector, and is compared at
+equal tolerance; the errors of both are said. It has one u for all samples, so the numbers of a call are Python's.
+
+Run: python benchmarks/adaptive.py [--rounds 15] [--threads 1] [--cpu-time] [--part clocks|speed|scipy] [--record]
 """
 
 from __future__ import annotations
@@ -21,12 +24,14 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 import torchdiffeq
-from mixtures import SDE, ring, ten
+from mixtures import SDE, ring, ten, wide
 from record import add_record, read_record, write_record
+from scipy.integrate import solve_ivp
 from torch import Tensor
 
 from scoresde import GaussianMixtureModel, GaussianSDE, ProbabilityFlow
@@ -196,6 +201,45 @@ def compare_speed(
     return table
 
 
+def scipy_rectified(model: GaussianMixtureModel, x: Tensor, tolerance: float) -> tuple[Tensor, int]:
+    """Return the end and the evaluations of scipy's RK45, one step for the whole batch."""
+    field = flow_field(model, x, SDE.t_max, SDE.t_min)
+
+    def slope(at: float, values: np.ndarray) -> np.ndarray:
+        y, u = torch.from_numpy(values).view(x.shape), torch.tensor([at], dtype=torch.float64)
+        prepared = model.prepare(Point(u, 1 - u, u, -2 * torch.logit(u)), y)
+        (on_y,), (on_output,) = prepared.weights("flow")
+        return (on_y * y).add_(prepared.raw(0, y), alpha=on_output).reshape(-1).numpy()
+
+    start = (x / field.scales[0]).reshape(-1).numpy()
+    found = solve_ivp(slope, (field.start, field.end), start, method="RK45", rtol=tolerance, atol=tolerance)
+    return torch.from_numpy(found.y[:, -1]).view(x.shape) * field.scales[1], found.nfev
+
+
+def compare_scipy(rounds: int, clock: Callable[[], float]) -> list[dict[str, object]]:
+    """Return the times and the errors of ours and of scipy's RK45 at equal tolerances, in float64."""
+    table = []
+    for name, model, size in (("ring", ring(), 2), ("wide", wide(), 64)):
+        for batch in (256, 1024):
+            x = normal((batch, size), stream(2, "start", size), dtype=torch.float64)
+            exact = ours(model, x, 1e-10)
+            for tol in (1e-3, 1e-5):
+                result = solve(ProbabilityFlow(rtol=tol, atol=tol), model, x, SDE.t_max, SDE.t_min)
+                end, evaluations = scipy_rectified(model, x, tol)
+                calls = [partial(f, model, x, tol) for f in (ours, scipy_rectified)]
+                took = [[seconds(call, clock) for call in calls] for _ in range(rounds)]
+                mine, theirs = (errors(values, exact) for values in (result.x, end))
+                row: dict[str, object] = {"mixture": name, "batch": batch, "tolerance": tol}
+                row |= {"ours, ms": 1e3 * statistics.median(a for a, _ in took)}
+                row |= {"scipy, ms": 1e3 * statistics.median(b for _, b in took)}
+                row |= {"ratio": statistics.median(a / b for a, b in took)}
+                row |= {"rms of ours": mine.rms, "rms of scipy": theirs.rms}
+                row |= {"median of ours": mine.median, "median of scipy": theirs.median}
+                row |= {"calls of ours": float(result.nfe.double().mean()), "calls of scipy": float(evaluations)}
+                table.append(row)
+    return table
+
+
 def show(title: str, table: list[dict[str, object]]) -> None:
     print(f"\n{title}")
     names = list(table[0])
@@ -210,26 +254,32 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--cpu-time", action="store_true")
-    parser.add_argument("--part", choices=("clocks", "speed"), help="only one part; the other's figures are kept")
+    parser.add_argument(
+        "--part", choices=("clocks", "speed", "scipy"), help="only one part; the others' figures are kept"
+    )
     add_record(parser, "adaptive")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     clock = time.process_time if options.cpu_time else time.perf_counter
+    kind = "processor" if options.cpu_time else "wall"
+    how = {"time": kind, "threads": options.threads, "rounds": options.rounds}
     result = read_record(options.record) if options.part else {}
     with torch.no_grad():
+        if options.part in (None, "scipy"):
+            result["scipy"] = {**how, "rows": compare_scipy(options.rounds, clock)}
+            show(f"{kind} time at equal tolerance, float64", result["scipy"]["rows"])
         for name, model, size in (("ring", ring(), 2), ("ten", ten(), 32)):
             x = normal((256, size), stream(2, "start", size), dtype=torch.float64)
             exact = ours(model, x, 1e-10)
-            if options.part != "speed":
+            if options.part in (None, "clocks"):
                 result[f"clocks, {name}"] = compare_clocks(model, x[:128], exact[:128])
                 show(f"{name}: evaluations at equal error, by clock", result[f"clocks, {name}"])
-        if options.part != "clocks":
+        if options.part in (None, "speed"):
             speed = []
             for dtype in (torch.float32, torch.float64):
                 speed += compare_speed(model, x.to(dtype), exact, options.rounds, clock)
-            kind = "processor" if options.cpu_time else "wall"
             show(f"{kind} time at equal error, ten Gaussians, (256, 32)", speed)
-            result["speed"] = {"time": kind, "threads": options.threads, "rounds": options.rounds, "rows": speed}
+            result["speed"] = {**how, "rows": speed}
     # What was not reached is NaN, for which JSON has no number.
     text = json.dumps(result, indent=1).replace("NaN", "null")
     write_record(options.record, text)

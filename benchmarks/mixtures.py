@@ -1,4 +1,4 @@
-"""The two exact mixtures that samplers are measured on, as models fast enough for thousands of samples."""
+"""The exact mixtures that samplers are measured on, as models fast enough for thousands of samples."""
 
 from __future__ import annotations
 
@@ -25,6 +25,12 @@ def ten(sde: GaussianSDE = SDE) -> GaussianMixtureModel:
     means = normal((10, 32), stream(1, "means"), dtype=torch.float64)
     means = (means - means.mean(0)) / means.std(0, correction=0) * math.sqrt(1 - 0.2**2)
     return GaussianMixtureModel(sde=sde, weights=torch.ones(10), means=means, std=0.2)
+
+
+def wide(sde: GaussianSDE = SDE) -> GaussianMixtureModel:
+    """Twenty modes in 64 dimensions, variance about 1 in each coordinate, std 0.2."""
+    means = normal((20, 64), stream(1, "wide"), dtype=torch.float64)
+    return GaussianMixtureModel(sde=sde, weights=torch.ones(20), means=means, std=0.2)
 
 
 def fast(model: GaussianMixtureModel) -> ScoreModel:
