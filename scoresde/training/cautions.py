@@ -46,7 +46,7 @@ def measure_heaviest(
 
 
 def warn_of_loss(model: ScoreModel, weight: WeightName | Weight | None, times: TimesName | TimeSampler | None) -> None:
-    """Warn of a weight and times under which little is learned, and say which serve."""
+    """Warn of a weight, times and a prediction under which little is learned, and say which serve."""
     given = describe_loss(model, weight, times)
     weight, times = choose_loss(model, weight, times)
     weigh, draw = pick("weight", weight, WEIGHTS), pick("time sampler", times, TIMES)
@@ -63,6 +63,11 @@ def warn_of_loss(model: ScoreModel, weight: WeightName | Weight | None, times: T
         found = (
             "the weight has the density of log-SNR as a factor already, and times drawn evenly in log-SNR count it a "
             f'second time; take times="{"importance" if level else "low_discrepancy"}"'
+        )
+    elif model.parameterization.name == "score":
+        found = (
+            "the network has to give the score, whose scale r/sigma spans decades, and learns up to 3.6 times worse "
+            'than the best one (benchmarks/training_pairs.py); take predicts="noise", from which .score is read'
         )
     if found:
         # The caller of fit, behind the function that explains its keywords.
