@@ -125,7 +125,8 @@ def test_nothing_of_the_size_of_the_data_is_made(monkeypatch: pytest.MonkeyPatch
             return out
 
     data = normal((3000, 300), stream(0, "data"))
-    monkeypatch.setattr("scoresde.diffusions.gaussian.PIECE", 30_000)
+    for room in ("errors", "ops"):
+        monkeypatch.setattr(f"scoresde.{room}.PART", 30_000)
     monkeypatch.setattr(exact, "TABLE", 30_000)
     with Watched(), torch.no_grad():
         model = EmpiricalModel(sde=SDE, data=data, chunk_size=100)
@@ -137,7 +138,7 @@ def test_moments_in_pieces_are_those_of_the_whole(monkeypatch: pytest.MonkeyPatc
     for size in (3, 300):
         data = normal((500, size), stream(0, "data")) + 10
         whole = Moments.of(data)
-        monkeypatch.setattr("scoresde.diffusions.gaussian.PIECE", 7 * size)
+        monkeypatch.setattr("scoresde.ops.PART", 7 * size)
         parts = Moments.of(data)
         monkeypatch.undo()
         flat = data.to(F64)

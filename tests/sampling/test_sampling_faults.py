@@ -171,7 +171,7 @@ def test_bad_input_is_refused_before_any_call(name: str) -> None:
 
 
 def test_the_model_is_checked() -> None:
-    with pytest.raises(DTypeError, match=r"ScoreModel or a callable .*, got int"):
+    with pytest.raises(DTypeError, match=r"ScoreModel or a callable .*, got 3"):
         sample(3, (2, 2))
     with pytest.raises(ConfigError, match="a bare score function needs sde="):
         sample(lambda x, t: x, (2, 2))
