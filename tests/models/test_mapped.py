@@ -96,7 +96,7 @@ def test_a_clip_bounds_what_is_sampled(solver: object, felt: float) -> None:
     assert int(inside.sum()) > 500
     assert float((clipped - free)[inside].abs().max()) < felt
     # Where the prediction is on the bound at all late times, the sample ends there.
-    assert float((clipped > 0.999).double().mean()) > 0.3
+    assert float((clipped > 0.999).double().mean()) > 0.25
 
 
 def test_a_clip_in_a_multistep_method_that_extrapolates_is_near_the_bound() -> None:

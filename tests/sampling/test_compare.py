@@ -245,7 +245,7 @@ def test_table_shows_every_number_and_one_floor_for_each_size() -> None:
     )
     lines = text.splitlines()
     assert lines[0].split() == [*HEAD, "energy_distance", "share"]
-    assert lines[1].split() == ["ddim", "48.84", "100", "1.23", "0.1235", "0.5"]
+    assert lines[1].split() == ["ddim", "48.84", "100", "1.23", "4.6", "-", "0.1235", "0.5"]
     assert lines[2].split() == ["a_rather_long_name", "48.84", "2000", "1.23", "4.6", "-", "3", "0.5"]
     assert [line.split() for line in lines[4:]] == [
         ["floor", "100", "0.25", "±", "0.012", "-"],

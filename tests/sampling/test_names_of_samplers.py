@@ -39,7 +39,7 @@ def same(x: torch.Tensor, y: torch.Tensor) -> None:
 def test_a_name_with_its_steps() -> None:
     same(sample(MODEL, (4,), solver="dpmpp_2m:7", seed=1), sample(MODEL, (4,), solver="dpmpp_2m", steps=7, seed=1))
     result = sample(MODEL, (4,), solver="heun:5", seed=1, full_output=True)
-    assert result.nfe.tolist() == [9] * 4  # 4 steps of two calls, and the jump to clean data
+    assert result.nfe.tolist() == [10] * 4  # 4 steps of two calls, and the two of the leap to clean data
 
 
 def test_chains_and_the_predictor_corrector() -> None:

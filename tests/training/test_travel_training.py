@@ -184,8 +184,8 @@ def test_a_result_says_in_a_line_what_it_is_and_shows_its_log(tmp_path: Path) ->
     result = fit(small(), DATA, steps=100, folder=tmp_path / "<run>", held_out=DATA, save_every=50, **options)
     text = repr(result)
     assert text == (
-        f"<TrainResult 100 steps in {result.seconds:.3g} s, loss {result.log[-1]['loss']:.4g}, seed 7, "
-        f"in {tmp_path / '<run>'}>"
+        f"<TrainResult 100 steps in {result.seconds:.3g} s, loss {result.log[-1]['loss']:.4g}, "
+        f"weight simple, times low_discrepancy, seed 7, in {tmp_path / '<run>'}>"
     )
     page = result._repr_html_()
     assert page.startswith(f"<p>&lt;TrainResult 100 steps in {result.seconds:.3g} s")
