@@ -73,11 +73,6 @@ REFUSED: dict[str, tuple[Callable[[], object], type[ScoreSDEError], str]] = {
         "data has 1 non-finite values of 12, the first at index (2, 1); drop or repair these samples",
     ),
     "training on nothing": (lambda: train(DATA[:0]), ShapeError, "data is empty: training needs at least one sample"),
-    "training on bytes": (
-        lambda: train((255 * DATA).byte()),
-        DTypeError,
-        "got torch.uint8; convert it with data.float()",
-    ),
     "moments of NaN": (
         lambda: Moments.of(HOLE),
         DomainError,
