@@ -10,6 +10,7 @@ import warnings
 
 import torch
 
+from scoresde.diffusions.levels import VESDE
 from scoresde.errors import TrainingWarning, pick
 from scoresde.models.score_model import ScoreModel
 from scoresde.noise import stream
@@ -64,10 +65,12 @@ def warn_of_loss(model: ScoreModel, weight: WeightName | Weight | None, times: T
             "the weight has the density of log-SNR as a factor already, and times drawn evenly in log-SNR count it a "
             f'second time; take times="{"importance" if level else "low_discrepancy"}"'
         )
-    elif model.parameterization.name == "score":
+    elif model.parameterization.name == "score" or (
+        model.parameterization.name == "velocity" and isinstance(model.sde, VESDE)
+    ):
         found = (
-            "the network has to give the score, whose scale r/sigma spans decades, and learns up to 3.6 times worse "
-            'than the best one (benchmarks/training_pairs.py); take predicts="noise", from which .score is read'
+            f"the {model.parameterization.name} that the network has to give spans decades here, and is learned up to "
+            '5 times worse than the best (benchmarks/training_pairs.py); take predicts="noise", from which it is read'
         )
     if found:
         # The caller of fit, behind the function that explains its keywords.

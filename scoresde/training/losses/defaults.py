@@ -45,7 +45,7 @@ UNDER: Final[Mapping[type[GaussianSDE], Mapping[str, Names]]] = {
         "velocity": ("simple", "cauchy"),
         "edm": ("edm", "edm"),
     },
-    VESDE: {"velocity": ("simple", "cauchy")},
+    VESDE: {"velocity": ("simple", "low_discrepancy")},
 }
 
 
