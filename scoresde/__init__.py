@@ -32,11 +32,15 @@ from scoresde.errors import (
 )
 from scoresde.likelihood.bound import Bound
 from scoresde.likelihood.chain import variational_bound
+from scoresde.likelihood.colour import colour
 from scoresde.likelihood.continuous import continuous_elbo
 from scoresde.likelihood.decoders import GaussianDecoder, LevelsDecoder
+from scoresde.likelihood.flow import LogLikelihood, bits_per_dim, log_likelihood
 from scoresde.likelihood.fokker_planck.densities import Densities
 from scoresde.likelihood.fokker_planck.evolve import evolve_density
 from scoresde.likelihood.paths import forward_path, path_log_weight
+from scoresde.likelihood.ratios import Classification, classify, log_likelihood_ratio
+from scoresde.likelihood.starts import Dequantisation
 from scoresde.models.energy import EnergyModel
 from scoresde.models.exact import EmpiricalModel, GaussianMixtureModel, GaussianModel
 from scoresde.models.mapped import map_prediction
@@ -45,6 +49,7 @@ from scoresde.models.score_model import ScoreModel
 from scoresde.sampling import bridge
 from scoresde.sampling.encode import decode, encode
 from scoresde.sampling.export import SamplingModule
+from scoresde.sampling.interpolate import interpolate
 from scoresde.sampling.kernels import MALA, Langevin
 from scoresde.sampling.langevin import langevin
 from scoresde.sampling.part import Step
@@ -83,12 +88,14 @@ __all__ = [
     "Affine",
     "Bound",
     "CheckpointError",
+    "Classification",
     "Compose",
     "ConfigError",
     "CosineVPSDE",
     "DTypeError",
     "DataError",
     "Densities",
+    "Dequantisation",
     "Dequantise",
     "DomainError",
     "EmpiricalModel",
@@ -100,6 +107,7 @@ __all__ = [
     "GaussianSDE",
     "Langevin",
     "LevelsDecoder",
+    "LogLikelihood",
     "Logit",
     "Moments",
     "Prediction",
@@ -121,8 +129,11 @@ __all__ = [
     "TrainResult",
     "TrainingWarning",
     "UnstableSamplerWarning",
+    "bits_per_dim",
     "bridge",
     "build_table",
+    "classify",
+    "colour",
     "compare",
     "continuous_elbo",
     "data",
@@ -135,8 +146,11 @@ __all__ = [
     "grids",
     "held_out_loss",
     "implicit_score_matching",
+    "interpolate",
     "langevin",
     "likelihood",
+    "log_likelihood",
+    "log_likelihood_ratio",
     "losses",
     "map_prediction",
     "metrics",

@@ -68,8 +68,8 @@ class Point:
             raise DomainError("a velocity needs the rates of an SDE; this point carries none")
         return self.owner.alpha_rate(self.t), self.owner.sigma_rate(self.t)
 
-    def __getitem__(self, part: int | slice | Tensor) -> Point:
-        """Return some of the points."""
+    def __getitem__(self, part: int | slice | Tensor | None) -> Point:
+        """Return some of the points; a single one as one of a row for None."""
         return Point(self.t[part], self.alpha[part], self.sigma[part], self.log_snr[part], self.owner)
 
     def of_each(self, batch: int) -> Point:

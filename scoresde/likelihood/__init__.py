@@ -1,18 +1,30 @@
-"""Bounds on -log p: the variational bound of a chain, its continuous limit, and the weights of simulated paths."""
+"""Likelihood: log p along the flow, the bounds of a chain and in continuous time, the weights of simulated paths."""
 
 from scoresde.likelihood.bound import Bound
 from scoresde.likelihood.chain import variational_bound
+from scoresde.likelihood.colour import colour
 from scoresde.likelihood.continuous import continuous_elbo
 from scoresde.likelihood.decoders import Decoder, GaussianDecoder, LevelsDecoder
+from scoresde.likelihood.flow import LogLikelihood, bits_per_dim, log_likelihood
 from scoresde.likelihood.paths import forward_path, path_log_weight
+from scoresde.likelihood.ratios import Classification, classify, log_likelihood_ratio
+from scoresde.likelihood.starts import Dequantisation
 
 __all__ = [
     "Bound",
+    "Classification",
     "Decoder",
+    "Dequantisation",
     "GaussianDecoder",
     "LevelsDecoder",
+    "LogLikelihood",
+    "bits_per_dim",
+    "classify",
+    "colour",
     "continuous_elbo",
     "forward_path",
+    "log_likelihood",
+    "log_likelihood_ratio",
     "path_log_weight",
     "variational_bound",
 ]

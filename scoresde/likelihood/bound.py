@@ -22,7 +22,7 @@ from scoresde.diffusions.point import Point
 from scoresde.errors import DTypeError, check_integer
 from scoresde.likelihood.decoders import Decoder, check_decoder
 from scoresde.models.checks import check_model_and_data
-from scoresde.models.prediction import Condition, check_condition
+from scoresde.models.prediction import Condition, Predictor, check_condition
 from scoresde.models.score_model import ScoreModel
 from scoresde.noise import (
     GeneratorNoise,
@@ -218,7 +218,7 @@ def choose_std(decoder: Decoder, point: Point) -> float:
     return float(point.sigma / point.alpha) if decoder.std is None else decoder.std
 
 
-def choose_prior(model: ScoreModel, point: Point, std: float, prior: Gaussian | None) -> Gaussian:
+def choose_prior(model: Predictor, point: Point, std: float, prior: Gaussian | None) -> Gaussian:
     """Return the law that sampling starts from: the caller's, that of the data's moments, or N(0, std^2)."""
     if prior is not None:
         if not isinstance(prior, Gaussian):

@@ -26,7 +26,16 @@ from scoresde.errors import ConfigError, DomainError, DTypeError, check_integer,
 from scoresde.ops import working_dtype
 from scoresde.transforms.base import Transform, check_inside, check_interval
 
-__all__ = ["Decoder", "GaussianDecoder", "LevelsDecoder", "check_decoder", "event_sum", "gaussian_nats"]
+__all__ = [
+    "Decoder",
+    "GaussianDecoder",
+    "Levels",
+    "LevelsDecoder",
+    "bin_ends",
+    "check_decoder",
+    "event_sum",
+    "gaussian_nats",
+]
 
 
 @runtime_checkable
@@ -106,6 +115,57 @@ class GaussianDecoder:
         return gaussian_nats(y - mean, math.log(std))
 
 
+class Levels(Protocol):
+    """Levels low + k width, k = 0 ... levels - 1, in the data's units."""
+
+    @property
+    def levels(self) -> int: ...
+    @property
+    def low(self) -> float: ...
+    @property
+    def high(self) -> float: ...
+
+
+def bin_ends(
+    levels: Levels, y: Tensor, transform: Transform | None, *, outer: float = 0.5
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return the lower and the upper ends of the bins of data y (B, *), and where a bin is the first or the last.
+
+    Args:
+        levels: the levels.
+        y: data in the model's coordinates; the ends are there too, in float64 where the device has it.
+        transform: from data to the model's coordinates.
+        outer: how far, in bins, the first and the last bin reach outwards.
+
+    Raises:
+        ConfigError: a transform that draws. DomainError: data off the levels, a transform that does not increase.
+    """
+    if transform is not None and transform.random:
+        raise ConfigError(
+            f"{transform!r} spreads the levels over their bins, and {levels!r} does the same: take the levels "
+            "themselves without Dequantise, or GaussianDecoder with it"
+        )
+    width = (levels.high - levels.low) / (levels.levels - 1)
+    work = y.to(working_dtype(y.device))
+    x = work if transform is None else transform.inverse(work)
+    place = (x - levels.low) / width
+    rounding = torch.finfo(y.dtype).eps * max(abs(levels.low), abs(levels.high)) / width
+    level = place.round()
+    good = ((place - level).abs() <= max(0.01, 4 * rounding)) & (level >= 0) & (level < levels.levels)
+    check_inside(good, x, f"on the {levels.levels} levels of {levels}")
+    first, last = level == 0, level == levels.levels - 1
+    lower = levels.low + width * (level - torch.where(first, outer, 0.5))
+    upper = levels.low + width * (level + torch.where(last, outer, 0.5))
+    if transform is not None:
+        lower, upper = transform.forward(lower), transform.forward(upper)
+    if not bool((lower < upper).all()):
+        raise DomainError(
+            f"{transform!r} does not increase from one end of a bin to the other; levels need a transform that acts on "
+            "each coordinate by itself and increases"
+        )
+    return lower, upper, first, last
+
+
 @dataclass(frozen=True)
 class LevelsDecoder:
     """The probability of the datum's bin under N(data prediction, std^2), for data on levels.
@@ -149,36 +209,12 @@ class LevelsDecoder:
 
     def check(self, y: Tensor, transform: Transform | None) -> None:
         """Raise ConfigError for a transform that draws, DomainError for data off the levels."""
-        if transform is not None and transform.random:
-            raise ConfigError(
-                f"{transform!r} spreads the levels over their bins, and LevelsDecoder does the same: take the levels "
-                "themselves without Dequantise, or GaussianDecoder with it"
-            )
         self._edges(y, transform)
 
     def _edges(self, y: Tensor, transform: Transform | None) -> tuple[Tensor, Tensor]:
         """Return the lower and upper ends of the bins of y, in the model's coordinates; infinite at the outer ones."""
-        work = y.to(working_dtype(y.device))
-        x = work if transform is None else transform.inverse(work)
-        place = (x - self.low) / self.width
-        rounding = torch.finfo(y.dtype).eps * max(abs(self.low), abs(self.high)) / self.width
-        level = place.round()
-        good = ((place - level).abs() <= max(0.01, 4 * rounding)) & (level >= 0) & (level < self.levels)
-        check_inside(good, x, f"on the {self.levels} levels of {self}")
-        first, last = level == 0, level == self.levels - 1
-        # The outer ends are open: there the level itself stands in until the transform has been applied.
-        ends = [
-            self.low + self.width * torch.where(open_end, level, level + half)
-            for open_end, half in ((first, -0.5), (last, 0.5))
-        ]
-        if transform is not None:
-            ends = [transform.forward(end) for end in ends]
-        lower, upper = ends
-        if not bool((lower < upper).all()):
-            raise DomainError(
-                f"{transform!r} does not increase from one end of a bin to the other; LevelsDecoder needs a transform "
-                "that acts on each coordinate by itself and increases"
-            )
+        # There the level itself stands in until the transform has been applied.
+        lower, upper, first, last = bin_ends(self, y, transform, outer=0.0)
         return lower.masked_fill(first, -math.inf), upper.masked_fill(last, math.inf)
 
     def nats(self, y: Tensor, mean: Tensor, std: float, transform: Transform | None) -> Tensor:

@@ -64,7 +64,7 @@ class MappedModel(Predictor):
         if predicts not in TARGETS:
             raise unknown_kind("prediction", predicts, TARGETS)
         super().__init__(inner.sde, moments=inner.moments, transform=inner.transform, variance=inner.variance)
-        self.model, self.change, self.predicts = inner, change, predicts
+        self.model, self.change, self.predicts, self.groups = inner, change, predicts, inner.groups
         self.training = inner.training
 
     def prepare(self, point: Point, x: Tensor, cond: Condition = None) -> Prepared:

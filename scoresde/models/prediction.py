@@ -190,6 +190,8 @@ class Predictor(nn.Module, ABC):
         moments: the data's moments, for priors.
         transform: from data to the model's coordinates.
         variance: "fixed", or "learned" where every output comes with v.
+
+    ``groups`` holds, by their number, the groups of coordinates that ``likelihood.colour`` found.
     """
 
     def __init__(
@@ -197,6 +199,7 @@ class Predictor(nn.Module, ABC):
     ) -> None:
         super().__init__()
         self.sde, self.moments, self.transform, self.variance = sde, moments, transform, variance
+        self.groups: dict[int, Tensor] = {}
 
     @abstractmethod
     def prepare(self, point: Point, x: Tensor, cond: Condition = None) -> Prepared:

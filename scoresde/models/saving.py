@@ -81,6 +81,8 @@ def take_apart(model: ScoreModel, ema: Mapping[str, Tensor] | None = None) -> tu
         tensors["ema"] = {names.get(key, key): value for key, value in ema.items()}
     if model.moments is not None:
         tensors["moments"] = moments_to_tensors(model.moments)
+    if model.groups:
+        tensors["groups"] = {str(count): groups for count, groups in model.groups.items()}
     return {"model": document}, tensors
 
 
@@ -110,6 +112,8 @@ def load(
             # Checkpoints of the first versions do not name it.
             variance=config.get("variance", "fixed"),
         )
+    if "groups" in contents.parts:
+        model.groups = {int(count): groups for count, groups in contents.tensors("groups").items()}
     return model if current is None else model.with_sde(current)
 
 

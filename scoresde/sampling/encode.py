@@ -37,7 +37,7 @@ from scoresde.solvers.named import by_name
 from scoresde.solvers.solver import Solver
 from scoresde.solvers.tableau import Tableau
 
-__all__ = ["decode", "encode"]
+__all__ = ["FLOW", "build_upwards", "choose_span", "decode", "encode", "interval_ends"]
 
 FLOW = ProbabilityFlow(rtol=1e-5, atol=1e-5)
 NO_NOISE = TapeNoise(())
@@ -130,16 +130,10 @@ def encode(
     bare = model.with_sde(model.sde)
     bare.transform = None
     if isinstance(solver, FlowSolver):
-        result = _upwards(solver, bare, y, _span(model.sde, steps, times), cond, chunk_size)
+        result = _upwards(solver, bare, y, choose_span(model.sde, steps, times), cond, chunk_size)
     else:
-        ends, _ = _table(model.sde, solver, steps, times)
-        try:
-            table = solver.build(model.sde, ends.flip(0))
-        except DomainError as error:
-            raise DomainError(
-                f"{solver.name!r} cannot run upwards on these times, use the adaptive flow or solver='heun': {error}"
-            ) from error
-        result = _sampled(bare, y, table, None, cond, chunk_size)
+        ends, _ = interval_ends(model.sde, solver, steps, times)
+        result = _sampled(bare, y, build_upwards(model.sde, solver, ends), None, cond, chunk_size)
     return result if full_output else result.x
 
 
@@ -182,9 +176,9 @@ def decode(
     """
     model, solver = _checked(model, z, "z", sde, solver)
     if isinstance(solver, FlowSolver):
-        result = _sampled(model, z, solver, _span(model.sde, steps, times), cond, chunk_size)
+        result = _sampled(model, z, solver, choose_span(model.sde, steps, times), cond, chunk_size)
     else:
-        _, table = _table(model.sde, solver, steps, times)
+        _, table = interval_ends(model.sde, solver, steps, times)
         result = _sampled(model, z, table, None, cond, chunk_size)
     return result if full_output else result.x
 
@@ -206,8 +200,15 @@ def _checked(
     return (known if sde is None or sde is known.sde else known.with_sde(sde)), solver
 
 
-def _span(sde: GaussianSDE, steps: int | None, times: object) -> Tensor:
-    """Return the latent's time and the data's for the adaptive flow."""
+def choose_span(sde: GaussianSDE, steps: int | None, times: object, *, clean: bool = False) -> Tensor:
+    """Return the latent's time and the data's for the adaptive flow.
+
+    Args:
+        sde: the diffusion.
+        steps: refused, as is a grid.
+        times: interval ends, decreasing, of which the first and the last count; None for t_max and t_min.
+        clean: whether the last may be 0.
+    """
     if steps is not None or isinstance(times, Grid):
         raise ConfigError(
             "the adaptive probability flow chooses its own steps; leave out steps= and grids, name start and end with "
@@ -215,10 +216,13 @@ def _span(sde: GaussianSDE, steps: int | None, times: object) -> Tensor:
         )
     if times is None:
         return torch.tensor([sde.t_max, sde.t_min], dtype=torch.float64)
-    return _noisy(check_times(sde, times))[[0, -1]]
+    ends = check_times(sde, times)
+    return (ends if clean else _noisy(ends))[[0, -1]]
 
 
-def _table(sde: GaussianSDE, solver: Solver, steps: int | None, times: Tensor | Grid | None) -> tuple[Tensor, Tableau]:
+def interval_ends(
+    sde: GaussianSDE, solver: Solver, steps: int | None, times: Tensor | Grid | None
+) -> tuple[Tensor, Tableau]:
     """Return the interval ends and the table of a fixed solver on them; ConfigError where it draws noise."""
     check_one_way(steps, times)
     if isinstance(times, Tensor):
@@ -233,6 +237,16 @@ def _table(sde: GaussianSDE, solver: Solver, steps: int | None, times: Tensor | 
             "deterministic solver, e.g. 'heun', or eta=0"
         )
     return ends, table
+
+
+def build_upwards(sde: GaussianSDE, solver: Solver, ends: Tensor) -> Tableau:
+    """Return the table of a fixed solver from the last of its interval ends to the first; DomainError where none is."""
+    try:
+        return solver.build(sde, ends.flip(0))
+    except DomainError as error:
+        raise DomainError(
+            f"{solver.name!r} cannot run upwards on these times, use the adaptive flow or solver='heun': {error}"
+        ) from error
 
 
 def _noisy(ends: Tensor) -> Tensor:

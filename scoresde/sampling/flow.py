@@ -60,7 +60,13 @@ def solve(
 
 
 def flow_field(
-    model: Predictor | ScoredSDE, like: Tensor, start: Point | float, end: Point | float, cond: Condition = None
+    model: Predictor | ScoredSDE,
+    like: Tensor,
+    start: Point | float,
+    end: Point | float,
+    cond: Condition = None,
+    *,
+    clean: bool = False,
 ) -> Field:
     """Return the probability flow of a model.
 
@@ -70,6 +76,7 @@ def flow_field(
         start: a time of the model's SDE, or for a ScoreModel a single point of any Gaussian SDE.
         end: the same.
         cond: conditions of the batch.
+        clean: whether an end may have sigma = 0.
 
     Raises:
         DomainError: a point where only a time has a meaning, or sigma = 0 at an end.
@@ -81,7 +88,7 @@ def flow_field(
     ends = [p if isinstance(p, Point) else model.sde.at(p) for p in (start, end)]
     scales = [float(p.alpha + p.sigma) for p in ends]
     u = [float(p.sigma) / scale for p, scale in zip(ends, scales, strict=True)]
-    if min(u) <= 0:
+    if min(u) <= 0 and not clean:
         raise DomainError("the probability flow must start and end where sigma > 0; stop at t_min")
 
     def stages(u: Tensor, rows: Tensor) -> Stage:

@@ -7,6 +7,12 @@ Each sample carries its own u and its own step, so that a batch gives what its m
 is the root mean square over its coordinates of err/(atol + rtol max(|y|, |y_new|)); a step is accepted where it is at
 most 1, and the next one is scaled by a PI controller (Hairer, Norsett and Wanner 1993, "Solving ordinary differential
 equations I", II.4; Gustafsson 1991).
+
+*Integrals along the way.* The last coordinates of a state may be integrals, on which no slope depends (a log density).
+Their error is judged apart, in their own unit and against atol alone. Let V(y, u) be what an integral I still gains
+from the state y on. A step's local error (dy, dI) changes the end value by dI + grad V . dy to first order; the sum of
+the moduli over the accepted steps estimates the error of the result (the dual-weighted residual of Becker and Rannacher
+2001, "An optimal control approach to a posteriori error estimation in finite element methods", sample by sample).
 """
 
 from __future__ import annotations
@@ -15,63 +21,22 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from scoresde.errors import DomainError, SolverError, check_integer, check_number, unknown
+from scoresde.solvers.pairs import EMBEDDED, Embedded, EmbeddedName
 
-__all__ = ["EMBEDDED", "Embedded", "Field", "FlowResult", "FlowSolver", "ProbabilityFlow", "Stage", "check_tolerances"]
+__all__ = ["Field", "FlowResult", "FlowSolver", "ProbabilityFlow", "Stage", "check_tolerances"]
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 Places = np.ndarray[Any, np.dtype[np.int64]]
 Mask = np.ndarray[Any, np.dtype[np.bool_]]
 
 FIRST_STEP = 0.02  # of the whole interval
-
-
-@dataclass(frozen=True)
-class Embedded:
-    """An embedded pair whose last stage is the first of the next step (first same as last).
-
-    Args:
-        stages: rows of the stage matrix after the first; the last one is the solution.
-        error: weights of the stages in solution minus embedded solution.
-        order: of the solution.
-    """
-
-    stages: tuple[tuple[float, ...], ...]
-    error: tuple[float, ...]
-    order: int
-
-    @property
-    def nodes(self) -> tuple[float, ...]:
-        """Where in the step each stage after the first lies."""
-        return tuple(map(sum, self.stages))
-
-
-EmbeddedName = Literal["bosh3", "dopri5"]
-EMBEDDED: dict[EmbeddedName, Embedded] = {
-    # Bogacki and Shampine 1989, "A 3(2) pair of Runge-Kutta formulas".
-    "bosh3": Embedded(
-        ((1 / 2,), (0.0, 3 / 4), (2 / 9, 1 / 3, 4 / 9)), (2 / 9 - 7 / 24, 1 / 3 - 1 / 4, 4 / 9 - 1 / 3, -1 / 8), 3
-    ),
-    # Dormand and Prince 1980, "A family of embedded Runge-Kutta formulae".
-    "dopri5": Embedded(
-        (
-            (1 / 5,),
-            (3 / 40, 9 / 40),
-            (44 / 45, -56 / 15, 32 / 9),
-            (19372 / 6561, -25360 / 2187, 64448 / 6561, -212 / 729),
-            (9017 / 3168, -355 / 33, 46732 / 5247, 49 / 176, -5103 / 18656),
-            (35 / 384, 0.0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84),
-        ),
-        (71 / 57600, 0.0, -71 / 16695, 71 / 1920, -17253 / 339200, 22 / 525, -1 / 40),
-        5,
-    ),
-}
 
 
 Stage = Callable[[int, Tensor], Tensor]
@@ -86,12 +51,15 @@ class FlowResult:
         nfe: evaluations in which the sample took part, (B,).
         accepted: accepted steps, (B,).
         rejected: rejected steps, (B,).
+        error: estimates of the errors of the field's integrals, (B, integrals), in float64; None where the solver
+            makes none.
     """
 
     x: Tensor
     nfe: Tensor
     accepted: Tensor
     rejected: Tensor
+    error: Tensor | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,6 +75,8 @@ class Field:
         time: u -> t, for messages.
         name: of u.
         parameters: the tensors beside y that the slope depends on and that take gradients.
+        integrals: how many of the last coordinates of y, then of shape (B, D), are integrals along the way.
+        gradient: (y (n, D), its slope, u (n,)) -> the gradient (n, D - integrals) of what an integral still gains.
     """
 
     stages: Callable[[Tensor, Tensor], Stage]
@@ -116,6 +86,8 @@ class Field:
     time: Callable[[float], float]
     name: str
     parameters: tuple[Tensor, ...] = ()
+    integrals: int = 0
+    gradient: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None
 
     def slope(self, y: Tensor, u: Tensor) -> Tensor:
         """Return the slope of a whole batch y (B, *) at one u, in float64 on the CPU."""
@@ -151,8 +123,8 @@ class ProbabilityFlow(FlowSolver):
 
     Args:
         rtol: relative tolerance per coordinate, at least the state's machine epsilon.
-        atol: absolute tolerance per coordinate, in the unit of the rectified coordinates.
-        method: a key of ``EMBEDDED``: "dopri5" (order 5) or "bosh3" (order 3).
+        atol: absolute tolerance per coordinate, in the unit of the rectified coordinates; of integrals, in their own.
+        method: a key of ``EMBEDDED``: "dopri5" (order 5), "bosh3" (order 3) or "dop853" (order 8).
         max_steps: accepted and rejected steps allowed for a sample.
 
     Raises:
@@ -185,7 +157,7 @@ class ProbabilityFlow(FlowSolver):
         end_y = (x / field.scales[0]).reshape(shape[0], math.prod(shape[1:]))
         accepted, taken = torch.zeros(2, shape[0], dtype=torch.long).numpy()
         now, tried, nodes = _Active.at_start(field, shape[0] if span else 0), 0, np.array(pair.nodes)[:, None]
-        y = end_y
+        y, errors = end_y, torch.zeros(shape[0], field.integrals, dtype=torch.float64)
         slope = _flatten(now.stages(field, now.u[None]), shape)(0, y) if len(now.rows) else y
         while len(now.rows):
             tried += 1
@@ -193,13 +165,21 @@ class ProbabilityFlow(FlowSolver):
             # A step that would leave a hundredth of itself goes to the end.
             now.h = np.where(now.h / remaining > 1 / 1.01, remaining, now.h)
             stage = _flatten(now.stages(field, now.u + nodes * now.h), shape)
-            proposal, last, size = self._attempt(pair, stage, y, slope, now.h)
+            proposal, slopes = _advance(pair, stage, y, slope, now.h)
+            last, error = slopes[-1], _sum_weighted(pair.error, slopes)
+            size = self._measure(error, y, proposal, now.h, field.integrals)
+            if pair.second is not None:
+                lower = self._measure(_sum_weighted(pair.second, slopes), y, proposal, now.h, field.integrals)
+                size = size / np.hypot(1, 0.1 * lower / np.maximum(size, np.finfo(float).tiny))
             ok = size <= 1
             done = ok & (now.h == remaining)
             wrong = self._find_stuck(size, now.h / span, done, tried)
             if wrong is not None:
                 end_y[_places(now.rows, y)] = y
                 raise _build_error(field, now.u, *wrong, end_y.reshape(shape))
+            if field.integrals:
+                defect = _weigh_error(field, error, proposal, last, now.u + now.h) * torch.from_numpy(now.h)[:, None]
+                errors[now.rows[ok]] += defect[ok].abs()
             if ok.all():
                 y, slope = proposal, last
             else:
@@ -213,22 +193,21 @@ class ProbabilityFlow(FlowSolver):
                 now, there = now.select(keep), _places(keep.nonzero()[0], y)
                 y, slope = y[there], slope[there]
         nfe = taken * len(pair.stages) + (taken > 0)
-        counts = (torch.from_numpy(c) for c in (nfe, accepted, taken - accepted))
-        return FlowResult((end_y * field.scales[1]).reshape(shape), *counts)
+        counts = map(torch.from_numpy, (nfe, accepted, taken - accepted))
+        result = FlowResult((end_y * field.scales[1]).reshape(shape), *counts)
+        return replace(result, error=errors) if field.integrals else result
 
-    def _attempt(
-        self, pair: Embedded, stage: Stage, y: Tensor, slope: Tensor, h: Array
-    ) -> tuple[Tensor, Tensor, Array]:
-        """Return the states (n, D) after a step h (n,), the slopes there, and the sizes (n,) of the errors."""
-        step, slopes, proposal = torch.from_numpy(h).to(y)[:, None], [slope], y
-        for i, weights in enumerate(pair.stages):
-            proposal = torch.addcmul(y, step, _sum_weighted(weights, slopes))
-            slopes.append(stage(i, proposal))
+    def _measure(self, error: Tensor, y: Tensor, proposal: Tensor, h: Array, integrals: int) -> Array:
+        """Return the sizes (n,) of errors (n, D) of a unit step, for steps h: 1 is what the tolerances allow."""
         # The factors h and rtol, one for each sample, are left to the norm.
+        count = y.shape[1] - integrals
         scale = torch.maximum(y.abs(), proposal.abs()).add_(self.atol / self.rtol)
-        error = _sum_weighted(pair.error, slopes).div_(scale)
-        norm = torch.linalg.vector_norm(error, dim=1).to("cpu", torch.float64).numpy()
-        return proposal, slopes[-1], norm * np.abs(h) / (self.rtol * math.sqrt(y.shape[1]))
+        scaled = (error / scale)[:, :count]
+        norm = torch.linalg.vector_norm(scaled, dim=1).div_(self.rtol * math.sqrt(max(1, count)))
+        if integrals:
+            norm = torch.maximum(norm, error[:, count:].abs().amax(1) / self.atol)
+        size: Array = norm.to("cpu", torch.float64).numpy() * np.abs(h)
+        return size
 
     def _find_stuck(self, size: Array, h: Array, done: Mask, tried: int) -> tuple[Mask, str] | None:
         """Return which samples cannot go on, and why."""
@@ -298,6 +277,25 @@ def _places(where: Mask | Places, y: Tensor) -> Tensor:
 def _flatten(stage: Stage, shape: torch.Size) -> Stage:
     """Return the same slopes for states (n, D)."""
     return lambda i, y: stage(i, y.view(-1, *shape[1:])).reshape(y.shape)
+
+
+def _advance(pair: Embedded, stage: Stage, y: Tensor, slope: Tensor, h: Array) -> tuple[Tensor, list[Tensor]]:
+    """Return the states (n, D) after a step h (n,), and the slopes of all stages, the last one there."""
+    step, slopes, proposal = torch.from_numpy(h).to(y)[:, None], [slope], y
+    for i, weights in enumerate(pair.stages):
+        proposal = torch.addcmul(y, step, _sum_weighted(weights, slopes))
+        slopes.append(stage(i, proposal))
+    return proposal, slopes
+
+
+def _weigh_error(field: Field, error: Tensor, y: Tensor, slope: Tensor, u: Array) -> Tensor:
+    """Return what errors (n, D) at states y change the field's integrals by, (n, integrals), in float64 on the CPU."""
+    count = y.shape[1] - field.integrals
+    change = error[:, count:].to("cpu", torch.float64)
+    if field.gradient is None:
+        return change
+    gradient = field.gradient(y, slope, torch.from_numpy(u))
+    return change + (gradient * error[:, :count]).sum(1, keepdim=True).to("cpu", torch.float64)
 
 
 def _sum_weighted(weights: tuple[float, ...], slopes: list[Tensor]) -> Tensor:

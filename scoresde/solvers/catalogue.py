@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 from scoresde.diffusions.named import DIFFUSIONS
 from scoresde.errors import ScoreSDEError
-from scoresde.solvers.adaptive import EMBEDDED, ProbabilityFlow
+from scoresde.solvers.adaptive import ProbabilityFlow
 from scoresde.solvers.named import ALIASES, SOLVERS, by_name
+from scoresde.solvers.pairs import EMBEDDED
 from scoresde.solvers.rows import Order
 from scoresde.solvers.solver import Solver
 from scoresde.solvers.tableau import Tableau

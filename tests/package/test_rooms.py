@@ -37,7 +37,7 @@ FLOORS: tuple[dict[str, set[str]], ...] = (
     {
         "training": {"errors", "ops", "noise", "diffusions", "transforms", "nn", "models", "training.losses"},
         "likelihood": {"errors", "ops", "noise", "diffusions", "transforms", "models", "solvers", "chains"}
-        | {"training.losses"},
+        | {"sampling", "training.losses"},
     },
     {"plots": {"errors", "diffusions", "metrics", "solvers", "likelihood.fokker_planck"}},
     {

@@ -10,11 +10,11 @@ import pytest
 
 from scoresde import VPSDE, ConfigError, DTypeError, ProbabilityFlow, RectifiedFlow, Solver, build_table, solvers
 from scoresde.solvers import SOLVERS, SolverName, by_name, grids
-from scoresde.solvers.adaptive import EMBEDDED, EmbeddedName
 from scoresde.solvers.ancestral import VARIANCES, Variance
 from scoresde.solvers.clocks import VARIABLES, VariableName
 from scoresde.solvers.forms import FORMS, FormName
 from scoresde.solvers.named import ALIASES, DEFAULT
+from scoresde.solvers.pairs import EMBEDDED, EmbeddedName
 from scoresde.solvers.published import Rounding
 from scoresde.solvers.quadrature import COEFFICIENTS, CoefficientsName
 from scoresde.solvers.rows import Order

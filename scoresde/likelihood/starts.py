@@ -1,0 +1,127 @@
+r"""From data to a state with a little noise, and what that is worth in nats.
+
+The flow's density is that of a state at t_min, x = alpha y + sigma z, not of data y. Three ways lead from one to the
+other, each log p(y) >= E[log p_t(x) + w] or, for the first, equal to it but for a stated error:
+
+* *Density.* x = alpha y, w = D log alpha: the density of x/alpha = y + nu z, nu = sigma/alpha, taken at y. By the heat
+  equation d p/d(nu^2) = (1/2) Laplacian p it differs from the data's by
+
+      log p_0(y) = log p_nu(y) - (nu^2/2) (tr H + |s|^2) + O(nu^4) = log p_nu(y) - (1/2) (|eps|^2 - sigma tr d eps/dx),
+
+  s and H the gradient and the Hessian of log p_nu, eps the noise prediction: the term that Tweedie's formula leaves.
+* *A decoder*: x drawn from q = N(alpha y, sigma^2), w = log p(y | x) - log q(x | y), a variational bound of one layer.
+  Its -log q holds the entropy of the last noise.
+* *Dequantisation* of data on levels: x drawn inside the bin, alpha times its ends, w = -log q(x). The bin's mass under
+  p_t is the level's probability. Either uniformly (Theis et al. 2016, arXiv:1511.01844), or from N(alpha y, sigma^2)
+  cut at the bin's ends (Zheng et al. 2023, arXiv:2305.03935), as are the states that a network was trained on.
+
+With K draws log mean exp is a tighter bound (Burda et al. 2016, arXiv:1509.00519).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from scoresde.diffusions.point import Point
+from scoresde.errors import DTypeError, check_integer, unknown
+from scoresde.likelihood.bound import choose_std
+from scoresde.likelihood.decoders import Decoder, bin_ends, event_sum
+from scoresde.models.prediction import Condition, Predictor
+from scoresde.transforms.base import Transform, check_interval
+
+__all__ = ["Dequantisation", "Start", "begin", "check_start"]
+
+Law = Literal["uniform", "truncated_normal"]
+
+
+@dataclass(frozen=True)
+class Dequantisation:
+    """Data on levels as draws inside their bins; the likelihood is then that of the levels.
+
+    The levels are low + k width, k = 0 ... levels - 1, width = (high - low)/(levels - 1), in the *data's* units; a bin
+    reaches half a width to both sides. A model's transform must act on each coordinate by itself and increase there.
+
+    Args:
+        levels: number of levels, at least 2.
+        low: the lowest level.
+        high: the highest level.
+        law: "truncated_normal", or "uniform" in the model's coordinates.
+
+    Raises:
+        DTypeError, DomainError: fewer than two levels, not finite numbers with low < high. ConfigError: unknown law.
+    """
+
+    levels: int
+    low: float = -1.0
+    high: float = 1.0
+    law: Law = "truncated_normal"
+
+    def __post_init__(self) -> None:
+        check_integer(self.levels, "levels", 2)
+        check_interval(self.low, self.high)
+        if self.law not in get_args(Law):
+            raise unknown("law of dequantisation", self.law, get_args(Law))
+
+    def draw(self, y: Tensor, point: Point, transform: Transform | None, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Return a state in the bins of y (B, *), from standard normal z, and -log q of it, (B,)."""
+        alpha, sigma = float(point.alpha), float(point.sigma)
+        lower, upper, _, _ = bin_ends(self, y, transform)
+        share = torch.special.ndtr(z.to(lower))
+        if self.law == "uniform":
+            width = alpha * (upper - lower)
+            return alpha * lower + share * width, event_sum(width.log())
+        centre = alpha * y.to(lower)
+        below, above = ((alpha * end - centre) / sigma for end in (lower, upper))
+        least, most = torch.special.ndtr(below), torch.special.ndtr(above)
+        cut = torch.special.ndtri(least + share * (most - least)).clamp(below, above)
+        nats = 0.5 * cut.square() + math.log(sigma) + 0.5 * math.log(2 * math.pi) + (most - least).log()
+        return centre + sigma * cut, event_sum(nats)
+
+
+Start = Decoder | Dequantisation | None
+
+
+def check_start(decoder: object, y: Tensor, transform: Transform | None) -> Start:
+    """Return the decoder if it suits data y (B, *) in the model's coordinates; DTypeError where it is none."""
+    if decoder is None:
+        return None
+    if isinstance(decoder, Dequantisation):
+        bin_ends(decoder, y, transform)
+        return decoder
+    if not isinstance(decoder, Decoder):
+        raise DTypeError(
+            "decoder must be GaussianDecoder(), LevelsDecoder(levels, low, high) or Dequantisation(levels, low, high), "
+            f"got {type(decoder).__name__}"
+        )
+    decoder.check(y, transform)
+    return decoder
+
+
+def begin(start: Start, model: Predictor, y: Tensor, point: Point, z: Tensor, cond: Condition) -> tuple[Tensor, Tensor]:
+    """Return the state (B, *) at ``point`` of data y (B, *), and its worth in nats (B,), in float64.
+
+    Args:
+        start: the way there.
+        model: asked by a decoder, once.
+        y: data in the model's coordinates.
+        point: a single point.
+        z: standard normal, of y's shape; the first way ignores it.
+        cond: conditions of the batch.
+    """
+    alpha, sigma = float(point.alpha), float(point.sigma)
+    size = math.prod(y.shape[1:])
+    if start is None:
+        return alpha * y, torch.full((len(y),), size * math.log(alpha), dtype=torch.float64)
+    if isinstance(start, Dequantisation):
+        x, nats = start.draw(y, point, model.transform, z)
+        return x.to(y), nats.to("cpu", torch.float64)
+    x = alpha * y + sigma * z
+    with torch.no_grad():
+        mean = model.at(x, point, cond).data
+    entropy = 0.5 * event_sum(z.square()) + size * (math.log(sigma) + 0.5 * math.log(2 * math.pi))
+    return x, (entropy - start.nats(y, mean, choose_std(start, point), model.transform)).to("cpu", torch.float64)
