@@ -227,7 +227,8 @@ def jacobian_products(
     """
     recording = torch.is_grad_enabled()
     with torch.enable_grad():
-        point = x if x.requires_grad else x.detach().requires_grad_(True)
+        # A view of such an x, made without grad mode, says that it requires a gradient and belongs to no graph.
+        point = x if recording and x.requires_grad else x.detach().requires_grad_(True)
         value = function(point)
         products = []
         for v in probes:

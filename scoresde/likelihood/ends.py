@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -58,7 +60,7 @@ def measure_mismatch(model: Predictor, prior: Gaussian, point: Point, x: Tensor,
     for row in rows:
         here = select(cond, row.repeat(len(draws)))
         values = _integrate(model, prior, point, prior.from_noise(draws).to(x), here)
-        shift.append(torch.logsumexp(values, 0) - torch.tensor(float(len(draws))).log())
+        shift.append(torch.logsumexp(values, 0) - math.log(len(draws)))
     return along - torch.stack(shift)
 
 

@@ -76,7 +76,7 @@ class Probes:
 
     def add_up(self, products: Sequence[Tensor], x: Tensor) -> Tensor:
         """Return the traces (B, draws) from the products, each (B,), of all vectors."""
-        if not products:
+        if not products or not len(x):
             return x.new_zeros(len(x), self.draws)
         return torch.stack(tuple(products)).reshape(self.draws, -1, len(x)).sum(1).T
 

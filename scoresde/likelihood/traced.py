@@ -114,6 +114,8 @@ class _PreparedTrace(Prepared):
 
     def outputs(self, i: int, x: Tensor) -> tuple[Tensor, None]:
         """Return the prediction of x and the traces, times Phi."""
+        if self.readout.point.t.requires_grad:  # a solver that differentiates its steps too keeps its whole graph
+            return self._evaluate(i, x), None
         return recompute(lambda state: self._evaluate(i, state), x, self.inputs), None
 
     def _evaluate(self, i: int, x: Tensor) -> Tensor:
