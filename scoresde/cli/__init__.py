@@ -1,8 +1,8 @@
 """The command line: ``scoresde train | sample | compare | describe``.
 
 Each verb is a frozen dataclass of options, which tyro reads from the arguments, with a method ``run``. An error is one
-line on stderr that says what to do, with exit code 2 (its traceback with ``--debug``); Ctrl-C keeps what is done and
-exits with 130. The extra ``scoresde[cli]`` brings tyro.
+line on stderr that says what to do, with exit code 2 (its traceback with ``--debug``), a warning of the package's own
+one line; Ctrl-C keeps what is done and exits with 130. The extra ``scoresde[cli]`` brings tyro.
 """
 
 from __future__ import annotations
@@ -14,12 +14,13 @@ import os
 import re
 import sys
 import textwrap
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, fields
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 from scoresde.cli.config import read_settings
-from scoresde.errors import ConfigError, ScoreSDEError, unknown
+from scoresde.errors import ConfigError, ScoreSDEError, TrainingWarning, UnstableSamplerWarning, unknown
 
 if TYPE_CHECKING:
     from scoresde.cli.options import Command
@@ -79,7 +80,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
-        code = _run(arguments)
+        with _plain_warnings():
+            code = _run(arguments)
         sys.stdout.flush()
         return code
     except KeyboardInterrupt as interrupt:
@@ -94,6 +96,31 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"scoresde: error: {_join_lines(error)}", file=sys.stderr)
         return 2
+
+
+@contextlib.contextmanager
+def _plain_warnings() -> Iterator[None]:
+    """Show the package's own warnings as one line each, which a progress bar makes room for."""
+    usual = warnings.showwarning
+
+    def show(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
+        if not issubclass(category, TrainingWarning | UnstableSamplerWarning):
+            usual(message, category, filename, lineno, file, line)
+            return
+        from tqdm import tqdm
+
+        tqdm.write(f"scoresde: warning: {' '.join(str(message).split())}", file=sys.stderr)
+
+    with warnings.catch_warnings():
+        warnings.showwarning = show
+        yield
 
 
 def _run(arguments: list[str]) -> int:
