@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +33,7 @@ __all__ = [
     "jacobian_products",
     "move",
     "parts",
+    "plain_attention",
     "share_memory",
     "time_derivative",
     "working_dtype",
@@ -212,13 +214,23 @@ def time_derivative(function: Callable[[Tensor], Tensor], t: Tensor) -> Tensor:
     return derivative
 
 
+def plain_attention() -> AbstractContextManager[None]:
+    """Return a context in which attention is written out, so that it has forward-mode and second derivatives."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    context: AbstractContextManager[None] = sdpa_kernel(SDPBackend.MATH)
+    return context
+
+
 def jacobian_products(
     function: Callable[[Tensor], Tensor], x: Tensor, probes: Iterable[Tensor]
 ) -> tuple[Tensor, list[Tensor]]:
     """Return function(x), of x's shape, and v^T J v, (B,), for each probe v, J being the Jacobian of each sample.
 
-    The function acts sample by sample. One evaluation of it, and one gradient for each probe. In grad mode both results
-    carry the graph to whatever parameters the function holds, and to x where x requires a gradient.
+    The function acts sample by sample. One evaluation of it, and one gradient for each probe: backwards, which
+    ``benchmarks/jacobian_products.py`` finds cheaper than forward mode for every network. In grad mode both results
+    carry the graph to whatever parameters the function holds, and to x where x requires a gradient; attention then
+    takes its plain form, since the fused ones have no second derivative. Products are summed in at least float32.
 
     Args:
         function: x (B, *) -> a tensor of x's shape.
@@ -226,7 +238,7 @@ def jacobian_products(
         probes: tensors of x's shape, or of its event's.
     """
     recording = torch.is_grad_enabled()
-    with torch.enable_grad():
+    with torch.enable_grad(), plain_attention() if recording else nullcontext():
         # A view of such an x, made without grad mode, says that it requires a gradient and belongs to no graph.
         point = x if recording and x.requires_grad else x.detach().requires_grad_(True)
         value = function(point)
@@ -238,7 +250,8 @@ def jacobian_products(
             (product,) = torch.autograd.grad(
                 value, point, v.expand_as(value), create_graph=recording, retain_graph=True, materialize_grads=True
             )
-            products.append((product * v).reshape(len(x), math.prod(x.shape[1:])).sum(1))
+            wide = (product * v).to(torch.promote_types(product.dtype, torch.float32))
+            products.append(wide.reshape(len(x), math.prod(x.shape[1:])).sum(1))
     return (value, products) if recording else (value.detach(), products)
 
 
