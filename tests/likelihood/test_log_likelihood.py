@@ -6,8 +6,8 @@ import math
 
 import pytest
 import torch
-from densities import SDES, at_the_end, correlated, data_of, many, ring
 from helpers import gaussian, slope
+from known import SDES, at_the_end, correlated, data_of, many, ring
 from torch import Tensor
 
 from scoresde import (

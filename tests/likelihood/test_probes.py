@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from densities import SDES, at_the_end, correlated, data_of, many
+from known import SDES, at_the_end, correlated, data_of, many
 from torch import Tensor
 
 from scoresde import (

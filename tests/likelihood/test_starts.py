@@ -8,8 +8,8 @@ import weakref
 
 import pytest
 import torch
-from densities import correlated, data_of, many, ring
 from helpers import MEAN, VARIANCE, gaussian
+from known import correlated, data_of, many, ring
 from torch import Tensor
 
 from scoresde import (
