@@ -1,4 +1,4 @@
-"""The command line: ``scoresde train | sample | compare | describe``.
+"""The command line: ``scoresde train | sample | compare | likelihood | describe``.
 
 Each verb is a frozen dataclass of options, which tyro reads from the arguments, with a method ``run``. An error is one
 line on stderr that says what to do, with exit code 2 (its traceback with ``--debug``), a warning of the package's own
@@ -53,17 +53,18 @@ WORDS: Mapping[str, tuple[str, ...]] = {
     **dict.fromkeys(("continue", "resume-from"), ("resume",)),
 }
 
-USAGE = """usage: scoresde [-h] [--version] {train,sample,compare,describe} [OPTIONS]
+USAGE = """usage: scoresde [-h] [--version] {train,sample,compare,likelihood,describe} [OPTIONS]
 
 Score-based diffusion models: train one, draw samples, compare samplers.
 
-  train     train a score model on built-in data, a folder of images or a file
-  sample    draw samples from a trained model: a picture, an animation or arrays
-  compare   draw with many samplers, discrete and continuous; measure them against held-out data
-  describe  say what a checkpoint, a diffusion, a sampler or a saved table is
+  train       train a score model on built-in data, a folder of images or a file
+  sample      draw samples from a trained model: a picture, an animation or arrays
+  compare     draw with many samplers, discrete and continuous; measure them against held-out data
+  likelihood  log p of held-out data, along the flow and by bounds, in nats and bits per dimension
+  describe    say what a checkpoint, a diffusion, a sampler or a saved table is
 
-"scoresde train --help" lists the options of a verb with their units and defaults; train, sample and compare read them
-from a file too (--config run.toml). A first session:
+"scoresde train --help" lists the options of a verb with their units and defaults; all but describe read them from
+a file too (--config run.toml). A first session:
 
   scoresde train --data swiss_roll --out runs/swiss_roll
   scoresde sample --checkpoint runs/swiss_roll --n 2000 --out samples.png
@@ -156,13 +157,14 @@ def _load_verbs() -> dict[str, type[Command]]:
     try:
         from scoresde.cli.compare import Compare
         from scoresde.cli.describe import Describe
+        from scoresde.cli.likelihood import Likelihood
         from scoresde.cli.sample import Sample
         from scoresde.cli.train import Train
     except ImportError as error:
         if error.name != "tyro":
             raise
         raise ConfigError(NO_TYRO) from error
-    return {"train": Train, "sample": Sample, "compare": Compare, "describe": Describe}
+    return {"train": Train, "sample": Sample, "compare": Compare, "likelihood": Likelihood, "describe": Describe}
 
 
 def _parse(command: type[Command], verb: str, arguments: list[str], values: Mapping[str, object]) -> Command | None:

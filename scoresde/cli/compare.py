@@ -9,7 +9,8 @@ import torch
 import tyro
 from torch import Tensor
 
-from scoresde.cli.files import BAD_IMAGES, open_data
+from scoresde.cli.files import BAD_IMAGES
+from scoresde.cli.held_out import open_data_of
 from scoresde.cli.options import (
     NAMES,
     Int,
@@ -22,8 +23,8 @@ from scoresde.cli.options import (
     show_default_by_kind,
 )
 from scoresde.cli.pictures import SMALL, to_pixels
-from scoresde.cli.presets import DATA, DataSet
-from scoresde.cli.run_folder import RunFolder, check_folder, digest, open_run, write_json
+from scoresde.cli.presets import DATA
+from scoresde.cli.run_folder import RunFolder, check_folder, open_run, write_json
 from scoresde.cli.threads import choose_threads, use_threads
 from scoresde.cli.yardsticks import Yardstick, make_yardstick
 from scoresde.diffusions.sde import GaussianSDE
@@ -83,7 +84,7 @@ class Compare(Work):
         with use_style():  # says what to do where matplotlib is missing
             pass
         run = open_run(self.checkpoint, find_device(self.device))
-        name, data = self._open_data(run)
+        name, data = open_data_of(run, self.data, self.on_bad_image)
         samplers = self._read_samplers(run.model.sde)
         out = check_folder("out", run.folder / "comparison" if self.out is None else self.out)
         with use_threads(choose_threads(self.threads, run.model.net)):
@@ -112,24 +113,6 @@ class Compare(Work):
             finally:
                 found.finish()
         return 0
-
-    def _open_data(self, run: RunFolder) -> tuple[str, DataSet]:
-        """Return the data to measure against; those of the run as they were then, or with a word that they are not."""
-        name = run.data if self.data is None else self.data
-        if name is None:
-            raise ConfigError(
-                f"{run.folder} has no run.json that names its data; say which with --data digits", parameter="data"
-            )
-        options = run.about.get("options")
-        usual = options.get("on_bad_image", "raise") if isinstance(options, dict) and name == run.data else "raise"
-        # The images of a folder are brought to the size of the model's.
-        side = run.event[-1] if len(run.event) == 3 and run.event[-1] == run.event[-2] else None
-        data = open_data(name, size=side, on_bad_image=self.on_bad_image or str(usual))
-        if name == run.data and data.path is not None:
-            known = run.about.get("samples")
-            if isinstance(known, dict) and known.get("sha256") != digest(data.load()[0]):
-                print(f"note: {name} has changed since the training; its held-out part may be known", file=sys.stderr)
-        return name, data
 
     def _read_samplers(self, sde: GaussianSDE) -> list[Sampler]:
         """Read the samplers; of the default ones, those that this SDE can carry."""

@@ -16,7 +16,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from scoresde.cli.presets import DATA, DataSet, Labelled, Samples, find_kind
+from scoresde.cli.presets import DATA, DataSet, Labelled, Levels, Samples, find_kind
 from scoresde.data.arrays import arrays_from_file
 from scoresde.data.columns import table_from_file
 from scoresde.data.folders import images_from_folder
@@ -162,6 +162,7 @@ def _split(path: Path, data: Tensor, labels: Tensor | None, classes: int, notes:
         transform=lambda: transform,
         notes=notes,
         path=path,
+        levels=Levels(256, 0.0, 255.0) if kind == "images" and data.dtype == torch.uint8 else None,
     )
 
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final, Literal, NamedTuple
 
 from torch import Tensor, nn
 
@@ -34,6 +34,7 @@ __all__ = [
     "Diffusion",
     "Kind",
     "Labelled",
+    "Levels",
     "Preset",
     "Samples",
     "find_kind",
@@ -124,6 +125,14 @@ def find_kind(event: Sequence[int], name: str) -> Kind:
     return kinds.get(len(event), "volumes")
 
 
+class Levels(NamedTuple):
+    """The values that a coordinate takes: ``number`` of them, evenly spaced from ``low`` to ``high``."""
+
+    number: int
+    low: float
+    high: float
+
+
 @dataclass(frozen=True, kw_only=True)
 class DataSet:
     """Data with what suits them.
@@ -137,6 +146,7 @@ class DataSet:
         fresh: draws as many independent samples as asked; None where there are no more than those that were loaded.
         notes: what a reader of the training's output should know, a line each.
         path: the file or folder that they were read from; None for data by name.
+        levels: the values that a coordinate takes; None where they are any.
     """
 
     kind: Kind
@@ -147,6 +157,7 @@ class DataSet:
     fresh: Callable[[int], Tensor] | None = None
     notes: tuple[str, ...] = ()
     path: Path | None = None
+    levels: Levels | None = None
 
     def held_out(self) -> Samples:
         """Return the real samples that no training sees."""
@@ -179,12 +190,15 @@ def _draw_from(kind: Kind, draw: ToyDensity, count: int) -> DataSet:
     )
 
 
-def _take_images(load: Callable[[Split], LabelledImages], classes: int) -> DataSet:
+def _take_images(load: Callable[[Split], LabelledImages], classes: int, levels: int) -> DataSet:
     def part(split: Split) -> tuple[Tensor, Tensor]:
         data = load(split)
         return data.images, data.labels
 
-    return DataSet(kind="images", load=lambda: part("train"), test=lambda: part("test"), classes=classes)
+    lattice = Levels(levels, -1.0, 1.0)
+    return DataSet(
+        kind="images", load=lambda: part("train"), test=lambda: part("test"), classes=classes, levels=lattice
+    )
 
 
 def _take_table(name: str, classes: int) -> DataSet:
@@ -204,9 +218,11 @@ def _take_table(name: str, classes: int) -> DataSet:
 CLASSES: Final[Mapping[str, int]] = {"breast_cancer": 2, "iris": 3, "wine": 3}
 
 DATA: Final[Mapping[str, DataSet]] = {
-    "digits": _take_images(digits, classes=10),
+    "digits": _take_images(digits, classes=10, levels=17),
     **{name: _draw_from("points", density, 50_000) for name, density in DATASETS.items()},
-    "photographs": _take_images(lambda split: photographs(count=10_000 if split == "train" else 1_000, split=split), 2),
+    "photographs": _take_images(
+        lambda split: photographs(count=10_000 if split == "train" else 1_000, split=split), classes=2, levels=256
+    ),
     "time_series": _draw_from("series", time_series, 10_000),
     **{name: _take_table(name, CLASSES[name]) for name in TABLES},
 }

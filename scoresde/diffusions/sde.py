@@ -18,13 +18,14 @@ differences of log_snr, which do not cancel. Curves are evaluated in float64 and
 
 from __future__ import annotations
 
+import copy
 import functools
 import html
 import numbers
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Any, Protocol, Self, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -373,6 +374,12 @@ class GaussianSDE(SDE):
         prior = float(self.prior_std(self.t_max))
         end = f"prior at t_max: mean 0, standard deviation {prior:g} (data moments unknown)"
         return "\n".join([self._head(), *lines, end])
+
+    def starting_at(self, t_min: float) -> Self:
+        """Return a copy with another ``t_min``, in (0, t_max), at which data lie; times mean what they meant."""
+        other = copy.copy(self)
+        object.__setattr__(other, "t_min", check_number(t_min, "t_min", 0.0, self.t_max, open_low=True, open_high=True))
+        return other
 
     def _repr_html_(self) -> str:
         first, *rest = ("".join(f"<td>{cell}</td>" for cell in row) for row in self._rows())

@@ -217,6 +217,9 @@ def log_likelihood(
     cond = check_condition(cond, len(data), data.device)
     event = data.shape[1:]
     chosen = _choose_probes(known, event, divergence, probes, groups, draws)
+    if isinstance(decoder, Dequantisation) and not isinstance(times, Tensor) and data.numel():
+        start_time = decoder.choose_time(known.sde, known.transform, data.detach())
+        known = known.with_sde(known.sde.starting_at(start_time))
     carrier, coarse, factor = choose_carrier(known, solver, steps, times, differentiable)
     check_seed(seed)
     check_integer(importance, "importance", 1)

@@ -15,6 +15,8 @@ other, each log p(y) >= E[log p_t(x) + w] or, for the first, equal to it but for
   p_t is the level's probability. Either uniformly (Theis et al. 2016, arXiv:1511.01844), or from N(alpha y, sigma^2)
   cut at the bin's ends (Zheng et al. 2023, arXiv:2305.03935), as are the states that a network was trained on.
 
+  The state is taken at the noise at which half a bin is 2 sigma/alpha (Zheng et al. take 3), unless t_min has more.
+
 With K draws log mean exp is a tighter bound (Burda et al. 2016, arXiv:1509.00519).
 """
 
@@ -28,6 +30,7 @@ import torch
 from torch import Tensor
 
 from scoresde.diffusions.point import Point
+from scoresde.diffusions.sde import GaussianSDE
 from scoresde.errors import DTypeError, check_integer, unknown
 from scoresde.likelihood.bound import choose_std
 from scoresde.likelihood.decoders import Decoder, bin_ends, event_sum
@@ -36,6 +39,7 @@ from scoresde.transforms.base import Transform, check_interval
 
 __all__ = ["Dequantisation", "Start", "begin", "check_start"]
 
+TAU = 2.0
 Law = Literal["uniform", "truncated_normal"]
 
 
@@ -66,6 +70,19 @@ class Dequantisation:
         check_interval(self.low, self.high)
         if self.law not in get_args(Law):
             raise unknown("law of dequantisation", self.law, get_args(Law))
+
+    def choose_time(self, sde: GaussianSDE, transform: Transform | None, like: Tensor) -> float:
+        """Return the time at which half a bin, in the model's coordinates, is ``TAU`` times sigma/alpha.
+
+        There the states of data on levels fill their bins. With less noise a network must know the levels to the last
+        digit, or the bound is far from tight; with more, it says less. It is at least the SDE's own t_min.
+        """
+        level = torch.full_like(like[:1], self.low + (self.high - self.low) / (self.levels - 1) * (self.levels // 2))
+        middle = level if transform is None else transform.forward(level)
+        lower, upper, _, _ = bin_ends(self, middle, transform)
+        half = 0.5 * float((upper - lower).median())
+        nu = max(half / TAU, float(torch.exp(-0.5 * sde.log_snr(sde.t_min))))
+        return float(sde.time(-2 * math.log(nu)))
 
     def draw(self, y: Tensor, point: Point, transform: Transform | None, z: Tensor) -> tuple[Tensor, Tensor]:
         """Return a state in the bins of y (B, *), from standard normal z, and -log q of it, (B,)."""

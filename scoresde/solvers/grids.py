@@ -22,7 +22,6 @@ rest would multiply a prediction's error.
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -82,8 +81,7 @@ class Grid:
         check_integer(n, "steps", 0)
         fractions = torch.arange(n + 1, dtype=torch.float64) / max(n, 1)
         if jumps and float(sde.log_snr(sde.t_min)) > self.until:
-            sde, whole = copy.copy(sde), sde
-            object.__setattr__(sde, "t_min", float(whole.time(self.until)))
+            sde = sde.starting_at(float(sde.time(self.until)))
         return self.rule(sde, fractions, *self.options)
 
     def __repr__(self) -> str:

@@ -14,6 +14,7 @@ from cli_helpers import QUICK, Folders, contents, main, refused, said
 from scoresde.cli import WORDS
 from scoresde.cli.compare import Compare
 from scoresde.cli.describe import Describe
+from scoresde.cli.likelihood import Likelihood
 from scoresde.cli.presets import PRESETS
 from scoresde.cli.sample import Sample
 from scoresde.cli.train import Train
@@ -27,7 +28,7 @@ from scoresde.training import losses
 def test_usage_names_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == 0
     out, err = capsys.readouterr()
-    assert "{train,sample,compare,describe}" in out
+    assert "{train,sample,compare,likelihood,describe}" in out
     assert err == ""
     assert main([]) == 2
     assert capsys.readouterr().err == out
@@ -46,7 +47,13 @@ def test_usage_names_the_extra_that_is_missing(
     assert capsys.readouterr().out == f"{whole}\n{line}\n"
 
 
-VERBS: dict[str, type] = {"train": Train, "sample": Sample, "compare": Compare, "describe": Describe}
+VERBS: dict[str, type] = {
+    "train": Train,
+    "sample": Sample,
+    "compare": Compare,
+    "likelihood": Likelihood,
+    "describe": Describe,
+}
 UNITS = {
     "train": {
         "size": "pixels",
@@ -71,6 +78,20 @@ UNITS = {
     },
     "compare": {
         "n": "number of samples",
+        "seed": "[0, 2^64)",
+        "chunk-size": "number of samples",
+        "threads": "number of threads on the CPU",
+    },
+    "likelihood": {
+        "n": "number of held-out samples",
+        "levels": "number of values",
+        "low": "in the data's units",
+        "high": "of these values",
+        "probes": "groups of coordinates",
+        "draws": "draws of the probes' signs",
+        "importance": "draws for each sample",
+        "tolerance": "relative and absolute",
+        "samples": "draws of noise and time",
         "seed": "[0, 2^64)",
         "chunk-size": "number of samples",
         "threads": "number of threads on the CPU",
@@ -129,7 +150,10 @@ def test_help_names_the_choices_and_the_defaults(capsys: pytest.CaptureFixture[s
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["trian"], "unknown verb 'trian'; did you mean 'train'? choices: compare, describe, sample, train"),
+        (
+            ["trian"],
+            "unknown verb 'trian'; did you mean 'train'? choices: compare, describe, likelihood, sample, train",
+        ),
         (["train", "--data", "digit"], "unknown data set 'digit'; did you mean 'digits'?"),
         (["train", "--data", "moon"], "did you mean 'moons'?"),
         (["train", "--sde", "vpp"], "unknown sde 'vpp'; did you mean 'vp'?"),

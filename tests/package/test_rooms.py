@@ -42,7 +42,7 @@ FLOORS: tuple[dict[str, set[str]], ...] = (
     {"plots": {"errors", "diffusions", "metrics", "solvers", "likelihood.fokker_planck"}},
     {
         "cli": {"errors", "ops", "noise", "diffusions", "transforms", "data", "nn", "metrics", "models", "solvers"}
-        | {"sampling", "training", "training.losses", "plots"},
+        | {"chains", "sampling", "training", "training.losses", "likelihood", "plots"},
     },
 )
 ALLOWED = {room: below for floor in FLOORS for room, below in floor.items()}
