@@ -43,7 +43,7 @@ def forward_and_reverse(data: str, folder: Path, path: Path) -> None:
     noising = [model.sde.perturb(real, float(t), z) for t in times]
     cond = {"label": torch.arange(count) % 10} if kind == "images" else None
     result = sample(
-        model, tuple(real.shape), steps=40, solver="ancestral", seed=0, cond=cond, trajectory=True, full_output=True
+        model, tuple(real.shape), steps=40, solver="dpmpp_2m_sde", seed=0, cond=cond, trajectory=True, full_output=True
     )
     captions = [f"data to noise, t = {float(t):.2f}" for t in times]
     captions += [f"noise to samples, t = {t:.2f}" for t in result.times]
