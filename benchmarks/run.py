@@ -18,6 +18,7 @@ BENCHMARKS = {
     "training_memory.py": ("--megabytes", "96"),
     "adaptive.py": ("--rounds", "5"),
     "exact_models.py": ("--rounds", "5"),
+    "likelihood.py": ("--samples", "20", "--part", "exact"),
     "training_pairs.py": ("--steps", "100", "--target", "line"),
 }
 

@@ -29,7 +29,7 @@ from scoresde.ops import flat, working_dtype
 from scoresde.sampling.flow import solve
 from scoresde.solvers.adaptive import ProbabilityFlow
 
-__all__ = ["colour"]
+__all__ = ["colour", "measure_coupling", "partition"]
 
 MOST = 2048  # coordinates
 
@@ -65,13 +65,22 @@ def colour(
             f"colours are learned from at least one sample of at most {MOST} coordinates, got {len(data)} of {size}; "
             "without groups= a lattice is taken"
         )
-    with in_mode(known, training=False):
-        weights = _measure(known, data, intervals, cond, progress)
-    return check_groups(_partition(weights, k), (size,)).reshape(event)
+    weights = measure_coupling(known, data, intervals=intervals, cond=cond, progress=progress)
+    return check_groups(partition(weights, k), (size,)).reshape(event)
+
+
+def measure_coupling(
+    model: Predictor, x: Tensor, *, intervals: int = 24, cond: Condition = None, progress: bool = False
+) -> Tensor:
+    """Return W, the mean over data x (B, *) of the squares of sym(M), (D, D), in float64 on the CPU.
+
+    The variance of an estimate of log p with groups is 2 x the sum of W_ij over the pairs i != j inside a group.
+    """
+    with in_mode(model, training=False):
+        return _measure(model, x, intervals, cond, progress)
 
 
 def _measure(model: Predictor, x: Tensor, intervals: int, cond: Condition, progress: bool) -> Tensor:
-    """Return the mean over data x of the squares of sym(M), (D, D), in float64 on the CPU."""
     y = x if model.transform is None else model.transform.forward(x, stream(0, "colour", device=x.device))
     y = y.to(working_dtype(y.device))
     low, high = (model.sde.at(t) for t in (model.sde.t_min, model.sde.t_max))
@@ -103,7 +112,7 @@ def _jacobian(prepared: Prepared, x: Tensor) -> Tensor:
     return torch.stack([flat(row) for row in rows], 1)
 
 
-def _partition(weights: Tensor, k: int) -> Tensor:
+def partition(weights: Tensor, k: int) -> Tensor:
     """Return the group of each of D coordinates, (D,), for weights (D, D): little weight inside the groups."""
     size = len(weights)
     weights = weights.clone().fill_diagonal_(0.0)

@@ -24,7 +24,7 @@ from scoresde import (
     log_likelihood,
     nn,
 )
-from scoresde.likelihood.colour import _partition
+from scoresde.likelihood.colour import partition
 from scoresde.likelihood.probes import lattice
 
 TIGHT = ProbabilityFlow(rtol=1e-8, atol=1e-8)
@@ -136,15 +136,15 @@ def test_a_lattice_keeps_its_groups_apart(event: tuple[int, ...], k: int) -> Non
     assert nearest(lattice(event, k + 1)) >= nearest(groups) - 1e-9 or k + 1 == event[0]
 
 
-def test_a_partition_finds_a_planted_one() -> None:
+def test_apartition_finds_a_planted_one() -> None:
     """Coordinates that do not touch belong together: three groups of four without a weight inside."""
     planted = torch.arange(12) % 3
     weights = 1.0 + torch.arange(144.0, dtype=torch.float64).reshape(12, 12).cos()
     weights = (weights + weights.T) * (planted[:, None] != planted)
-    got = _partition(weights, 3)
+    got = partition(weights, 3)
     assert float((weights * (got[:, None] == got)).sum()) == 0
     # As many groups as coordinates: each by itself.
-    assert _partition(torch.ones(5, 5, dtype=torch.float64), 5).unique().tolist() == [0, 1, 2, 3, 4]
+    assert partition(torch.ones(5, 5, dtype=torch.float64), 5).unique().tolist() == [0, 1, 2, 3, 4]
 
 
 @pytest.mark.parametrize("sde", ["vp", "edm"])
