@@ -17,6 +17,7 @@ from scoresde.cli.presets import DATA
 from scoresde.noise import stream
 
 FAST = ["--samples", "2", "--tolerance", "0.1"]
+PROBED = [*FAST, "--probes", "2", "--draws", "1"]
 
 
 def values(folder: Path) -> dict[str, torch.Tensor]:
@@ -48,13 +49,13 @@ def test_points_have_a_density(runs: Folders, tmp_path: Path, capsys: pytest.Cap
 
 def test_digits_have_levels_and_labels(runs: Folders, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     digits, data = runs[2], DATA["digits"]
-    assert main(["likelihood", "--checkpoint", str(digits), "--n", "3", "--out", str(tmp_path), *FAST]) == 0
+    assert main(["likelihood", "--checkpoint", str(digits), "--n", "3", "--out", str(tmp_path), *PROBED]) == 0
     assert "on 17 levels in [-1, 1]" in capsys.readouterr().out
     model, (x, labels) = ScoreModel.load(digits), data.test()
     assert labels is not None
     cond = {"label": labels[:3]}
     flow = log_likelihood(
-        model, x[:3], probes=8, solver=ProbabilityFlow(0.1, 0.1), decoder=Dequantisation(17), cond=cond
+        model, x[:3], probes=2, draws=1, solver=ProbabilityFlow(0.1, 0.1), decoder=Dequantisation(17), cond=cond
     )
     torch.testing.assert_close(values(tmp_path)["flow"], flow.values, rtol=1e-4, atol=1e-3)
     row = json.loads((tmp_path / "likelihood.json").read_text())["rows"][0]

@@ -51,18 +51,17 @@ def test_gaussian_data_of_any_shape(sde: str, event: tuple[int, ...]) -> None:
     torch.testing.assert_close(got.corrected, model.log_prob(x), rtol=0, atol=2e-4 if sde == "ve" else 2e-6)
 
 
-@pytest.mark.parametrize("make", [ring, many])
-@pytest.mark.parametrize("sde", SDES)
+@pytest.mark.parametrize(("sde", "make"), [*((sde, ring) for sde in SDES), ("vp", many), ("rectified", many)])
 def test_worst_errors_and_evaluations_on_mixtures(sde: str, make) -> None:
-    """The errors of issue and page: 1e-3 at 200 evaluations, 1e-4 at 300, 1e-6 in float64 at 500."""
+    """The errors of the page: 1e-3 at 200 evaluations, 1e-4 at 300, 1e-6 in float64 at 500."""
     model = make(SDES[sde])
-    x = data_of(model, 60)
+    x = data_of(model, 24)
     exact = at_the_end(model, x)
-    for solver, most, evaluations in ((None, 1e-3, 200), (ProbabilityFlow(1e-6, 1e-6), 1e-4, 300), (TIGHT, 1e-6, 900)):
-        got = log_likelihood(model, x, solver=solver)
-        true_prior = model.log_prob(got.latent, model.sde.t_max) if sde != "rectified" else None
-        prior = model.moments.at(*(float(c) for c in model.sde.at(model.sde.t_max).numbers[1:3]))
-        gap = 0.0 if true_prior is None else true_prior - prior.log_prob(got.latent)
+    prior = model.moments.at(*(float(c) for c in model.sde.at(model.sde.t_max).numbers[1:3]))
+    for tolerance, most, evaluations in ((None, 1e-3, 200), (1e-6, 1e-4, 300), (1e-7, 1e-6, 500)):
+        got = log_likelihood(model, x, solver=tolerance and ProbabilityFlow(tolerance, tolerance))
+        # At alpha = 0 the prior is the law itself.
+        gap = 0.0 if sde == "rectified" else model.log_prob(got.latent, model.sde.t_max) - prior.log_prob(got.latent)
         assert float((got.values + gap - exact).abs().max()) < most
         assert float(got.nfe.double().mean()) < evaluations
 
@@ -109,7 +108,7 @@ TABLES = {
 def test_a_table_carries_the_density_at_its_own_order(name: str, sde: str) -> None:
     """Written in data, noise or flow, with stages, memory or correctors: the density is one more coordinate."""
     (solver, grid), model = TABLES[name], correlated(SDES[sde])
-    x, steps = data_of(model, 4), (80, 160)
+    x, steps = data_of(model, 2), (80, 160)
     results = [log_likelihood(model, x, solver=solver, times=grid(model.sde, n)) for n in steps]
     errors = [float((r.values - at_the_end(model, x)).square().mean().sqrt()) for r in results]
     assert errors[-1] < 2
@@ -141,8 +140,8 @@ def test_a_table_and_a_name_are_the_same() -> None:
 def test_the_solvers_error_is_estimated_sample_by_sample(method: str) -> None:
     """The sum over the steps of |d log p + score . dx| is nearly always above the true error, and not far from it."""
     model = ring()
-    x = data_of(model, 60)
-    exact = log_likelihood(model, x, solver=ProbabilityFlow(1e-11, 1e-11)).values
+    x = data_of(model, 40)
+    exact = log_likelihood(model, x, solver=ProbabilityFlow(1e-10, 1e-10, method="dop853")).values
     got = log_likelihood(model, x, solver=ProbabilityFlow(1e-6, 1e-6, method=method))
     ratio = got.solver_error / (got.values - exact).abs().clamp_min(1e-12)
     assert float(ratio.quantile(0.05)) > 1
@@ -240,8 +239,9 @@ def test_a_network_in_a_narrow_type(dtype: torch.dtype) -> None:
     with torch.no_grad():
         for k, p in enumerate(net.parameters()):
             p += 0.1 * torch.sin(torch.arange(p.numel()).reshape(p.shape) + k)
-    exact = log_likelihood(ScoreModel(net.double(), VPSDE()), X3, solver=TIGHT).values
-    got = log_likelihood(ScoreModel(net.to(dtype), VPSDE()), X3)
+    sde = VPSDE(t_min=1e-3)
+    exact = log_likelihood(ScoreModel(net.double(), sde), X3, solver=ProbabilityFlow(1e-7, 1e-7)).values
+    got = log_likelihood(ScoreModel(net.to(dtype), sde), X3)
     assert got.values.dtype == torch.float64
     error = float((got.values - exact).abs().max())
     assert error < (2e-3 if dtype == torch.float32 else 2.0)

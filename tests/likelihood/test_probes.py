@@ -60,7 +60,7 @@ def test_every_estimate_is_a_quadratic_form_of_one_matrix() -> None:
 
 @pytest.mark.parametrize("groups", [[0, 0, 0, 0], [0, 0, 1, 1], [0, 1, 1, 0]])
 def test_the_variance_is_that_of_the_pairs_inside_the_groups(groups: list[int]) -> None:
-    model, n = correlated(), 3000
+    model, n = correlated(), 1500
     m = jacobian(model)
     pairs = [(i, j) for i, j in itertools.permutations(range(4), 2) if groups[i] == groups[j]]
     variance = 2 * sum(float(m[i, j]) ** 2 for i, j in pairs)

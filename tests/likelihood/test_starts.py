@@ -62,17 +62,17 @@ def test_levels_by_draws_in_their_bins(law: str) -> None:
     model = gaussian(NOISY)
     exact = mass(model, LEVELS - 0.25, LEVELS + 0.25)
     start = Dequantisation(5, law=law)
-    n = 200
+    n = 100
     x = LEVELS.repeat_interleave(n)
 
     def bound(draws: int, seed: int) -> Tensor:
-        got = log_likelihood(model, x, decoder=start, importance=draws, seed=seed, solver="rk4", steps=25)
+        got = log_likelihood(model, x, decoder=start, importance=draws, seed=seed, solver="rk3", steps=15)
         assert got.discrete
         return got.values.reshape(5, n).mean(1)
 
     means = [bound(k, seed) for seed, k in enumerate((1, 4, 16))]
-    assert bool((means[0] < exact + 0.01).all())
-    assert all(bool((b > a - 0.01).all()) for a, b in itertools.pairwise(means))
+    assert bool((means[0] < exact + 0.03).all())
+    assert all(bool((b > a - 0.03).all()) for a, b in itertools.pairwise(means))
     assert float(means[0].sum()) < float(means[1].sum()) < float(exact.sum()) + 0.01
     torch.testing.assert_close(means[-1], exact, rtol=0, atol=0.15)
 
@@ -181,8 +181,8 @@ def small() -> ScoreModel:
 X = torch.tensor([[0.3, -0.7], [1.1, 0.2]], dtype=torch.float64)
 SOLVERS = {
     "table": {"solver": "midpoint", "steps": 8},
-    "adjoint": {"solver": bridge.TorchDiffEq(adjoint=True, rtol=1e-7, atol=1e-7)},
-    "torchdiffeq": {"solver": bridge.TorchDiffEq(rtol=1e-7, atol=1e-7)},
+    "adjoint": {"solver": bridge.TorchDiffEq(adjoint=True, rtol=1e-6, atol=1e-6)},
+    "torchdiffeq": {"solver": bridge.TorchDiffEq(rtol=1e-6, atol=1e-6)},
 }
 
 
@@ -198,17 +198,17 @@ def test_gradients_are_those_of_finite_differences(name: str, probes: dict[str, 
     here = X[:1]
     x = here.clone().requires_grad_(True)
     on_x, on_weight = torch.autograd.grad(value(x), (x, weight))
-    place, step = (0, 1), 1e-3
+    place, step = (0, 1), 3e-3
     moved = torch.zeros_like(here)
     moved[place] = step
     with torch.no_grad():
         on_moved = float(value(here + moved) - value(here - moved)) / (2 * step)
-        assert float(on_x[place]) == pytest.approx(on_moved, rel=2e-3, abs=1e-3)
+        assert float(on_x[place]) == pytest.approx(on_moved, rel=5e-3, abs=5e-3)
         weight[place] += step
         above = float(value(here))
         weight[place] -= 2 * step
         below = float(value(here))
-    assert float(on_weight[place]) == pytest.approx((above - below) / (2 * step), rel=2e-3, abs=1e-3)
+    assert float(on_weight[place]) == pytest.approx((above - below) / (2 * step), rel=5e-3, abs=5e-3)
 
 
 def test_gradients_hold_states_and_nothing_else() -> None:
