@@ -1,11 +1,12 @@
 """A flow taught by its own likelihood: denoising score matching first, then ascent on log p.
 
 Score matching learns the score at every noise level; the flow's density is what its small errors add up to. Since
-`log_likelihood` keeps a graph, that density itself can be raised: here by 150 steps on a small network for two moons,
-each through an eight-interval midpoint rule whose states alone are held in memory. It is judged on fresh points, by
-the adaptive flow with the exact divergence.
+`log_likelihood` keeps a graph, that density itself can be raised: here by 60 steps on a small network for two moons,
+each through a midpoint rule of 20 intervals whose states alone are held in memory. It is judged on fresh points, by the
+adaptive flow with the exact divergence, and must be: a rule of few intervals is no density, and the network learns to
+please it. With 8 intervals and 150 steps of a rate of 1e-3 the fresh points went down to -262 nats.
 
-Run: python examples/flow_by_likelihood.py [--quick] [--out PICTURE]      (a minute on two cores)
+Run: python examples/flow_by_likelihood.py [--quick] [--out PICTURE]      (two minutes on two cores)
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import argparse
 from pathlib import Path
 
 import torch
+from tqdm.auto import tqdm
 
 from scoresde import VPSDE, ScoreModel, fit, log_likelihood, plots, sample
 from scoresde.data import moons
@@ -36,12 +38,13 @@ def main() -> None:
 
     before, drawn = judge(), sample(trained, (1000, 2), steps=20, seed=0)
     print(f"after score matching: {before:.3f} nats for a fresh point")
-    optimiser = torch.optim.Adam(trained.parameters(), 1e-3)
+    optimiser = torch.optim.Adam(trained.parameters(), 2e-4)
     trained.requires_grad_(True)
     order = permutation(len(data), stream(0, "order"))
-    for k in range(2 if options.quick else 150):
+    for k in tqdm(range(2 if options.quick else 60), desc="ascent", leave=False):
         batch = data[order[128 * k : 128 * (k + 1)]]
-        values = log_likelihood(trained, batch, solver="midpoint", steps=8, differentiable=True).values
+        intervals = 4 if options.quick else 20
+        values = log_likelihood(trained, batch, solver="midpoint", steps=intervals, differentiable=True).values
         optimiser.zero_grad()
         (-values.mean()).backward()
         optimiser.step()

@@ -95,7 +95,7 @@ class LogLikelihood:
     @property
     def total(self) -> float:
         """The mean of the values."""
-        return float(self.values.mean())
+        return float(self.values.detach().mean())
 
     @property
     def total_error(self) -> float:

@@ -7,6 +7,7 @@ GIF that loops. matplotlib is imported when a function is called (the extra ``pl
 from __future__ import annotations
 
 from scoresde.plots.curves import comparison
+from scoresde.plots.densities import histogram
 from scoresde.plots.errors import errors
 from scoresde.plots.fields import density_over_time
 from scoresde.plots.motion import animation
@@ -22,6 +23,7 @@ __all__ = [
     "density",
     "density_over_time",
     "errors",
+    "histogram",
     "image_grid",
     "read_log",
     "save",
