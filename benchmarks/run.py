@@ -19,6 +19,7 @@ BENCHMARKS = {
     "adaptive.py": ("--rounds", "5"),
     "exact_models.py": ("--rounds", "5"),
     "likelihood.py": ("--samples", "20", "--part", "exact"),
+    "jacobian_products.py": ("--rounds", "1"),
     "training_pairs.py": ("--steps", "100", "--target", "line"),
 }
 
