@@ -2,7 +2,8 @@
 
 *reverse*: one evaluation with its graph and m gradients, one after another (what the library does); *reverse,
 batched*: the gradients in one vectorised pass; *forward*: m calls of torch's forward mode; *forward, batched*:
-vectorised over the m vectors. Each ratio is the least of ``--rounds`` timings over the least of a plain call, on one thread.
+vectorised over the m vectors. Each ratio is the least of ``--rounds`` timings over the least of a plain call, on one
+thread.
 
 Run: python benchmarks/jacobian_products.py [--rounds 5] [--record]
 """
