@@ -19,6 +19,7 @@ WRITES = {
     "sampling_step.py": {"Path('/proc/self/clear_refs').write_text"},
     "training_memory.py": {"np.save"},
     "discrete_vs_continuous.py": {"plots.save"},
+    "generative_families.py": {"save"},
 }
 
 
