@@ -21,6 +21,7 @@ from scoresde.diffusions.gaussian import Gaussian
 from scoresde.diffusions.point import Point
 from scoresde.errors import DTypeError, check_integer
 from scoresde.likelihood.decoders import Decoder, check_decoder
+from scoresde.likelihood.figures import Figures
 from scoresde.models.checks import check_model_and_data
 from scoresde.models.prediction import Condition, Predictor, check_condition
 from scoresde.models.score_model import ScoreModel
@@ -41,8 +42,8 @@ from scoresde.ops import chunks, working_dtype
 __all__ = ["Bound", "Task", "assemble_bound", "choose_prior", "measure_prior"]
 
 
-@dataclass(frozen=True, eq=False)
-class Bound:
+@dataclass(frozen=True, eq=False, repr=False)
+class Bound(Figures):
     """An upper bound on -log p(x_0), in nats: minus the evidence lower bound.
 
     Without a transform, -log p is that of the data's density, in the data's unit; with one, its log |det| is taken off,
@@ -66,15 +67,6 @@ class Bound:
     log_abs_det: float
     size: int
     discrete: bool
-
-    def __repr__(self) -> str:
-        """Say the bound with its error, and its parts."""
-        return f"<Bound {', '.join(f'{name} {text}' for name, text in self._figures().items())}>"
-
-    def _repr_html_(self) -> str:
-        """Show the figures as a table, for notebooks."""
-        cells = (f"<tr><th>{name}</th><td>{text}</td></tr>" for name, text in self._figures().items())
-        return f"<table>{''.join(cells)}</table>"
 
     def _figures(self) -> dict[str, str]:
         if len(self.per_sample) == 0:

@@ -32,6 +32,7 @@ from scoresde.errors import ConfigError, DomainError, check_integer, check_sampl
 from scoresde.likelihood.bound import choose_prior
 from scoresde.likelihood.carry import Carrier, choose_carrier
 from scoresde.likelihood.ends import measure_mismatch, measure_truncation
+from scoresde.likelihood.figures import Figures
 from scoresde.likelihood.probes import Probes, check_groups, lattice
 from scoresde.likelihood.starts import Dequantisation, Start, begin, check_start
 from scoresde.likelihood.traced import SIGNS
@@ -49,8 +50,8 @@ EXACT_UP_TO = 64  # coordinates whose trace is taken exactly unless probes are a
 PROBES, DRAWS = 16, 2  # beyond: groups, and draws of the signs
 
 
-@dataclass(frozen=True, eq=False)
-class LogLikelihood:
+@dataclass(frozen=True, eq=False, repr=False)
+class LogLikelihood(Figures):
     """log p of each sample, with what is not exact about it; in nats, (B,), float64 on the CPU unless noted.
 
     Args:
@@ -102,13 +103,6 @@ class LogLikelihood:
         """Standard error of ``total`` as the mean over all data: from the spread of the samples; NaN for one."""
         values = self.values.detach()
         return float(values.std()) / math.sqrt(len(values)) if len(values) > 1 else math.nan
-
-    def __repr__(self) -> str:
-        return f"<LogLikelihood {', '.join(f'{name} {text}' for name, text in self._figures().items())}>"
-
-    def _repr_html_(self) -> str:
-        cells = (f"<tr><th>{name}</th><td>{text}</td></tr>" for name, text in self._figures().items())
-        return f"<table>{''.join(cells)}</table>"
 
     def _figures(self) -> dict[str, str]:
         if len(self.each) == 0:

@@ -11,6 +11,7 @@ from known import SDES, at_the_end, correlated, data_of, many, ring
 from torch import Tensor
 
 from scoresde import (
+    DDPM,
     VPSDE,
     Affine,
     Compose,
@@ -29,6 +30,7 @@ from scoresde import (
     map_prediction,
     nn,
     solvers,
+    variational_bound,
 )
 
 TIGHT = ProbabilityFlow(rtol=1e-9, atol=1e-9)
@@ -202,6 +204,19 @@ def test_the_flow_and_the_bound_differ_where_the_score_is_wrong() -> None:
     bound = continuous_elbo(own, own.sde, torch.tensor([1.0, -1.0], dtype=torch.float64), samples=64, noise=noise)
     exact = continuous_elbo(model, model.sde, torch.tensor([1.0, -1.0], dtype=torch.float64), samples=64, noise=noise)
     assert bound.total - exact.total == pytest.approx(5.0 * c**2, rel=0.02)
+
+
+def test_the_bounds_meet_the_likelihood_from_below() -> None:
+    """With the exact score: the chain's bound below the continuous one, which is the flow's value but for t_min."""
+    model = ring()
+    x = data_of(model, 60)
+    flow = log_likelihood(model, x).corrected
+    continuous = -continuous_elbo(model, model.sde, x, samples=400).per_sample
+    chain = -variational_bound(model, DDPM.from_sde(model.sde, 200), x).per_sample
+    noise = float((continuous - flow).std()) / math.sqrt(len(x))
+    assert abs(float((continuous - flow).mean())) < 4 * noise
+    assert noise < 0.2
+    assert float((chain - flow).mean()) < -0.1
 
 
 def test_transforms_change_the_density() -> None:
