@@ -9,12 +9,13 @@ that the solver's error is left; what truncation and prior leave out is said apa
 *probes*: the standard deviation of one estimate on a digits network (the demo's, or ``--checkpoint``), against the
 number of vector products: Hutchinson with k draws, a lattice of k colours, k colours learned on training digits. It is
 computed from the integrated Jacobians of held-out digits, not sampled: sqrt(2 sum of sym(M)_ij^2 inside the groups).
+*patches* does the same for 1024 coordinates, grey patches of photographs.
 
 *peers*: the recipe of Song et al. 2021 (one seeded Rademacher probe, RK45 of scipy in t over the whole batch, rtol =
 atol = 1e-5), and torchdiffeq's dopri5 in t with the exact trace over the whole batch, on the same models and data in
 the same run; seconds are medians over ``--rounds``, alternating.
 
-Run: python benchmarks/likelihood.py [--part exact|probes|peers] [--samples 500] [--checkpoint RUN] [--record]
+Run: python benchmarks/likelihood.py [--part exact|probes|patches|peers] [--samples 500] [--checkpoint RUN] [--record]
 """
 
 from __future__ import annotations
@@ -33,11 +34,13 @@ from mixtures import SDE, ring, ten
 from record import add_record, read_record, write_record
 from torch import Tensor
 
-from scoresde import GaussianMixtureModel, GaussianModel, ProbabilityFlow, ScoreModel, log_likelihood
+from scoresde import GaussianMixtureModel, GaussianModel, ProbabilityFlow, ScoreModel, fit, log_likelihood
 from scoresde.cli import main as scoresde
 from scoresde.cli.presets import DATA
+from scoresde.data import photographs
 from scoresde.likelihood.colour import measure_coupling, partition
 from scoresde.likelihood.probes import lattice
+from scoresde.nn import UNet
 from scoresde.noise import normal, stream
 from scoresde.ops import divergence
 
@@ -119,39 +122,53 @@ def measure_exact(samples: int) -> list[dict[str, object]]:
     return rows
 
 
+def compare_groups(learned_on: Tensor, judged_on: Tensor, event: tuple[int, ...]) -> list[dict[str, object]]:
+    """Return the standard deviation of one estimate for each number of products and kind of groups, in nats.
+
+    Args:
+        learned_on: W (D, D) of the data from which groups are learned, as ``measure_coupling`` gives it.
+        judged_on: W of others.
+        event: of the model.
+    """
+
+    def spread(groups: Tensor) -> float:
+        same = (groups.flatten()[:, None] == groups.flatten()).double().fill_diagonal_(0.0)
+        return math.sqrt(2 * float((judged_on * same).sum()))
+
+    rows, whole = [], spread(torch.zeros(event, dtype=torch.long))
+    for k in PROBES:
+        row = {
+            "products": k,
+            "hutchinson": whole / math.sqrt(k),
+            "lattice": spread(lattice(event, k)),
+            "learned": spread(partition(learned_on, k)),
+        }
+        rows.append(row)
+        print(f"{k:3} products: " + ", ".join(f"{name} {row[name]:.2f}" for name in row if name != "products"))
+    return rows
+
+
 def measure_probes(checkpoint: Path | None) -> list[dict[str, object]]:
-    """Return the standard deviation of one estimate for each number of products and kind of groups, in nats."""
+    """Compare groups on a digits network, over twelve held-out digits."""
     with TemporaryDirectory() as folder:
         if checkpoint is None:
             checkpoint = Path(folder) / "digits"
             scoresde(["train", "--data", "digits", "--conditional", "--out", str(checkpoint)])
         model = ScoreModel.load(checkpoint)
-    parts = {}
-    for name, split in (("learned on", DATA["digits"].load()), ("judged on", DATA["digits"].test())):
-        x, labels = split
+    parts = []
+    for x, labels in (DATA["digits"].load(), DATA["digits"].test()):
         rows = torch.arange(0, len(x), len(x) // 12)[:12]
-        cond = {"label": labels[rows]} if model.net.classes else None
-        parts[name] = measure_coupling(model, x[rows], cond=cond)
-    judged = parts["judged on"]
-    rows = []
+        parts.append(measure_coupling(model, x[rows], cond={"label": labels[rows]} if model.net.classes else None))
+    return compare_groups(*parts, (1, 8, 8))
 
-    def spread(groups: Tensor) -> float:
-        same = (groups.flatten()[:, None] == groups.flatten()).double().fill_diagonal_(0.0)
-        return math.sqrt(2 * float((judged * same).sum()))
 
-    whole = spread(torch.zeros(64, dtype=torch.long))
-    for k in PROBES:
-        row = {
-            "products": k,
-            "hutchinson": whole / math.sqrt(k),
-            "lattice": spread(lattice((1, 8, 8), k)),
-            "learned": spread(partition(parts["learned on"], k)),
-        }
-        rows.append(row)
-        print(
-            f"{k:3} products: " + ", ".join(f"{name} {row[name]:.2f}" for name in ("hutchinson", "lattice", "learned"))
-        )
-    return rows
+def measure_patches() -> list[dict[str, object]]:
+    """Compare groups on a small network for grey patches of photographs, 32 x 32, over two held-out patches."""
+    train, test = (photographs(32, n, part).images.mean(1, keepdim=True) for part, n in (("train", 3000), ("test", 2)))
+    model = ScoreModel(UNet(1, width=16, multipliers=(1, 2, 2)), SDE, predicts="noise")
+    trained = fit(model, train, steps=500, batch_size=32, learning_rate=2e-3, seed=0).model
+    parts = [measure_coupling(trained, x, intervals=6, progress=True) for x in (train[:2], test)]
+    return compare_groups(*parts, (1, 32, 32))
 
 
 def in_time(
@@ -255,7 +272,7 @@ def measure_peers(samples: int, rounds: int) -> list[dict[str, object]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--part", choices=("exact", "probes", "peers"), help="one part alone")
+    parser.add_argument("--part", choices=("exact", "probes", "patches", "peers"), help="one part alone")
     parser.add_argument("--samples", type=int, default=500, help="data of each target")
     parser.add_argument("--rounds", type=int, default=3, help="of the comparison with other recipes")
     parser.add_argument("--checkpoint", type=Path, help="run of a digits network; trained for it by default")
@@ -265,6 +282,7 @@ def main() -> None:
     parts: dict[str, Callable[[], list[dict[str, object]]]] = {
         "exact": lambda: measure_exact(options.samples),
         "probes": lambda: measure_probes(options.checkpoint),
+        "patches": measure_patches,
         "peers": lambda: measure_peers(options.samples, options.rounds),
     }
     figures = read_record(options.record) | {name: run() for name, run in parts.items() if options.part in (None, name)}

@@ -17,6 +17,7 @@ from scoresde import (
     Compose,
     ConfigError,
     DomainError,
+    EnergyModel,
     Gaussian,
     GaussianModel,
     Logit,
@@ -282,6 +283,25 @@ def test_a_model_of_your_own_mixture_of_models() -> None:
     torch.testing.assert_close(
         log_likelihood(model, x, solver=TIGHT).values, log_likelihood(ring(), x, solver=TIGHT).values, rtol=0, atol=1e-6
     )
+
+
+class Quadratic(torch.nn.Module):
+    """The energy |w x|^2/2 of N(0, 1)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(2, dtype=torch.float64))
+
+    def forward(self, x: Tensor, c_noise: Tensor) -> Tensor:
+        return 0.5 * (self.weight * x).square().sum(1)
+
+
+def test_an_energy_has_a_likelihood() -> None:
+    """Its score is a gradient already, and the divergence a gradient of that."""
+    x = torch.tensor([[0.3, -1.2], [2.0, 0.5]], dtype=torch.float64)
+    exact = -0.5 * x.square().sum(1) - math.log(2 * math.pi)
+    got = log_likelihood(EnergyModel(Quadratic(), VPSDE()), x).values
+    torch.testing.assert_close(got, exact, rtol=0, atol=1e-4)
 
 
 REFUSED = [
