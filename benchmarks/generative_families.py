@@ -28,7 +28,7 @@ from record import add_record, write_record
 
 from scoresde.metrics.digits import DigitJudge
 from scoresde.plots import image_grid, save
-from scoresde.plots.style import use_style
+from scoresde.plots.style import dress, plain_log_ticks, use_style
 
 PIXELS = 64
 
@@ -78,30 +78,22 @@ def measure(family: Family, split: Split, judge: DigitJudge, samples: int) -> tu
 
 def draw(rows: dict[str, dict[str, object]], floor: float, pictures: dict[str, torch.Tensor], path: Path) -> None:
     """Draw likelihood against sample quality, and beside it ten samples of each family."""
+    distances = [float(row["frechet"]) for row in rows.values()]
     with use_style():
-        figure = Figure(figsize=(7, 4.2), layout="constrained")
+        figure = Figure(figsize=(7.6, 4), layout="constrained")
         axes = figure.subplots()
-        for k, (name, row) in enumerate(rows.items()):
-            x, y = float(row["bits_per_dim"]), float(row["frechet"])
-            marker = "o" if row["kind"] == "exact" else "<"
-            axes.plot(x, y, marker, markersize=7, color=f"C{k % 10}")
-            axes.annotate(name, (x, y), xytext=(6, 4), textcoords="offset points", fontsize=8)
-        axes.axhline(floor, color="0.5", linestyle="--", linewidth=1)
-        axes.annotate(
-            "floor: as many training digits",
-            (0.99, floor),
-            xycoords=("axes fraction", "data"),
-            ha="right",
-            va="bottom",
-            fontsize=8,
-            color="0.4",
-        )
+        colours: dict[str, str] = {}
+        for name, row in rows.items():
+            kind, _, weight = name.partition(", ")
+            colour = colours.setdefault(kind, f"C{len(colours)}")
+            marker = "o" if row["kind"] == "exact" else "v" if weight == "likelihood" else "<"
+            axes.plot(float(row["bits_per_dim"]), float(row["frechet"]), marker, color=colour, markersize=8, label=name)
+        axes.axhline(floor, color="0.5", linestyle="--", linewidth=1, label="as many real digits")
         axes.set_yscale("log")
-        axes.margins(x=0.18, y=0.12)
-        axes.set(
-            xlabel="bits per dimension of held-out digits (lower is better; triangles: at most this)",
-            ylabel="Fréchet distance of samples",
-        )
+        axes.margins(x=0.1, y=0.1)
+        plain_log_ticks(axes.yaxis, min(floor, *distances), max(floor, *distances))
+        dress(axes, xlabel="bits per dimension, held-out digits (but ○: at most)", ylabel="Fréchet distance of samples")
+        figure.legend(loc="outside right upper", fontsize=9)
     save(figure, path)
     rows_of = [images[:16] for images in pictures.values()]
     grid = image_grid(torch.cat(rows_of), row_labels=list(pictures), smooth=True)

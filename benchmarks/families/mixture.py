@@ -40,7 +40,8 @@ class Mixture:
     def sample(self, n: int) -> Tensor:
         """Return n images as levels."""
         x, _ = self.mixture.sample(n)
-        return torch.from_numpy(x).floor().clamp(0, LEVELS - 1).long().reshape(n, SIDE, SIDE)
+        # They come component by component.
+        return torch.from_numpy(x)[torch.randperm(n)].floor().clamp(0, LEVELS - 1).long().reshape(n, SIDE, SIDE)
 
 
 def fit(split: Split, *, quick: bool = False) -> Mixture:
