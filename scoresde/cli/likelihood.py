@@ -54,7 +54,7 @@ __all__ = ["Likelihood"]
 
 PART = 64  # samples between two savings
 MOST = 500  # samples, unless asked
-PROBES = 8
+PROBES = 4
 CHAIN = 1000
 TABLE, VALUES, PICTURE = "likelihood.json", "values.safetensors", "histogram.png"
 NAMES = {"flow": "flow", "continuous": "continuous bound", "chain": f"bound of {CHAIN} steps"}
@@ -97,8 +97,8 @@ class Likelihood(Work):
     levels: Annotated[OptionalInt, show_default("the data's: 17 for digits, 256 for images")] = None
     low: Annotated[OptionalFloat, show_default("the data's")] = None
     high: Annotated[OptionalFloat, show_default("the data's")] = None
-    probes: Annotated[OptionalInt, show_default("8, or the exact divergence up to 8 coordinates")] = None
-    draws: Int = 2
+    probes: Annotated[OptionalInt, show_default("4, or the exact divergence up to 4 coordinates")] = None
+    draws: Int = 4
     importance: Int = 1
     tolerance: Float = 1e-2
     samples: Int = 64

@@ -88,20 +88,24 @@ def test_as_many_probes_as_coordinates_are_the_trace() -> None:
         log_likelihood(model, x, probes=5)
 
 
-def test_the_standard_error_is_calibrated() -> None:
-    """Over seeds the truth lies within two standard errors 93 to 97 times in 100."""
+@pytest.mark.parametrize("draws", [3, 4, 16])
+def test_the_standard_error_is_calibrated(draws: int) -> None:
+    """Over seeds the truth lies within two standard errors 95 times in 100, also where few draws give them.
+
+    One group of twelve coordinates: 66 pairs add up to nearly a normal law.
+    """
     model = many()
     x = data_of(model, 80)
-    options = {"solver": "rk3", "steps": 12}
+    options = {"solver": "rk3", "steps": 8}
     exact = log_likelihood(model, x, **options).values
     inside = []
     for seed in range(5):
-        got = log_likelihood(model, x, probes=2, draws=32, seed=seed, **options)
+        got = log_likelihood(model, x, probes=1, draws=draws, seed=seed, **options)
         inside.append((got.values - exact).abs() < 2 * got.standard_error)
     share = float(torch.cat(inside).double().mean())
     # 400 trials at 0.95: a standard deviation of 0.011.
     assert 0.91 < share < 0.985
-    assert bool(log_likelihood(model, x[:2], probes=2, draws=1).standard_error.isnan().all())
+    assert bool(log_likelihood(model, x[:2], probes=2, draws=1, **options).standard_error.isnan().all())
 
 
 def test_lattices() -> None:
