@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -329,3 +330,36 @@ def test_what_the_adaptive_flow_cannot_do_is_refused(options: dict[str, object])
     with pytest.raises(ConfigError, match="adaptive"):
         sample(ScoreModel(net, VPSDE()), (2, 2), solver="probability_flow", seed=0, **options)
     assert net.calls == []
+
+
+def test_the_error_of_an_integral_holds_what_the_states_error_will_add() -> None:
+    """dy/du = y, and an integral I of 0: its own error is 0, and with V = 3 y that of the result is 3 |dy| a step."""
+
+    def stages(u: Tensor, rows: Tensor):
+        return lambda i, y: torch.stack([y[:, 0], torch.zeros_like(y[:, 1])], 1)
+
+    start = torch.tensor([[1.0, 0.0], [-2.0, 0.0]], dtype=torch.float64)
+    plain = Field(stages, 0.0, 1.0, (1.0, 1.0), float, "u", integrals=1)
+    weighed = replace(plain, gradient=lambda y, slope, u: torch.full_like(y[:, :1], 3.0))
+    flow = ProbabilityFlow(rtol=1e-4, atol=1e-4)
+    assert flow.integrate(plain, start).error.tolist() == [[0.0], [0.0]]
+    result = flow.integrate(weighed, start)
+    true = (result.x[:, :1] - start[:, :1] * math.e).abs()
+    # The embedded solution's error, of one order less, is above that of the solution; both scale with the state.
+    assert bool((result.error > 3 * true).all())
+    assert bool((result.error < 3e-3).all())
+    assert result.x[:, 1].tolist() == [0.0, 0.0]
+
+
+def test_an_integrals_own_error_bounds_the_step() -> None:
+    """I' = cos(40 u) beside a state that never moves: without a check of I one step would do."""
+
+    def stages(u: Tensor, rows: Tensor):
+        return lambda i, y: torch.stack([torch.zeros_like(y[:, 0]), (40 * u[i].expand(len(y))).cos()], 1)
+
+    field = Field(stages, 0.0, 1.0, (1.0, 1.0), float, "u", integrals=1)
+    result = ProbabilityFlow(rtol=1e-6, atol=1e-6).integrate(field, torch.zeros(2, 2, dtype=torch.float64))
+    exact = math.sin(40) / 40
+    torch.testing.assert_close(result.x[:, 1], torch.full((2,), exact, dtype=torch.float64), rtol=0, atol=1e-5)
+    assert bool((result.error[:, 0] < 1e-4).all())
+    assert int(result.accepted[0]) > 10
