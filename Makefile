@@ -27,11 +27,11 @@ demo: $(READY)
 test: $(READY)
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
 
-# Matrix kernels and vectorised exponentials round differently with the processor's vector units. What starts processes,
-# exports graphs or measures orders (float64 recursions, far above rounding) would take a third of the time and see none.
+# Matrix kernels and vectorised exponentials round differently with the processor's vector units. What starts processes
+# or exports graphs sees none.
 NO_SUMS := cli data package plots reference
 COMPUTING = $(filter-out $(NO_SUMS:%=tests/%/),$(wildcard tests/*/ tests/test_*.py))
-NOT_PLAIN := travel or export or wrapped or orders or amplification
+NOT_PLAIN := travel or export or wrapped
 
 test-plain: $(READY)
 	MKL_ENABLE_INSTRUCTIONS=SSE4_2 ATEN_CPU_CAPABILITY=default \

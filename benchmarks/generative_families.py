@@ -24,7 +24,7 @@ from families import mixture, pixelcnn, vae
 from families.common import Family, Split, load, to_images
 from families.diffusion import SDES, Chain, fit_score
 from matplotlib.figure import Figure
-from record import add_record, write_record
+from record import add_record, read_record, write_record
 
 from scoresde.metrics.digits import DigitJudge
 from scoresde.plots import image_grid, save
@@ -136,7 +136,9 @@ def main() -> None:
             )
     draw(rows, floor["frechet"], pictures, options.figure)
     print(f"picture: {options.figure}")
-    write_record(options.record, json.dumps({"floor": floor, "samples": samples, "families": rows}, indent=1))
+    known = read_record(options.record).get("families", {}) if options.only is not None else {}
+    every_row = {name: {**known, **rows}[name] for name in every if name in {**known, **rows}}
+    write_record(options.record, json.dumps({"floor": floor, "samples": samples, "families": every_row}, indent=1))
 
 
 if __name__ == "__main__":

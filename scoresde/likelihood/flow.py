@@ -31,10 +31,11 @@ from scoresde.diffusions.gaussian import Gaussian
 from scoresde.errors import ConfigError, DomainError, check_integer, check_samples, unknown
 from scoresde.likelihood.bound import choose_prior
 from scoresde.likelihood.carry import Carrier, choose_carrier
+from scoresde.likelihood.decoders import Decoder
 from scoresde.likelihood.ends import measure_mismatch, measure_truncation
 from scoresde.likelihood.figures import Figures
 from scoresde.likelihood.probes import Probes, check_groups, lattice
-from scoresde.likelihood.starts import Dequantisation, Start, begin, check_start
+from scoresde.likelihood.starts import Dequantisation, Start, choose_start
 from scoresde.likelihood.traced import SIGNS
 from scoresde.models.checks import check_event, check_model
 from scoresde.models.prediction import Condition, Predictor, check_condition, in_mode, select
@@ -43,6 +44,7 @@ from scoresde.ops import chunks, working_dtype
 from scoresde.solvers.adaptive import FlowSolver
 from scoresde.solvers.grids import Grid
 from scoresde.solvers.solver import Solver
+from scoresde.transforms.base import Transform
 
 __all__ = ["LogLikelihood", "bits_per_dim", "log_likelihood"]
 
@@ -168,7 +170,7 @@ def log_likelihood(
     solver: str | Solver | FlowSolver | None = None,
     steps: int | None = None,
     times: Tensor | Grid | None = None,
-    decoder: Start = None,
+    decoder: Decoder | Dequantisation | None = None,
     importance: int = 1,
     prior: Gaussian | None = None,
     cond: Condition = None,
@@ -218,28 +220,22 @@ def log_likelihood(
     cond = check_condition(cond, len(data), data.device)
     event = data.shape[1:]
     chosen = _choose_probes(known, event, divergence, probes, groups, draws)
-    if isinstance(decoder, Dequantisation) and not isinstance(times, Tensor) and data.numel():
-        start_time = decoder.choose_time(known.sde, known.transform, data.detach())
-        known = known.with_sde(known.sde.starting_at(start_time))
+    start = choose_start(decoder)
+    if not isinstance(times, Tensor) and data.numel():
+        leads_to = start.choose_time(known.sde, known.transform, data.detach())
+        known = known if leads_to == known.sde.t_min else known.with_sde(known.sde.starting_at(leads_to))
     carrier, coarse, factor = choose_carrier(known, solver, steps, times, differentiable)
     check_seed(seed)
     check_integer(importance, "importance", 1)
     check_integer(first_sample, "first_sample", 0)
     check_integer(chunk_size, "chunk_size", 1)
-    if importance > 1 and decoder is None:
+    if importance > 1 and not start.draws:
         raise ConfigError("importance= averages over a decoder's draws, and there is no decoder; pass decoder=")
     wide = data if differentiable else data.detach()
     y = wide.to(torch.promote_types(data.dtype, torch.float32))
-    log_abs_det = torch.zeros(len(y), dtype=torch.float64)
-    if known.transform is not None:
-        draw = stream(seed, "likelihood", "transform", device=y.device)
-        state = draw.get_state()
-        z = known.transform.forward(y, draw)
-        draw.set_state(state)
-        log_abs_det, y = known.transform.log_abs_det(y, draw).to("cpu", torch.float64), z
-    start = check_start(decoder, y.detach(), known.transform)
-    discrete = start is not None and (isinstance(start, Dequantisation) or start.discrete)
-    if carrier.low.sigma == 0 and start is not None:
+    y, log_abs_det = _transform(known.transform, y, seed, first_sample)
+    start.check(y.detach(), known.transform)
+    if carrier.low.sigma == 0 and start.draws:
         raise ConfigError("a decoder starts from a noisy state; end times= above 0")
     law = choose_prior(known, carrier.high, float(known.sde.prior_std(float(carrier.high.t))), prior)
     task = _Task(known, chosen, carrier, coarse, factor, start, importance, law, seed, first_sample, differentiable)
@@ -250,7 +246,7 @@ def log_likelihood(
         for rows in chunks(len(y), chunk_size) if len(y) else [slice(0, 0)]:
             parts.append(task(y[rows], rows.start, select(cond, rows)))
             bar.update(rows.stop - rows.start)
-    return _join(parts, log_abs_det, discrete)
+    return _join(parts, log_abs_det, start.discrete)
 
 
 @dataclass(frozen=True, eq=False)
@@ -278,7 +274,7 @@ class _Task:
         latent = y
         for k in range(self.importance):
             source.fill(z)
-            x, worth = begin(self.start, self.model, y, self.carrier.low, z, cond)
+            x, worth = self.start.begin(self.model, y, self.carrier.low, z, cond)
             signs = self.probes.signs(x.detach(), self.seed, number, k)
             told = {**(cond or {}), SIGNS: signs}
             wide = x.to(working_dtype(x.device))
@@ -288,14 +284,14 @@ class _Task:
                 error, calls = self.factor * (rough - value).mean(1).abs(), calls + more
             weighted.append(value.to("cpu", torch.float64) + worth[:, None])
             errors.append(torch.full_like(worth, math.nan) if error is None else error.to("cpu", torch.float64))
-            nfe += calls + (self.start is not None and not isinstance(self.start, Dequantisation))
+            nfe += calls + self.start.calls
             latent = reached if k == 0 else latent
         each = torch.logsumexp(torch.stack(weighted), 0) - math.log(self.importance)  # (B, draws)
         nothing = torch.zeros(len(y), dtype=torch.float64)
         truncation = mismatch = nothing if not self.differentiable else torch.full_like(nothing, math.nan)
         if not self.differentiable:
             mismatch = measure_mismatch(self.model, self.law, self.carrier.high, latent, cond, self.seed)
-            if self.start is None and float(self.carrier.low.sigma) > 0:
+            if not self.start.draws and float(self.carrier.low.sigma) > 0:
                 truncation = measure_truncation(self.model, self.probes, self.carrier.low, wide, told)
         return LogLikelihood(
             each=each,
@@ -312,6 +308,22 @@ class _Task:
         """Return log p (B, draws) of states x, the latents, the evaluations and the error, where the solver has one."""
         result = carrier.carry(self.model, x, self.probes, cond)
         return self.law.log_prob(result.x)[:, None] + result.gain, result.x, result.nfe, result.error
+
+
+def _transform(transform: Transform | None, x: Tensor, seed: int, first_sample: int) -> tuple[Tensor, Tensor]:
+    """Return data (B, *) in the model's coordinates and log |det|, (B,), in float64 on the CPU.
+
+    What a transform draws for a sample comes from a stream of the sample's own.
+    """
+    if transform is None or not len(x):
+        return x, torch.zeros(len(x), dtype=torch.float64)
+    found = []
+    for rows in chunks(len(x), 1 if transform.random else len(x)):
+        first = stream(seed, "likelihood", "transform", first_sample + rows.start, device=x.device)
+        again = stream(seed, "likelihood", "transform", first_sample + rows.start, device=x.device)
+        found.append((transform.forward(x[rows], first), transform.log_abs_det(x[rows], again)))
+    y, log_abs_det = (torch.cat(parts) for parts in zip(*found, strict=True))
+    return y, log_abs_det.to("cpu", torch.float64)
 
 
 def _choose_probes(

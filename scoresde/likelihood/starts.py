@@ -23,6 +23,7 @@ With K draws log mean exp is a tighter bound (Burda et al. 2016, arXiv:1509.0051
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -37,14 +38,79 @@ from scoresde.likelihood.decoders import Decoder, bin_ends, event_sum
 from scoresde.models.prediction import Condition, Predictor
 from scoresde.transforms.base import Transform, check_interval
 
-__all__ = ["Dequantisation", "Start", "begin", "check_start"]
+__all__ = ["Dequantisation", "Start", "choose_start"]
 
 TAU = 2.0
 Law = Literal["uniform", "truncated_normal"]
 
 
+class Start(ABC):
+    """A way from data to the state at t_min.
+
+    ``discrete`` says whether log p is then that of levels, ``draws`` whether it is a bound by draws, and ``calls`` how
+    often the network is asked on the way.
+    """
+
+    discrete: bool = False
+    draws: bool = True
+    calls: int = 0
+
+    def check(self, y: Tensor, transform: Transform | None) -> None:  # noqa: B027 all data suit, unless it says more
+        """Raise where data y (B, *), in the model's coordinates, are none of this way's."""
+
+    def choose_time(self, sde: GaussianSDE, transform: Transform | None, like: Tensor) -> float:
+        """Return the time at which it leads to, for data like ``like``, where none is named."""
+        return sde.t_min
+
+    @abstractmethod
+    def begin(self, model: Predictor, y: Tensor, point: Point, z: Tensor, cond: Condition) -> tuple[Tensor, Tensor]:
+        """Return the state (B, *) at ``point`` of data y (B, *), and its worth in nats (B,), in float64 on the CPU.
+
+        Args:
+            model: asked by a decoder.
+            y: data in the model's coordinates.
+            point: a single point.
+            z: standard normal, of y's shape.
+            cond: conditions of the batch.
+        """
+
+
+class _Density(Start):
+    """x = alpha y."""
+
+    draws = False
+
+    def begin(self, model: Predictor, y: Tensor, point: Point, z: Tensor, cond: Condition) -> tuple[Tensor, Tensor]:
+        alpha, size = float(point.alpha), math.prod(y.shape[1:])
+        return alpha * y, torch.full((len(y),), size * math.log(alpha), dtype=torch.float64)
+
+
 @dataclass(frozen=True)
-class Dequantisation:
+class _Decoded(Start):
+    """x from N(alpha y, sigma^2), and a decoder back."""
+
+    decoder: Decoder
+
+    calls = 1
+
+    @property
+    def discrete(self) -> bool:  # type: ignore[override]
+        return self.decoder.discrete
+
+    def check(self, y: Tensor, transform: Transform | None) -> None:
+        self.decoder.check(y, transform)
+
+    def begin(self, model: Predictor, y: Tensor, point: Point, z: Tensor, cond: Condition) -> tuple[Tensor, Tensor]:
+        alpha, sigma = float(point.alpha), float(point.sigma)
+        x = alpha * y + sigma * z
+        mean, std = model.at(x, point, cond).data, choose_std(self.decoder, point)
+        size = math.prod(y.shape[1:])
+        entropy = 0.5 * event_sum(z.square()) + size * (math.log(sigma) + 0.5 * math.log(2 * math.pi))
+        return x, (entropy - self.decoder.nats(y, mean, std, model.transform)).to("cpu", torch.float64)
+
+
+@dataclass(frozen=True)
+class Dequantisation(Start):
     """Data on levels as draws inside their bins; the likelihood is then that of the levels.
 
     The levels are low + k width, k = 0 ... levels - 1, width = (high - low)/(levels - 1), in the *data's* units; a bin
@@ -65,11 +131,17 @@ class Dequantisation:
     high: float = 1.0
     law: Law = "truncated_normal"
 
+    discrete = True
+
     def __post_init__(self) -> None:
         check_integer(self.levels, "levels", 2)
         check_interval(self.low, self.high)
         if self.law not in get_args(Law):
             raise unknown("law of dequantisation", self.law, get_args(Law))
+
+    def check(self, y: Tensor, transform: Transform | None) -> None:
+        """Raise DomainError for data off the levels, ConfigError for a transform that draws."""
+        bin_ends(self, y, transform)
 
     def choose_time(self, sde: GaussianSDE, transform: Transform | None, like: Tensor) -> float:
         """Return the time at which half a bin, in the model's coordinates, is ``TAU`` times sigma/alpha.
@@ -84,61 +156,31 @@ class Dequantisation:
         nu = max(half / TAU, float(torch.exp(-0.5 * sde.log_snr(sde.t_min))))
         return float(sde.time(-2 * math.log(nu)))
 
-    def draw(self, y: Tensor, point: Point, transform: Transform | None, z: Tensor) -> tuple[Tensor, Tensor]:
-        """Return a state in the bins of y (B, *), from standard normal z, and -log q of it, (B,)."""
+    def begin(self, model: Predictor, y: Tensor, point: Point, z: Tensor, cond: Condition) -> tuple[Tensor, Tensor]:
+        """Return a state in the bins of y, and -log q of it; see ``Start.begin``."""
         alpha, sigma = float(point.alpha), float(point.sigma)
-        lower, upper, _, _ = bin_ends(self, y, transform)
+        lower, upper, _, _ = bin_ends(self, y, model.transform)
         share = torch.special.ndtr(z.to(lower))
         if self.law == "uniform":
             width = alpha * (upper - lower)
-            return alpha * lower + share * width, event_sum(width.log())
+            return (alpha * lower + share * width).to(y), event_sum(width.log()).to("cpu", torch.float64)
         centre = alpha * y.to(lower)
         below, above = ((alpha * end - centre) / sigma for end in (lower, upper))
         least, most = torch.special.ndtr(below), torch.special.ndtr(above)
         cut = torch.special.ndtri(least + share * (most - least)).clamp(below, above)
         nats = 0.5 * cut.square() + math.log(sigma) + 0.5 * math.log(2 * math.pi) + (most - least).log()
-        return centre + sigma * cut, event_sum(nats)
+        return (centre + sigma * cut).to(y), event_sum(nats).to("cpu", torch.float64)
 
 
-Start = Decoder | Dequantisation | None
-
-
-def check_start(decoder: object, y: Tensor, transform: Transform | None) -> Start:
-    """Return the decoder if it suits data y (B, *) in the model's coordinates; DTypeError where it is none."""
+def choose_start(decoder: object) -> Start:
+    """Return the way of a decoder, a dequantisation, or None for the density; DTypeError for anything else."""
     if decoder is None:
-        return None
-    if isinstance(decoder, Dequantisation):
-        bin_ends(decoder, y, transform)
+        return _Density()
+    if isinstance(decoder, Start):
         return decoder
-    if not isinstance(decoder, Decoder):
-        raise DTypeError(
-            "decoder must be GaussianDecoder(), LevelsDecoder(levels, low, high) or Dequantisation(levels, low, high), "
-            f"got {type(decoder).__name__}"
-        )
-    decoder.check(y, transform)
-    return decoder
-
-
-def begin(start: Start, model: Predictor, y: Tensor, point: Point, z: Tensor, cond: Condition) -> tuple[Tensor, Tensor]:
-    """Return the state (B, *) at ``point`` of data y (B, *), and its worth in nats (B,), in float64.
-
-    Args:
-        start: the way there.
-        model: asked by a decoder, once.
-        y: data in the model's coordinates.
-        point: a single point.
-        z: standard normal, of y's shape; the first way ignores it.
-        cond: conditions of the batch.
-    """
-    alpha, sigma = float(point.alpha), float(point.sigma)
-    size = math.prod(y.shape[1:])
-    if start is None:
-        return alpha * y, torch.full((len(y),), size * math.log(alpha), dtype=torch.float64)
-    if isinstance(start, Dequantisation):
-        x, nats = start.draw(y, point, model.transform, z)
-        return x.to(y), nats.to("cpu", torch.float64)
-    x = alpha * y + sigma * z
-    with torch.no_grad():
-        mean = model.at(x, point, cond).data
-    entropy = 0.5 * event_sum(z.square()) + size * (math.log(sigma) + 0.5 * math.log(2 * math.pi))
-    return x, (entropy - start.nats(y, mean, choose_std(start, point), model.transform)).to("cpu", torch.float64)
+    if isinstance(decoder, Decoder):
+        return _Decoded(decoder)
+    raise DTypeError(
+        "decoder must be GaussianDecoder(), LevelsDecoder(levels, low, high) or Dequantisation(levels, low, high), "
+        f"got {type(decoder).__name__}"
+    )

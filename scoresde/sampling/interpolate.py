@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from scoresde.errors import ShapeError, check_integer, check_samples, unknown
+from scoresde.models.checks import check_model
 from scoresde.models.prediction import Predictor
 from scoresde.ops import flat
 from scoresde.sampling.encode import DecodeOptions, decode, encode
@@ -48,8 +49,9 @@ def interpolate(
     if check_samples(a, "a").shape != check_samples(b, "b").shape:
         raise ShapeError(f"a and b must have one shape, got {tuple(a.shape)} and {tuple(b.shape)}")
     start, end = (encode(model, x, full_output=True, **options) for x in (a, b))
-    sde = options.get("sde") or model.sde
-    centre = model.moments.mean * float(sde.alpha(start.times[-1])) if model.moments is not None else 0.0
+    known = check_model(model)
+    alpha = float((options.get("sde") or known.sde).alpha(start.times[-1]))
+    centre = 0.0 if known.moments is None else known.moments.mean * alpha
     centre = torch.as_tensor(centre).to(start.x)
     one, other = flat(start.x - centre), flat(end.x - centre)
     shape = (n, *(1,) * one.ndim)

@@ -36,7 +36,6 @@ from scoresde import (
     map_prediction,
     nn,
 )
-from scoresde.likelihood.starts import begin
 
 TIGHT = ProbabilityFlow(rtol=1e-8, atol=1e-8)
 NOISY = VPSDE(t_min=0.04)  # sigma 0.14, as wide as a bin: the data are on its levels at no finer scale
@@ -105,7 +104,7 @@ def test_the_truncated_normals_entropy() -> None:
     # Even quantiles stand for the draws.
     share = (torch.arange(20000, dtype=torch.float64) + 0.5) / 20000
     y = torch.zeros(20000, dtype=torch.float64)
-    _, nats = begin(Dequantisation(5), gaussian(sde), y, point, torch.special.ndtri(share), None)
+    _, nats = Dequantisation(5).begin(gaussian(sde), y, point, torch.special.ndtri(share), None)
     assert float(nats.mean()) == pytest.approx(exact, abs=1e-4)
 
 
@@ -153,6 +152,21 @@ def test_dequantised_data_by_the_transform() -> None:
     torch.testing.assert_close(got, exact, rtol=0, atol=0.2)
 
 
+def test_a_transforms_draws_are_each_samples_own() -> None:
+    """A batch, its chunks and its samples alone agree, though the model's own transform draws."""
+    model = map_prediction(gaussian(NOISY), lambda p: p.data)
+    model.transform = Dequantise(9)
+    x = LEVELS.repeat(2)
+    together = log_likelihood(model, x, solver="rk3", steps=6).values
+    assert len(set(together.tolist())) == len(x)
+    chunked = log_likelihood(model, x, solver="rk3", steps=6, chunk_size=3).values
+    alone = torch.cat(
+        [log_likelihood(model, x[k : k + 1], solver="rk3", steps=6, first_sample=k).values for k in (1, 7)]
+    )
+    torch.testing.assert_close(chunked, together, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(alone, together[[1, 7]], rtol=1e-9, atol=1e-9)
+
+
 def test_what_does_not_suit_is_refused() -> None:
     model, x = gaussian(), LEVELS
     with pytest.raises(DTypeError, match="decoder must be"):
@@ -187,8 +201,8 @@ SOLVERS = {
 
 
 @pytest.mark.parametrize("name", SOLVERS)
-@pytest.mark.parametrize("probes", [{}, {"probes": 1, "draws": 1}])
-def test_gradients_are_those_of_finite_differences(name: str, probes: dict[str, int]) -> None:
+@pytest.mark.parametrize("probes", [{}, {"probes": 1, "draws": 1}, {"decoder": GaussianDecoder()}])
+def test_gradients_are_those_of_finite_differences(name: str, probes: dict[str, object]) -> None:
     model, options = small(), {**SOLVERS[name], **probes}
     weight = dict(model.net.named_parameters())["input.weight"]
 
