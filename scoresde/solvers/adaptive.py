@@ -36,7 +36,7 @@ Array = np.ndarray[Any, np.dtype[np.float64]]
 Places = np.ndarray[Any, np.dtype[np.int64]]
 Mask = np.ndarray[Any, np.dtype[np.bool_]]
 
-FIRST_STEP = 0.02  # of the whole interval
+FIRST_STEP = 0.05  # of the whole interval
 
 
 Stage = Callable[[int, Tensor], Tensor]
@@ -260,7 +260,7 @@ class _Active:
         smooth = 0.9 * np.exp(0.4 / order * np.log(self.before) - 0.7 * log_error)
         alone = 0.9 * np.exp(-log_error)
         self.u = np.where(ok, self.u + self.h, self.u)
-        self.h = self.h * np.where(ok, smooth.clip(0.2, 5.0), alone.clip(0.1, 0.9))
+        self.h = self.h * np.where(ok, smooth.clip(0.2, 10.0), alone.clip(0.1, 0.9))
         self.before = np.where(ok, np.maximum(error, 1e-4), self.before)
         self.accepted = self.accepted + ok
 

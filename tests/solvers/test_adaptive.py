@@ -240,7 +240,7 @@ def failing(act) -> tuple[Net, ScoreModel]:
 
 
 def test_a_prediction_that_is_not_finite_stops_the_flow() -> None:
-    _, model = failing(lambda x, k: torch.where((x[:, :1] > 1.0) & (torch.tensor(k > 20)), math.nan, 1.0) * x)
+    _, model = failing(lambda x, k: torch.where((x[:, :1] > 1.0) & (torch.tensor(k > 10)), math.nan, 1.0) * x)
     with pytest.raises(
         SolverError, match=r"stopped at t = 0\.\d+ .* for \d+\.\d% .*: the prediction is not finite"
     ) as e:
