@@ -87,8 +87,27 @@ def mapped(kind: str, size: int, folder: Path) -> None:
 
 def command(kind: str, size: int, folder: Path) -> None:
     # The file is written by another process: see ``prepare``.
-    made = run_command(["train", "--data", str(folder / "x.npy"), "--steps", "2", "--out", str(folder / "run")])
+    (file,) = folder.glob("x.*")
+    made = run_command(["train", "--data", str(file), "--steps", "2", "--out", str(folder / "run")])
     assert made == 0
+
+
+def prepare(kind: str, size: int, folder: Path) -> None:
+    """Write a file of data of ``size`` bytes in memory."""
+    data = make(kind, size).numpy()
+    if kind == "npz":
+        np.savez(folder / "x.npz", x=data)
+    elif kind == "csv":
+        np.savetxt(
+            folder / "x.csv",
+            data,
+            fmt="%.7g",
+            delimiter=",",
+            header=",".join(f"c{k}" for k in range(WIDTH)),
+            comments="",
+        )
+    else:
+        np.save(folder / "x.npy", data)
 
 
 CASES: dict[str, tuple[Callable[[str, int, Path], None], str, float]] = {
@@ -99,6 +118,8 @@ CASES: dict[str, tuple[Callable[[str, int, Path], None], str, float]] = {
     "fit, mapped file, 4 times": (mapped, "float32", 4.0),
     "command, float32 file": (command, "float32", 1.0),
     "command, uint8 file": (command, "uint8", 1.0),
+    "command, float32 .npz": (command, "npz", 1.0),
+    "command, .csv": (command, "csv", 0.25),
 }
 
 
@@ -131,7 +152,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.prepare:
         kind, size, folder = options.prepare
-        np.save(Path(folder) / "x.npy", make(kind, int(size)).numpy())
+        prepare(kind, int(size), Path(folder))
         return
     if options.here:
         print(json.dumps(run_case(options.only, int(options.megabytes * MIB * CASES[options.only][2]))))

@@ -86,12 +86,11 @@ def _read(file: Path) -> DataFrame:
     with needing("tables from files", "polars"):
         import polars
     try:
-        # An open file is that file: of a path polars would take a star, or the address of a server, for more.
-        with file.open("rb") as opened:
-            if ending == ".parquet":
-                return polars.read_parquet(opened)
-            # Every row has a say in a column's type.
-            frame = polars.read_csv(opened, infer_schema_length=None).rename(str.strip)
+        file.open("rb").close()  # an OSError that says what is wrong, where it cannot be opened
+        if ending == ".parquet":
+            return polars.read_parquet(file, glob=False)
+        # Every row has a say in a column's type.
+        frame = polars.read_csv(file, glob=False, infer_schema_length=None).rename(str.strip)
     except OSError as error:
         raise DataError(
             f"{file} cannot be read: {error.strerror or error}", cure="check the path and its permissions"
@@ -131,8 +130,10 @@ def _read_numbers(file: Path, columns: list[Series]) -> NDArray[Any]:
     """Return columns as float64 (N, D)."""
     import polars
 
-    read, others = [], []
-    for column in columns:
+    if not columns:
+        raise DataError(f"{file} has no column of numbers", cure="add one beside the labels")
+    others, values = [], np.empty((len(columns[0]), len(columns)))
+    for place, column in enumerate(columns):
         if column.dtype == polars.String:
             # Spaces behind the commas, or a word among numbers.
             numbers = column.str.strip_chars().cast(polars.Float64, strict=False)
@@ -142,7 +143,7 @@ def _read_numbers(file: Path, columns: list[Series]) -> NDArray[Any]:
             numbers = polars.repeat(None, len(column), dtype=polars.Float64, eager=True)
         if numbers.null_count() == len(column) > column.null_count():
             others.append(column.name)
-        read.append(numbers)
+        values[:, place] = numbers.to_numpy()
     if others:
         raise DataError(
             f"{file} has columns that hold no numbers: {', '.join(map(repr, others))}",
@@ -150,9 +151,6 @@ def _read_numbers(file: Path, columns: list[Series]) -> NDArray[Any]:
             allowed=tuple(others),
             cure="take them out, write them as numbers, or name one with label_column= where it holds the labels",
         )
-    if not columns:
-        raise DataError(f"{file} has no column of numbers", cure="add one beside the labels")
-    values = np.stack([numbers.to_numpy() for numbers in read], axis=1).astype(np.float64, copy=False)
     bad = np.argwhere(~np.isfinite(values))
     if len(bad):
         row, place = bad[0].tolist()
