@@ -25,7 +25,7 @@ from torch import Tensor
 from scoresde.errors import CheckpointError, ConfigError, DomainError
 from scoresde.models.checkpoint import MANIFEST, find
 from scoresde.models.score_model import ScoreModel
-from scoresde.nn.embeddings import LabelledNetwork
+from scoresde.nn.conditions import ConditionalNetwork
 from scoresde.ops import Rows, parts
 from scoresde.training.loop import CHECKPOINT
 
@@ -125,8 +125,9 @@ def open_run(path: Path, device: torch.device) -> RunFolder:
     if model.moments is None:
         raise CheckpointError(f"{folder} holds no data moments, so no shape of a sample; train it with fit")
     data = None if about.get("data") is None else str(about["data"])
-    classes = model.net.classes if isinstance(model.net, LabelledNetwork) else None
-    return RunFolder(folder, model, about, data, model.moments.mean.shape, classes)
+    kinds = model.net.kinds if isinstance(model.net, ConditionalNetwork) else {}
+    option, classes = kinds.get("label", ("", 0))
+    return RunFolder(folder, model, about, data, model.moments.mean.shape, classes if option == "classes" else None)
 
 
 def read_json(path: Path) -> dict[str, object]:

@@ -7,7 +7,7 @@ the names of its weights. The wrapper is what is called; the network inside is w
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Protocol, TypeVar, runtime_checkable
 
 import torch
@@ -22,7 +22,7 @@ __all__ = [
     "Energetic",
     "Gradient",
     "bare_network",
-    "check_names",
+    "check_conditions",
     "condition_names",
     "describe_network",
     "network_state",
@@ -40,6 +40,14 @@ class Energetic(Protocol):
         """Return the energies (B,) in nats of scaled states x (B, *)."""
 
 
+@runtime_checkable
+class Checking(Protocol):
+    """A network that looks at its conditions before it is called, as those of ``scoresde.nn`` do."""
+
+    def check_conditions(self, x_shape: torch.Size, cond: Mapping[str, Tensor | None]) -> None:
+        """Raise for conditions that it does not take."""
+
+
 class Gradient(nn.Module):
     """-dE/dx of an energy network, with the graph to the parameters wherever gradients are being recorded.
 
@@ -55,6 +63,12 @@ class Gradient(nn.Module):
     def condition_names(self) -> frozenset[str] | None:
         """The conditions that the energy network takes."""
         return condition_names(self.net)
+
+    def check_conditions(self, x_shape: torch.Size, cond: Mapping[str, Tensor | None]) -> None:
+        """Have the energy network look at its conditions."""
+        inner = bare_network(self.net)
+        if isinstance(inner, Checking):
+            inner.check_conditions(x_shape, cond)
 
     def energy(self, x: Tensor, c_noise: Tensor, cond: Condition = None) -> Tensor:
         """Return E, (B,); ShapeError where the network returns another shape."""
@@ -127,8 +141,12 @@ def condition_names(net: Callable[..., object]) -> frozenset[str] | None:
     return frozenset(p.name for p in list(parameters)[2:] if p.kind is not p.POSITIONAL_ONLY)
 
 
-def check_names(net: Callable[..., object], cond: Condition) -> None:
-    """Raise ConfigError for a condition that the network does not take, with those that it takes."""
+def check_conditions(net: Callable[..., object], cond: Condition, x: Tensor) -> None:
+    """Raise for a condition that the network does not take for a batch like x, with what it takes.
+
+    Raises:
+        ConfigError: an unknown name. ShapeError, DTypeError: what a network of ``scoresde.nn`` says of its values.
+    """
     if not cond or torch.compiler.is_compiling():
         return
     names = condition_names(net)
@@ -137,9 +155,12 @@ def check_names(net: Callable[..., object], cond: Condition) -> None:
             if not names:
                 raise ConfigError(
                     f"cond has {key!r}, and the network takes no conditions; one of scoresde.nn takes label= if it is "
-                    "built with classes=n"
+                    "built with classes=n, context= with context_features=n, concat= with concat_channels=n"
                 )
             raise unknown("condition", key, names)
+    inner = bare_network(net)
+    if isinstance(inner, Checking):
+        inner.check_conditions(x.shape, cond)
 
 
 def describe_network(net: Callable[..., object]) -> str:

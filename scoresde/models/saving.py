@@ -72,6 +72,7 @@ def take_apart(model: ScoreModel, ema: Mapping[str, Tensor] | None = None) -> tu
         "condition_on": model.condition_on,
         "transform": None if model.transform is None else model.transform.to_dict(),
         "variance": model.variance,
+        "dropout": None if model.dropout is None else dict(model.dropout),
     }
     net = model.net
     tensors = {"weights": network_state(net) if isinstance(net, nn.Module) else {}}
@@ -112,6 +113,7 @@ def load(
             # Checkpoints of the first versions do not name it.
             variance=config.get("variance", "fixed"),
         )
+    model.dropout = config.get("dropout")
     if "groups" in contents.parts:
         model.groups = {int(count): groups for count, groups in contents.tensors("groups").items()}
     return model if current is None else model.with_sde(current)

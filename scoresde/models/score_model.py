@@ -38,7 +38,7 @@ from scoresde.diffusions.sde import GaussianSDE
 from scoresde.diffusions.targets import Kind
 from scoresde.errors import DTypeError, ShapeError, SolverError, unknown
 from scoresde.models import checkpoint
-from scoresde.models.networks import Energetic, check_names, describe_network
+from scoresde.models.networks import Energetic, check_conditions, describe_network
 from scoresde.models.parameterization import (
     Parameterization,
     Predicts,
@@ -77,6 +77,8 @@ class ScoreModel(Predictor):
         variance: "fixed", or "learned": the network returns (B, 2C, *) for x of (B, C, *), and a sampler with the
             learned variance, e.g. ``solvers.ancestral(variance="learned")``, reads the second half.
 
+    ``dropout`` holds the share of each condition that training replaced by its null, where it is known.
+
     Raises:
         DTypeError: a net, an SDE or moments that are none. ConfigError: an unknown parameterisation, conditioning or
             variance. DomainError: a prediction that says nothing of the data at t_max, where alpha is 0.
@@ -107,6 +109,7 @@ class ScoreModel(Predictor):
         self.trained_sde = sde
         self.parameterization = find_parameterization(predicts, sigma_data)
         self.condition_on = condition_on
+        self.dropout: Mapping[str, float] | None = None
         self._check_start()
 
     def _check_start(self) -> None:
@@ -257,7 +260,7 @@ class PreparedNetwork(Prepared):
 
     def __init__(self, model: ScoreModel, point: Point, x: Tensor, cond: Condition) -> None:
         super().__init__(model.readout(point), x, learned=model.variance == "learned")
-        check_names(model.net, cond)
+        check_conditions(model.net, cond, x)
         self.model, self.cond = model, cond
         self.c_in = self._factors(self.readout.c_in)
         c_noise = model.c_noise_for(self.readout.c_noise.expand(point.t.shape), x)

@@ -1,4 +1,4 @@
-"""Networks: net(x, c_noise, label=None) -> a tensor of x's shape and dtype, for a ``ScoreModel``.
+"""Networks: net(x, c_noise, **conditions) -> a tensor of x's shape and dtype, for a ``ScoreModel``.
 
 Each has a ``config``, the constructor's arguments as JSON-able values, and ``NETWORKS[name](**config)`` makes it again.
 Any other ``torch.nn.Module`` of that call serves a ``ScoreModel`` as well.
@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from typing import Final
 
-from scoresde.nn.embeddings import drop_labels
+from scoresde.nn.conditions import drop_conditions, drop_labels
 from scoresde.nn.mlp import MLP
 from scoresde.nn.unet import UNet
 
-__all__ = ["MLP", "NETWORKS", "UNet", "drop_labels"]
+__all__ = ["MLP", "NETWORKS", "UNet", "drop_conditions", "drop_labels"]
 
 NETWORKS: Final[dict[str, type[MLP] | type[UNet]]] = {"MLP": MLP, "UNet": UNet}

@@ -1,6 +1,6 @@
 r"""A residual network for vectors.
 
-With h_0 = A x + a and the conditioning vector e(c_noise, label),
+With h_0 = A x + a and the conditioning vector e(c_noise, conditions),
 
     h_{i+1} = h_i + B_i silu(A_i n(h_i, e)),    n(h, e) = (1 + s_i(e)) norm(h) + b_i(e),
 
@@ -24,29 +24,33 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from scoresde.errors import ConfigError, ShapeError, check_integer
-from scoresde.nn.embeddings import Conditioning, LabelledNetwork, add_linear, check_call, check_classes, initialise
+from scoresde.nn.conditions import ConditionalNetwork, Conditioning, Counts
+from scoresde.nn.embeddings import add_linear, initialise
 from scoresde.noise import check_seed
 
 __all__ = ["MLP"]
 
 
-class MLP(LabelledNetwork):
-    """A residual multilayer perceptron: net(x, c_noise, label=None) -> a tensor of x's dtype and shape.
+class MLP(ConditionalNetwork):
+    """A residual multilayer perceptron: net(x, c_noise, label=None, **conditions) -> a tensor of x's dtype and shape.
 
     Args:
         event_shape: shape of one sample, or D for (D,); any shape is flattened.
         width: length of the hidden vectors.
         depth: number of residual blocks.
-        classes: number of class labels; None for a network without.
+        classes: number of class labels, or name -> number; None for a network without.
+        context_features: length of a vector of conditions, or name -> length.
+        concat_channels: channels beside those of x, or name -> channels; see ``nn.conditions``.
         out_channels: first size of the output's event, at least that of ``event_shape``, which it is by default; twice
             as large for a learned variance. The part c(e) x belongs to its first entries.
         seed: of the first values of the weights; the global generator is not used.
 
     Raises:
-        DTypeError, DomainError: a size that is not a positive integer. ConfigError: out_channels of an event ().
+        DTypeError, DomainError: a size that is not a positive integer. ConfigError: channels of an event (),
+            conditions whose names serve twice.
     """
 
-    ARGS = ("event_shape", "width", "depth", "classes", "out_channels", "seed")
+    ARGS = ("event_shape", "width", "depth", "classes", "context_features", "concat_channels", "out_channels", "seed")
 
     def __init__(
         self,
@@ -54,7 +58,9 @@ class MLP(LabelledNetwork):
         *,
         width: int = 128,
         depth: int = 3,
-        classes: int | None = None,
+        classes: Counts = None,
+        context_features: Counts = None,
+        concat_channels: Counts = None,
         out_channels: int | None = None,
         seed: int = 0,
     ) -> None:
@@ -63,34 +69,37 @@ class MLP(LabelledNetwork):
         self.event_shape = tuple(check_integer(n, "event_shape", 1) for n in sizes)
         self.width = check_integer(width, "width", 1)
         self.depth = check_integer(depth, "depth", 0)
-        self.classes = check_classes(classes)
-        if out_channels is not None and not sizes:
-            raise ConfigError("out_channels needs an event_shape with a first size, got ()")
+        self.read_conditions(classes, context_features, concat_channels)
+        if (out_channels is not None or concat_channels is not None) and not sizes:
+            name = "concat_channels" if out_channels is None else "out_channels"
+            raise ConfigError(f"{name} needs an event_shape with a first size, got ()")
         self.out_channels = None if out_channels is None else check_integer(out_channels, "out_channels", sizes[0])
         self.seed = check_seed(seed)
         self.size = math.prod(self.event_shape)
         self.out_shape = self.event_shape if self.out_channels is None else (self.out_channels, *self.event_shape[1:])
         with torch.device("meta"):
-            self.conditioning = Conditioning(width, self.classes)
+            self.conditioning = Conditioning(width, self.kinds)
             self.modulation = nn.Linear(width, 2 * width * (depth + 1))
-            self.input = nn.Linear(self.size, width)
+            self.input = nn.Linear(self.size + self.concat_inputs * math.prod(self.event_shape[1:]), width)
             self.first = nn.ModuleList([nn.Linear(width, width) for _ in range(depth)])
             self.second = nn.ModuleList([nn.Linear(width, width) for _ in range(depth)])
             self.output = nn.Linear(width, math.prod(self.out_shape))
             self.skip = nn.Linear(width, 1)
         initialise(self, self.seed, zero=(*self.second, self.output, self.skip))
 
-    def forward(self, x: Tensor, c_noise: Tensor, label: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, c_noise: Tensor, label: Tensor | None = None, **cond: Tensor | None) -> Tensor:
         """Return the network's output, of x's shape but for ``out_channels``.
 
         Args:
             x: (B, *event_shape); computed in the type of the weights.
             c_noise: (B,), the log-SNR in nats, or what else the network is trained with.
             label: integers (B,) in 0..classes-1; -1, or None for the whole batch, is the null class.
+            cond: the other conditions by name; see ``nn.conditions``.
 
         Raises:
-            ShapeError: x, c_noise or label of another shape. ConfigError: a label without classes.
-            DTypeError, DomainError: a label that is not an integer in -1..classes-1.
+            ShapeError: x, c_noise or a condition of another shape. ConfigError: a condition that the network was not
+                built with. DTypeError, DomainError: a class that is not an integer in -1..classes-1, other conditions
+                that are not floating.
         """
         if x.shape[1:] != self.event_shape:
             event = ", ".join(["B", *map(str, self.event_shape)])
@@ -98,11 +107,13 @@ class MLP(LabelledNetwork):
                 f"x must have shape ({event}), got {tuple(x.shape)}; "
                 f"MLP({tuple(x.shape[1:])}) takes this x, or reshape it"
             )
-        check_call(x, c_noise, label)
-        vector: Tensor = self.conditioning(c_noise, label)
+        told = cond if label is None else {"label": label, **cond}
+        self.check_call(x, c_noise, told)
+        vector: Tensor = self.conditioning(c_noise, told)
         terms = self.modulation(vector).chunk(2 * self.depth + 2, dim=1)
         flat = x.reshape(x.shape[0], self.size).to(vector.dtype)
-        h: Tensor = self.input(flat)  # (B, width)
+        seen = self.beside(x.to(vector.dtype), told).flatten(1) if self.concat_inputs else flat
+        h: Tensor = self.input(seen)  # (B, width)
         for i, (first, second) in enumerate(zip(self.first, self.second, strict=True)):
             h = h + second(functional.silu(first(self._norm(h, terms[2 * i], terms[2 * i + 1]))))
         out = add_linear(self.output(functional.silu(self._norm(h, terms[-2], terms[-1]))), self.skip(vector), flat)

@@ -4,7 +4,7 @@ A level applies its blocks, hands a grid half as fine to the next level, enlarge
 blocks again, which see beside their input what the first ones gave, the last one first (Ronneberger et al. 2015,
 arXiv:1505.04597; Ho et al. 2020, arXiv:2006.11239, without their skip connections from the resampling layers). The
 coarsest level has two blocks around a self-attention (Vaswani et al. 2017, arXiv:1706.03762) instead of a next level.
-With the conditioning vector e(c_noise, label) a block is
+With the conditioning vector e(c_noise, conditions) a block is
 
     h = conv(silu(norm x)),    block(x) = P x + conv(silu((1 + s(e)) norm h + b(e))),
 
@@ -26,7 +26,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from scoresde.errors import ConfigError, ShapeError, check_integer
-from scoresde.nn.embeddings import Conditioning, LabelledNetwork, add_linear, check_call, check_classes, initialise
+from scoresde.nn.conditions import ConditionalNetwork, Conditioning, Counts
+from scoresde.nn.embeddings import add_linear, initialise
 from scoresde.noise import check_seed
 
 __all__ = ["UNet"]
@@ -155,8 +156,8 @@ class _Level(nn.Module):
         return x
 
 
-class UNet(LabelledNetwork):
-    """A U-Net: net(x, c_noise, label=None) -> a tensor of x's dtype and shape.
+class UNet(ConditionalNetwork):
+    """A U-Net: net(x, c_noise, label=None, **conditions) -> a tensor of x's dtype and shape.
 
     Args:
         channels: C of x, which has shape (B, C, L), (B, C, H, W) or (B, C, D, H, W).
@@ -167,7 +168,9 @@ class UNet(LabelledNetwork):
         attention: the levels, 0 the finest, with a self-attention after every block. Its memory grows with the square
             of the number of positions; the middle of the coarsest level always has one.
         heads: attention heads; must divide the channels of the levels with attention and of the coarsest one.
-        classes: number of class labels; None for a network without.
+        classes: number of class labels, or name -> number; None for a network without.
+        context_features: length of a vector of conditions, or name -> length.
+        concat_channels: channels beside those of x, or name -> channels; see ``nn.conditions``.
         out_channels: channels of the output, at least ``channels``, which they are by default; twice as many for a
             learned variance. The part c(e) x belongs to the first ``channels`` of them.
         seed: of the first values of the weights; the global generator is not used.
@@ -186,6 +189,8 @@ class UNet(LabelledNetwork):
         "attention",
         "heads",
         "classes",
+        "context_features",
+        "concat_channels",
         "out_channels",
         "seed",
     )
@@ -200,7 +205,9 @@ class UNet(LabelledNetwork):
         blocks: int = 1,
         attention: Sequence[int] = (),
         heads: int = 4,
-        classes: int | None = None,
+        classes: Counts = None,
+        context_features: Counts = None,
+        concat_channels: Counts = None,
         out_channels: int | None = None,
         seed: int = 0,
     ) -> None:
@@ -222,7 +229,7 @@ class UNet(LabelledNetwork):
                     f"heads={self.heads} must divide the {widths[level]} channels of level {level}; "
                     f"choose heads={math.gcd(self.heads, widths[level])} or another width"
                 )
-        self.classes = check_classes(classes)
+        self.read_conditions(classes, context_features, concat_channels)
         self.out_channels = (
             self.channels if out_channels is None else check_integer(out_channels, "out_channels", self.channels)
         )
@@ -230,9 +237,9 @@ class UNet(LabelledNetwork):
 
         vector = 4 * self.width
         with torch.device("meta"):
-            self.conditioning = Conditioning(vector, self.classes)
+            self.conditioning = Conditioning(vector, self.kinds)
             conv = CONVOLUTIONS[self.dims]
-            self.input = conv(self.channels, widths[0], 3, padding=1)
+            self.input = conv(self.channels + self.concat_inputs, widths[0], 3, padding=1)
             attend = [level in self.attention for level in range(last + 1)]
             self.level = _Level(self.dims, widths[0], widths, self.blocks, attend, self.heads)
             self.norm = _group_norm(widths[0])
@@ -246,7 +253,7 @@ class UNet(LabelledNetwork):
         last_layers += [module.output for module in self.level.modules() if isinstance(module, _Attention)]
         initialise(self, self.seed, zero=(*last_layers, self.output, self.skip))
 
-    def forward(self, x: Tensor, c_noise: Tensor, label: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, c_noise: Tensor, label: Tensor | None = None, **cond: Tensor | None) -> Tensor:
         """Return the network's output, of x's shape but for ``out_channels``.
 
         x is (B, channels, *sizes) with ``dims`` sizes, each at least 1; the rest and errors are as in ``MLP.forward``.
@@ -255,10 +262,11 @@ class UNet(LabelledNetwork):
             sizes = ", ".join(["B", str(self.channels), *"DHW"[3 - self.dims :]])
             cure = f"UNet({x.shape[1]}, dims={x.ndim - 2}) takes this x" if 3 <= x.ndim <= 5 else "reshape x"
             raise ShapeError(f"x must have shape ({sizes}), got {tuple(x.shape)}; {cure}")
-        check_call(x, c_noise, label)
-        vector: Tensor = self.conditioning(c_noise, label)
+        told = cond if label is None else {"label": label, **cond}
+        self.check_call(x, c_noise, told)
+        vector: Tensor = self.conditioning(c_noise, told)
         terms = iter(torch.split(self.modulation(vector), self.splits, dim=1))
         state = x.to(vector.dtype)
-        h = self.level(self.input(state), terms)
+        h = self.level(self.input(self.beside(state, told)), terms)
         skip = self.skip(vector).reshape(-1, *(1,) * (self.dims + 1))
         return add_linear(self.output(functional.silu(self.norm(h))), skip, state).to(x.dtype)

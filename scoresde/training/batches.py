@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from scoresde.diffusions.gaussian import Moments
-from scoresde.errors import ConfigError, ShapeError, check_finite, check_number
+from scoresde.errors import ConfigError, ShapeError, check_finite
 from scoresde.models.prediction import Condition, check_condition
 from scoresde.noise import permutation, stream
 from scoresde.ops import Array, Rows, accept_arrays, accept_rows, move
@@ -24,8 +24,8 @@ class Batches:
         data: (N, *), in the data's units; only the rows of a batch are read and transformed.
         cond: conditions, each (N, *), or None.
         size: samples of a batch; one may reach over the end of an epoch.
-        label_dropout: share of ``cond["label"]`` that becomes -1.
-        seed: the order of an epoch comes from (seed, epoch), dropped labels and a transform's noise from (seed, step).
+        dropout: name -> share of a condition that becomes its null (``nn.drop_conditions``).
+        seed: the order of an epoch comes from (seed, epoch), what is dropped and a transform's noise from (seed, step).
         device: where the batches go.
         transform: from the data's units to the model's, or None; one that draws noise draws it anew for every batch.
         dtype: of the batches; by default the data's.
@@ -37,13 +37,13 @@ class Batches:
         cond: Condition,
         *,
         size: int,
-        label_dropout: float,
+        dropout: Mapping[str, float],
         seed: int,
         device: torch.device,
         transform: Transform | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        self.data, self.cond, self.size, self.label_dropout = data, cond, size, label_dropout
+        self.data, self.cond, self.size, self.dropout = data, cond, size, dropout
         self.seed, self.device, self.transform = seed, device, transform
         self.dtype = data.dtype if dtype is None else dtype
         self._order: tuple[int, Tensor] = (-1, torch.empty(0))
@@ -75,12 +75,12 @@ class Batches:
         if self.cond is None:
             return x, None
         cond = {key: move(take(value), device) for key, value in self.cond.items()}
-        if self.label_dropout:
-            from scoresde.nn.embeddings import drop_labels
+        if not self.dropout:
+            return x, cond
+        from scoresde.nn.conditions import drop_conditions  # networks are loaded by who uses them
 
-            generator = stream(self.seed, "labels", step, device=device)
-            cond["label"] = drop_labels(cond["label"], self.label_dropout, generator)
-        return x, cond
+        draws = {name: stream(self.seed, "dropout", name, step, device=device) for name in self.dropout}
+        return x, drop_conditions(cond, self.dropout, draws)
 
 
 def prepare_data(
@@ -89,7 +89,7 @@ def prepare_data(
     transform: Transform | None,
     *,
     batch_size: int,
-    label_dropout: float,
+    dropout: Mapping[str, float],
     seed: int,
     device: torch.device,
     dtype: torch.dtype,
@@ -97,23 +97,22 @@ def prepare_data(
     """Check data and conditions, and return batches in the network's type, and the moments of the transformed data.
 
     Raises:
-        DTypeError, ShapeError, DomainError, ConfigError: no finite samples, conditions of another number, labels to
-            drop that are not there, a transform of another event.
+        DTypeError, ShapeError, DomainError, ConfigError: no finite samples, conditions of another number, conditions
+            to drop that are not there, a transform of another event.
     """
     rows = accept_rows(data, "data")
     if len(rows) == 0:
         raise ShapeError("data is empty: training needs at least one sample")
     known = check_condition(accept_arrays(cond, "cond", only_read=True), len(rows))
-    share = check_number(label_dropout, "label_dropout", 0.0, 1.0)
-    if share and known is None:
-        raise ConfigError('label_dropout needs cond={"label": labels}')
-    if share and known is not None and "label" not in known:
-        raise ConfigError(f"label_dropout acts on cond['label']; cond holds {', '.join(known) or 'nothing'}")
+    for name in dropout:
+        if name not in (known or {}):
+            held = "nothing" if known is None else ", ".join(known)
+            raise ConfigError(f"dropout of {name!r} needs cond={{{name!r}: values}}; cond holds {held}")
     batches = Batches(
         rows,
         known,
         size=batch_size,
-        label_dropout=share,
+        dropout=dropout,
         seed=seed,
         device=device,
         transform=transform,

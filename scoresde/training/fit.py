@@ -16,7 +16,14 @@ import torch
 from torch import Tensor
 
 from scoresde.diffusions.gaussian import Moments
-from scoresde.errors import CheckpointError, ConfigError, TrainingWarning, check_integer, explain_keywords
+from scoresde.errors import (
+    CheckpointError,
+    ConfigError,
+    TrainingWarning,
+    check_integer,
+    check_number,
+    explain_keywords,
+)
 from scoresde.models import checkpoint, saving
 from scoresde.models.score_model import ScoreModel
 from scoresde.noise import check_seed, fresh_seed
@@ -120,6 +127,7 @@ def fit(
     ema_decay: float = 0.999,
     cond: Mapping[str, Array] | None = None,
     label_dropout: float = 0.0,
+    cond_dropout: Mapping[str, float] | None = None,
     transform: Transform | None = None,
     held_out: Array | Rows | None = None,
     held_out_cond: Mapping[str, Array] | None = None,
@@ -158,6 +166,8 @@ def fit(
         ema_decay: in [0, 1).
         cond: conditions of the data, tensors or arrays (N, *), e.g. ``{"label": labels}``.
         label_dropout: share of the labels in ``cond["label"]`` that become -1, for guidance.
+        cond_dropout: the same for any conditions, by name: ``{"context": 0.1}``; each is dropped by draws of its own,
+            to -1 or NaN. The model remembers which (``model.dropout``).
         transform: from the data's units to the model's; by default the model's own, if it has one.
         held_out: data (M, *) that are not trained on; their loss at fixed noise and times, with the averaged weights,
             goes into the log with every checkpoint that is due.
@@ -206,12 +216,13 @@ def fit(
     if objective is None:
         warn_of_loss(model, weight, times)
     transform = model.transform if transform is None else check_transform(transform)
+    dropout = _read_dropout(label_dropout, cond_dropout)
     batches, moments = prepare_data(
         data,
         cond,
         transform,
         batch_size=batch_size,
-        label_dropout=label_dropout,
+        dropout=dropout,
         seed=seed,
         device=trainer.device,
         dtype=trainer.dtype,
@@ -219,7 +230,7 @@ def fit(
     if transform is None:
         _warn_of_scale(moments)
     where = _open_folder(folder, trainer, resume)
-    model.moments, model.transform = moments, transform
+    model.moments, model.transform, model.dropout = moments, transform, dropout
     loop = Loop(
         trainer,
         batches,
@@ -244,6 +255,14 @@ def fit(
         trainer.loss_names.get("times"),
         where,
     )
+
+
+def _read_dropout(label_dropout: float, cond_dropout: Mapping[str, float] | None) -> dict[str, float]:
+    """Return the shares, name by name, of what is dropped at all."""
+    named = {"label_dropout": ("label", label_dropout)}
+    named |= {f"cond_dropout[{name!r}]": (name, share) for name, share in (cond_dropout or {}).items()}
+    shares = {name: check_number(share, option, 0.0, 1.0) for option, (name, share) in named.items()}
+    return {name: share for name, share in shares.items() if share}
 
 
 def _warn_of_scale(moments: Moments) -> None:

@@ -199,7 +199,11 @@ FAULTS = {
         DomainError,
         "from -2 to 0",
     ),
-    "label unasked": (lambda: MLP(3)(torch.zeros(2, 3), ZERO, ZERO.long()), ConfigError, "classes=None.*classes=n"),
+    "label unasked": (
+        lambda: MLP(3)(torch.zeros(2, 3), ZERO, ZERO.long()),
+        ConfigError,
+        "takes no conditions; build it with classes=n",
+    ),
     "dims": (lambda: UNet(1, dims=4), DomainError, r"dims must be in \[1, 3\], got 4"),
     "no level": (lambda: UNet(1, multipliers=()), ConfigError, "at least one level"),
     "no such level": (lambda: UNet(1, attention=(3,)), DomainError, r"attention must be in \[0, 2\], got 3"),

@@ -111,10 +111,10 @@ def test_autocast_computes_in_bf16_and_keeps_float32_weights() -> None:
 
 
 def batches(
-    n: int, size: int, cond: dict[str, Tensor] | None = None, label_dropout: float = 0.0, seed: int = 0
+    n: int, size: int, cond: dict[str, Tensor] | None = None, dropout: dict[str, float] | None = None, seed: int = 0
 ) -> Batches:
     data = torch.arange(float(n))[:, None]
-    return Batches(data, cond, size=size, label_dropout=label_dropout, seed=seed, device=torch.device("cpu"))
+    return Batches(data, cond, size=size, dropout=dropout or {}, seed=seed, device=torch.device("cpu"))
 
 
 @pytest.mark.parametrize(("n", "size"), [(10, 4), (10, 10), (7, 3), (3, 8), (1, 5)])
@@ -135,7 +135,7 @@ def test_conditions_follow_their_data_and_labels_are_dropped() -> None:
     x, cond = batches(50, 20, {"label": labels, "twice": 2.0 * labels})(7)
     assert torch.equal(x[:, 0].long(), cond["label"])
     assert torch.equal(2 * x[:, 0], cond["twice"])
-    source = batches(50, 20, {"label": labels}, label_dropout=0.5)
+    source = batches(50, 20, {"label": labels}, dropout={"label": 0.5})
     dropped = [source(k)[1]["label"] for k in range(200)]
     share = float((torch.cat(dropped) == -1).double().mean())
     assert abs(share - 0.5) < 6 * 0.5 / math.sqrt(4000)  # six standard deviations
