@@ -43,6 +43,9 @@ from scoresde.likelihood.ratios import Classification, classify, log_likelihood_
 from scoresde.likelihood.starts import Dequantisation
 from scoresde.models.energy import EnergyModel
 from scoresde.models.exact import EmpiricalModel, GaussianMixtureModel, GaussianModel
+from scoresde.models.guidance.clamp import Clamp, DynamicThreshold
+from scoresde.models.guidance.combine import CombinedModel, guided, product
+from scoresde.models.guidance.tilt import tilted
 from scoresde.models.mapped import map_prediction
 from scoresde.models.prediction import Prediction
 from scoresde.models.score_model import ScoreModel
@@ -53,6 +56,7 @@ from scoresde.sampling.interpolate import interpolate
 from scoresde.sampling.kernels import MALA, Langevin
 from scoresde.sampling.langevin import langevin
 from scoresde.sampling.part import Step
+from scoresde.sampling.particles import Particles, correct
 from scoresde.sampling.sample import SampleResult, sample
 from scoresde.sampling.samplers import Sampler
 from scoresde.solvers import grids
@@ -88,7 +92,9 @@ __all__ = [
     "Affine",
     "Bound",
     "CheckpointError",
+    "Clamp",
     "Classification",
+    "CombinedModel",
     "Compose",
     "ConfigError",
     "CosineVPSDE",
@@ -98,6 +104,7 @@ __all__ = [
     "Dequantisation",
     "Dequantise",
     "DomainError",
+    "DynamicThreshold",
     "EmpiricalModel",
     "EnergyModel",
     "Gaussian",
@@ -110,6 +117,7 @@ __all__ = [
     "LogLikelihood",
     "Logit",
     "Moments",
+    "Particles",
     "Prediction",
     "ProbabilityFlow",
     "RectifiedFlow",
@@ -136,6 +144,7 @@ __all__ = [
     "colour",
     "compare",
     "continuous_elbo",
+    "correct",
     "data",
     "decode",
     "denoising_score_matching",
@@ -144,6 +153,7 @@ __all__ = [
     "fit",
     "forward_path",
     "grids",
+    "guided",
     "held_out_loss",
     "implicit_score_matching",
     "interpolate",
@@ -157,9 +167,11 @@ __all__ = [
     "nn",
     "path_log_weight",
     "plots",
+    "product",
     "sample",
     "sliced_score_matching",
     "solvers",
+    "tilted",
     "training",
     "transforms",
     "variational_bound",

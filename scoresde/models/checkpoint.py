@@ -24,7 +24,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import safetensors.torch
 from safetensors import SafetensorError
@@ -40,6 +40,7 @@ FORMAT, VERSION = "scoresde checkpoint", 1
 PICKLES = {".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".bin"}
 OURS = re.compile(r"[a-z_]+-[0-9a-f]{16}\.(json|safetensors)|\.[^/]+\.tmp")
 
+Part = TypeVar("Part")
 Documents = Mapping[str, Mapping[str, object]]
 Tensors = Mapping[str, Mapping[str, Tensor]]
 
@@ -59,6 +60,14 @@ class Contents:
     documents: dict[str, dict[str, Any]]
     parts: dict[str, bytes]
     files: dict[str, str]
+
+    def under(self, prefix: str) -> Contents:
+        """Return the parts whose names begin with a prefix, without it."""
+
+        def pick(held: Mapping[str, Part]) -> dict[str, Part]:
+            return {name.removeprefix(prefix): part for name, part in held.items() if name.startswith(prefix)}
+
+        return Contents(self.folder, pick(self.documents), pick(self.parts), pick(self.files))
 
     def lacks(self, name: str) -> CheckpointError:
         """Build the error for a part that is not there."""

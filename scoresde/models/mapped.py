@@ -9,11 +9,13 @@ meaning, with (p, q) of the model's own point.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
+from typing import Self
 
 from torch import Tensor
 
+from scoresde.diffusions.named import check_sde
 from scoresde.diffusions.point import Point
 from scoresde.diffusions.sde import GaussianSDE
 from scoresde.diffusions.targets import TARGETS, Kind, target, unknown_kind
@@ -21,7 +23,7 @@ from scoresde.errors import ConfigError, DTypeError, ShapeError, SolverError
 from scoresde.models.checks import check_model
 from scoresde.models.prediction import Condition, Prediction, Predictor, Prepared, Readout, check_output, count_writes
 
-__all__ = ["MappedModel", "map_prediction"]
+__all__ = ["ChangedModel", "MappedModel", "PreparedChange", "map_prediction"]
 
 Change = Callable[[Prediction], Tensor]
 
@@ -48,7 +50,69 @@ def map_prediction(model: Predictor, change: Change, predicts: Kind = "data") ->
     return MappedModel(model, change, predicts)
 
 
-class MappedModel(Predictor):
+class ChangedModel(Predictor):
+    """A model that predicts what is made of another's prediction; it keeps all else of that model.
+
+    What changes a prediction is written for states and times of the SDE of ``model``, under whatever SDE it is used.
+
+    Args:
+        model: the model that is asked.
+        predicts: the kind of the new prediction.
+    """
+
+    def __init__(self, model: Predictor, predicts: Kind) -> None:
+        inner = check_model(model)
+        super().__init__(inner.sde, moments=inner.moments, transform=inner.transform, variance=inner.variance)
+        self.model, self.predicts, self.groups = inner, predicts, inner.groups
+        self.training = inner.training
+
+    def with_sde(self, sde: GaussianSDE) -> Self:
+        """Return the same change of the same model under another SDE.
+
+        The model inside stays under its own, and what changes its prediction sees states and times of that one.
+        """
+        other = self._share()
+        other.sde = check_sde(sde)
+        return other
+
+    def _describe_sde(self) -> str:
+        return "" if self.sde is self.model.sde else f", under {self.sde!r}"
+
+    def null_condition(self, cond: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return what the model inside takes for no conditions."""
+        return self.model.null_condition(cond)
+
+
+class PreparedChange(Prepared):
+    """A changed model at n points: the state is scaled to the model's own SDE, and its prediction changed there.
+
+    Args:
+        changed: the model.
+        point: the points.
+        x: a state like those to come.
+        cond: what the model inside is told.
+    """
+
+    def __init__(self, changed: ChangedModel, point: Point, x: Tensor, cond: Condition) -> None:
+        self.home = changed.model.sde.match(point)
+        self.inner = changed.model.prepare(self.home, x, cond)
+        scalars = self.inner.readout.c_in, self.inner.readout.c_noise
+        super().__init__(Readout(point, target(changed.predicts, self.home), *scalars), x, learned=self.inner.learned)
+        # At equal log-SNR the states of two SDEs differ by the factor r_home/r.
+        self.scale = [None] * len(point.t) if self.home is point else self._factors(self.home.r / point.r)
+
+    def state(self, i: int, x: Tensor) -> Tensor:
+        """Return the state of the model's own SDE at point i."""
+        scale = self.scale[i]
+        return x if scale is None else x * scale
+
+    def spread(self, values: Tensor) -> Sequence[float | Tensor]:
+        """Return one number for each point, or a column where every sample has points of its own."""
+        shape = self.readout.point.t.shape
+        return self._column(values) if len(shape) == 2 else values.expand(shape).tolist()
+
+
+class MappedModel(ChangedModel):
     """A model that predicts what a function makes of another's prediction; see ``map_prediction``.
 
     Args:
@@ -58,25 +122,16 @@ class MappedModel(Predictor):
     """
 
     def __init__(self, model: Predictor, change: Change, predicts: Kind = "data") -> None:
-        inner = check_model(model)
         if not callable(change):
             raise DTypeError(f"change must be a function Prediction -> tensor, got {change!r}")
         if predicts not in TARGETS:
             raise unknown_kind("prediction", predicts, TARGETS)
-        super().__init__(inner.sde, moments=inner.moments, transform=inner.transform, variance=inner.variance)
-        self.model, self.change, self.predicts, self.groups = inner, change, predicts, inner.groups
-        self.training = inner.training
+        super().__init__(model, predicts)
+        self.change = change
 
     def prepare(self, point: Point, x: Tensor, cond: Condition = None) -> Prepared:
         """Prepare the model inside at these points of its own SDE; see ``Predictor.prepare``."""
         return _PreparedMap(self, point, x, cond)
-
-    def with_sde(self, sde: GaussianSDE) -> MappedModel:
-        """Return the same change of the same model under another SDE."""
-        other = self._share()
-        other.model = self.model.with_sde(sde)
-        other.sde = other.model.sde
-        return other
 
     def save(self, folder: str | PathLike[str], *, ema: Mapping[str, Tensor] | None = None) -> None:
         """Raise ConfigError: a file cannot hold a function."""
@@ -87,26 +142,17 @@ class MappedModel(Predictor):
 
     def __repr__(self) -> str:
         name = getattr(self.change, "__name__", type(self.change).__name__)
-        return f"MappedModel({self.model!r}, {name}, predicts={self.predicts!r})"
+        return f"MappedModel({self.model!r}, {name}, predicts={self.predicts!r}{self._describe_sde()})"
 
 
-class _PreparedMap(Prepared):
-    """A mapped model at n points: the state is scaled to the model's own SDE, and its prediction changed there."""
-
+class _PreparedMap(PreparedChange):
     def __init__(self, mapped: MappedModel, point: Point, x: Tensor, cond: Condition) -> None:
-        home = mapped.sde.match(point)
-        self.inner = mapped.model.prepare(home, x, cond)
-        scalars = self.inner.readout.c_in, self.inner.readout.c_noise
-        readout = Readout(point, target(mapped.predicts, home), *scalars)
-        super().__init__(readout, x, learned=self.inner.learned)
+        super().__init__(mapped, point, x, cond)
         self.change = mapped.change
-        # At equal log-SNR the states of two SDEs differ by the factor r_home/r.
-        self.scale = [None] * len(point.t) if home is point else self._factors(home.r / point.r)
 
     def outputs(self, i: int, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return the changed prediction at point i, and the inner model's v where the variance is learned."""
-        scale = self.scale[i]
-        x = x if scale is None else x * scale
+        x = self.state(i, x)
         output, fraction = self.inner.outputs(i, x)
         version = count_writes(x)
         made = check_output(self.change(Prediction(x, output, self.inner.reading(i), fraction)), x, "change")

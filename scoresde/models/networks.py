@@ -19,6 +19,7 @@ from scoresde.errors import ConfigError, ShapeError, unknown
 from scoresde.models.prediction import Condition
 
 __all__ = [
+    "Conditional",
     "Energetic",
     "Gradient",
     "bare_network",
@@ -41,11 +42,14 @@ class Energetic(Protocol):
 
 
 @runtime_checkable
-class Checking(Protocol):
-    """A network that looks at its conditions before it is called, as those of ``scoresde.nn`` do."""
+class Conditional(Protocol):
+    """A network that looks at its conditions before it is called and says what none are, as ``scoresde.nn``'s do."""
 
     def check_conditions(self, x_shape: torch.Size, cond: Mapping[str, Tensor | None]) -> None:
         """Raise for conditions that it does not take."""
+
+    def null_conditions(self, cond: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return what stands for no conditions, for each of ``cond``."""
 
 
 class Gradient(nn.Module):
@@ -67,8 +71,15 @@ class Gradient(nn.Module):
     def check_conditions(self, x_shape: torch.Size, cond: Mapping[str, Tensor | None]) -> None:
         """Have the energy network look at its conditions."""
         inner = bare_network(self.net)
-        if isinstance(inner, Checking):
+        if isinstance(inner, Conditional):
             inner.check_conditions(x_shape, cond)
+
+    def null_conditions(self, cond: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return what the energy network takes for no conditions."""
+        inner = bare_network(self.net)
+        if isinstance(inner, Conditional):
+            return inner.null_conditions(cond)
+        raise ConfigError("the energy network does not say what it takes for no condition; pass negative=")
 
     def energy(self, x: Tensor, c_noise: Tensor, cond: Condition = None) -> Tensor:
         """Return E, (B,); ShapeError where the network returns another shape."""
@@ -159,7 +170,7 @@ def check_conditions(net: Callable[..., object], cond: Condition, x: Tensor) -> 
                 )
             raise unknown("condition", key, names)
     inner = bare_network(net)
-    if isinstance(inner, Checking):
+    if isinstance(inner, Conditional):
         inner.check_conditions(x.shape, cond)
 
 

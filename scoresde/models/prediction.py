@@ -237,6 +237,13 @@ class Predictor(nn.Module, ABC):
         """The type of the floating parameters; None where there are none and x's serves, in at least float32."""
         return next((p.dtype for p in self.parameters() if p.is_floating_point()), None)
 
+    def null_condition(self, cond: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return what this model takes for no conditions, for each of ``cond``; ConfigError where it does not say."""
+        raise ConfigError(
+            f"{type(self).__name__} does not say what it takes for no condition; pass negative= with the values that "
+            'stand for none, e.g. negative={"label": 1000}'
+        )
+
     def check_device(self, device: torch.device, name: str = "x") -> None:
         """Raise ConfigError where ``name`` is on another device than the network."""
         check_device(device, name, self.device or device, "the model")

@@ -38,7 +38,7 @@ from scoresde.diffusions.sde import GaussianSDE
 from scoresde.diffusions.targets import Kind
 from scoresde.errors import DTypeError, ShapeError, SolverError, unknown
 from scoresde.models import checkpoint
-from scoresde.models.networks import Energetic, check_conditions, describe_network
+from scoresde.models.networks import Conditional, Energetic, bare_network, check_conditions, describe_network
 from scoresde.models.parameterization import (
     Parameterization,
     Predicts,
@@ -244,6 +244,11 @@ class ScoreModel(Predictor):
             return ShapeError(f"the network must return shape {twice}, {cure}; got {tuple(out.shape)}")
         cure = '; pass variance="learned" if half of the channels are for it' if out.shape == twice else ""
         return ShapeError(f"the network must return x's shape {tuple(x.shape)}, got {tuple(out.shape)}{cure}")
+
+    def null_condition(self, cond: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return what the network takes for no conditions; ConfigError where it does not say."""
+        inner: object = bare_network(self.net)
+        return inner.null_conditions(cond) if isinstance(inner, Conditional) else super().null_condition(cond)
 
     def c_noise_for(self, c_noise: Tensor, x: Tensor) -> Tensor:
         """Move c_noise to x's device, in the network's type but at least float32."""

@@ -115,6 +115,10 @@ class ConditionalNetwork(nn.Module):
                     f"{name} must have shape {wanted} for x of shape {tuple(x_shape)}, got {tuple(value.shape)}"
                 )
 
+    def null_conditions(self, cond: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the null of each condition: -1 for classes, NaN for anything floating."""
+        return {name: null_like(value) for name, value in cond.items()}
+
     def check_call(self, x: Tensor, c_noise: Tensor, cond: Mapping[str, Tensor | None]) -> None:
         """Raise ShapeError unless ``c_noise`` has shape (B,), and what ``check_conditions`` raises."""
         batch = (x.shape[0],)

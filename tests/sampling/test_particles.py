@@ -1,0 +1,136 @@
+"""Feynman-Kac correctors against exact products: powers of Gaussians, products, guided mixtures by quadrature."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from scoresde import (
+    EDMSDE,
+    VPSDE,
+    ConfigError,
+    DomainError,
+    DTypeError,
+    GaussianMixtureModel,
+    GaussianModel,
+    GaussianSDE,
+    RectifiedFlow,
+    correct,
+    guided,
+    product,
+    sample,
+)
+from scoresde.sampling.particles import Population, levels
+
+MEAN, VARIANCE = torch.tensor([0.7, -1.0]), torch.tensor([0.5, 2.0])
+N = 4000
+WEIGHTS, MEANS, STD = torch.tensor([0.3, 0.7]), torch.tensor([[-1.5], [1.0]]), 0.3
+
+
+def gaussian(sde: GaussianSDE, mean: Tensor = MEAN, variance: Tensor = VARIANCE) -> GaussianModel:
+    return GaussianModel(sde=sde, mean=mean, covariance=variance)
+
+
+def weighted(particles) -> tuple[Tensor, Tensor]:
+    w, x = particles.log_weights.exp()[:, None], particles.x.double()
+    mean = (w * x).sum(0)
+    return mean, (w * (x - mean) ** 2).sum(0)
+
+
+@pytest.mark.parametrize("sde", [VPSDE(), EDMSDE(), RectifiedFlow()], ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize("power", [0.7, 1.0, 2.0, 4.0])
+def test_a_power_of_a_gaussian(sde: GaussianSDE, power: float) -> None:
+    """q^b of N(m, C) is N(m, C/b); the mass of q_t^b is known, so its ratio is, too."""
+    found = correct(product([gaussian(sde)], [power]), N, steps=30, seed=1)
+    mean, variance = weighted(found)
+    torch.testing.assert_close(mean, MEAN.double(), rtol=0, atol=6 * math.sqrt(2.0 / N))
+    torch.testing.assert_close(variance, VARIANCE.double() / power, rtol=6 * math.sqrt(2.0 / N), atol=0)
+    point = levels(sde, 30)
+    first, last = (VARIANCE.double() + math.exp(-float(point.log_snr[k])) for k in (0, -1))
+    exact = float(0.5 * (1 - power) * (last.log() - first.log()).sum())
+    assert found.log_normaliser == pytest.approx(exact, abs=1e-4)
+    assert found.ess.tolist() == pytest.approx([N] * 30)
+    assert found.resampled == ()
+
+
+def test_a_product_of_gaussians_where_the_sum_of_scores_fails() -> None:
+    sde = VPSDE()
+    a = gaussian(sde)
+    b = gaussian(sde, torch.tensor([-0.5, 0.5]), torch.tensor([0.3, 0.8]))
+    both = product([a, b])
+    precision = 1 / VARIANCE.double() + 1 / torch.tensor([0.3, 0.8], dtype=torch.float64)
+    exact = (
+        MEAN.double() / VARIANCE.double()
+        + torch.tensor([-0.5, 0.5], dtype=torch.float64) / torch.tensor([0.3, 0.8], dtype=torch.float64)
+    ) / precision
+    mean, variance = weighted(correct(both, N, steps=60, seed=0))
+    torch.testing.assert_close(mean, exact, rtol=0, atol=0.06)
+    torch.testing.assert_close(variance, 1 / precision, rtol=0.12, atol=0)
+    # Following the score alone.
+    plain = sample(both, (N, 2), solver="ancestral", steps=200, seed=0).double()
+    assert float((plain.var(0) * precision - 1).abs().max()) > 0.25
+
+
+def density(model: GaussianMixtureModel, x: Tensor) -> Tensor:
+    return model.log_prob(x[:, None])
+
+
+@pytest.mark.parametrize("scale", [2.0, 4.0])
+def test_guidance_samples_what_it_claims_to(scale: float) -> None:
+    """p(x)^{1-w} p(x|y)^w in one dimension, by quadrature; plain guidance is off by a multiple."""
+    sde = VPSDE()
+    whole = GaussianMixtureModel(sde=sde, weights=WEIGHTS, means=MEANS, std=STD)
+    one = GaussianMixtureModel(sde=sde, weights=torch.tensor([0.8, 0.2]), means=torch.tensor([[0.8], [-1.2]]), std=0.35)
+    model = product([one, whole], [scale, 1 - scale])
+    x = torch.linspace(-6, 6, 6001, dtype=torch.float64)
+    log = scale * density(one, x) + (1 - scale) * density(whole, x)
+    mass = torch.softmax(log, 0)
+    mean = float((mass * x).sum())
+    std = math.sqrt(float((mass * (x - mean) ** 2).sum()))
+    found_mean, found_variance = weighted(correct(model, N, steps=300, seed=3))
+    plain = sample(model, (N, 1), solver="ancestral", steps=300, seed=3).double()
+    error = abs(float(found_mean) - mean) + abs(math.sqrt(float(found_variance)) - std)
+    biased = abs(float(plain.mean()) - mean) + abs(float(plain.std()) - std)
+    assert error < 0.1
+    assert biased > 2 * error
+
+
+def test_runs_repeat_and_chunks_change_nothing() -> None:
+    model = product([gaussian(VPSDE())], [2.0])
+    one, two = (correct(model, 50, steps=20, seed=5, chunk_size=size) for size in (None, 7))
+    torch.testing.assert_close(one.x, two.x, rtol=1e-5, atol=1e-5)
+    assert one.resampled == two.resampled
+    assert not torch.equal(correct(model, 50, steps=20, seed=6).x, one.x)
+    assert one.nfe == 20
+    again = one.samples(20, seed=1)
+    assert again.shape == (20, 2)
+    assert "resampled" in repr(one)
+
+
+def test_systematic_resampling_keeps_shares() -> None:
+    """A particle of weight w is taken floor(n w) or ceil(n w) times."""
+    population = Population(8, 1.0, 0)
+    more = torch.log(torch.tensor([4.0, 2.0, 1.0, 0.5, 0.25, 0.25, 0.0, 0.0], dtype=torch.float64))
+    places = population.reweigh(more)
+    assert places is not None
+    counts = torch.bincount(places, minlength=8)
+    assert counts.tolist()[:3] == [4, 2, 1]
+    assert int(counts.sum()) == 8
+    assert counts.tolist()[6:] == [0, 0]
+    assert population.log_normaliser == pytest.approx(0.0, abs=1e-12)
+    assert population.ess[0] == pytest.approx(64 / float(more.exp().square().sum()))
+
+
+def test_what_does_not_suit_is_refused() -> None:
+    model = gaussian(VPSDE())
+    with pytest.raises(DTypeError, match=r"needs guided\(\.\.\.\) or product"):
+        correct(model, 10)
+    with pytest.raises(ConfigError, match="on an interval, rescaled"):
+        correct(guided(model, 2.0, weak=model, interval=(0.1, 1.0)), 10)
+    with pytest.raises(DomainError, match="is no law at t_max"):
+        correct(product([model], [-1.0]), 10)
+    with pytest.raises(DomainError, match="n must be at least 1"):
+        correct(product([model]), 0)
