@@ -45,6 +45,8 @@ from scoresde.models.energy import EnergyModel
 from scoresde.models.exact import EmpiricalModel, GaussianMixtureModel, GaussianModel
 from scoresde.models.guidance.clamp import Clamp, DynamicThreshold
 from scoresde.models.guidance.combine import CombinedModel, guided, product
+from scoresde.models.guidance.operators import Blur, Downsample, Fourier, Grey, Linear, Mask, Matrix, Nonlinear
+from scoresde.models.guidance.posteriors import posterior
 from scoresde.models.guidance.tilt import tilted
 from scoresde.models.mapped import map_prediction
 from scoresde.models.prediction import Prediction
@@ -90,6 +92,7 @@ __all__ = [
     "VESDE",
     "VPSDE",
     "Affine",
+    "Blur",
     "Bound",
     "CheckpointError",
     "Clamp",
@@ -104,19 +107,26 @@ __all__ = [
     "Dequantisation",
     "Dequantise",
     "DomainError",
+    "Downsample",
     "DynamicThreshold",
     "EmpiricalModel",
     "EnergyModel",
+    "Fourier",
     "Gaussian",
     "GaussianDecoder",
     "GaussianMixtureModel",
     "GaussianModel",
     "GaussianSDE",
+    "Grey",
     "Langevin",
     "LevelsDecoder",
+    "Linear",
     "LogLikelihood",
     "Logit",
+    "Mask",
+    "Matrix",
     "Moments",
+    "Nonlinear",
     "Particles",
     "Prediction",
     "ProbabilityFlow",
@@ -167,6 +177,7 @@ __all__ = [
     "nn",
     "path_log_weight",
     "plots",
+    "posterior",
     "product",
     "sample",
     "sliced_score_matching",

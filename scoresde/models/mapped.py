@@ -75,6 +75,10 @@ class ChangedModel(Predictor):
         other.sde = check_sde(sde)
         return other
 
+    def find_home(self, point: Point) -> Point:
+        """Return the points of the SDE of ``model`` at equal log-SNR."""
+        return self.model.sde.match(point)
+
     def _describe_sde(self) -> str:
         return "" if self.sde is self.model.sde else f", under {self.sde!r}"
 
@@ -94,7 +98,7 @@ class PreparedChange(Prepared):
     """
 
     def __init__(self, changed: ChangedModel, point: Point, x: Tensor, cond: Condition) -> None:
-        self.home = changed.model.sde.match(point)
+        self.home = changed.find_home(point)
         self.inner = changed.model.prepare(self.home, x, cond)
         scalars = self.inner.readout.c_in, self.inner.readout.c_noise
         super().__init__(Readout(point, target(changed.predicts, self.home), *scalars), x, learned=self.inner.learned)
