@@ -55,6 +55,7 @@ from scoresde.sampling import bridge
 from scoresde.sampling.encode import decode, encode
 from scoresde.sampling.export import SamplingModule
 from scoresde.sampling.interpolate import interpolate
+from scoresde.sampling.inverse import sample_posterior
 from scoresde.sampling.kernels import MALA, Langevin
 from scoresde.sampling.langevin import langevin
 from scoresde.sampling.part import Step
@@ -180,6 +181,7 @@ __all__ = [
     "posterior",
     "product",
     "sample",
+    "sample_posterior",
     "sliced_score_matching",
     "solvers",
     "tilted",

@@ -249,13 +249,14 @@ def _step(
     return mean, precision.rsqrt().to(like), total.cpu()
 
 
-def levels(sde: GaussianSDE, steps: int) -> Point:
-    """Return steps + 1 points of equal log-SNR from the top of an SDE, where alpha > 0, down to t_min."""
-    top, bottom = (float(sde.log_snr(torch.tensor(t, dtype=torch.float64))) for t in (sde.t_max, sde.t_min))
+def levels(sde: GaussianSDE, steps: int, start: float | None = None) -> Point:
+    """Return steps + 1 points of equal log-SNR from the top of an SDE, where alpha > 0, or from ``start`` to t_min."""
+    first = sde.t_max if start is None else start
+    top, bottom = (float(sde.log_snr(torch.tensor(t, dtype=torch.float64))) for t in (first, sde.t_min))
     values = torch.linspace(max(top, LOWEST), bottom, steps + 1, dtype=torch.float64)
     times = sde.time(values)
     if top >= LOWEST:
-        times[0] = sde.t_max
+        times[0] = first
     times[-1] = sde.t_min
     return sde.at(times)
 
