@@ -1,4 +1,4 @@
-"""The command line: ``scoresde train | sample | compare | likelihood | describe``.
+"""The command line: ``scoresde train | sample | restore | compare | likelihood | describe``.
 
 Each verb is a frozen dataclass of options, which tyro reads from the arguments, with a method ``run``. An error is one
 line on stderr that says what to do, with exit code 2 (its traceback with ``--debug``), a warning of the package's own
@@ -48,17 +48,20 @@ WORDS: Mapping[str, tuple[str, ...]] = {
     **dict.fromkeys(("image-size", "resolution"), ("size",)),
     **dict.fromkeys(("warmup-steps", "lr-warmup", "lr-warmup-steps"), ("warmup",)),
     **dict.fromkeys(("dropout", "cond-dropout", "class-dropout"), ("label-dropout",)),
+    **dict.fromkeys(("cfg", "cfg-scale", "guidance-scale", "scale"), ("guidance",)),
+    **dict.fromkeys(("sigma", "noise", "noise-level"), ("noise-std",)),
     **dict.fromkeys(("gpu", "cuda"), ("device",)),
     **dict.fromkeys(("num-threads", "n-threads", "workers", "num-workers", "jobs"), ("threads",)),
     **dict.fromkeys(("continue", "resume-from"), ("resume",)),
 }
 
-USAGE = """usage: scoresde [-h] [--version] {train,sample,compare,likelihood,describe} [OPTIONS]
+USAGE = """usage: scoresde [-h] [--version] {train,sample,restore,compare,likelihood,describe} [OPTIONS]
 
 Score-based diffusion models: train one, draw samples, compare samplers.
 
   train       train a score model on built-in data, a folder of images or a file
   sample      draw samples from a trained model: a picture, an animation or arrays
+  restore     draw what the data may have been, given measurements: inpaint, deblur, enlarge
   compare     draw with many samplers, discrete and continuous; measure them against held-out data
   likelihood  log p of held-out data, along the flow and by bounds, in nats and bits per dimension
   describe    say what a checkpoint, a diffusion, a sampler or a saved table is
@@ -158,13 +161,21 @@ def _load_verbs() -> dict[str, type[Command]]:
         from scoresde.cli.compare import Compare
         from scoresde.cli.describe import Describe
         from scoresde.cli.likelihood import Likelihood
+        from scoresde.cli.restore import Restore
         from scoresde.cli.sample import Sample
         from scoresde.cli.train import Train
     except ImportError as error:
         if error.name != "tyro":
             raise
         raise ConfigError(NO_TYRO) from error
-    return {"train": Train, "sample": Sample, "compare": Compare, "likelihood": Likelihood, "describe": Describe}
+    return {
+        "train": Train,
+        "sample": Sample,
+        "restore": Restore,
+        "compare": Compare,
+        "likelihood": Likelihood,
+        "describe": Describe,
+    }
 
 
 def _parse(command: type[Command], verb: str, arguments: list[str], values: Mapping[str, object]) -> Command | None:

@@ -2,6 +2,7 @@
 
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, cast
@@ -9,13 +10,24 @@ from typing import Annotated, cast
 import torch
 import tyro
 
-from scoresde.cli.options import NAMES, Int, OptionalInt, Work, find_device, is_interactive, show_choices, show_default
+from scoresde.cli.options import (
+    NAMES,
+    Int,
+    OptionalFloat,
+    OptionalInt,
+    Work,
+    find_device,
+    is_interactive,
+    show_choices,
+    show_default,
+)
 from scoresde.cli.pictures import ANIMATIONS, ARRAYS, ENDINGS, check_drawable, write_samples, write_whole
 from scoresde.cli.run_folder import RunFolder, check_file, open_run
 from scoresde.cli.threads import choose_threads, use_threads
 from scoresde.diffusions.sde import GaussianSDE
 from scoresde.errors import ConfigError, check_integer, unknown
-from scoresde.models.prediction import Condition
+from scoresde.models.guidance.combine import guided
+from scoresde.models.prediction import Condition, Predictor
 from scoresde.noise import check_seed
 from scoresde.plots.style import use_style
 from scoresde.sampling.part import Ending
@@ -51,6 +63,8 @@ class Sample(Work):
         final: what the last step gives: clean data, a sample at the SDE's smallest time, or the mean of that one.
         seed: of the noise, in [0, 2^64).
         label: class of every sample, for conditional models; by default sample k is of class k modulo their number.
+        guidance: scale of classifier-free guidance, for conditional models; 1 is the model itself, more leads away from
+            what is likely without the class.
         out: file: a picture (.png, .svg, .pdf), an animation of the way from noise (.gif), or the samples in the
             data's units as an array (.npy), or as "samples" with "labels" (.npz).
         save_table: file (.json) for the sampler as a table of numbers, which the solver option reads.
@@ -68,6 +82,7 @@ class Sample(Work):
     )
     seed: Int = 0
     label: Annotated[OptionalInt, show_default("")] = None
+    guidance: Annotated[OptionalFloat, show_default("none")] = None
     out: Annotated[Path, tyro.conf.arg(metavar="FILE")] = Path("samples.png")
     save_table: Annotated[Path | None, tyro.conf.arg(metavar="FILE"), show_default("")] = None
     chunk_size: Int = CHUNK
@@ -94,6 +109,7 @@ class Sample(Work):
         sampler = self._read_sampler(run.model.sde)
         final = _choose_final(self.final, sampler)
         labels = run.make_labels(self.n, self.label)
+        model = self._guide(run)
         if self.save_table is not None:
             table = make_table(sampler, run.model.sde, final)
             write_whole(self.save_table, lambda file: file.write_text(table.to_json() + "\n", encoding="utf-8"))
@@ -104,7 +120,7 @@ class Sample(Work):
                 while (done := sum(len(part.x) for part in parts)) < self.n:
                     if done and not is_interactive():
                         print(f"sampling     {done} of {self.n}", file=sys.stderr, flush=True)
-                    parts.append(self._draw(run, sampler, final, labels, done))
+                    parts.append(self._draw(model, run.event, sampler, final, labels, done))
         except KeyboardInterrupt as stop:
             if not parts:
                 raise
@@ -132,12 +148,27 @@ class Sample(Work):
             )
         return sampler
 
-    def _draw(self, run: RunFolder, sampler: Sampler, final: str, labels: Condition, first: int) -> SampleResult:
+    def _guide(self, run: RunFolder) -> Predictor:
+        """Return the model, under guidance where it is asked for."""
+        if self.guidance is None:
+            return run.model
+        if run.classes is None:
+            raise ConfigError(
+                f"--guidance leads to a class, and {run.folder} was trained without labels",
+                parameter="guidance",
+                got=self.guidance,
+                cure="train with --conditional",
+            )
+        return guided(run.model, self.guidance)
+
+    def _draw(
+        self, model: Predictor, event: Sequence[int], sampler: Sampler, final: str, labels: Condition, first: int
+    ) -> SampleResult:
         """Draw the next samples, of which ``first`` is the first."""
         size = min(self.chunk_size, self.n - first)
         return sample(
-            run.model,
-            (size, *run.event),
+            model,
+            (size, *event),
             solver=sampler.solver,
             steps=sampler.steps,
             final=cast(Ending, final),

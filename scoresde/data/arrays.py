@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -27,7 +28,9 @@ NUMBERS: Final = {
 }
 
 
-def arrays_from_file(path: str | os.PathLike[str], key: str | None = None, *, mapped: bool = False) -> Tensor:
+def arrays_from_file(
+    path: str | os.PathLike[str], key: str | None = None, *, mapped: bool = False, missing: bool = False
+) -> Tensor:
     """Return an array (N, *) of a file as a tensor on the CPU.
 
     The file's ending, in any case, says what it is: .pt or .pth, what ``torch.save`` wrote, a tensor or a dict of
@@ -41,6 +44,7 @@ def arrays_from_file(path: str | os.PathLike[str], key: str | None = None, *, ma
         mapped: leave the numbers of an .npy file in the file, from where they are read as they are used; such a tensor
             cannot be written to: trying ends the process. Files of other kinds, and of a type or byte order that must
             be converted, are read as usual.
+        missing: NaN stands for a value that is missing, and is kept.
 
     Raises:
         DataError: a file that is missing, unreadable, cut or of another kind; Python objects, strings, dates, complex
@@ -52,15 +56,19 @@ def arrays_from_file(path: str | os.PathLike[str], key: str | None = None, *, ma
     file = check_path(path)
     read = READERS.get(file.suffix.lower(), _read_numpy)
     with _explain_failures(file):
-        return _map_numpy(file, key) if mapped and file.suffix.lower() == ".npy" else read(file, key)
+        found = _map_numpy(file, key) if mapped and file.suffix.lower() == ".npy" else read(file, key)
+    x, name = found
+    if x.is_floating_point():
+        check_samples(x.nan_to_num(nan=0.0, posinf=math.inf, neginf=-math.inf) if missing else x, name)
+    return x
 
 
-def _map_numpy(file: Path, key: str | None) -> Tensor:
+def _map_numpy(file: Path, key: str | None) -> tuple[Tensor, str]:
     file.open("rb").close()  # an OSError that says what is wrong, where it cannot be opened
     return _from_numpy(np.load(file, mmap_mode="r", allow_pickle=False), _name_single(file, key))
 
 
-def _read_numpy(file: Path, key: str | None) -> Tensor:
+def _read_numpy(file: Path, key: str | None) -> tuple[Tensor, str]:
     with file.open("rb") as opened:
         loaded = np.load(opened, allow_pickle=False)
         if isinstance(loaded, np.ndarray):
@@ -69,7 +77,7 @@ def _read_numpy(file: Path, key: str | None) -> Tensor:
         return _from_numpy(np.asarray(loaded[chosen]), name)
 
 
-def _read_torch(file: Path, key: str | None) -> Tensor:
+def _read_torch(file: Path, key: str | None) -> tuple[Tensor, str]:
     with file.open("rb") as opened:
         loaded = torch.load(opened, map_location="cpu", weights_only=True)
     if isinstance(loaded, Tensor):
@@ -81,14 +89,14 @@ def _read_torch(file: Path, key: str | None) -> Tensor:
     return _check(tensors[chosen], name)
 
 
-def _read_safetensors(file: Path, key: str | None) -> Tensor:
+def _read_safetensors(file: Path, key: str | None) -> tuple[Tensor, str]:
     file.open("rb").close()  # an OSError that says what is wrong, where it cannot be opened
     with safe_open(file, framework="pt", device="cpu") as opened:
         chosen, name = _choose(file, list(opened.keys()), key)
         return _check(opened.get_tensor(chosen), name)
 
 
-READERS: Final[Mapping[str, Callable[[Path, str | None], Tensor]]] = {
+READERS: Final[Mapping[str, Callable[[Path, str | None], tuple[Tensor, str]]]] = {
     ".pt": _read_torch,
     ".pth": _read_torch,
     ".safetensors": _read_safetensors,
@@ -154,8 +162,8 @@ def _choose(file: Path, names: Sequence[str], key: str | None) -> tuple[str, str
     return chosen, f"{file}[{chosen!r}]"
 
 
-def _from_numpy(array: NDArray[Any], name: str) -> Tensor:
-    """Return an array as a tensor of its own type, checked."""
+def _from_numpy(array: NDArray[Any], name: str) -> tuple[Tensor, str]:
+    """Return an array as a tensor of its own type, and its name."""
     kind = array.dtype.newbyteorder("=").name
     if kind not in NUMBERS:
         raise _refuse_type(name, array.dtype)
@@ -163,8 +171,8 @@ def _from_numpy(array: NDArray[Any], name: str) -> Tensor:
     return _check(share_memory(own), name, clone=False)
 
 
-def _check(x: Tensor, name: str, *, clone: bool = True) -> Tensor:
-    """Return a tensor without a gradient, and with memory of its own, if it holds samples of finite numbers."""
+def _check(x: Tensor, name: str, *, clone: bool = True) -> tuple[Tensor, str]:
+    """Return a tensor without a gradient, and with memory of its own, if it holds samples, and its name."""
     kind = str(x.dtype).removeprefix("torch.")
     if kind not in {*NUMBERS, "bfloat16"} or x.layout != torch.strided or x.is_meta:
         raise _refuse_type(name, kind if x.layout == torch.strided else x.layout)
@@ -173,7 +181,7 @@ def _check(x: Tensor, name: str, *, clone: bool = True) -> Tensor:
     own = x.detach().to(getattr(torch, NUMBERS.get(kind, kind)))
     if clone and not (own.is_contiguous() and own.untyped_storage().nbytes() == own.nbytes):
         own = own.clone(memory_format=torch.contiguous_format)
-    return check_samples(own, name) if own.is_floating_point() else own
+    return own, name
 
 
 def _refuse_type(name: str, got: object) -> DataError:

@@ -16,6 +16,7 @@ from scoresde.cli.compare import Compare
 from scoresde.cli.describe import Describe
 from scoresde.cli.likelihood import Likelihood
 from scoresde.cli.presets import PRESETS
+from scoresde.cli.restore import Restore
 from scoresde.cli.sample import Sample
 from scoresde.cli.train import Train
 from scoresde.solvers import SOLVERS
@@ -28,7 +29,7 @@ from scoresde.training import losses
 def test_usage_names_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == 0
     out, err = capsys.readouterr()
-    assert "{train,sample,compare,likelihood,describe}" in out
+    assert "{train,sample,restore,compare,likelihood,describe}" in out
     assert err == ""
     assert main([]) == 2
     assert capsys.readouterr().err == out
@@ -50,6 +51,7 @@ def test_usage_names_the_extra_that_is_missing(
 VERBS: dict[str, type] = {
     "train": Train,
     "sample": Sample,
+    "restore": Restore,
     "compare": Compare,
     "likelihood": Likelihood,
     "describe": Describe,
@@ -71,9 +73,20 @@ UNITS = {
     "sample": {
         "n": "number of samples",
         "label": "class",
+        "guidance": "scale of classifier-free",
         "steps": "number of steps",
         "seed": "[0, 2^64)",
         "chunk-size": "number of",
+        "threads": "number of threads on the CPU",
+    },
+    "restore": {
+        "blur": "in pixels",
+        "factor": "in pixels",
+        "noise-std": "in the unit of the data",
+        "steps": "number of evaluations",
+        "n": "number of samples",
+        "label": "class",
+        "seed": "[0, 2^64)",
         "threads": "number of threads on the CPU",
     },
     "compare": {
@@ -152,7 +165,7 @@ def test_help_names_the_choices_and_the_defaults(capsys: pytest.CaptureFixture[s
     [
         (
             ["trian"],
-            "unknown verb 'trian'; did you mean 'train'? choices: compare, describe, likelihood, sample, train",
+            "unknown verb 'trian'; did you mean 'train'? choices: compare, describe, likelihood, restore, sample,",
         ),
         (["train", "--data", "digit"], "unknown data set 'digit'; did you mean 'digits'?"),
         (["train", "--data", "moon"], "did you mean 'moons'?"),
