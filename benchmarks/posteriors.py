@@ -34,8 +34,9 @@ import torch
 from record import add_record, write_record
 from torch import Tensor
 
-from scoresde import VPSDE, Affine, GaussianMixtureModel, GaussianModel, Matrix, sample_posterior
+from scoresde import VPSDE, Affine, GaussianMixtureModel, GaussianModel, sample_posterior
 from scoresde.metrics import sliced_wasserstein
+from scoresde.models.guidance import Matrix
 from scoresde.models.guidance.posteriors import METHODS, PiGDM
 from scoresde.models.prediction import Predictor
 from scoresde.noise import normal, stream, uniform

@@ -41,11 +41,10 @@ from scoresde.likelihood.fokker_planck.evolve import evolve_density
 from scoresde.likelihood.paths import forward_path, path_log_weight
 from scoresde.likelihood.ratios import Classification, classify, log_likelihood_ratio
 from scoresde.likelihood.starts import Dequantisation
+from scoresde.models import guidance
 from scoresde.models.energy import EnergyModel
 from scoresde.models.exact import EmpiricalModel, GaussianMixtureModel, GaussianModel
-from scoresde.models.guidance.clamp import Clamp, DynamicThreshold
 from scoresde.models.guidance.combine import CombinedModel, guided, product
-from scoresde.models.guidance.operators import Blur, Downsample, Fourier, Grey, Linear, Mask, Matrix, Nonlinear
 from scoresde.models.guidance.posteriors import posterior
 from scoresde.models.guidance.tilt import tilted
 from scoresde.models.mapped import map_prediction
@@ -55,13 +54,15 @@ from scoresde.sampling import bridge
 from scoresde.sampling.encode import decode, encode
 from scoresde.sampling.export import SamplingModule
 from scoresde.sampling.interpolate import interpolate
-from scoresde.sampling.inverse import sample_posterior
+from scoresde.sampling.inverse import DAPS, Replacement, SplitGibbs, sample_posterior
 from scoresde.sampling.kernels import MALA, Langevin
 from scoresde.sampling.langevin import langevin
 from scoresde.sampling.part import Step
 from scoresde.sampling.particles import Particles, correct
+from scoresde.sampling.problem import PosteriorSamples
 from scoresde.sampling.sample import SampleResult, sample
 from scoresde.sampling.samplers import Sampler
+from scoresde.sampling.twisted import TwistedSMC
 from scoresde.solvers import grids
 from scoresde.solvers.adaptive import ProbabilityFlow
 from scoresde.solvers.build import build_table
@@ -84,6 +85,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "DAPS",
     "DDPM",
     "EDMSDE",
     "EMA",
@@ -93,10 +95,8 @@ __all__ = [
     "VESDE",
     "VPSDE",
     "Affine",
-    "Blur",
     "Bound",
     "CheckpointError",
-    "Clamp",
     "Classification",
     "CombinedModel",
     "Compose",
@@ -108,30 +108,24 @@ __all__ = [
     "Dequantisation",
     "Dequantise",
     "DomainError",
-    "Downsample",
-    "DynamicThreshold",
     "EmpiricalModel",
     "EnergyModel",
-    "Fourier",
     "Gaussian",
     "GaussianDecoder",
     "GaussianMixtureModel",
     "GaussianModel",
     "GaussianSDE",
-    "Grey",
     "Langevin",
     "LevelsDecoder",
-    "Linear",
     "LogLikelihood",
     "Logit",
-    "Mask",
-    "Matrix",
     "Moments",
-    "Nonlinear",
     "Particles",
+    "PosteriorSamples",
     "Prediction",
     "ProbabilityFlow",
     "RectifiedFlow",
+    "Replacement",
     "ReverseSDE",
     "SampleResult",
     "Sampler",
@@ -141,12 +135,14 @@ __all__ = [
     "ShapeError",
     "Solver",
     "SolverError",
+    "SplitGibbs",
     "Step",
     "SubVPSDE",
     "Tableau",
     "TabulatedSDE",
     "TrainResult",
     "TrainingWarning",
+    "TwistedSMC",
     "UnstableSamplerWarning",
     "bits_per_dim",
     "bridge",
@@ -164,6 +160,7 @@ __all__ = [
     "fit",
     "forward_path",
     "grids",
+    "guidance",
     "guided",
     "held_out_loss",
     "implicit_score_matching",

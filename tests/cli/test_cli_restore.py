@@ -9,7 +9,8 @@ import pytest
 import torch
 from cli_helpers import Folders, main, refused
 
-from scoresde import Downsample, Mask, ScoreModel, guided, sample, sample_posterior
+from scoresde import ScoreModel, guided, sample, sample_posterior
+from scoresde.models.guidance import Downsample, Mask
 
 
 def test_a_mask_gives_the_librarys_samples(runs: Folders, tmp_path: Path) -> None:

@@ -15,12 +15,10 @@ from scoresde import (
     VPSDE,
     Affine,
     CheckpointError,
-    Clamp,
     CombinedModel,
     ConfigError,
     DomainError,
     DTypeError,
-    DynamicThreshold,
     GaussianModel,
     Moments,
     ProbabilityFlow,
@@ -37,6 +35,7 @@ from scoresde import (
     sample,
     tilted,
 )
+from scoresde.models.guidance import Clamp, DynamicThreshold
 from scoresde.nn import MLP
 from scoresde.noise import normal, stream
 

@@ -13,20 +13,12 @@ from scoresde import (
     EDMSDE,
     VPSDE,
     Affine,
-    Blur,
     ConfigError,
     DomainError,
-    Downsample,
     DTypeError,
-    Fourier,
     GaussianModel,
     GaussianSDE,
-    Grey,
-    Linear,
     Logit,
-    Mask,
-    Matrix,
-    Nonlinear,
     ProbabilityFlow,
     RectifiedFlow,
     ScoreModel,
@@ -35,6 +27,7 @@ from scoresde import (
     posterior,
     sample,
 )
+from scoresde.models.guidance import Blur, Downsample, Fourier, Grey, Linear, Mask, Matrix, Nonlinear
 from scoresde.models.guidance.operators import Operator
 from scoresde.models.guidance.posteriors import DDNM, DDRM, DPS, METHODS, MMPS, TMPD, DiffPIR, PiGDM, solve
 from scoresde.noise import normal, stream

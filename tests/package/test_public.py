@@ -49,6 +49,7 @@ from scoresde import (
     bridge,
     build_table,
     fit,
+    guidance,
     losses,
     map_prediction,
     sample,
@@ -58,9 +59,10 @@ from scoresde import (
 )
 from scoresde.nn import MLP, UNet
 
-ROOMS = tuple("bridge data grids likelihood losses metrics nn plots solvers training transforms".split())  # noqa: SIM905
+ROOMS = tuple("bridge data grids guidance likelihood losses metrics nn plots solvers training transforms".split())  # noqa: SIM905
 X = torch.linspace(-1.0, 1.0, 12).reshape(6, 2)
 MODEL = ScoreModel(MLP(2, width=8, depth=1, classes=3), VPSDE(), moments=Moments.of(X))
+GAUSSIAN = GaussianModel(sde=VPSDE(), mean=torch.zeros(2), covariance=torch.eye(2))
 CHAIN = DDPM.linear(30)
 
 
@@ -84,6 +86,10 @@ def clip(prediction: scoresde.Prediction) -> Tensor:
 
 def score(x: Tensor, t: Tensor) -> Tensor:
     return -x
+
+
+def norms(x: Tensor) -> Tensor:
+    return x.square().sum(1)
 
 
 def seen() -> Step:
@@ -120,12 +126,42 @@ OBJECTS: dict[str, Callable[[], object]] = {
     "Gaussian": lambda: VPSDE().prior(moments=Moments.of(X)),
     "Moments": lambda: Moments.of(X),
     "ScoreModel": lambda: MODEL,
-    "GaussianModel": lambda: GaussianModel(sde=VPSDE(), mean=torch.zeros(2), covariance=torch.eye(2)),
+    "GaussianModel": lambda: GAUSSIAN,
     "GaussianMixtureModel": lambda: GaussianMixtureModel(sde=VPSDE(), weights=torch.ones(6), means=X, std=0.1),
     "EmpiricalModel": lambda: EmpiricalModel(sde=VPSDE(), data=X),
     "EnergyModel": lambda: EnergyModel(energy, VPSDE()),
     "a mapped model": lambda: map_prediction(MODEL, clip),
     "a callable": lambda: ScoreModel.from_callable(score, VPSDE()),
+    "guided": lambda: scoresde.guided(MODEL, 2.0, interval=(0.1, 1.0)),
+    "a posterior": lambda: scoresde.posterior(MODEL, torch.tensor([True, False]), X[0, :1], noise_std=0.1, event=(2,)),
+    "a tilted model": lambda: scoresde.tilted(MODEL, norms, at="data"),
+    "Particles": lambda: scoresde.correct(scoresde.product([GAUSSIAN]), 4, steps=3),
+    "PosteriorSamples": lambda: scoresde.sample_posterior(
+        GAUSSIAN, torch.ones(1, 2), X[0, :1], 3, noise_std=0.1, steps=3
+    ),
+    "SplitGibbs": scoresde.SplitGibbs,
+    "DAPS": scoresde.DAPS,
+    "Replacement": scoresde.Replacement,
+    "TwistedSMC": scoresde.TwistedSMC,
+    "guidance.Blur": lambda: guidance.Blur.gaussian(0.5, 1),
+    "guidance.Clamp": guidance.Clamp,
+    "guidance.DDNM": guidance.DDNM,
+    "guidance.DDRM": guidance.DDRM,
+    "guidance.DPS": guidance.DPS,
+    "guidance.DiffPIR": guidance.DiffPIR,
+    "guidance.Downsample": lambda: guidance.Downsample(2),
+    "guidance.DynamicThreshold": guidance.DynamicThreshold,
+    "guidance.Fourier": lambda: guidance.Fourier(torch.tensor([True, False])),
+    "guidance.Grey": lambda: guidance.Grey((0.5, 0.5)),
+    "guidance.Linear": lambda: guidance.Linear(torch.neg),
+    "guidance.MMPS": lambda: guidance.MMPS(3),
+    "guidance.Mask": lambda: guidance.Mask(torch.tensor([True, False])),
+    "guidance.Matrix": lambda: guidance.Matrix(torch.eye(2)),
+    "guidance.Method": guidance.MMPS,
+    "guidance.Nonlinear": lambda: guidance.Nonlinear(torch.exp),
+    "guidance.Operator": guidance.Grey,
+    "guidance.PiGDM": lambda: guidance.PiGDM("moments"),
+    "guidance.TMPD": guidance.TMPD,
     "UNet": lambda: ScoreModel(UNet(1, width=8, multipliers=(1,)), VESDE(), predicts="edm"),
     "Prediction": torch.no_grad()(lambda: MODEL(X, 0.5)),
     "Step": seen,

@@ -17,12 +17,10 @@ from scoresde import (
     GaussianMixtureModel,
     GaussianModel,
     GaussianSDE,
-    Mask,
-    Matrix,
-    Nonlinear,
     RectifiedFlow,
     sample_posterior,
 )
+from scoresde.models.guidance import Mask, Matrix, Nonlinear
 from scoresde.models.guidance.posteriors import PiGDM
 from scoresde.noise import normal, stream
 from scoresde.sampling.inverse import DAPS, Replacement, SplitGibbs

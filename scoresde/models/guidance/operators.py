@@ -50,8 +50,17 @@ class Operator(ABC):
             (back,) = torch.autograd.grad(self(x), x, y)
         return back
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(map(_describe, vars(self).values()))})"
 
-@dataclass(frozen=True, eq=False)
+
+def _describe(value: object) -> str:
+    if isinstance(value, Tensor):
+        return f"{tuple(value.shape)}"
+    return str(getattr(value, "__name__", type(value).__name__)) if callable(value) else repr(value)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
 class Mask(Operator):
     """The entries of x where ``keep`` is true, as a vector (B, m).
 
@@ -78,7 +87,7 @@ class Mask(Operator):
         return x[:, keep.to(x.device)]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Matrix(Operator):
     """A x for x flattened, (B, m).
 
@@ -100,7 +109,7 @@ class Matrix(Operator):
         return flat @ self.matrix.to(flat).T
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Blur(Operator):
     """Circular convolution of every channel with a kernel, (B, C, *), centred.
 
@@ -141,7 +150,7 @@ class Blur(Operator):
         return out.reshape(x.shape)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Downsample(Operator):
     """Means over blocks, (B, C, *sizes/factor); each size a multiple of the factor."""
 
@@ -160,7 +169,7 @@ class Downsample(Operator):
         return x
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Grey(Operator):
     """A weighted sum of the channels, (B, 1, *).
 
@@ -179,7 +188,7 @@ class Grey(Operator):
         return (x * x.new_tensor(self.weights).reshape(-1, *(1,) * (x.ndim - 2))).sum(1, keepdim=True)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Fourier(Operator):
     """Some Fourier coefficients of every channel, orthonormal, real parts before imaginary ones: (B, C, 2 m).
 
@@ -203,7 +212,7 @@ class Fourier(Operator):
         return torch.cat([spectrum.real, spectrum.imag], -1)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Linear(Operator):
     """Any linear function of x, written with torch; that it is linear is checked where it is used."""
 
@@ -214,7 +223,7 @@ class Linear(Operator):
         return self.function(x)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Nonlinear(Operator):
     """Any differentiable function of x, written with torch."""
 
