@@ -51,6 +51,7 @@ from scoresde.models.mapped import map_prediction
 from scoresde.models.prediction import Prediction
 from scoresde.models.score_model import ScoreModel
 from scoresde.sampling import bridge
+from scoresde.sampling.edit import denoise, edit, impute
 from scoresde.sampling.encode import decode, encode
 from scoresde.sampling.export import SamplingModule
 from scoresde.sampling.interpolate import interpolate
@@ -154,7 +155,9 @@ __all__ = [
     "correct",
     "data",
     "decode",
+    "denoise",
     "denoising_score_matching",
+    "edit",
     "encode",
     "evolve_density",
     "fit",
@@ -164,6 +167,7 @@ __all__ = [
     "guided",
     "held_out_loss",
     "implicit_score_matching",
+    "impute",
     "interpolate",
     "langevin",
     "likelihood",

@@ -132,7 +132,7 @@ OBJECTS: dict[str, Callable[[], object]] = {
     "EnergyModel": lambda: EnergyModel(energy, VPSDE()),
     "a mapped model": lambda: map_prediction(MODEL, clip),
     "a callable": lambda: ScoreModel.from_callable(score, VPSDE()),
-    "guided": lambda: scoresde.guided(MODEL, 2.0, interval=(0.1, 1.0)),
+    "guided": lambda: scoresde.guided(MODEL, 2.0, interval=(0.1, 1.0), negative={"label": 0}),
     "a posterior": lambda: scoresde.posterior(MODEL, torch.tensor([True, False]), X[0, :1], noise_std=0.1, event=(2,)),
     "a tilted model": lambda: scoresde.tilted(MODEL, norms, at="data"),
     "Particles": lambda: scoresde.correct(scoresde.product([GAUSSIAN]), 4, steps=3),

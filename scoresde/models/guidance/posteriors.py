@@ -60,6 +60,7 @@ __all__ = [
     "DiffPIR",
     "Measured",
     "Method",
+    "MethodName",
     "PiGDM",
     "PosteriorModel",
     "posterior",
