@@ -15,7 +15,7 @@ hold the middle 50 % and 90 % of the samples along these directions (a calibrate
 schedule, measurements and evaluations, each with its own defaults and sampler; its DPS takes one norm for the batch.
 
 Run: python benchmarks/posteriors.py [--dims 8 80 800] [--steps 20 50 100 200] [--methods NAME ...] [--samples 400]
-     [--problems 2] [--seed 0] [--peers] [--record]                                           (10 minutes, two threads)
+     [--problems 1] [--seed 0] [--peers] [--record]                                  (under ten minutes, two threads)
 """
 
 from __future__ import annotations
@@ -278,7 +278,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, nargs="+", default=[20, 50, 100, 200])
     parser.add_argument("--methods", nargs="+", choices=OURS, default=list(OURS))
     parser.add_argument("--samples", type=int, default=400)
-    parser.add_argument("--problems", type=int, default=2, help="of each target")
+    parser.add_argument("--problems", type=int, default=1, help="of each target")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--peers", action="store_true", help="run another library's methods too")
     parser.add_argument("--threads", type=int, default=2)

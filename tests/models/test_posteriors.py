@@ -24,6 +24,7 @@ from scoresde import (
     ScoreModel,
     ShapeError,
     log_likelihood,
+    map_prediction,
     posterior,
     sample,
 )
@@ -145,6 +146,18 @@ def test_the_flow_and_likelihood_run_on_a_posterior() -> None:
     torch.testing.assert_close(got, law.log_prob(x), rtol=0, atol=0.05)
     fine = sample(model, x_init=normal((3, D), stream(5), dtype=torch.float64), solver=tight)
     assert bool(fine.isfinite().all())
+
+
+@pytest.mark.parametrize("method", ["mmps", "pigdm", "tmpd", PiGDM("moments")], ids=str)
+def test_an_error_of_the_network_stays_an_error(method) -> None:
+    """A noise prediction that is off by 0.02 sin(3 x): where alpha is small its Jacobian says nothing of C."""
+    base = prior(VPSDE())
+    off = map_prediction(base, lambda p: p.noise + 0.02 * torch.sin(3 * p.x), "noise")
+    options = {"steps": 30, "seed": 0, "dtype": torch.float64}
+    x, clean = (
+        sample(posterior(one, Matrix(A), Y, noise_std=0.05, method=method), 200, **options) for one in (off, base)
+    )
+    assert float((x - clean).abs().max()) < float(clean.abs().max())
 
 
 def test_measurements_are_in_the_datas_own_units_and_each_samples_own() -> None:

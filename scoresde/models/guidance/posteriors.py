@@ -20,6 +20,10 @@ Taking x_0 given x_t for Gaussian with a covariance C, log p(y | x_t) = log N(y;
 * "ddnm": A^+ (y - A D) is added, less where nu < s (Wang et al. 2022, arXiv:2212.00490). No product.
 * "ddrm": the same direction by direction in the singular basis of A (Kawar et al. 2022, arXiv:2201.11793). No product.
 
+Where nu^2 exceeds five times the data's variance, (sigma^2/alpha) J is taken from the data's moments, (Sigma^{-1} +
+1/nu^2)^{-1}: there it is that to the order of Sigma/nu^2, and a network's J carries its error times 1/alpha. In
+conjugate gradients a direction whose curvature is not above s^2 ends them, since A C A^T is no less than 0.
+
 For Gaussian data "mmps" is exact, and so is "pigdm" with the data's covariance. A is taken at D where it is not linear:
 its Jacobian stands for A in the products. A transform of the model's is inside A, so that y is in the data's own units.
 The measurement is one for all samples, or each sample's own as the condition "measurement".
@@ -69,6 +73,7 @@ __all__ = [
 
 MEASUREMENT = "measurement"  # the condition with a measurement of each sample's own
 LOWEST = -16.0  # log-SNR below which a state is taken for one of this level: where alpha is 0, J says nothing of C
+BLIND = 5.0  # nu^2 over the data's variance above which their covariance stands for (sigma^2/alpha) J
 MOST = 4096  # coordinates up to which a matrix is written down
 
 
@@ -151,10 +156,13 @@ class Linearised:
         return out
 
 
-def solve(product: Callable[[Tensor], Tensor], b: Tensor, iterations: int, tolerance: float) -> Tensor:
-    """Return x with product(x) = b, (B, m), by conjugate gradients, row by row; ``product`` is positive semi-definite.
+def solve(
+    product: Callable[[Tensor], Tensor], b: Tensor, iterations: int, tolerance: float, least: float = 0.0
+) -> Tensor:
+    """Return x with product(x) = b, (B, m), by conjugate gradients, row by row; ``product`` is at least ``least``.
 
-    A row stops where its residual is below ``tolerance`` times b, or where the curvature is not positive.
+    A row stops where its residual is below ``tolerance`` times b, or where the curvature is not above ``least``, which
+    an imperfect network's Jacobian may bring about.
     """
     x, r = torch.zeros_like(b), b.clone()
     p, rho = r.clone(), r.square().sum(1)
@@ -165,7 +173,7 @@ def solve(product: Callable[[Tensor], Tensor], b: Tensor, iterations: int, toler
             break
         q = product(p)
         curvature = (p * q).sum(1)
-        active = active & (curvature > 0) & torch.isfinite(curvature)
+        active = active & (curvature > least * p.square().sum(1)) & torch.isfinite(curvature)
         step = torch.where(active, rho / torch.where(active, curvature, 1.0), 0.0)[:, None]
         x, r = x + step * p, r - step * q
         after = r.square().sum(1)
@@ -203,6 +211,17 @@ class Asked:
         return lambda u: self.noise * u + self.line.forward(covary(self.line.back(u)))
 
 
+def _covary_gaussian(moments: Moments, nu2: Tensor, v: Tensor) -> Tensor:
+    """Return (Sigma^{-1} + 1/nu^2)^{-1} v, (B, *event), for Gaussian data of covariance Sigma."""
+    variance = moments.variance.to(v)
+    if moments.basis is None:
+        wide = expand(nu2, v)
+        return wide * variance / (variance + wide) * v
+    basis = moments.basis.to(v)
+    kept = nu2[:, None] * variance / (variance + nu2[:, None])
+    return ((flat(v) @ basis * kept) @ basis.T).reshape(v.shape)
+
+
 class Method(ABC):
     """How D_y is made of D and y; ``jacobian`` says whether products with the network are asked for."""
 
@@ -219,11 +238,12 @@ class MMPS(Method):
     """Moment matching: C is Tweedie's covariance, exact for Gaussian data.
 
     Args:
-        iterations: of conjugate gradients, each a product with the network.
+        iterations: of conjugate gradients, each a product with the network. A few leave out what a network's Jacobian
+            says of directions in which C is small, where it is least to be trusted; an exact model bears any number.
         tolerance: of the residual, relative.
     """
 
-    iterations: int = 8
+    iterations: int = 3
     tolerance: float = 1e-4
 
     def __post_init__(self) -> None:
@@ -232,7 +252,7 @@ class MMPS(Method):
 
     def shift(self, asked: Asked) -> Tensor:
         """Return C A^T S^{-1} (y - A D)."""
-        u = solve(asked.through(asked.covary), asked.residual, self.iterations, self.tolerance)
+        u = solve(asked.through(asked.covary), asked.residual, self.iterations, self.tolerance, asked.noise)
         return asked.covary(asked.line.back(u))
 
 
@@ -264,18 +284,11 @@ class PiGDM(Method):
 
     def covary(self, asked: Asked, v: Tensor) -> Tensor:
         """Return C v, (B, *event)."""
-        moments = asked.moments
         if self.covariance == "unit":
             return expand(asked.nu2 / (1 + asked.nu2), v) * v
-        if moments is None:
+        if asked.moments is None:
             raise ConfigError("covariance='moments' needs a model that knows its data's moments; use 'unit'")
-        variance = moments.variance.to(v)
-        if moments.basis is None:
-            wide = expand(asked.nu2, v)
-            return wide * variance / (variance + wide) * v
-        basis = moments.basis.to(v)
-        kept = asked.nu2[:, None] * variance / (variance + asked.nu2[:, None])
-        return ((flat(v) @ basis * kept) @ basis.T).reshape(v.shape)
+        return _covary_gaussian(asked.moments, asked.nu2, v)
 
 
 @dataclass(frozen=True)
@@ -534,9 +547,17 @@ class _PreparedPosterior(PreparedChange):
         wide = (data if keep else data.detach()).to(working_dtype(x.device))
         nu2, alpha, factor = (c[i].to(wide).expand(batch) for c in (self.nu2, self.alpha, self.factor))
 
+        # Where noise outweighs the data, (sigma^2/alpha) J is their covariance, and 1/alpha times a network's error.
+        blind = torch.zeros(batch, dtype=torch.bool, device=wide.device)
+        if model.moments is not None:
+            blind = nu2 > BLIND * float(model.moments.variance.mean())
+
         def covary(v: Tensor) -> Tensor:
+            known = _covary_gaussian(model.moments, nu2, v) if model.moments is not None else v
+            if bool(blind.all()):
+                return known
             (back,) = torch.autograd.grad(data, state, v.to(data), retain_graph=True, create_graph=keep)
-            return expand(factor, wide) * back.to(wide)
+            return torch.where(expand(blind, wide).bool(), known, expand(factor, wide) * back.to(wide))
 
         line = model.measured.at(wide, keep=keep)
         y = self.y.to(wide)
