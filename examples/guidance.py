@@ -44,7 +44,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a few seconds: fewer samples")
     parser.add_argument("--out", type=Path, default=Path("runs/examples/guidance.png"))
     options = parser.parse_args()
-    n, steps = (300, 40) if options.quick else (3000, 150)
+    n, steps = (300, 40) if options.quick else (10_000, 150)
 
     one, whole = models()
     line = torch.linspace(-3.0, 2.5, 221, dtype=torch.float64)

@@ -66,6 +66,7 @@ def main() -> None:
                 # What was seen, as an image: the adjoint puts it where it came from.
                 seen = operator.adjoint(y[None], image.shape)
                 seen = seen / operator.adjoint(torch.ones_like(y)[None], image.shape).clamp_min(1e-6)
+                seen = y[None] if name == "blurred" else seen
                 if name == "lower half hidden":
                     seen = torch.where(upper, seen, -1.0)
                 rows.append(torch.cat([image[None], seen, drawn.x[:DRAWS]]))
@@ -73,10 +74,8 @@ def main() -> None:
         draws = torch.cat(found)
         agree = judge.accuracy(draws, labels.repeat_interleave(20))
         spread = torch.stack([one.std(0).mean() for one in found]).mean()
-        print(
-            f"{name:20} the classifier sees the digit that was measured in {agree:.0%}; spread of a pixel {spread:.2f}"
-        )
-    title = "the digit, what was seen of it, and five draws of what it may be"
+        print(f"{name:20} the classifier sees the measured digit in {agree:.0%}; spread of a pixel {spread:.2f}")
+    title = "digit, what was seen, five draws"
     figure = plots.image_grid(torch.cat(rows), rows=len(rows), row_labels=names, title=title, smooth=True)
     print(f"picture: {plots.save(figure, options.out)}")
 
