@@ -317,6 +317,11 @@ def test_clamps_change_the_data_prediction() -> None:
 
 FAULTS: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
     "no condition": (lambda: sample(guided(exact(), 2.0), 3), ConfigError, "guidance needs conditions"),
+    "one coordinate": (
+        lambda: sample(guided(exact(), 2.0, rescale=0.5), 2, cond={"label": LABEL[:2]}),
+        ShapeError,
+        "compares spreads over a sample's coordinates",
+    ),
     "two ways": (lambda: guided(exact(), 2.0, weak=exact(), negative={"label": 1}), ConfigError, "pass one of them"),
     "scale": (lambda: guided(exact(), math.inf), DomainError, "scale must lie in"),
     "interval": (lambda: guided(exact(), 2.0, interval=(2.0, 1.0)), DomainError, r"interval\[1\] must"),

@@ -278,6 +278,11 @@ class PreparedCombination(Prepared):
         self.powers = _Powers(combined, point, x, cond.pop(SCALE, None))
         if not cond and any(term.told == "null" for term in combined.terms):
             raise ConfigError('guidance needs conditions to lead to: pass cond={"label": labels}')
+        if combined.rescale and x.shape[1:].numel() < 2:
+            raise ShapeError(
+                f"rescale= compares spreads over a sample's coordinates, and the event {tuple(x.shape[1:])} has one; "
+                "leave it out"
+            )
         # Everything in one call where guidance is on somewhere; the first term alone where it is off.
         self.calls = []
         for place, part in enumerate(combined.parts):
