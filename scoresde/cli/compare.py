@@ -102,7 +102,7 @@ class Compare(Work):
                     yard.metrics,
                     samples=data.preset.samples if self.n is None else self.n,
                     floors=yard.floors,
-                    cond=None if run.classes is None else yard.make_labels,
+                    cond=None if run.classes is None and not run.features else yard.make_labels,
                     seed=self.seed,
                     chunk_size=self.chunk_size,
                     progress=is_interactive(),

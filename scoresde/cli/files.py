@@ -35,7 +35,9 @@ SAMPLES, LABELS = "samples", "labels"
 BAD_IMAGES = ("raise", "skip")
 
 
-def open_data(text: str, *, size: int | None = None, on_bad_image: str = "raise") -> DataSet:
+def open_data(
+    text: str, *, size: int | None = None, on_bad_image: str = "raise", context: str | None = None
+) -> DataSet:
     """Return data by name, or those of a folder of images, or of a file; a file is read here.
 
     Args:
@@ -43,6 +45,8 @@ def open_data(text: str, *, size: int | None = None, on_bad_image: str = "raise"
             "table.csv:name" the column of a table that holds the labels.
         size: side in pixels to which the images of a folder are scaled and cropped.
         on_bad_image: "raise" or "skip", for a folder.
+        context: what the network is told of each sample: the name of another array of the file, (N,) or (N, k), or the
+            names of columns of a table, with commas between them. NaN is a value that is missing.
 
     Raises:
         ConfigError: no such name (with the nearest), or samples that no built-in network takes.
@@ -50,13 +54,21 @@ def open_data(text: str, *, size: int | None = None, on_bad_image: str = "raise"
     """
     if on_bad_image not in BAD_IMAGES:
         raise unknown("way for on_bad_image", on_bad_image, BAD_IMAGES, parameter="on_bad_image")
+    path, key = _locate(text)
+    ending = path.suffix.lower()
+    if context is not None and (text in DATA or ending not in ARRAYS + TABLES):
+        raise ConfigError(
+            f"--context {context} names an array or columns of a file, and {text} is none",
+            parameter="context",
+            got=context,
+            cure=f"put it beside the samples in a file ({', '.join((*ARRAYS[1:], *TABLES))})",
+        )
     if text in DATA:
         return DATA[text]
-    path, key = _locate(text)
-    if path.suffix.lower() in ARRAYS:
-        return _open_arrays(path, key)
-    if path.suffix.lower() in TABLES:
-        return _open_table(path, key)
+    if ending in ARRAYS:
+        return _open_arrays(path, key, context)
+    if ending in TABLES:
+        return _open_table(path, key, context)
     if is_name(text):
         error = unknown("data set", text, DATA, parameter="data")
         raise error.with_cure(f"{error.cure}; or {KINDS}")
@@ -100,8 +112,9 @@ def _open_folder(path: Path, size: int | None, on_bad_image: Literal["raise", "s
     return _split(path, images, found.labels, len(found.classes), notes)
 
 
-def _open_arrays(path: Path, key: str | None) -> DataSet:
+def _open_arrays(path: Path, key: str | None, context: str | None) -> DataSet:
     labels, classes = None, 0
+    told = None if context is None else arrays_from_file(path, context, missing=True).float()
     try:
         data = arrays_from_file(path, key, mapped=True)
     except ConfigError as error:
@@ -123,10 +136,16 @@ def _open_arrays(path: Path, key: str | None) -> DataSet:
                 f"--data {path}:{SAMPLES}"
             )
         labels, classes = labels.long(), int(labels.max()) + 1
-    return _split(path, data[:, None] if data.ndim == 1 else data, labels, classes)
+    if told is not None and (told.ndim > 2 or len(told) != len(data)):
+        raise DataError(
+            f"{path}[{context!r}] must hold a number or a vector for each of {len(data)} samples, got shape "
+            f"{tuple(told.shape)}"
+        )
+    whole = data[:, None] if data.ndim == 1 else data
+    return _split(path, whole, labels, classes, context=None if told is None else told.reshape(len(told), -1))
 
 
-def _open_table(path: Path, column: str | None) -> DataSet:
+def _open_table(path: Path, column: str | None, context: str | None) -> DataSet:
     try:
         table = table_from_file(path, label_column=column)
     except DataError as error:
@@ -138,16 +157,38 @@ def _open_table(path: Path, column: str | None) -> DataSet:
         raise error.with_cure(cure if column else f"{cure}; or, if one holds the labels, name it: {ways}") from error
     names = ", ".join(f"{k} {name}" for k, name in enumerate(table.classes))
     notes = (f"labels       {names}",) if table.classes else ()
-    return _split(path, table.values, table.labels, len(table.classes), notes)
+    if context is None:
+        return _split(path, table.values, table.labels, len(table.classes), notes)
+    names_of = [name.strip() for name in context.split(",")]
+    for name in names_of:
+        if name not in table.names:
+            raise unknown(f"column of {path}", name, table.names, parameter="context")
+    chosen = torch.tensor([name in names_of for name in table.names])
+    told = table.values[:, [table.names.index(name) for name in names_of]].float()
+    return _split(path, table.values[:, ~chosen], table.labels, len(table.classes), notes, context=told)
 
 
-def _split(path: Path, data: Tensor, labels: Tensor | None, classes: int, notes: tuple[str, ...] = ()) -> DataSet:
+def _split(
+    path: Path,
+    data: Tensor,
+    labels: Tensor | None,
+    classes: int,
+    notes: tuple[str, ...] = (),
+    *,
+    context: Tensor | None = None,
+) -> DataSet:
     """Part samples into those to train on and those held out; both are read from the data as they are used."""
     kind = find_kind(data.shape[1:], str(path))
     if len(data) < 3:
         raise DataError(f"{path} holds {len(data)} samples; a fifth of them is held out and two are needed: add more")
     order = torch.zeros(len(data), dtype=torch.long) if labels is None else labels
-    train, test = (_take(data, labels, split_by_label(order, split)) for split in ("train", "test"))
+    places = [split_by_label(order, split) for split in ("train", "test")]
+    train, test = (_take(data, labels, one) for one in places)
+    contexts = None if context is None else (context[places[0]], context[places[1]])
+    if contexts is not None:
+        std, mean = (float(c) for c in torch.std_mean(contexts[0][~contexts[0].isnan()]))
+        if not 0.1 <= std <= 10 or abs(mean) > 10:
+            notes = (*notes, f"context      mean {mean:.3g}, deviation {std:.3g}: a network learns at about unit scale")
     transform: Transform | None
     if kind == "images":
         low, high = (0.0, 255.0) if data.dtype == torch.uint8 else _find_range(train[0])
@@ -162,6 +203,7 @@ def _split(path: Path, data: Tensor, labels: Tensor | None, classes: int, notes:
         transform=lambda: transform,
         notes=notes,
         path=path,
+        contexts=contexts,
         levels=Levels(256, 0.0, 255.0) if kind == "images" and data.dtype == torch.uint8 else None,
     )
 

@@ -26,8 +26,9 @@ def open_data_of(run: RunFolder, named: str | None, on_bad_image: str | None) ->
     options = run.about.get("options")
     usual = options.get("on_bad_image", "raise") if isinstance(options, dict) and name == run.data else "raise"
     # The images of a folder are brought to the size of the model's.
+    context = options.get("context") if isinstance(options, dict) else None
     side = run.event[-1] if len(run.event) == 3 and run.event[-1] == run.event[-2] else None
-    data = open_data(name, size=side, on_bad_image=on_bad_image or str(usual))
+    data = open_data(name, size=side, on_bad_image=on_bad_image or str(usual), context=context)
     if name == run.data and data.path is not None:
         known = run.about.get("samples")
         if isinstance(known, dict) and known.get("sha256") != digest(data.load()[0]):

@@ -8,7 +8,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -126,7 +126,11 @@ class Likelihood(Work):
             )
         if run.classes is not None and labels is None:
             raise ConfigError(f"{run.folder} was trained with labels, and {name} has none", parameter="data")
-        cond = None if run.classes is None or labels is None else labels[:n]
+        if run.features and data.contexts is None:
+            raise ConfigError(f"{run.folder} was trained with contexts, and {name} has none", parameter="data")
+        cond = {} if run.classes is None or labels is None else {"label": labels[:n]}
+        if run.features and data.contexts is not None:
+            cond["context"] = data.contexts[1][:n]
         levels = self._choose_levels(data.levels)
         out = check_folder("out", run.folder / "likelihood" if self.out is None else self.out)
         measures = self._make_measures(run, levels)
@@ -142,13 +146,13 @@ class Likelihood(Work):
         found.finish(run, levels, name)
         return 0
 
-    def _measure(self, found: "_Values", measures: Sequence[Measure], x: Tensor, labels: Tensor | None) -> None:
+    def _measure(self, found: "_Values", measures: Sequence[Measure], x: Tensor, told: Mapping[str, Tensor]) -> None:
         """Measure the samples that are left, part by part."""
         bar = tqdm(total=len(x), initial=found.done, desc="likelihood", unit="sample", disable=not is_interactive())
         with bar:
             while (first := found.done) < len(x):
                 rows = slice(first, first + PART)
-                cond = None if labels is None else {"label": labels[rows].to(x.device)}
+                cond = {name: values[rows].to(x.device) for name, values in told.items()} or None
                 started, values = time.perf_counter(), {}
                 for measure in measures:
                     values.update(measure(x[rows], cond, first))
@@ -170,7 +174,7 @@ class Likelihood(Work):
         return Levels(number, low, high)
 
     def _describe(
-        self, run: RunFolder, name: str, x: Tensor, labels: Tensor | None, levels: Levels | None
+        self, run: RunFolder, name: str, x: Tensor, told: Mapping[str, Tensor], levels: Levels | None
     ) -> dict[str, object]:
         """Return what decides the values, by which a run that may go on is known."""
         return {
@@ -178,7 +182,7 @@ class Likelihood(Work):
             "sde": repr(run.model.sde),
             "data": name,
             "samples": digest(x),
-            "labels": None if labels is None else digest(labels),
+            "labels": {key: digest(value.nan_to_num(nan=1e30)) for key, value in told.items()} or None,
             "levels": None if levels is None else list(levels),
             "probes": self.probes,
             "draws": self.draws,

@@ -147,6 +147,7 @@ class DataSet:
         notes: what a reader of the training's output should know, a line each.
         path: the file or folder that they were read from; None for data by name.
         levels: the values that a coordinate takes; None where they are any.
+        contexts: vectors that the network is told, (N, k) of the training samples and of the held-out ones; or None.
     """
 
     kind: Kind
@@ -158,6 +159,7 @@ class DataSet:
     notes: tuple[str, ...] = ()
     path: Path | None = None
     levels: Levels | None = None
+    contexts: tuple[Tensor, Tensor] | None = None
 
     def held_out(self) -> Samples:
         """Return the real samples that no training sees."""
@@ -170,15 +172,25 @@ class DataSet:
 
     def network(self, event: Sequence[int], *, classes: int | None, seed: int) -> nn.Module:
         """Return a network for samples of shape ``event``, with class labels or without; ``seed`` names its weights."""
+        features = None if self.contexts is None else self.contexts[0].shape[1]
         if self.kind in ("points", "vectors"):
-            return MLP(event, width=128 if math.prod(event) <= 32 else 256, depth=3, classes=classes, seed=seed)
+            width = 128 if math.prod(event) <= 32 else 256
+            return MLP(event, width=width, depth=3, classes=classes, context_features=features, seed=seed)
         side, multipliers = max(event[1:]), [1]
         # Two halvings where there is something to halve, and more until attention over all places is cheap.
         while side > (2 if len(multipliers) < 3 else 8):
             side = math.ceil(side / 2)
             multipliers.append(min(4, 2 * multipliers[-1]))
         width = 16 if max(event[1:]) <= 16 or len(event) == 2 else 32
-        return UNet(event[0], dims=len(event) - 1, width=width, multipliers=multipliers, classes=classes, seed=seed)
+        return UNet(
+            event[0],
+            dims=len(event) - 1,
+            width=width,
+            multipliers=multipliers,
+            classes=classes,
+            context_features=features,
+            seed=seed,
+        )
 
 
 def _draw_from(kind: Kind, draw: ToyDensity, count: int) -> DataSet:

@@ -57,6 +57,7 @@ class RunFolder:
         data: the name of its data, or where they are; None where no run.json tells.
         event: the shape of one sample.
         classes: the number of class labels of a built-in network; None without labels.
+        features: length of the context vector of a built-in network; 0 without.
     """
 
     folder: Path
@@ -65,6 +66,7 @@ class RunFolder:
     data: str | None
     event: torch.Size
     classes: int | None
+    features: int
 
     def make_labels(self, n: int, label: int | None = None) -> dict[str, Tensor] | None:
         """Return the labels of n samples: one for all, or the classes in turn; None for a model without labels.
@@ -127,7 +129,9 @@ def open_run(path: Path, device: torch.device) -> RunFolder:
     data = None if about.get("data") is None else str(about["data"])
     kinds = model.net.kinds if isinstance(model.net, ConditionalNetwork) else {}
     option, classes = kinds.get("label", ("", 0))
-    return RunFolder(folder, model, about, data, model.moments.mean.shape, classes if option == "classes" else None)
+    _, features = kinds.get("context", ("", 0))
+    named = classes if option == "classes" else None
+    return RunFolder(folder, model, about, data, model.moments.mean.shape, named, features)
 
 
 def read_json(path: Path) -> dict[str, object]:

@@ -24,10 +24,11 @@ from scoresde.cli.options import (
 from scoresde.cli.pictures import ANIMATIONS, ARRAYS, ENDINGS, check_drawable, write_samples, write_whole
 from scoresde.cli.run_folder import RunFolder, check_file, open_run
 from scoresde.cli.threads import choose_threads, use_threads
+from scoresde.data.arrays import arrays_from_file
 from scoresde.diffusions.sde import GaussianSDE
 from scoresde.errors import ConfigError, check_integer, unknown
 from scoresde.models.guidance.combine import guided
-from scoresde.models.prediction import Condition, Predictor
+from scoresde.models.prediction import Condition, Predictor, select
 from scoresde.noise import check_seed
 from scoresde.plots.style import use_style
 from scoresde.sampling.part import Ending
@@ -63,6 +64,8 @@ class Sample(Work):
         final: what the last step gives: clean data, a sample at the SDE's smallest time, or the mean of that one.
         seed: of the noise, in [0, 2^64).
         label: class of every sample, for conditional models; by default sample k is of class k modulo their number.
+        context: what a model trained with --context is told: numbers with commas between them for all samples, or a
+            file with a row for each (.npy, .npz); by default nothing.
         guidance: scale of classifier-free guidance, for conditional models; 1 is the model itself, more leads away from
             what is likely without the class.
         out: file: a picture (.png, .svg, .pdf), an animation of the way from noise (.gif), or the samples in the
@@ -82,6 +85,7 @@ class Sample(Work):
     )
     seed: Int = 0
     label: Annotated[OptionalInt, show_default("")] = None
+    context: Annotated[str | None, tyro.conf.arg(metavar="NUMBERS|FILE"), show_default("")] = None
     guidance: Annotated[OptionalFloat, show_default("none")] = None
     out: Annotated[Path, tyro.conf.arg(metavar="FILE")] = Path("samples.png")
     save_table: Annotated[Path | None, tyro.conf.arg(metavar="FILE"), show_default("")] = None
@@ -108,7 +112,7 @@ class Sample(Work):
             check_drawable(run.event)
         sampler = self._read_sampler(run.model.sde)
         final = _choose_final(self.final, sampler)
-        labels = run.make_labels(self.n, self.label)
+        labels = self._read_conditions(run)
         model = self._guide(run)
         if self.save_table is not None:
             table = make_table(sampler, run.model.sde, final)
@@ -148,13 +152,40 @@ class Sample(Work):
             )
         return sampler
 
+    def _read_conditions(self, run: RunFolder) -> Condition:
+        """Return the labels and the contexts of the samples."""
+        cond = run.make_labels(self.n, self.label) or {}
+        if self.context is None:
+            return cond or None
+        if not run.features:
+            raise ConfigError(
+                f"--context {self.context}: {run.folder} was trained without",
+                parameter="context",
+                got=self.context,
+                cure="train with --context",
+            )
+        try:
+            rows = torch.tensor([[float(part) for part in self.context.split(",")]]).expand(self.n, -1)
+        except ValueError:
+            path, colon, key = self.context.rpartition(":")
+            file, name = (path, key) if colon and Path(path).suffix else (self.context, None)
+            rows = arrays_from_file(file, name, missing=True).float()
+            rows = rows[:, None] if rows.ndim == 1 else rows
+        if rows.shape != (self.n, run.features):
+            raise ConfigError(
+                f"--context {self.context} must hold {run.features} numbers, or as many for each of {self.n} samples, "
+                f"got shape {tuple(rows.shape)}",
+                parameter="context",
+            )
+        return {**cond, "context": rows}
+
     def _guide(self, run: RunFolder) -> Predictor:
         """Return the model, under guidance where it is asked for."""
         if self.guidance is None:
             return run.model
-        if run.classes is None:
+        if run.classes is None and (not run.features or self.context is None):
             raise ConfigError(
-                f"--guidance leads to a class, and {run.folder} was trained without labels",
+                f"--guidance leads to a class or a context, and {run.folder} is told none",
                 parameter="guidance",
                 got=self.guidance,
                 cure="train with --conditional",
@@ -173,7 +204,7 @@ class Sample(Work):
             steps=sampler.steps,
             final=cast(Ending, final),
             kernels=sampler.kernels,
-            cond=None if labels is None else {"label": labels["label"][first : first + size]},
+            cond=select(labels, slice(first, first + size)),
             seed=self.seed,
             first_sample=first,
             trajectory=self.out.suffix.lower() in ANIMATIONS,
@@ -193,7 +224,7 @@ class Sample(Work):
             run,
             x,
             self.out,
-            labels=None if labels is None else labels["label"][: len(x)],
+            labels=None if labels is None or "label" not in labels else labels["label"][: len(x)],
             in_turn=self.label is None,
             states=torch.cat(states, 1) if states else None,
             table=table,

@@ -11,6 +11,7 @@ from typing import Annotated, Literal, cast
 
 import torch
 import tyro
+from torch import Tensor
 
 from scoresde.cli.files import BAD_IMAGES, open_data
 from scoresde.cli.options import (
@@ -33,7 +34,6 @@ from scoresde.diffusions.sde import GaussianSDE
 from scoresde.errors import CheckpointError, ConfigError, DomainError, check_integer, check_number
 from scoresde.models.checkpoint import MANIFEST
 from scoresde.models.parameterization import PARAMETERIZATIONS
-from scoresde.models.prediction import Condition
 from scoresde.models.saving import network_to_dict
 from scoresde.models.score_model import ScoreModel
 from scoresde.noise import check_seed
@@ -95,7 +95,10 @@ class Train(Work):
         weight: of the loss, as a function of time.
         times: how the times of a batch are drawn.
         conditional: give the network the class labels, for data that have some (a folder's are its subfolders).
-        label_dropout: share of the labels that are hidden in training, in [0, 1); for conditional runs only.
+        context: what the network is told of each sample beside: the name of another array of the file, (N,) or (N, k),
+            or names of columns of a table, with commas between them.
+        label_dropout: share of the labels, and of the contexts, that are hidden in training, in [0, 1); for conditional
+            runs only.
         steps: number of optimiser steps.
         batch_size: samples in a step.
         learning_rate: of Adam, after the warm-up; it falls to zero along a cosine.
@@ -117,6 +120,7 @@ class Train(Work):
     weight: Annotated[str | None, show_choices(losses.WEIGHTS), _show_default_of_loss(0)] = None
     times: Annotated[str | None, show_choices(losses.TIMES), _show_default_of_loss(1)] = None
     conditional: bool = False
+    context: Annotated[str | None, tyro.conf.arg(metavar="NAME"), show_default("")] = None
     label_dropout: Annotated[OptionalFloat, show_default(f"{LABEL_DROPOUT:g}")] = None
     steps: Annotated[OptionalInt, show_default_by_kind("steps")] = None
     batch_size: Annotated[OptionalInt, show_default_by_kind("batch_size")] = None
@@ -133,7 +137,7 @@ class Train(Work):
     def run(self) -> int:
         """Train."""
         asked = self if self.resume is None else _read_options(self)
-        data = open_data(asked.data, size=asked.size, on_bad_image=asked.on_bad_image)
+        data = open_data(asked.data, size=asked.size, on_bad_image=asked.on_bad_image, context=asked.context)
         options = asked._settle(data)
         train, test = data.load(), data.test()
         samples = train[0]
@@ -156,7 +160,9 @@ class Train(Work):
         print(f"training     {options.steps} steps of {options.batch_size} samples on {means}")
         print(f"results      {folder}/", flush=True)
         with use_threads(threads):
-            result = _train(options, model.to(where), train, test, folder, about, resume=self.resume is not None)
+            told = data.contexts or (None, None)
+            conds = _make_condition(train, told[0], options), _make_condition(test, told[1], options)
+            result = _train(options, model.to(where), train, test, conds, folder, about, resume=self.resume is not None)
         loss = next((record["loss"] for record in reversed(result.log)), None)
         if loss is not None:
             print(f"done         loss {loss:.4g} after {result.steps} steps, {result.seconds:.0f} seconds")
@@ -195,8 +201,9 @@ class Train(Work):
                 f"--conditional needs class labels, {self.data} has none; leave it out or use digits",
                 parameter="conditional",
             )
-        dropout = LABEL_DROPOUT * self.conditional if self.label_dropout is None else self.label_dropout
-        if self.label_dropout and not self.conditional:
+        told = self.conditional or self.context is not None
+        dropout = LABEL_DROPOUT * told if self.label_dropout is None else self.label_dropout
+        if self.label_dropout and not told:
             raise ConfigError(
                 "--label-dropout needs labels to hide: add --conditional, or leave it out", parameter="label_dropout"
             )
@@ -310,10 +317,11 @@ def _check_unchanged(folder: Path, about: Mapping[str, object]) -> None:
         raise CheckpointError(f"{about['data']} has changed since {folder} began; restore it or start a new run")
 
 
-def _make_condition(part: Labelled, options: Train) -> Condition:
-    """Return the labels of a part of the data, where the model is given them."""
+def _make_condition(part: Labelled, context: Tensor | None, options: Train) -> dict[str, Tensor] | None:
+    """Return the labels and contexts of a part of the data, where the model is given them."""
     labels = part[1]
-    return {"label": labels} if options.conditional and labels is not None else None
+    cond = {"label": labels} if options.conditional and labels is not None else {}
+    return {**cond, **({} if context is None else {"context": context})} or None
 
 
 def _train(
@@ -321,6 +329,7 @@ def _train(
     model: ScoreModel,
     train: Labelled,
     test: Labelled,
+    conds: tuple[dict[str, Tensor] | None, dict[str, Tensor] | None],
     folder: Path,
     about: Mapping[str, object],
     *,
@@ -357,10 +366,10 @@ def _train(
             weight_decay=options.weight_decay,
             clip_norm=options.clip_norm or None,
             ema_decay=options.ema_decay,
-            cond=_make_condition(train, options),
-            label_dropout=options.label_dropout or 0.0,
+            cond=conds[0],
+            cond_dropout=dict.fromkeys(conds[0] or (), options.label_dropout or 0.0),
             held_out=test[0] if options.held_out_loss else None,
-            held_out_cond=_make_condition(test, options) if options.held_out_loss else None,
+            held_out_cond=conds[1] if options.held_out_loss else None,
             seed=options.seed,
             folder=folder,
             resume=resume,

@@ -38,6 +38,8 @@ class Yardstick:
         linear: metrics on a linear axis.
         classes: labels for conditional models, which repeat: in the proportions of the data, else the classes in turn;
             None where there are none.
+        contexts: vectors for models that are told some, which repeat: those of the held-out samples; None where there
+            are none.
         notes: what a reader of the table should know, a line each.
     """
 
@@ -48,11 +50,13 @@ class Yardstick:
     labels: Mapping[str, str] = field(default_factory=lambda: LABELS)
     linear: tuple[str, ...] = ()
     classes: Tensor | None = None
+    contexts: Tensor | None = None
     notes: tuple[str, ...] = ()
 
     def make_labels(self, n: int) -> dict[str, Tensor] | None:
         """Return what n samples of a conditional model are conditioned on."""
-        return None if self.classes is None else {"label": self.classes[torch.arange(n) % len(self.classes)]}
+        told = {"label": self.classes, "context": self.contexts}
+        return {name: rows[torch.arange(n) % len(rows)] for name, rows in told.items() if rows is not None} or None
 
 
 def make_yardstick(name: str, data: DataSet, *, classes: int | None = None) -> Yardstick:
@@ -63,13 +67,17 @@ def make_yardstick(name: str, data: DataSet, *, classes: int | None = None) -> Y
 def _measure_distances(name: str, data: DataSet, classes: int | None) -> Yardstick:
     """Measure in the units of the model, in which no coordinate outweighs the others."""
     (real, labels), (whole, _), transform = data.load(), data.test(), data.transform()
-    held_out = whole[permutation(len(whole), stream(0, "held-out"))[:MOST] if len(whole) > MOST else slice(None)]
+    order = permutation(len(whole), stream(0, "held-out"))[:MOST] if len(whole) > MOST else slice(None)
+    held_out = whole[order]
     measures = {one: MEASURES[one] for one in data.preset.metrics}
 
     def scaled(x: Tensor) -> Tensor:
         return x.cpu() if transform is None else transform.forward(x.cpu())
 
     target = scaled(held_out)
+    told = _count_up(classes)
+    if labels is not None and told is not None:
+        told = labels[permutation(len(labels), stream(0, "labels"))]
 
     def against(measure: Measure) -> Callable[[Tensor], float]:
         return lambda x: measure(scaled(x), target)
@@ -99,7 +107,8 @@ def _measure_distances(name: str, data: DataSet, classes: int | None) -> Yardsti
         metrics=metrics,
         floors=floors,
         labels=labelled,
-        classes=_count_up(classes) if labels is None else labels[permutation(len(labels), stream(0, "labels"))],
+        contexts=None if data.contexts is None else data.contexts[1][order],
+        classes=told,
         notes=(
             f"distances to {len(held_out)} held-out {what}: sliced Wasserstein-2 in {units}{root}",
             f"floor: the same distances of {many}, mean and standard deviation",

@@ -65,7 +65,7 @@ def test_guidance_is_the_librarys(runs: Folders, tmp_path: Path) -> None:
 
 
 FAULTS = {
-    "guidance": (["sample", "--guidance", "2"], 0, "--guidance leads to a class, and"),
+    "guidance": (["sample", "--guidance", "2"], 0, "--guidance leads to a class or a context, and"),
     "scale": (["sample", "--cfg", "2"], 0, "there is no --cfg; did you mean --guidance?"),
     "operator": (
         ["restore", "--data", "y.npy", "--operator", "blurr"],

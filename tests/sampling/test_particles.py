@@ -74,6 +74,17 @@ def test_a_product_of_gaussians_where_the_sum_of_scores_fails() -> None:
     assert float((plain.var(0) * precision - 1).abs().max()) > 0.25
 
 
+def test_posteriors_of_single_observations_make_that_of_all() -> None:
+    """theta ~ N(0, 1), x_i ~ N(theta, s^2): prod_i p(theta | x_i) p(theta)^{1 - n} is p(theta | x_1, ..., x_n)."""
+    sde, std, seen = VPSDE(), 0.7, (0.4, 1.3, 0.9)
+    ones = [gaussian(sde, torch.tensor([x / (1 + std**2)]), torch.tensor([std**2 / (1 + std**2)])) for x in seen]
+    whole = product([*ones, gaussian(sde, torch.zeros(1), torch.ones(1))], [1.0, 1.0, 1.0, -2.0])
+    mean, variance = weighted(correct(whole, N, steps=40, seed=0))
+    precision = 1 + 3 / std**2
+    assert float(mean) == pytest.approx(sum(seen) / std**2 / precision, abs=0.03)
+    assert float(variance) == pytest.approx(1 / precision, rel=0.1)
+
+
 def density(model: GaussianMixtureModel, x: Tensor) -> Tensor:
     return model.log_prob(x[:, None])
 
