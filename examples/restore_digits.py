@@ -4,7 +4,7 @@ One network is trained on digits, without any of these in mind. ``sample_posteri
 measurement: their spread is what the measurement leaves open. A classifier that was trained on real digits says how
 often a drawn digit is the one that was measured.
 
-Run: python examples/restore_digits.py [--quick] [--out PICTURE]      (three minutes on two cores)
+Run: python examples/restore_digits.py [--quick] [--method NAME] [--out PICTURE]      (three minutes on two cores)
 """
 
 from __future__ import annotations

@@ -1,5 +1,6 @@
 """``scoresde compare``: one checkpoint, many samplers, one table and one figure."""
 
+import functools
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,7 +103,7 @@ class Compare(Work):
                     yard.metrics,
                     samples=data.preset.samples if self.n is None else self.n,
                     floors=yard.floors,
-                    cond=None if run.classes is None and not run.features else yard.make_labels,
+                    cond=functools.partial(_tell, run, yard) if run.classes or run.features else None,
                     seed=self.seed,
                     chunk_size=self.chunk_size,
                     progress=is_interactive(),
@@ -192,3 +193,9 @@ class _Results:
             return False
         save(figure, self.out / "samples.png")
         return True
+
+
+def _tell(run: RunFolder, yard: Yardstick, n: int) -> dict[str, Tensor]:
+    """Return what n samples of a run's model are conditioned on."""
+    names = {"label": run.classes, "context": run.features}
+    return {name: rows for name, rows in (yard.make_labels(n) or {}).items() if names[name]}

@@ -64,7 +64,7 @@ class Sample(Work):
         final: what the last step gives: clean data, a sample at the SDE's smallest time, or the mean of that one.
         seed: of the noise, in [0, 2^64).
         label: class of every sample, for conditional models; by default sample k is of class k modulo their number.
-        context: what a model trained with --context is told: numbers with commas between them for all samples, or a
+        context: what a model trained with contexts is told: numbers with commas between them for all samples, or a
             file with a row for each (.npy, .npz); by default nothing.
         guidance: scale of classifier-free guidance, for conditional models; 1 is the model itself, more leads away from
             what is likely without the class.

@@ -75,9 +75,7 @@ def _measure_distances(name: str, data: DataSet, classes: int | None) -> Yardsti
         return x.cpu() if transform is None else transform.forward(x.cpu())
 
     target = scaled(held_out)
-    told = _count_up(classes)
-    if labels is not None and told is not None:
-        told = labels[permutation(len(labels), stream(0, "labels"))]
+    told = _count_up(classes) if labels is None else labels[permutation(len(labels), stream(0, "labels"))]
 
     def against(measure: Measure) -> Callable[[Tensor], float]:
         return lambda x: measure(scaled(x), target)

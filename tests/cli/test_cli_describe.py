@@ -54,7 +54,9 @@ def test_a_run_is_described_as_it_is(run: Path, capsys: pytest.CaptureFixture[st
     model = ScoreModel.load(run / "checkpoint")
     assert isinstance(model.net, MLP)
     assert told["checkpoint"] == f"{run / 'checkpoint'}/"
-    assert told["network"].startswith("MLP(classes=3, depth=3, event_shape=[4], ")
+    assert told["network"].startswith(
+        "MLP(classes=3, concat_channels=None, context_features=None, depth=3, event_shape=[4], "
+    )
     count = sum(p.numel() for p in model.net.parameters())
     assert told["weights"] == f"{count} in {len(model.net.state_dict())} tensors of float32, raw and averaged"
     assert told["sde"] == repr(model.sde)

@@ -32,6 +32,7 @@ def test_train_leaves_a_model_a_log_and_its_options(runs: Folders, capsys: pytes
         "weight": "simple",
         "times": "low_discrepancy",
         "conditional": False,
+        "context": None,
         "label_dropout": 0.0,
         "steps": 4,
         "batch_size": 16,
