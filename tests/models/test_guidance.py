@@ -112,7 +112,7 @@ def test_a_step_asks_the_network_once_on_a_doubled_batch() -> None:
 def test_on_an_interval_and_elsewhere() -> None:
     model = exact()
     part, full = guided(model, 2.0, interval=(0.5, 2.0)), guided(model, 2.0)
-    for t in (0.02, 0.3, 0.9):
+    for t in (0.02, 0.13, 0.3, 0.45, 0.9):  # sigma/alpha 0.07, 0.45, 0.99, 2.6, 59
         point = model.sde.at(t)
         inside = 0.5 <= float(point.sigma / point.alpha) <= 2.0
         wanted = noise(full if inside else model, X, t, label=LABEL)

@@ -70,6 +70,14 @@ def test_gaussian_posteriors_are_exact(sde: GaussianSDE, share: float, method) -
     torch.testing.assert_close(moved, exact(other).at(X, point).data, rtol=1e-8, atol=1e-10)
 
 
+@pytest.mark.parametrize("method", EXACT, ids=["mmps", "pigdm"])
+def test_at_no_signal_at_all(method) -> None:
+    """The rectified flow starts at alpha = 0, where J is 0 and (sigma^2/alpha) J has no value of its own."""
+    sde = RectifiedFlow()
+    got = posterior(prior(sde), Matrix(A), Y, noise_std=STD, method=method)(X, 1.0).data
+    torch.testing.assert_close(got, exact(sde)(X, 1.0).data, rtol=0, atol=2e-3)
+
+
 def test_one_measurement_makes_row_sums_exact() -> None:
     model = posterior(prior(VPSDE()), Matrix(A[:1]), Y[:1], noise_std=STD, method=TMPD())
     wanted = exact(VPSDE(), A[:1], Y[:1])(X, 0.4).data
@@ -247,6 +255,11 @@ def test_conjugate_gradients_solve_row_by_row() -> None:
     b = X[:3]
     got = solve(lambda v: torch.einsum("bij,bj->bi", matrices, v), b, 50, 1e-14)
     torch.testing.assert_close(got, torch.linalg.solve(matrices, b), rtol=1e-9, atol=1e-10)
+    # A direction whose curvature is not above the least ends it, where it would be divided by nearly nothing.
+    weak = torch.tensor([1.0, 1e-3], dtype=torch.float64)
+    ones = torch.ones(1, 2, dtype=torch.float64)
+    assert float(solve(lambda v: weak * v, ones, 50, 1e-12).max()) == pytest.approx(1000.0)
+    assert float(solve(lambda v: weak * v, ones, 50, 1e-12, least=0.1).max()) < 10
     assert torch.equal(solve(lambda v: 0 * v, b, 10, 1e-8), torch.zeros_like(b))
 
 

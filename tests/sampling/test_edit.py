@@ -10,6 +10,7 @@ import torch
 from scoresde import EDMSDE, VPSDE, Affine, ConfigError, DomainError, DTypeError, GaussianModel, denoise, edit, impute
 from scoresde.models.guidance import PiGDM
 from scoresde.noise import normal, stream
+from scoresde.sampling import edit as module
 
 MEAN, VARIANCE, N = 0.7, 0.4, 4000
 
@@ -59,6 +60,22 @@ def test_gaps_are_filled_in_from_what_is_known() -> None:
         assert float(got[row, :, column].mean()) == pytest.approx(mean, abs=0.06)
         assert float(got[row, :, column].std()) == pytest.approx(0.6, rel=0.08)
     assert float(torch.corrcoef(got[3].T)[0, 1]) == pytest.approx(0.8, abs=0.05)
+
+
+def test_what_is_known_is_told_with_a_little_noise(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[float] = []
+    usual = module.posterior
+
+    def posterior(*args: object, noise_std: float, **options: object) -> object:
+        told.append(noise_std)
+        return usual(*args, noise_std=noise_std, **options)
+
+    monkeypatch.setattr(module, "posterior", posterior)
+    model = GaussianModel(sde=VPSDE(), mean=torch.zeros(2), covariance=torch.ones(2))
+    x = torch.tensor([[1.0, math.nan], [-1.0, math.nan]])
+    impute(model, x, steps=2)
+    impute(model, x, steps=2, noise_std=0.5)
+    assert told == [pytest.approx(0.03), 0.5]
 
 
 def test_what_does_not_suit_is_refused() -> None:

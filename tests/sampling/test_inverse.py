@@ -18,12 +18,14 @@ from scoresde import (
     GaussianModel,
     GaussianSDE,
     RectifiedFlow,
+    posterior,
     sample_posterior,
 )
 from scoresde.models.guidance import Mask, Matrix, Nonlinear
 from scoresde.models.guidance.posteriors import PiGDM
 from scoresde.noise import normal, stream
 from scoresde.sampling.inverse import DAPS, Replacement, SplitGibbs
+from scoresde.sampling.twisted import _Law
 
 D, M, STD, N = 4, 2, 0.3, 3000
 DRAW = stream(11)
@@ -68,6 +70,23 @@ def test_twisted_particles_are_exact_on_gaussian_data(sde: GaussianSDE, steps: i
     assert found.ess is not None
     assert float(found.ess.min()) > 0.98 * N  # rounding, and the last level's likelihood
     assert found.nfe == steps + 1
+
+
+def test_a_move_of_the_particles_has_the_law_that_weighs_it() -> None:
+    """One coordinate: K is N(mean, V - B^2/S); its own moments, and P/K averages to 1 under K."""
+    model = GaussianModel(sde=VPSDE(), mean=torch.zeros(1), covariance=torch.tensor([0.5]))
+    inside = posterior(model, Matrix(torch.tensor([[2.0]])), torch.zeros(1), noise_std=1.5)
+    n, nu, after = 40_000, 1.0, 0.4
+    level = _Law(model.moments, inside.measured, torch.zeros(n, 1)).at(nu)
+    state, data, rest = (torch.full((n, 1), value, dtype=torch.float64) for value in (0.3, 0.2, 0.7))
+    moved, ratio = level.move(state, data, rest, after, (0, "test", 0))
+    a, c = 1 - after**2, 0.5 / 1.5
+    spread = 1.5**2 + 4 * c
+    variance = a * after**2 + a**2 * c - (a * c * 2) ** 2 / spread
+    mean = (1 - a) * 0.3 + a * (0.2 + c * 2 / spread * 0.7)
+    assert float(moved.mean()) == pytest.approx(mean, abs=6 * math.sqrt(variance / n))
+    assert float(moved.var()) == pytest.approx(variance, rel=6 * math.sqrt(2 / n))
+    assert float(ratio.exp().mean()) == pytest.approx(1.0, abs=0.05)
 
 
 def test_exact_measurements_and_the_datas_own_units() -> None:
