@@ -37,7 +37,7 @@ from torch import Tensor
 from scoresde import VPSDE, Affine, GaussianMixtureModel, GaussianModel, sample_posterior
 from scoresde.metrics import sliced_wasserstein
 from scoresde.models.guidance import Matrix
-from scoresde.models.guidance.posteriors import METHODS, PiGDM
+from scoresde.models.guidance.methods import METHODS, PiGDM
 from scoresde.models.prediction import Predictor
 from scoresde.noise import normal, stream, uniform
 from scoresde.sampling.inverse import SAMPLERS

@@ -18,8 +18,8 @@ from scoresde.cli.run_folder import RunFolder, check_file, open_run
 from scoresde.cli.threads import choose_threads, use_threads
 from scoresde.data.arrays import arrays_from_file
 from scoresde.errors import ConfigError, check_integer, check_number, unknown
+from scoresde.models.guidance.methods import METHODS
 from scoresde.models.guidance.operators import Blur, Downsample, Grey, Mask, Operator
-from scoresde.models.guidance.posteriors import METHODS
 from scoresde.noise import check_seed
 from scoresde.plots.samples import image_grid, scatter
 from scoresde.plots.style import save, use_style

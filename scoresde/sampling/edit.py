@@ -16,8 +16,9 @@ from tqdm import tqdm
 
 from scoresde.errors import ConfigError, DomainError, check_floating, check_integer, check_number, check_samples
 from scoresde.models.checks import check_event, check_model
+from scoresde.models.guidance.methods import Method, MethodName
 from scoresde.models.guidance.operators import Mask
-from scoresde.models.guidance.posteriors import MEASUREMENT, Method, MethodName, posterior
+from scoresde.models.guidance.posteriors import MEASUREMENT, posterior
 from scoresde.models.prediction import Condition, Predictor
 from scoresde.noise import check_seed, normal, stream
 from scoresde.sampling.particles import levels

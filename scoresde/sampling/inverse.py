@@ -34,8 +34,9 @@ from tqdm import tqdm
 
 from scoresde.errors import ConfigError, check_integer, check_number, check_samples, unknown
 from scoresde.models.checks import check_model
+from scoresde.models.guidance.methods import METHODS, Method, solve
 from scoresde.models.guidance.operators import Operator
-from scoresde.models.guidance.posteriors import METHODS, Method, PosteriorModel, posterior, solve
+from scoresde.models.guidance.posteriors import PosteriorModel, posterior
 from scoresde.models.prediction import Predictor, Prepared
 from scoresde.noise import NoiseSource, check_seed
 from scoresde.ops import flat

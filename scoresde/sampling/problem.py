@@ -16,7 +16,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from scoresde.models.guidance.posteriors import Linearised, Measured, solve
+from scoresde.models.guidance.measured import Linearised, Measured
+from scoresde.models.guidance.methods import solve
 from scoresde.models.prediction import Predictor
 from scoresde.noise import integers, normal, stream, uniform
 from scoresde.ops import flat

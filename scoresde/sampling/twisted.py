@@ -31,7 +31,8 @@ from tqdm import tqdm
 
 from scoresde.diffusions.gaussian import Moments
 from scoresde.errors import ConfigError, check_number
-from scoresde.models.guidance.posteriors import METHODS, Measured
+from scoresde.models.guidance.measured import Measured
+from scoresde.models.guidance.methods import METHODS
 from scoresde.models.prediction import in_mode
 from scoresde.noise import normal, stream
 from scoresde.ops import flat

@@ -29,8 +29,8 @@ from scoresde import (
     sample,
 )
 from scoresde.models.guidance import Blur, Downsample, Fourier, Grey, Linear, Mask, Matrix, Nonlinear
+from scoresde.models.guidance.methods import DDNM, DDRM, DPS, METHODS, MMPS, TMPD, DiffPIR, PiGDM, solve
 from scoresde.models.guidance.operators import Operator
-from scoresde.models.guidance.posteriors import DDNM, DDRM, DPS, METHODS, MMPS, TMPD, DiffPIR, PiGDM, solve
 from scoresde.noise import normal, stream
 
 D, M, STD = 4, 2, 0.3

@@ -22,7 +22,7 @@ from scoresde import (
     sample_posterior,
 )
 from scoresde.models.guidance import Mask, Matrix, Nonlinear
-from scoresde.models.guidance.posteriors import PiGDM
+from scoresde.models.guidance.methods import PiGDM
 from scoresde.noise import normal, stream
 from scoresde.sampling.inverse import DAPS, Replacement, SplitGibbs
 from scoresde.sampling.twisted import _Law

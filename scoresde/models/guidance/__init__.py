@@ -7,6 +7,7 @@ operators, methods, and what may be done to a data prediction.
 from __future__ import annotations
 
 from scoresde.models.guidance.clamp import Clamp, DynamicThreshold
+from scoresde.models.guidance.methods import DDNM, DDRM, DPS, METHODS, MMPS, TMPD, DiffPIR, Method, PiGDM
 from scoresde.models.guidance.operators import (
     Blur,
     Downsample,
@@ -18,7 +19,6 @@ from scoresde.models.guidance.operators import (
     Nonlinear,
     Operator,
 )
-from scoresde.models.guidance.posteriors import DDNM, DDRM, DPS, METHODS, MMPS, TMPD, DiffPIR, Method, PiGDM
 
 __all__ = [
     "DDNM",
