@@ -142,41 +142,41 @@ class _MixtureNet(nn.Module):
         points = flat(means) - self.centre
         # Components of one width share one variance.
         self.square = std[:1].square() if bool((std == std[0]).all()) else std.square()
-        # Rows that make of (alpha x, -alpha^2/2, V) the sum (|x|^2 - |x - alpha m_k|^2)/2 + V log w_k.
-        self.rows = torch.stack([*points.T, points.square().sum(1), weights.log()])
-        self.columns = torch.cat([points, (1 - std.square())[:, None]], 1)
+        self.points, self.squares, self.logs = points, points.square().sum(1), weights.log()
+        # What makes of (responsibilities, sigma) the output but for the part along x, and of the first that part.
+        self.rows, self.shrunk = torch.cat([points, -self.centre[None]]), (1 - std.square())[:, None]
 
     def logits(self, x: Tensor, alpha: Tensor, variance: Tensor) -> Tensor:
         """Return log(w_k N(x; alpha m_k, V_k)) but for what all components share, (B, K), for x less alpha centre."""
-        rows = self.rows.to(x)
-        left = [alpha * x, (-0.5 * alpha.square()).expand(len(x), 1)]
+        points, squares, logs = (part.to(x) for part in (self.points, self.squares, self.logs))
+        products, half = x @ points.T, -0.5 * alpha.square()
         if len(self.square) == 1:
-            return (torch.cat([*left, variance.expand(len(x), 1)], 1) / variance) @ rows
-        half = torch.cat(left, 1) @ rows[:-1] - 0.5 * x.square().sum(1, keepdim=True)
-        return half / variance + (rows[-1] - 0.5 * x.shape[1] * variance.log())
+            return torch.addcmul(torch.addcmul(logs, half / variance, squares), alpha / variance, products)
+        of_x = torch.addcmul(-0.5 * x.square().sum(1, keepdim=True), alpha, products)
+        return torch.addcmul(of_x, half, squares) / variance + (logs - 0.5 * x.shape[1] * variance.log())
 
     def forward(self, x: Tensor, log_snr: Tensor) -> Tensor:
-        count = max(1, TABLE // len(self.columns))
+        count = max(1, TABLE // len(self.points))
         if len(x) > count:
             times = log_snr.expand(len(x))
             return torch.cat([self(x[part], times[part]) for part in chunks(len(x), count)])
         alpha, sigma = _curves(log_snr, x)
         variance = torch.addcmul(sigma.square(), alpha.square(), self.square.to(alpha))  # 1 or B by 1 or K
         centre = self.centre.to(alpha)
-        centred = flat(x).to(alpha) - alpha * centre
+        centred = torch.addcmul(flat(x).to(alpha), alpha, -centre)
         logits = self.logits(centred, alpha, variance)
         # Less the largest, since a large number has few digits in the type of x.
         below = logits.sub_(logits.detach().amax(1, keepdim=True)).to(x.dtype)
         share = torch.softmax(below.clamp_min_(LEAST), 1)
         # The sums of r (1 - s^2) x and of r m cancel near a component.
         wide = alpha.dtype if centred.shape[1] <= NARROW else x.dtype
-        one = len(self.square) == 1
-        weights = share if one else share / variance.to(x.dtype)
+        weights = share.to(wide) * (-sigma / variance).to(wide)
+        rows, shrunk = (part.to(x.device, wide) for part in (self.rows, self.shrunk))
         # Autocast is for networks; the sums would keep none of their digits in bf16.
         with torch.autocast(x.device.type, enabled=False):
-            sums = weights.to(wide) @ self.columns.to(x.device, wide)
-        v = alpha * sums[:, -1:] * centred - sums[:, :-1]
-        return (sigma * ((v / variance if one else v) - centre)).to(x.dtype).reshape(x.shape)
+            v = torch.cat([weights, sigma.to(wide).expand(len(x), 1)], 1) @ rows
+            along = (weights @ shrunk) * alpha.to(wide)
+        return v.addcmul_(along, centred.to(wide), value=-1).to(x.dtype).reshape(x.shape)
 
 
 class GaussianMixtureModel(ExactModel):

@@ -201,8 +201,9 @@ class ProbabilityFlow(FlowSolver):
         """Return the sizes (n,) of errors (n, D) of a unit step, for steps h: 1 is what the tolerances allow."""
         # The factors h and rtol, one for each sample, are left to the norm.
         count = y.shape[1] - integrals
-        scale = torch.maximum(y.abs(), proposal.abs()).add_(self.atol / self.rtol)
-        scaled = (error / scale)[:, :count]
+        scale = y.abs()
+        torch.maximum(scale, proposal.abs(), out=scale).add_(self.atol / self.rtol)
+        scaled = torch.div(error, scale, out=scale)[:, :count]
         norm = torch.linalg.vector_norm(scaled, dim=1).div_(self.rtol * math.sqrt(max(1, count)))
         if integrals:
             norm = torch.maximum(norm, error[:, count:].abs().amax(1) / self.atol)
@@ -283,7 +284,8 @@ def _advance(pair: Embedded, stage: Stage, y: Tensor, slope: Tensor, h: Array) -
     """Return the states (n, D) after a step h (n,), and the slopes of all stages, the last one there."""
     step, slopes, proposal = torch.from_numpy(h).to(y)[:, None], [slope], y
     for i, weights in enumerate(pair.stages):
-        proposal = torch.addcmul(y, step, _sum_weighted(weights, slopes))
+        total = _sum_weighted(weights, slopes)
+        proposal = torch.addcmul(y, step, total, out=total)
         slopes.append(stage(i, proposal))
     return proposal, slopes
 
