@@ -149,11 +149,11 @@ class _MixtureNet(nn.Module):
     def logits(self, x: Tensor, alpha: Tensor, variance: Tensor) -> Tensor:
         """Return log(w_k N(x; alpha m_k, V_k)) but for what all components share, (B, K), for x less alpha centre."""
         points, squares, logs = (part.to(x) for part in (self.points, self.squares, self.logs))
-        products, half = x @ points.T, -0.5 * alpha.square()
+        half = -0.5 * alpha.square()
         if len(self.square) == 1:
-            return torch.addcmul(torch.addcmul(logs, half / variance, squares), alpha / variance, products)
-        of_x = torch.addcmul(-0.5 * x.square().sum(1, keepdim=True), alpha, products)
-        return torch.addcmul(of_x, half, squares) / variance + (logs - 0.5 * x.shape[1] * variance.log())
+            return torch.addmm(torch.addcmul(logs, half / variance, squares), alpha / variance * x, points.T)
+        of_x = torch.addcmul(-0.5 * x.square().sum(1, keepdim=True), half, squares)
+        return torch.addmm(of_x, alpha * x, points.T) / variance + (logs - 0.5 * x.shape[1] * variance.log())
 
     def forward(self, x: Tensor, log_snr: Tensor) -> Tensor:
         count = max(1, TABLE // len(self.points))

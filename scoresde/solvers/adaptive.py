@@ -67,8 +67,9 @@ class Field:
     """The right-hand side of an equation dy/du = slope(y, u), and how a state enters and leaves its coordinates.
 
     Args:
-        stages: (u of shape (S, n), rows (n,)) -> function (i, y) giving the slope of y (n, *) at u[i]. ``u`` is in
-            float64 on the CPU, ``rows`` says which samples of the batch these are.
+        stages: (u of shape (S, n), rows (n,)) -> function (i, y) giving the slope of y (n, *) at u[i], a tensor of its
+            own: y is written over afterwards. ``u`` is in float64 on the CPU, ``rows`` says which samples of the batch
+            these are.
         start: u at the start.
         end: u at the end.
         scales: x/y at the start and at the end.
@@ -282,10 +283,10 @@ def _flatten(stage: Stage, shape: torch.Size) -> Stage:
 
 def _advance(pair: Embedded, stage: Stage, y: Tensor, slope: Tensor, h: Array) -> tuple[Tensor, list[Tensor]]:
     """Return the states (n, D) after a step h (n,), and the slopes of all stages, the last one there."""
-    step, slopes, proposal = torch.from_numpy(h).to(y)[:, None], [slope], y
+    step, slopes = torch.from_numpy(h).to(y)[:, None], [slope]
+    proposal = torch.empty_like(y)  # every stage's state in its turn: fresh memory costs more than the sums
     for i, weights in enumerate(pair.stages):
-        total = _sum_weighted(weights, slopes)
-        proposal = torch.addcmul(y, step, total, out=total)
+        torch.addcmul(y, step, _sum_weighted(weights, slopes, out=proposal), out=proposal)
         slopes.append(stage(i, proposal))
     return proposal, slopes
 
@@ -300,10 +301,10 @@ def _weigh_error(field: Field, error: Tensor, y: Tensor, slope: Tensor, u: Array
     return change + (gradient * error[:, :count]).sum(1, keepdim=True).to("cpu", torch.float64)
 
 
-def _sum_weighted(weights: tuple[float, ...], slopes: list[Tensor]) -> Tensor:
-    """Return the weighted sum of the slopes."""
+def _sum_weighted(weights: tuple[float, ...], slopes: list[Tensor], out: Tensor | None = None) -> Tensor:
+    """Return the weighted sum of the slopes, written to ``out`` where it is given."""
     # Element by element: a product of matrices would round by the size of the batch.
-    total = slopes[0] * weights[0]
+    total = torch.mul(slopes[0], weights[0], out=out)
     for slope, weight in zip(slopes[1:], weights[1:], strict=True):
         if weight:
             total.add_(slope, alpha=weight)
