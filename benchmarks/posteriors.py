@@ -3,8 +3,10 @@
 Targets: a Gaussian of eight dimensions with four measurements, and the mixture of 25 unit Gaussians at (8 i, 8 j)
 repeated, i, j = -2 ... 2, with random weights, in 8, 80 and 800 dimensions with 1, 2 and 4 measurements; A has random
 singular vectors and singular values uniform in [0, 1], and the noise is uniform in [0, 1] times the largest of them
-(Cardoso et al. 2023, arXiv:2308.07983). Models are exact, under VP, of data divided by their spread; measurements are
-in the data's units. ``--seed`` draws other weights, matrices, data and noises.
+(Cardoso et al. 2023, arXiv:2308.07983). Signals: sums of 64 independent increments, rare jumps or heavy tails, blurred
+and seen at every second place; increments are mixtures of Gaussians about 0 of several widths, so that the model of the
+increments is exact and a Gibbs sampler over the widths draws the posterior. Models are exact, under VP, of data divided
+by their spread; measurements are in the data's units. ``--seed`` draws other weights, matrices, data and noises.
 
 Printed for each method and number of evaluations, as means over the problems: the sliced Wasserstein-2 distance of the
 samples to as many exact ones, over the floor, what two sets of exact samples measure; the error of the mean and of the
@@ -14,8 +16,8 @@ hold the middle 50 % and 90 % of the samples along these directions (a calibrate
 ``--peers`` runs azula's methods (0.11.1, installed into ``runs/peers`` with pip, on our torch) with the same models,
 schedule, measurements and evaluations, each with its own defaults and sampler; its DPS takes one norm for the batch.
 
-Run: python benchmarks/posteriors.py [--dims 8 80 800] [--steps 20 50 100 200] [--methods NAME ...] [--samples 400]
-     [--problems 1] [--seed 0] [--peers] [--record]        (12 minutes of one thread; with the peers 16)
+Run: python benchmarks/posteriors.py [--dims 8 80 800] [--signals NAME ...] [--steps 20 50 100 200]
+     [--methods NAME ...] [--samples 400] [--problems 1] [--seed 0] [--peers] [--record]        (12 minutes of one thread; with the peers 16)
 """
 
 from __future__ import annotations
@@ -34,12 +36,12 @@ import torch
 from record import add_record, write_record
 from torch import Tensor
 
-from scoresde import VPSDE, Affine, GaussianMixtureModel, GaussianModel, sample_posterior
+from scoresde import VPSDE, Affine, GaussianMixtureModel, GaussianModel, Moments, ScoreModel, sample_posterior
 from scoresde.metrics import sliced_wasserstein
 from scoresde.models.guidance import Matrix
 from scoresde.models.guidance.methods import METHODS, PiGDM
 from scoresde.models.prediction import Predictor
-from scoresde.noise import normal, stream, uniform
+from scoresde.noise import normal, permutation, stream, uniform
 from scoresde.sampling.inverse import SAMPLERS
 
 SDE = VPSDE()
@@ -68,15 +70,30 @@ class Posterior:
 
 
 @dataclass(frozen=True, eq=False)
+class Drawn:
+    """A posterior that is known by many draws (N, D)."""
+
+    pool: Tensor
+
+    def draw(self, n: int, key: str) -> Tensor:
+        return self.pool[permutation(len(self.pool), stream(5, key))[:n]]
+
+    def cdf(self, direction: Tensor, value: Tensor) -> Tensor:
+        ordered = (self.pool @ direction).sort().values
+        return torch.searchsorted(ordered, value.contiguous()) / len(ordered)
+
+
+@dataclass(frozen=True, eq=False)
 class Problem:
-    """A model, what was measured, and the exact answer."""
+    """A model, what was measured, and the exact answer; ``view`` (D, D) makes of a sample what is judged."""
 
     name: str
     model: Predictor
     matrix: Tensor
     y: Tensor
     std: float
-    exact: Posterior
+    exact: Posterior | Drawn
+    view: Tensor | None = None
 
 
 def condition(weights: Tensor, means: Tensor, covariance: Tensor, matrix: Tensor, y: Tensor, std: float) -> Posterior:
@@ -135,9 +152,64 @@ def mixture_problem(size: int, measured: int, seed: int, k: int) -> Problem:
     return Problem(f"25 modes, {size}, {measured}", model, matrix, y, std, exact)
 
 
+WIDTHS = {
+    "jumps": (torch.tensor([0.9, 0.1]), torch.tensor([0.1, 1.0])),
+    # Student's law of two degrees of freedom is a Gaussian of precision Exp(1); here at twelve of its quantiles.
+    "heavy tails": (torch.full((12,), 1 / 12), 0.1 / (-(1 - (torch.arange(12.0) + 0.5) / 12).log()).sqrt()),
+}
+
+
+def signal_problem(kind: str, seed: int, k: int, size: int = 64) -> Problem:
+    draw = stream(seed, "signal", kind, k)
+    shares, widths = (part.double() for part in WIDTHS[kind])
+    scale = float((shares * widths.square()).sum().sqrt())
+    which = torch.multinomial(shares, size, replacement=True, generator=draw)
+    increments = widths[which] * normal((size,), draw, dtype=torch.float64)
+    total = torch.ones(size, size, dtype=torch.float64).tril()
+    at = torch.arange(size, dtype=torch.float64)
+    blur = torch.exp(-0.5 * ((at[::2, None] - at) / 1.5).square())
+    matrix, std = blur / blur.sum(1, keepdim=True) @ total, 0.1
+    y = matrix @ increments + std * normal((len(matrix),), draw, dtype=torch.float64)
+
+    def data(x: Tensor, t: Tensor) -> Tensor:
+        """E[u | u_t], coordinate by coordinate, of increments in units of their spread."""
+        point, wide = SDE.at(t.double()), x.double()
+        alpha, sigma = (c.reshape(-1, 1, 1) for c in (point.alpha, point.sigma))
+        squares = (widths / scale).square()
+        variance = alpha.square() * squares + sigma.square()
+        logs = shares.log() - 0.5 * (wide[..., None].square() / variance + variance.log())
+        return ((torch.softmax(logs, -1) * alpha * squares / variance).sum(-1) * wide).to(x)
+
+    moments = Moments.exact(torch.zeros(size), torch.ones(size))
+    model = ScoreModel.from_callable(data, SDE, predicts="data", moments=moments, transform=Affine(0.0, scale))
+    pool = gibbs(shares, widths, matrix, y, std, stream(seed, "chains", kind, k)) @ total.T
+    return Problem(f"signal, {kind}", model, matrix, y, std, Drawn(pool), total)
+
+
+def gibbs(
+    shares: Tensor, widths: Tensor, matrix: Tensor, y: Tensor, std: float, draw: torch.Generator, chains: int = 200
+) -> Tensor:
+    """Return 20 000 draws of increments given y: widths given increments, then increments, a Gaussian, given widths."""
+    size = matrix.shape[1]
+    seen, pull = matrix.T @ matrix / std**2, matrix.T @ y / std**2
+    which = torch.multinomial(shares, chains * size, replacement=True, generator=draw).reshape(chains, size)
+    kept = []
+    for k in range(1500):
+        root = torch.linalg.cholesky(seen + torch.diag_embed(widths[which].square().reciprocal()))
+        mean = torch.cholesky_solve(pull.expand(chains, size)[..., None], root)
+        noise = normal((chains, size, 1), draw, dtype=torch.float64)
+        u = (mean + torch.linalg.solve_triangular(root.mT, noise, upper=True))[..., 0]
+        logs = shares.log() - widths.log() - 0.5 * (u[..., None] / widths).square()
+        each = torch.softmax(logs, -1).reshape(-1, len(widths))
+        which = torch.multinomial(each, 1, generator=draw).reshape(chains, size)
+        if k >= 500 and k % 10 == 0:
+            kept.append(u)
+    return torch.cat(kept)
+
+
 def judge(problem: Problem, x: Tensor, key: str) -> dict[str, float]:
     """Return the figures of samples (n, D)."""
-    x = x.double()
+    x = x.double() if problem.view is None else x.double() @ problem.view.T
     exact, other = (problem.exact.draw(len(x), f"{key} {k}") for k in range(2))
     floor = sliced_wasserstein(exact, other)
     directions = torch.nn.functional.normalize(normal((DIRECTIONS, x.shape[1]), stream(6), dtype=torch.float64), dim=1)
@@ -275,6 +347,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dims", type=int, nargs="*", default=[8, 80, 800], help="of the mixture")
     parser.add_argument("--measured", type=int, nargs="*", default=[1, 2, 4], help="measurements of it")
+    parser.add_argument("--signals", nargs="*", choices=WIDTHS, default=list(WIDTHS), help="increments of signals")
     parser.add_argument("--steps", type=int, nargs="+", default=[20, 50, 100, 200])
     parser.add_argument("--methods", nargs="+", choices=OURS, default=list(OURS))
     parser.add_argument("--samples", type=int, default=400)
@@ -286,6 +359,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     problems = [gaussian_problem(options.seed, k) for k in range(options.problems)]
+    problems += [signal_problem(kind, options.seed, k) for kind in options.signals for k in range(options.problems)]
     problems += [
         mixture_problem(size, measured, options.seed, k)
         for size in options.dims

@@ -99,6 +99,16 @@ def test_an_exact_measurement_of_everything_gives_the_data_back(method) -> None:
         torch.testing.assert_close(model(X, t).data, wanted.expand(5, D), rtol=1e-6, atol=1e-6)
 
 
+def test_one_number_is_the_covariance_of_isotropic_data() -> None:
+    sde, v = VPSDE(), 0.6
+    model = GaussianModel(sde=sde, mean=MEAN, covariance=v * torch.eye(D, dtype=torch.float64))
+    shifts = [
+        posterior(model, Matrix(A), Y, noise_std=STD, method=method)(X, 0.4).data
+        for method in (PiGDM(v), PiGDM("moments"))
+    ]
+    torch.testing.assert_close(*shifts, rtol=1e-10, atol=1e-10)
+
+
 @pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize("std", [0.0, 0.5])
 def test_a_measurement_of_nothing_gives_the_prior(name: str, std: float) -> None:
@@ -116,17 +126,21 @@ def test_the_formulas_of_the_others() -> None:
     covariance = torch.linalg.inv(
         torch.linalg.inv(COVARIANCE) + alpha**2 / sigma**2 * torch.eye(D, dtype=torch.float64)
     )
-    r2, nu2 = sigma**2 / (alpha**2 + sigma**2), (sigma / alpha) ** 2
+    nu2 = (sigma / alpha) ** 2
+    r2 = 0.5 * nu2 / (0.5 + nu2)
     eye = torch.eye(M, dtype=torch.float64)
     wanted = {
         "pigdm": rest @ torch.linalg.inv(STD**2 * eye + r2 * A @ A.T) @ A @ covariance,
-        "dps": (rest / rest.norm(dim=1, keepdim=True)) @ A @ covariance,
+        "dps": 2 * (rest / rest.norm(dim=1, keepdim=True)) @ A @ covariance,
         "diffpir": nu2 * rest @ torch.linalg.inv(STD**2 * eye + nu2 * A @ A.T) @ A,
         "ddnm": min(1.0, math.sqrt(nu2) / STD) * rest @ torch.linalg.pinv(A).T,
     }
     for name, shift in wanted.items():
         got = posterior(prior(sde), Matrix(A), Y, noise_std=STD, method=name)(X, t).data
         torch.testing.assert_close(got, base + shift, rtol=1e-8, atol=1e-9, msg=name)
+    got = posterior(prior(sde), Matrix(A), Y, noise_std=STD, method=PiGDM(1.0))(X, t).data
+    published = rest @ torch.linalg.inv(STD**2 * eye + sigma**2 / (alpha**2 + sigma**2) * A @ A.T) @ A @ covariance
+    torch.testing.assert_close(got, base + published, rtol=1e-8, atol=1e-9)
     u, s, vt = torch.linalg.svd(A, full_matrices=False)
     for noise in (0.01, 5.0):
         ratio = math.sqrt(nu2) * s / noise
@@ -322,6 +336,8 @@ FAULTS: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
         "needs a model that knows its data's moments",
     ),
     "zeta": (lambda: DPS(0.0), DomainError, "zeta must"),
+    "variance": (lambda: PiGDM(0.0), DomainError, "covariance must"),
+    "covariance": (lambda: PiGDM("moment"), ConfigError, "unknown covariance 'moment'; did you mean 'moments'"),
 }
 
 

@@ -6,7 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, Literal, get_args
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -133,26 +133,25 @@ class MMPS(Method):
         return asked.covary(asked.line.back(u))
 
 
-Covariance = Literal["unit", "moments"]
-
-
 @dataclass(frozen=True)
 class PiGDM(Method):
-    """C = r^2, r^2 = sigma^2/(alpha^2 + sigma^2) ("unit"), or the covariance of x_0 for Gaussian data ("moments").
+    """C = (1/v + 1/nu^2)^{-1} for data of variance v, or the covariance of x_0 for Gaussian data ("moments").
 
     Args:
-        covariance: "unit" for data of unit variance in the model's coordinates, as published; "moments" takes the
-            data's covariance Sigma from the model's moments, C = (Sigma^{-1} + 1/nu^2)^{-1}.
+        covariance: v, in the model's coordinates: 1 is sigma^2/(alpha^2 + sigma^2), as published, and less takes a
+            measurement to say more; "moments" takes the data's covariance Sigma in the place of v.
         iterations: of conjugate gradients, without the network.
     """
 
-    covariance: Covariance = "unit"
+    covariance: float | Literal["moments"] = 0.5
     iterations: int = 200
 
     def __post_init__(self) -> None:
         check_integer(self.iterations, "iterations", 1)
-        if self.covariance not in get_args(Covariance):
-            raise unknown("covariance", self.covariance, get_args(Covariance))
+        if self.covariance != "moments":
+            if isinstance(self.covariance, str):
+                raise unknown("covariance", self.covariance, ["moments", "or a number"])
+            check_number(self.covariance, "covariance", 0.0, open_low=True)
 
     def shift(self, asked: Asked) -> Tensor:
         """Return (sigma^2/alpha) J^T A^T S^{-1} (y - A D)."""
@@ -161,11 +160,11 @@ class PiGDM(Method):
 
     def covary(self, asked: Asked, v: Tensor) -> Tensor:
         """Return C v, (B, *event)."""
-        if self.covariance == "unit":
-            return expand(asked.nu2 / (1 + asked.nu2), v) * v
-        if asked.moments is None:
-            raise ConfigError("covariance='moments' needs a model that knows its data's moments; use 'unit'")
-        return covary_gaussian(asked.moments, asked.nu2, v)
+        if isinstance(self.covariance, str):
+            if asked.moments is None:
+                raise ConfigError("covariance='moments' needs a model that knows its data's moments; use a number")
+            return covary_gaussian(asked.moments, asked.nu2, v)
+        return expand(self.covariance * asked.nu2 / (self.covariance + asked.nu2), v) * v
 
 
 @dataclass(frozen=True)
@@ -184,10 +183,10 @@ class DPS(Method):
     """S^{-1} is replaced by zeta/|y - A D|: a step whose length does not depend on the distance.
 
     Args:
-        zeta: the step, in the unit of y.
+        zeta: the step, in the unit of y, for A of norm about 1.
     """
 
-    zeta: float = 1.0
+    zeta: float = 2.0
 
     def __post_init__(self) -> None:
         check_number(self.zeta, "zeta", 0.0, open_low=True)

@@ -11,8 +11,8 @@ Taking x_0 given x_t for Gaussian with a covariance C, log p(y | x_t) = log N(y;
 
 * "mmps": C = (sigma^2/alpha) J, and S^{-1} by conjugate gradients, a product with the network an iteration (Rozet et
   al. 2024, arXiv:2405.13712).
-* "pigdm": C = r^2, r^2 = sigma^2/(alpha^2 + sigma^2), or from the data's moments (Song et al. 2023,
-  "Pseudoinverse-guided diffusion models for inverse problems"). One product.
+* "pigdm": C = (1/v + 1/nu^2)^{-1}, v one number or the data's covariance; v = 1 is sigma^2/(alpha^2 + sigma^2) (Song et
+  al. 2023, "Pseudoinverse-guided diffusion models for inverse problems"). One product.
 * "tmpd": S diagonal, from the row sums of A (sigma^2/alpha) J A^T (Boys et al. 2023, arXiv:2310.06721). Two products.
 * "dps": S^{-1} replaced by zeta/|y - A D| (Chung et al. 2023, arXiv:2209.14687). One product.
 * "diffpir": nu^2/lambda in the place of (sigma^2/alpha) J too, so that D_y is a proximal step from D (Zhu et al. 2023,
