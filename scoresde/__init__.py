@@ -30,6 +30,7 @@ from scoresde.errors import (
     TrainingWarning,
     UnstableSamplerWarning,
 )
+from scoresde.likelihood.amortised import SBIPosterior
 from scoresde.likelihood.bound import Bound
 from scoresde.likelihood.chain import variational_bound
 from scoresde.likelihood.colour import colour
@@ -128,6 +129,7 @@ __all__ = [
     "RectifiedFlow",
     "Replacement",
     "ReverseSDE",
+    "SBIPosterior",
     "SampleResult",
     "Sampler",
     "SamplingModule",

@@ -1,5 +1,6 @@
 """Likelihood: log p along the flow, the bounds of a chain and in continuous time, the weights of simulated paths."""
 
+from scoresde.likelihood.amortised import SBIPosterior
 from scoresde.likelihood.bound import Bound
 from scoresde.likelihood.chain import variational_bound
 from scoresde.likelihood.colour import colour
@@ -18,6 +19,7 @@ __all__ = [
     "GaussianDecoder",
     "LevelsDecoder",
     "LogLikelihood",
+    "SBIPosterior",
     "bits_per_dim",
     "classify",
     "colour",

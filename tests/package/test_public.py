@@ -177,6 +177,7 @@ OBJECTS: dict[str, Callable[[], object]] = {
     "EMA": lambda: EMA(MLP(2, width=8, depth=1)),
     "Bound": lambda: variational_bound(MODEL, CHAIN, X, indices=2),
     "LogLikelihood": lambda: scoresde.log_likelihood(MODEL, X, solver="heun", steps=4),
+    "SBIPosterior": lambda: scoresde.SBIPosterior(GAUSSIAN, "context", encode=torch.neg),
     "Classification": lambda: scoresde.classify(MODEL, X, range(3), samples=2, draws=2),
     "Dequantisation": lambda: scoresde.Dequantisation(17),
     "GaussianDecoder": GaussianDecoder,
