@@ -8,23 +8,38 @@ import torch
 from torch import Tensor
 
 from scoresde import VPSDE, GaussianMixtureModel, GaussianSDE, ScoreModel
+from scoresde.data import digits
 from scoresde.noise import normal, stream
 
 SDE = VPSDE()
 
 
-def ring(sde: GaussianSDE = SDE) -> GaussianMixtureModel:
-    """Eight modes of unequal weights on a circle of radius 2, std 0.1."""
+def ring(sde: GaussianSDE = SDE, std: float = 0.1) -> GaussianMixtureModel:
+    """Eight modes of unequal weights on a circle of radius 2."""
     angle = torch.arange(8, dtype=torch.float64) * math.pi / 4
     means = 2 * torch.stack([angle.cos(), angle.sin()], 1)
-    return GaussianMixtureModel(sde=sde, weights=torch.arange(1.0, 9.0), means=means, std=0.1)
+    return GaussianMixtureModel(sde=sde, weights=torch.arange(1.0, 9.0), means=means, std=std)
 
 
-def ten(sde: GaussianSDE = SDE) -> GaussianMixtureModel:
-    """Ten modes in 32 dimensions, variance 1 in each coordinate, std 0.2."""
+def ten(sde: GaussianSDE = SDE, std: float = 0.2) -> GaussianMixtureModel:
+    """Ten modes in 32 dimensions, variance 1 in each coordinate."""
     means = normal((10, 32), stream(1, "means"), dtype=torch.float64)
-    means = (means - means.mean(0)) / means.std(0, correction=0) * math.sqrt(1 - 0.2**2)
-    return GaussianMixtureModel(sde=sde, weights=torch.ones(10), means=means, std=0.2)
+    means = (means - means.mean(0)) / means.std(0, correction=0) * math.sqrt(1 - std**2)
+    return GaussianMixtureModel(sde=sde, weights=torch.ones(10), means=means, std=std)
+
+
+def curve(sde: GaussianSDE = SDE, std: float = 0.1) -> GaussianMixtureModel:
+    """Forty modes along a trefoil knot in three dimensions, variance about 1 in each coordinate."""
+    t = torch.arange(40, dtype=torch.float64) * 2 * math.pi / 40
+    means = torch.stack([t.sin() + 2 * (2 * t).sin(), t.cos() - 2 * (2 * t).cos(), -(3 * t).sin()], 1)
+    return GaussianMixtureModel(sde=sde, weights=torch.ones(40), means=means / means.std(0), std=std)
+
+
+def patches(sde: GaussianSDE = SDE, std: float = 0.1) -> GaussianMixtureModel:
+    """Sixty pictures of digits, 64 dimensions, in units of the spread of their pixels."""
+    images = digits().images.double().flatten(1)[::25][:60]
+    means = (images - images.mean()) / images.std()
+    return GaussianMixtureModel(sde=sde, weights=torch.ones(len(means)), means=means, std=std)
 
 
 def wide(sde: GaussianSDE = SDE) -> GaussianMixtureModel:

@@ -6,7 +6,7 @@ a Gaussian whose mean, widths and correlation are theta, with four modes (Lueckm
 the mixture there are also four observations at once: the product of their four posteriors, the prior being uniform,
 from the same network. The accuracy of a classifier that tells samples from exact ones (C2ST) is 0.5 where it cannot.
 
-Run: python examples/simulation_based_inference.py [--quick] [--out PICTURE]      (two minutes on two cores)
+Run: python examples/simulation_based_inference.py [--quick] [--out PICTURE]      (four minutes on two cores)
 """
 
 from __future__ import annotations
@@ -171,7 +171,7 @@ def main() -> None:
         if len(task.observed) > 1:
             told = [{"concat": scale.forward(one[None])[0].tolist()} for one in task.observed]
             both = correct(product([model] * len(told), conds=told), n, steps=50 if options.quick else 200, seed=0)
-            shown.append((f"{name}, {len(told)} observations", both.x, task.draw_exact(task.observed, n, draw)))
+            shown.append((f"mixture, {len(told)} seen", both.x, task.draw_exact(task.observed, n, draw)))
 
     figure, panels = plt.subplots(len(shown), 2, figsize=(8.0, 4.0 * len(shown)), layout="constrained", squeeze=False)
     for row, (name, drawn, exact) in zip(panels, shown, strict=True):
@@ -184,7 +184,7 @@ def main() -> None:
             axes.set(title=f"{name}: {what}", xlim=(low[pair[0]], high[pair[0]]), ylim=(low[pair[1]], high[pair[1]]))
             axes.set(xlabel=f"theta {pair[0] + 1}", ylabel=f"theta {pair[1] + 1}")
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(options.out, dpi=50)
+    figure.savefig(options.out, dpi=60)
     print(f"picture: {options.out}")
 
 
