@@ -224,6 +224,12 @@ class Predictor(nn.Module, ABC):
         vars(other).pop("forward", None)
         return other
 
+    def in_its_own_coordinates(self) -> Self:
+        """Return the same model without its transform: its samples stay in its coordinates."""
+        bare = self._share()
+        bare.transform = None
+        return bare
+
     def _repr_html_(self) -> str:
         return f"<p>{html.escape(repr(self))}</p>{self.sde._repr_html_()}"
 

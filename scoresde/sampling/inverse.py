@@ -88,7 +88,7 @@ class SplitGibbs(PosteriorSampler):
             t = float(sde.time(torch.tensor(-2 * math.log(rhos[k]), dtype=torch.float64)))
             times = levels(sde, self.inner - 1, start=t).t
             out = sample(
-                _in_its_own_coordinates(model),
+                model.in_its_own_coordinates(),
                 x_init=float(sde.alpha(torch.tensor(t, dtype=torch.float64))) * u,
                 solver=self.solver,
                 times=times,
@@ -126,7 +126,7 @@ class DAPS(PosteriorSampler):
         first = model.moments.at(float(point.alpha[0]), float(point.sigma[0])) if model.moments is not None else None
         noise = problem.normal(like, "daps", "start")
         x = float(point.sigma[0]) * noise if first is None else first.from_noise(noise)
-        z, bare = x, _in_its_own_coordinates(model)
+        z, bare = x, model.in_its_own_coordinates()
         for k in tqdm(range(rounds), desc="daps", unit="level", disable=not problem.progress, leave=False):
             times = levels(sde, self.inner - 1, start=float(point.t[k])).t
             out = sample(
@@ -173,7 +173,7 @@ class Replacement(PosteriorSampler):
         kernel = _Replace(problem)
         x = float(point.sigma[0]) * problem.normal(like, "start")
         cuts = [*range(0, len(point.t) - 1, self.stretch), len(point.t) - 1]
-        bare = _in_its_own_coordinates(model)
+        bare = model.in_its_own_coordinates()
         for leg, (low, high) in enumerate(itertools.pairwise(cuts)):
             for again in range(self.repeats):
                 last = high == cuts[-1] and again == self.repeats - 1
@@ -301,10 +301,3 @@ def sample_posterior(
 def _flat_measurement(model: PosteriorModel) -> Tensor:
     assert model.y is not None
     return check_samples(model.y.reshape(1, -1), "y")[0].double()
-
-
-def _in_its_own_coordinates(model: Predictor) -> Predictor:
-    """Return the same model without its transform: its samples stay in its coordinates."""
-    bare = model._share()
-    bare.transform = None
-    return bare

@@ -23,7 +23,9 @@ published table met it at zero shifts. The same table serves every Gaussian SDE:
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -36,7 +38,10 @@ from scoresde.errors import ConfigError
 from scoresde.solvers.rows import CLEAN, Knot, Row
 from scoresde.solvers.tableau import Tableau
 
-__all__ = ["Coefficients", "Layout"]
+__all__ = ["PARTS", "Coefficients", "Layout", "Part"]
+
+Part = Literal["knots", "levels", "weights"]
+PARTS: tuple[Part, ...] = get_args(Part)
 
 NARROW = 1e-9  # a gap between knots, in u, that counts as none
 
@@ -91,20 +96,24 @@ class Layout:
         gaps = -np.diff(u)
         if off.max() > 1e-6 or gaps.min() < NARROW or abs(alpha[-1] - 1) > 1e-6:
             raise ConfigError(f"{name} cannot be tuned: its calls are not at ever lower noise levels of its own path")
-        r = np.hypot(alpha, sigma)
         steps = states[1:] - states[:-1] * (sigma[1:] / sigma[:-1])[:, None]
         shares = steps[:, 1:] / (alpha[1:] - alpha[:-1] * sigma[1:] / sigma[:-1])[:, None]
-        del r
         below = np.tril_indices(n, -1)
         # The last gap ends at 0.
         logits = np.log(gaps) - np.log(gaps).mean()
         values = np.concatenate([logits, np.zeros(n), shares[below]])
         return cls(start.log_snr, n, torch.from_numpy(values))
 
+    def places(self, parts: Iterable[Part]) -> Tensor:
+        """Return the places in ``values`` of the knots' gaps, the levels' shifts or the weights."""
+        n = self.count
+        spans = {"knots": (0, n), "levels": (n, 2 * n), "weights": (2 * n, len(self.values))}
+        return torch.cat([torch.arange(*spans[part]) for part in parts])
+
     def coefficients(self, values: Tensor) -> Coefficients:
         """Return the numbers of the steps for values (B, P), differentiably."""
         n = self.count
-        logits, shifts, free = values.T.split([n, n, n * (n - 1) // 2])
+        logits, shifts, free = values.T.split_with_sizes([n, n, n * (n - 1) // 2])
         first = 1 / (1 + math.exp(0.5 * self.start)) if self.start < 1400 else 0.0
         gaps = first * torch.softmax(logits, 0)
         # Sums of the gaps that are left, so that the smallest levels keep their digits.
@@ -154,12 +163,13 @@ def _points(sde: GaussianSDE, log_snr: Tensor) -> Point:
 
 
 def _unroll(table: Tableau) -> np.ndarray:
-    """Return the states that the calls see, and the last one, as weights of [start state, D_0, D_1, ...], (n + 1, n + 1)."""
+    """Return the states that calls see, and the last one, as weights of [start state, D_0, ...], (n + 1, n + 1)."""
     n, points = table.nfe, table.points
     a, b = view(target("data", points), target(table.prediction, points), points, f"the table {table.name!r}")
     x = np.zeros(n + 1)
     x[0] = 1.0
-    anchor, states, past = x, [x], []
+    anchor, states = x, [x]
+    past: list[np.ndarray] = []
     for i, row in enumerate(table.rows):
         prediction = float(a[i]) * x
         prediction[i + 1] += float(b[i])

@@ -17,7 +17,7 @@ Source: Marquardt 1963; Holland and Welsch 1977, "Robust regression using iterat
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
@@ -29,7 +29,7 @@ from scoresde.models.prediction import Predictor
 from scoresde.noise import normal, stream
 from scoresde.ops import expand
 from scoresde.sampling.tuning.pairs import Pairs
-from scoresde.solvers.tuned import Layout
+from scoresde.solvers.tuned import Layout, Part
 
 __all__ = ["improve", "measure", "run"]
 
@@ -42,7 +42,7 @@ def run(model: Predictor, layout: Layout, values: Tensor, pairs: Pairs) -> Tenso
     """Return the outputs (B, *) of the table of values (B, P), one for each sample, differentiably."""
     numbers = layout.coefficients(values)
     level = numbers.log_snr
-    alpha, sigma = (torch.exp(0.5 * torch.nn.functional.logsigmoid(l)) for l in (level, -level))
+    alpha, sigma = (torch.exp(0.5 * torch.nn.functional.logsigmoid(ratio)) for ratio in (level, -level))
     x = pairs.start
     prepared = model.prepare(Point(sigma / (alpha + sigma), alpha, sigma, level), x, pairs.cond)
     again = torch.is_grad_enabled()
@@ -63,9 +63,9 @@ def run(model: Predictor, layout: Layout, values: Tensor, pairs: Pairs) -> Tenso
 def measure(model: Predictor, layout: Layout, values: Tensor, pairs: Pairs, size: int) -> Tensor:
     """Return each sample's root mean square error, (B,), with the table of values (P,)."""
     with torch.no_grad():
-        return torch.cat([
-            part.measure(run(model, layout, values.expand(len(part), -1), part)) for part in pairs.parts(size)
-        ])
+        return torch.cat(
+            [part.measure(run(model, layout, values.expand(len(part), -1), part)) for part in pairs.parts(size)]
+        )
 
 
 def improve(
@@ -75,6 +75,7 @@ def improve(
     train: Pairs,
     *,
     iterations: int,
+    parts: Iterable[Part],
     size: int,
     seed: int,
     seen: Callable[[Tensor], None],
@@ -87,16 +88,17 @@ def improve(
         values: the start, (P,).
         train: what is fitted.
         iterations: at most so many.
+        parts: which values may move.
         size: largest batch given to the network at once.
         seed: of the sketches.
         seen: called with the values after every step that lowers the objective.
     """
-    damping, used, n = 1e-2, 0, layout.count
+    damping, used, n, free = 1e-2, 0, layout.count, layout.places(parts)
     each = measure(model, layout, values, train, size)
     for iteration in range(iterations):
         scale = max(2 * float(each.median()), FLOOR)
         weights = 1 / (1 + (each / scale).square())
-        gradient, curvature = torch.zeros_like(values), torch.zeros(len(values), len(values), dtype=values.dtype)
+        gradient, curvature = torch.zeros(len(free)).double(), torch.zeros(len(free), len(free)).double()
         done = 0
         for part in train.parts(size):
             copies = values.expand(len(part), -1).clone().requires_grad_(True)
@@ -105,7 +107,7 @@ def improve(
             missed = (out - part.end).detach()
             draw = stream(seed, "sketch", iteration, done, device=out.device)
             vectors = [missed, *(normal(tuple(out.shape), draw).sign().to(out) for _ in range(SKETCHES))]
-            rows = [torch.autograd.grad(out, copies, v, retain_graph=True)[0] for v in vectors]
+            rows = [torch.autograd.grad(out, copies, v, retain_graph=True)[0][:, free] for v in vectors]
             w = weights[done : done + len(part), None]
             gradient = gradient + (w * rows[0]).sum(0)
             curvature = curvature + sum((w * row).T @ row for row in rows[1:]) / SKETCHES
@@ -117,7 +119,7 @@ def improve(
         for _ in range(TRIALS):
             diagonal = curvature.diagonal()
             damped = curvature + torch.diag(damping * diagonal + 1e-12 * diagonal.max())
-            proposal = values - torch.linalg.solve(damped, gradient)
+            proposal = values.index_add(0, free, torch.linalg.solve(damped, gradient), alpha=-1)
             try:
                 after = measure(model, layout, proposal, train, size)
             except DomainError:  # a call at a level where the network's readout has no value

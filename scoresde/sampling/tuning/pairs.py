@@ -41,7 +41,7 @@ class Errors:
 
     @property
     def product(self) -> float:
-        """rms times median, which ranks by both; infinite where one is no number."""
+        """Rms times median, which ranks by both; infinite where one is no number."""
         value = self.rms * self.median
         return value if value == value else float("inf")
 

@@ -1,0 +1,205 @@
+"""``tune``: a table whose numbers are fitted to a model, from the best fixed ones, and kept only where it is better."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+from scoresde.diffusions.sde import SDE, GaussianSDE
+from scoresde.errors import ConfigError, check_integer, unknown
+from scoresde.models.prediction import Predictor, in_mode
+from scoresde.sampling.part import Watch
+from scoresde.sampling.plan import Plan, Planner, plan
+from scoresde.sampling.tuning.choose import check_options, check_steps, rank
+from scoresde.sampling.tuning.learn import improve, measure
+from scoresde.sampling.tuning.pairs import Conditions, Errors, Pairs, make_pairs
+from scoresde.solvers.build import build_table
+from scoresde.solvers.named import SolverName
+from scoresde.solvers.solver import Solver
+from scoresde.solvers.tableau import Tableau
+from scoresde.solvers.tuned import PARTS, Layout, Part
+
+__all__ = ["Tuned", "tune"]
+
+FEW = 3  # iterations after which one of several starts goes on
+
+
+@dataclass(frozen=True, eq=False)
+class Tuned(Planner):
+    """What ``tune`` found; pass it as ``solver=``, or keep ``tuned.table``.
+
+    Args:
+        table: the tuned table, under the model's SDE; the start's own where nothing better was found.
+        start: the name of the fixed table that it began from.
+        before: the start's distances to the model's flow, from start states that the fit did not see.
+        after: the tuned table's.
+        evaluations: of the model, each sample's counted, those that chose the start and the flow's included.
+        layout: what the numbers mean.
+        values: the numbers; None where the start stays.
+    """
+
+    table: Tableau
+    start: str
+    before: Errors
+    after: Errors
+    evaluations: int
+    layout: Layout
+    values: Tensor | None
+
+    def under(self, sde: GaussianSDE) -> Tableau:
+        """Return the same table under another SDE: equal log-SNR is an equal call."""
+        values = self.layout.values if self.values is None else self.values
+        return self.layout.table(sde, values, self.table.name)
+
+    def plan(self, sde: SDE, steps: int | None, times: object, final: str, watch: Watch) -> Plan:
+        """Return the plan of the table under an SDE; ConfigError for another number of steps."""
+        check_steps(steps, times, [self.table.nfe], "tuned")
+        if not isinstance(sde, GaussianSDE):
+            raise ConfigError(f"a tuned table is for Gaussian SDEs, got {sde}")
+        return plan(self.under(sde), sde, None, None, final, watch)
+
+    def __str__(self) -> str:
+        return (
+            f"{self.table.nfe} evaluations, from {self.start}: rms {self.before.rms:.3g} to {self.after.rms:.3g}, "
+            f"median {self.before.median:.3g} to {self.after.median:.3g}, {self.evaluations} evaluations of samples"
+        )
+
+    def __repr__(self) -> str:
+        return f"<Tuned {self}>"
+
+
+@dataclass(eq=False)
+class _Best:
+    """The best values so far on the start states that the fit does not see."""
+
+    model: Predictor
+    layout: Layout
+    held: Pairs
+    size: int
+    before: Errors
+    errors: Errors
+    values: Tensor | None = None
+    last: Tensor | None = None
+    used: int = 0
+
+    @classmethod
+    def at(cls, model: Predictor, table: Tableau, held: Pairs, size: int) -> _Best:
+        """Begin from a table."""
+        errors = Errors.of(held.measure(held.run(model, table, size)))
+        return cls(model, Layout.of(table), held, size, errors, errors)
+
+    def see(self, values: Tensor) -> None:
+        """Keep values whose errors are both at most the start's and whose product is the least so far."""
+        errors = Errors.of(measure(self.model, self.layout, values, self.held, self.size))
+        self.used += self.layout.count * len(self.held)
+        self.last = values
+        if errors.below(self.before) and errors.product < self.errors.product:
+            self.values, self.errors = values, errors
+
+    def go_on(self, train: Pairs, iterations: int, parts: Iterable[Part], seed: int) -> None:
+        """Take steps from the last values."""
+        start = self.layout.values if self.last is None else self.last
+        self.used += improve(
+            self.model,
+            self.layout,
+            start,
+            train,
+            iterations=iterations,
+            parts=parts,
+            size=self.size,
+            seed=seed,
+            seen=self.see,
+        )
+
+
+def tune(
+    model: Predictor,
+    steps: int,
+    *,
+    start: SolverName | Solver | Tableau | None = None,
+    parts: Iterable[Part] = PARTS,
+    samples: int = 64,
+    held_out: int = 64,
+    starts: int = 2,
+    iterations: int = 12,
+    event: tuple[int, ...] | None = None,
+    cond: Conditions | None = None,
+    tolerance: float = 1e-4,
+    chunk_size: int = 256,
+    seed: int = 0,
+    progress: bool = False,
+) -> Tuned:
+    """Return a table of ``steps`` evaluations fitted to this model: ``sample(model, 64, solver=tune(model, 8))``.
+
+    Its knots, the levels of its calls and the weights of its history are fitted to where the model's own flow leads, by
+    robust Gauss-Newton (``sampling/tuning/learn.py``), from the best tables of ``select``. What is returned is never
+    worse than its start on ``held_out`` start states that the fit does not see, neither in rms nor in the median.
+
+    Args:
+        model: any model: trained, exact, guided, a posterior.
+        steps: evaluations of the model for a sample.
+        start: a deterministic solver or table to begin from; by default the best of all.
+        parts: what is fitted, of "knots", "levels" and "weights".
+        samples: start states of the fit; more than there are numbers, n(n + 3)/2, serve a model that is cheap to ask.
+        held_out: start states that judge.
+        starts: how many of the best tables are tried for a few iterations.
+        iterations: of the fit.
+        event: the shape of one sample, where the model knows no moments.
+        cond: number of samples -> their conditions.
+        tolerance: of the flow.
+        chunk_size: largest batch given to the network at once.
+        seed: of the start states and of the sketches.
+        progress: show a bar.
+
+    Raises:
+        DTypeError, ConfigError: no model, no shape, an unknown part, a start that cannot be tuned. DomainError: options
+            out of range. SolverError: the flow failed.
+    """
+    known = check_options(model, steps, samples, tolerance, chunk_size)
+    for name, value in (("held_out", held_out), ("starts", starts), ("iterations", iterations)):
+        check_integer(value, name, 1)
+    chosen = tuple(parts)
+    for part in chosen:
+        if part not in PARTS:
+            raise unknown("part", part, PARTS)
+    first = None
+    if start is not None:
+        first = start if isinstance(start, Tableau) else build_table(known.sde, start, steps=steps)
+        Layout.of(first)
+    with in_mode(known, training=False):
+        (train, spent), (held, more) = (
+            make_pairs(known, count, seed, name, event=event, cond=cond, tolerance=tolerance, size=chunk_size)
+            for name, count in (("tune", samples), ("held out", held_out))
+        )
+        spent += more
+        tables = [first] if first is not None else []
+        names = [first.name] if first is not None else []
+        if first is None:
+            rows, _, used = rank(
+                known, train, steps, by="both", noise=False, size=chunk_size, accept=_can_tune, progress=progress
+            )
+            spent += used
+            tables, names = [row.table for row in rows[:starts]], [str(row.candidate) for row in rows[:starts]]
+        tries = [_Best.at(known, table, held, chunk_size) for table in tables]
+        for one in tries:
+            one.go_on(train, min(FEW, iterations) if len(tries) > 1 else iterations, chosen, seed)
+        best = min(range(len(tries)), key=lambda k: tries[k].errors.product)
+        if len(tries) > 1 and iterations > FEW:
+            tries[best].go_on(train, iterations - FEW, chosen, seed + 1)
+    found, table = tries[best], tables[best]
+    spent += sum(one.used for one in tries) + steps * held_out * len(tries)
+    if found.values is not None:
+        table = found.layout.table(known.sde, found.values, f"tuned ({names[best]})")
+    else:
+        table = replace(table, name=f"tuned ({names[best]})")
+    return Tuned(table, names[best], found.before, found.errors, spent, found.layout, found.values)
+
+
+def _can_tune(table: Tableau) -> bool:
+    try:
+        Layout.of(table)
+    except ConfigError:
+        return False
+    return True
