@@ -64,6 +64,8 @@ from scoresde.sampling.particles import Particles, correct
 from scoresde.sampling.problem import PosteriorSamples
 from scoresde.sampling.sample import SampleResult, sample
 from scoresde.sampling.samplers import Sampler
+from scoresde.sampling.tuning.choose import select
+from scoresde.sampling.tuning.tune import tune
 from scoresde.sampling.twisted import TwistedSMC
 from scoresde.solvers import grids
 from scoresde.solvers.adaptive import ProbabilityFlow
@@ -185,11 +187,13 @@ __all__ = [
     "product",
     "sample",
     "sample_posterior",
+    "select",
     "sliced_score_matching",
     "solvers",
     "tilted",
     "training",
     "transforms",
+    "tune",
     "variational_bound",
 ]
 

@@ -1,4 +1,4 @@
-"""The command line: ``scoresde train | sample | restore | compare | likelihood | describe``.
+"""The command line: ``scoresde train | sample | restore | compare | tune | likelihood | describe``.
 
 Each verb is a frozen dataclass of options, which tyro reads from the arguments, with a method ``run``. An error is one
 line on stderr that says what to do, with exit code 2 (its traceback with ``--debug``), a warning of the package's own
@@ -55,7 +55,7 @@ WORDS: Mapping[str, tuple[str, ...]] = {
     **dict.fromkeys(("continue", "resume-from"), ("resume",)),
 }
 
-USAGE = """usage: scoresde [-h] [--version] {train,sample,restore,compare,likelihood,describe} [OPTIONS]
+USAGE = """usage: scoresde [-h] [--version] {train,sample,restore,compare,tune,likelihood,describe} [OPTIONS]
 
 Score-based diffusion models: train one, draw samples, compare samplers.
 
@@ -63,6 +63,7 @@ Score-based diffusion models: train one, draw samples, compare samplers.
   sample      draw samples from a trained model: a picture, an animation or arrays
   restore     draw what the data may have been, given measurements: inpaint, deblur, enlarge
   compare     draw with many samplers, discrete and continuous; measure them against held-out data
+  tune        fit samplers of few evaluations to a trained model, and keep them with it
   likelihood  log p of held-out data, along the flow and by bounds, in nats and bits per dimension
   describe    say what a checkpoint, a diffusion, a sampler or a saved table is
 
@@ -164,6 +165,7 @@ def _load_verbs() -> dict[str, type[Command]]:
         from scoresde.cli.restore import Restore
         from scoresde.cli.sample import Sample
         from scoresde.cli.train import Train
+        from scoresde.cli.tune import Tune
     except ImportError as error:
         if error.name != "tyro":
             raise
@@ -173,6 +175,7 @@ def _load_verbs() -> dict[str, type[Command]]:
         "sample": Sample,
         "restore": Restore,
         "compare": Compare,
+        "tune": Tune,
         "likelihood": Likelihood,
         "describe": Describe,
     }

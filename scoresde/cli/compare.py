@@ -2,6 +2,7 @@
 
 import functools
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -86,7 +87,7 @@ class Compare(Work):
             pass
         run = open_run(self.checkpoint, find_device(self.device))
         name, data = open_data_of(run, self.data, self.on_bad_image)
-        samplers = self._read_samplers(run.model.sde)
+        samplers = self._read_samplers(run.model.sde, run.model.tables)
         out = check_folder("out", run.folder / "comparison" if self.out is None else self.out)
         with use_threads(choose_threads(self.threads, run.model.net)):
             yard = make_yardstick(name, data, classes=run.classes)
@@ -115,14 +116,14 @@ class Compare(Work):
                 found.finish()
         return 0
 
-    def _read_samplers(self, sde: GaussianSDE) -> list[Sampler]:
+    def _read_samplers(self, sde: GaussianSDE, tables: Mapping[int, str]) -> list[Sampler]:
         """Read the samplers; of the default ones, those that this SDE can carry."""
         if not self.samplers:
             raise ConfigError("--samplers must name at least one, e.g. --samplers dpmpp_2m:20", parameter="samplers")
         able = []
         for text in self.samplers:
             try:
-                able.append(parse_sampler(text, sde))
+                able.append(parse_sampler(text, sde, tables=tables))
             except ConfigError as error:
                 if self.samplers != DEFAULT_SAMPLERS:
                     raise

@@ -127,6 +127,9 @@ def _describe_checkpoint(path: Path) -> list[str]:
         f"transform    {json.dumps(model['transform']) if model['transform'] else 'none'}",
         f"moments      {_describe_moments(contents)}",
     ]
+    if "tables" in contents.documents:
+        counts = sorted(int(steps) for steps in contents.document("tables"))
+        lines.append(f"tuned        {', '.join(map(str, counts))} evaluations")
     if "training" in contents.documents:
         state = contents.document("training")
         lines.append(f"training     {', '.join(f'{key} {value}' for key, value in state.items())}")

@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, cast
@@ -110,7 +110,7 @@ class Sample(Work):
         run = open_run(self.checkpoint, find_device(self.device))
         if ending not in ARRAYS:
             check_drawable(run.event)
-        sampler = self._read_sampler(run.model.sde)
+        sampler = self._read_sampler(run.model.sde, run.model.tables)
         final = _choose_final(self.final, sampler)
         labels = self._read_conditions(run)
         model = self._guide(run)
@@ -138,8 +138,8 @@ class Sample(Work):
         print(f"wrote {self.out}: {self.n} samples by {sampler.name}, {evaluations}")
         return 0
 
-    def _read_sampler(self, sde: GaussianSDE) -> Sampler:
-        sampler = parse_sampler(self.solver, sde, steps=self.steps)
+    def _read_sampler(self, sde: GaussianSDE, tables: Mapping[int, str]) -> Sampler:
+        sampler = parse_sampler(self.solver, sde, steps=self.steps, tables=tables)
         if sampler.samples is not None:
             raise ConfigError(
                 f"--solver {self.solver!r}: the number of samples is --n here; leave out the @", parameter="solver"

@@ -191,7 +191,8 @@ class Predictor(nn.Module, ABC):
         transform: from data to the model's coordinates.
         variance: "fixed", or "learned" where every output comes with v.
 
-    ``groups`` holds, by their number, the groups of coordinates that ``likelihood.colour`` found.
+    ``groups`` holds, by their number, the groups of coordinates that ``likelihood.colour`` found, and ``tables``, by
+    their evaluations, the tables that ``tune`` fitted, as JSON.
     """
 
     def __init__(
@@ -200,6 +201,7 @@ class Predictor(nn.Module, ABC):
         super().__init__()
         self.sde, self.moments, self.transform, self.variance = sde, moments, transform, variance
         self.groups: dict[int, Tensor] = {}
+        self.tables: dict[int, str] = {}
 
     @abstractmethod
     def prepare(self, point: Point, x: Tensor, cond: Condition = None) -> Prepared:

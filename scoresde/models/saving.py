@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from os import PathLike
@@ -15,7 +16,7 @@ from scoresde.diffusions.gaussian import Moments
 from scoresde.diffusions.named import sde_from_dict, sde_to_dict
 from scoresde.diffusions.sde import GaussianSDE
 from scoresde.errors import CheckpointError, ConfigError, unknown
-from scoresde.models.checkpoint import Contents, Documents, Tensors, find, read
+from scoresde.models.checkpoint import Contents, Documents, Tensors, find, read, write
 from scoresde.models.energy import EnergyModel
 from scoresde.models.guidance.combine import CombinedModel, Term
 from scoresde.models.networks import Gradient, bare_network, network_state, plain_names
@@ -25,6 +26,7 @@ from scoresde.transforms.compose import transform_from_dict
 
 __all__ = [
     "build",
+    "keep_tables",
     "load",
     "load_combination",
     "load_network",
@@ -89,7 +91,22 @@ def take_apart(model: ScoreModel, ema: Mapping[str, Tensor] | None = None) -> tu
         tensors["moments"] = moments_to_tensors(model.moments)
     if model.groups:
         tensors["groups"] = {str(count): groups for count, groups in model.groups.items()}
-    return {"model": document}, tensors
+    documents: dict[str, Mapping[str, object]] = {"model": document}
+    if model.tables:
+        documents["tables"] = {str(steps): json.loads(text) for steps, text in model.tables.items()}
+    return documents, tensors
+
+
+def keep_tables(folder: str | PathLike[str], tables: Mapping[int, str]) -> None:
+    """Put tuned tables, as JSON by their evaluations, into a checkpoint, whose other parts stay.
+
+    Raises:
+        CheckpointError: what ``checkpoint.read`` and ``write`` raise.
+    """
+    contents = read(folder)
+    told = {str(steps): json.loads(text) for steps, text in tables.items()}
+    parts = {part: contents.tensors(part) for part in contents.parts}
+    write(folder, {**contents.documents, "tables": told}, parts)
 
 
 def load(
@@ -130,6 +147,8 @@ def build(
     model.dropout = config.get("dropout")
     if "groups" in contents.parts:
         model.groups = {int(count): groups for count, groups in contents.tensors("groups").items()}
+    if "tables" in contents.documents:
+        model.tables = {int(steps): json.dumps(table) for steps, table in contents.document("tables").items()}
     return model if current is None else model.with_sde(current)
 
 

@@ -215,7 +215,7 @@ def sample(
     """
     check_calls(kernels, on_step)
     model = as_model(model, sde)
-    method, steps, kernels = read_solver(solver, model.sde, steps, kernels)
+    method, steps, kernels = read_solver(solver, model, steps, kernels)
     shape, dtype, device = layout(model, shape, x_init, dtype, device)
     cond = check_condition(cond, shape[0])
     randomness = Randomness(

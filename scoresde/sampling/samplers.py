@@ -5,15 +5,17 @@ What ``sample(solver=...)`` takes is what the command line takes: "dpmpp_2m:20",
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
 
 from scoresde.chains.ddpm import DDPM
 from scoresde.chains.smld import SMLD
-from scoresde.diffusions.sde import SDE, GaussianSDE
+from scoresde.diffusions.sde import GaussianSDE
 from scoresde.errors import ConfigError, check_integer, unknown
+from scoresde.models.prediction import Predictor
+from scoresde.models.scored_sde import ScoredSDE
 from scoresde.sampling.kernels import Kernel, Langevin
 from scoresde.solvers.adaptive import ProbabilityFlow
 from scoresde.solvers.ancestral import reverse_diffusion
@@ -21,7 +23,10 @@ from scoresde.solvers.named import SOLVERS, by_name
 from scoresde.solvers.solver import Solver
 from scoresde.solvers.tableau import Tableau
 
-__all__ = ["COMPOSED", "Sampler", "parse_sampler", "read_solver", "read_table"]
+__all__ = ["COMPOSED", "TUNED", "Sampler", "parse_sampler", "read_solver", "read_table"]
+
+
+TUNED = "tuned"
 
 
 @dataclass(frozen=True)
@@ -72,22 +77,31 @@ COMPOSED: dict[str, tuple[Callable[[GaussianSDE, int], Sampler], int]] = {
 }
 
 
-def parse_sampler(text: str, sde: GaussianSDE, *, steps: int | None = None, samples: int | None = None) -> Sampler:
+def parse_sampler(
+    text: str,
+    sde: GaussianSDE,
+    *,
+    steps: int | None = None,
+    samples: int | None = None,
+    tables: Mapping[int, str] | None = None,
+) -> Sampler:
     """Read "name", "name:steps" or a .json file with a saved table, each also with "@samples": "ddpm:1000@100".
 
     The name is one of ``solvers.SOLVERS``; "ddpm" or "smld", chains of ``steps`` indices, for SDEs that preserve
-    variance and for those with alpha = 1; or "pc", reverse diffusion with one Langevin step before each: two
-    evaluations a step.
+    variance and for those with alpha = 1; "pc", reverse diffusion with one Langevin step before each: two evaluations a
+    step; or "tuned", a table that ``tune`` made for the model, "tuned:8" of 8 evaluations.
 
     Args:
         text: what to read.
         sde: the SDE to sample under.
         steps: number of steps where the text names none.
         samples: number of samples where the text names none.
+        tables: the model's tuned tables, by their evaluations.
 
     Raises:
-        ConfigError: an unknown name (with the nearest), steps or samples that are no number, steps beside a text that
-            fixes them or for an adaptive solver, a file that holds no table, or a chain that the SDE cannot carry.
+        ConfigError: an unknown name (with the nearest), a tuned table that the model lacks (with those it has), steps
+            or samples that are no number, steps beside a text that fixes them or for an adaptive solver, a file that
+            holds no table, or a chain that the SDE cannot carry.
         DomainError: steps or samples < 1.
     """
     head, at, own = text.strip().rpartition("@")
@@ -109,6 +123,8 @@ def parse_sampler(text: str, sde: GaussianSDE, *, steps: int | None = None, samp
     if colon and not count.isdecimal():
         raise ConfigError(f"sampler {text!r}: after the colon stands a number of steps, e.g. {name}:20", got=text)
     steps = check_integer(int(count), f"steps of {name}", 1) if colon else steps
+    if name == TUNED:
+        return Sampler(name, _find_table(tables or {}, steps), samples=samples)
     if name in COMPOSED:
         build, usual = COMPOSED[name]
         return replace(build(sde, steps or usual), samples=samples)
@@ -120,8 +136,20 @@ def parse_sampler(text: str, sde: GaussianSDE, *, steps: int | None = None, samp
     return Sampler(name, solver, steps, samples=samples)
 
 
+def _find_table(tables: Mapping[int, str], steps: int | None) -> Tableau:
+    """Return the tuned table of so many evaluations, or the only one."""
+    if not tables:
+        raise ConfigError("the model has no tuned tables; make one with tune(model, steps) or scoresde tune")
+    have = ", ".join(map(str, sorted(tables)))
+    if steps is None and len(tables) > 1:
+        raise ConfigError(f"the model has tuned tables of {have} evaluations; name one, e.g. steps={min(tables)}")
+    if steps is not None and steps not in tables:
+        raise ConfigError(f"no tuned table of {steps} evaluations; the model has {have}; tune(model, {steps}) makes it")
+    return Tableau.from_json(tables[min(tables) if steps is None else steps])
+
+
 def read_solver(
-    solver: object, sde: SDE, steps: int | None, kernels: Sequence[Kernel]
+    solver: object, model: Predictor | ScoredSDE, steps: int | None, kernels: Sequence[Kernel]
 ) -> tuple[object, int | None, Sequence[Kernel]]:
     """Return the solver, the number of steps and the kernels that a text of ``sample(solver=...)`` stands for.
 
@@ -132,6 +160,7 @@ def read_solver(
     """
     if not isinstance(solver, str):
         return solver, steps, kernels
+    sde = model.sde
     if solver in SOLVERS:
         return by_name(solver), steps, kernels
     name = solver.partition(":")[0]
@@ -139,7 +168,8 @@ def read_solver(
         _check_name("solver", name.partition("@")[0])
         if not isinstance(sde, GaussianSDE):
             return by_name(name), steps, kernels
-    made = parse_sampler(solver, cast(GaussianSDE, sde), steps=steps)
+    tables = model.tables if isinstance(model, Predictor) else None
+    made = parse_sampler(solver, cast(GaussianSDE, sde), steps=steps, tables=tables)
     if made.samples is not None:
         raise ConfigError(f"solver={solver!r}: the number behind the @ is for comparisons; here shape= says it")
     return made.solver, made.steps, (*made.kernels, *kernels)
@@ -164,5 +194,5 @@ def _is_table(text: str) -> bool:
 
 
 def _check_name(kind: str, name: str) -> None:
-    if name not in SOLVERS and name not in COMPOSED:
-        raise unknown(kind, name, [*SOLVERS, *COMPOSED])
+    if name not in SOLVERS and name not in COMPOSED and name != TUNED:
+        raise unknown(kind, name, [*SOLVERS, *COMPOSED, TUNED])

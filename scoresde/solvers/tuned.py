@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import numpy as np
@@ -69,15 +69,17 @@ class Layout:
         start: log_snr of the start state, -inf where alpha is 0.
         count: n.
         values: the numbers of the table that it was made from: n logits of gaps, n shifts, n (n - 1)/2 weights.
+        end: the highest log_snr of a call.
     """
 
     start: float
     count: int
     values: Tensor
+    end: float = math.inf
 
     @classmethod
-    def of(cls, table: Tableau) -> Layout:
-        """Return the layout of a table.
+    def of(cls, table: Tableau, sde: GaussianSDE) -> Layout:
+        """Return the layout of a table under an SDE, whose own end no call passes.
 
         Raises:
             ConfigError: a stochastic table, one that does not end in clean data, or one with a call that is not at its
@@ -102,7 +104,7 @@ class Layout:
         # The last gap ends at 0.
         logits = np.log(gaps) - np.log(gaps).mean()
         values = np.concatenate([logits, np.zeros(n), shares[below]])
-        return cls(start.log_snr, n, torch.from_numpy(values))
+        return cls(start.log_snr, n, torch.from_numpy(values), float(_ends(sde)[1]))
 
     def places(self, parts: Iterable[Part]) -> Tensor:
         """Return the places in ``values`` of the knots' gaps, the levels' shifts or the weights."""
@@ -133,15 +135,15 @@ class Layout:
         i, j = torch.tril_indices(n, n, -1)
         older = older.index_put((i, j), free)
         newest = torch.diag_embed((1 - older.sum(1)).T).permute(1, 2, 0)
-        return Coefficients(log_snr + shifts, decay, gain[:, None] * (older + newest))
+        return Coefficients((log_snr + shifts).clamp(self.start, self.end), decay, gain[:, None] * (older + newest))
 
     def table(self, sde: GaussianSDE, values: Tensor, name: str) -> Tableau:
-        """Return the table of these values (P,) under an SDE."""
-        numbers = self.coefficients(values[None].to(torch.float64))
+        """Return the table of these values (P,) under an SDE, from its own start."""
+        top, end = _ends(sde).tolist()
+        numbers = replace(self, start=top, end=end).coefficients(values[None].to(torch.float64))
         log_snr = numbers.log_snr[:, 0]
         points = _points(sde, log_snr)
         knots = Knot.of(points)
-        start = _points(sde, torch.tensor([self.start], dtype=torch.float64))
         # A state is scaled to the level of its call, since that is what the call takes it for.
         scale = [*points.r.tolist(), 1.0]
         decay, weights = numbers.decay[:, 0].tolist(), numbers.weights[:, :, 0].tolist()
@@ -149,16 +151,22 @@ class Layout:
         for i, knot in enumerate(knots):
             by = scale[i + 1]
             rows.append(Row(knot, (by / scale[i] * decay[i], *(by * w for w in weights[i][i::-1]))))
-        begin = Knot.of(start)[0]
-        lift = (scale[0] / float(start.r), 0.0)
-        std = float(sde.prior_std(start.t[0]))
-        return Tableau(name, "data", tuple(rows), begin, CLEAN, std, (1.0, 0.0) if lift[0] == 1 else lift)
+        begin = sde.at(torch.tensor([sde.t_max], dtype=torch.float64))
+        lift = (scale[0] / float(begin.r), 0.0)
+        std = float(sde.prior_std(begin.t[0]))
+        return Tableau(name, "data", tuple(rows), Knot.of(begin)[0], CLEAN, std, (1.0, 0.0) if lift[0] == 1 else lift)
+
+
+def _ends(sde: GaussianSDE) -> Tensor:
+    """Return log_snr at t_max and at t_min, (2,)."""
+    return sde.log_snr(torch.tensor([sde.t_max, sde.t_min], dtype=torch.float64))
 
 
 def _points(sde: GaussianSDE, log_snr: Tensor) -> Point:
-    """Return the points of an SDE at levels (n,), none beyond its start."""
-    top = float(sde.log_snr(torch.tensor(sde.t_max, dtype=torch.float64)))
-    times = torch.where(log_snr <= top, sde.t_max, sde.time(log_snr.clamp_min(top if math.isfinite(top) else -700.0)))
+    """Return the points of an SDE at levels (n,), none beyond its ends."""
+    top, end = _ends(sde).tolist()
+    inside = log_snr.clamp(top if math.isfinite(top) else -700.0, end)
+    times = torch.where(log_snr <= top, sde.t_max, torch.where(log_snr >= end, sde.t_min, sde.time(inside)))
     return sde.at(times)
 
 

@@ -91,6 +91,7 @@ class Trainer:
         seed: int = 0,
     ) -> None:
         self.model, self.net = _check_trainable(model)
+        self.model.tables.clear()  # tuned for the weights that now change
         self.objective = _check_objective(objective, weight, times)
         self.loss_names = {} if objective is not None else describe_loss(self.model, weight, times)
         weight, times = choose_loss(self.model, weight, times)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
@@ -9,6 +11,7 @@ from torch import Tensor
 
 from scoresde.diffusions.sde import SDE, GaussianSDE
 from scoresde.errors import ConfigError, check_integer, unknown
+from scoresde.models.checks import check_model
 from scoresde.models.prediction import Predictor, in_mode
 from scoresde.sampling.part import Watch
 from scoresde.sampling.plan import Plan, Planner, plan
@@ -88,7 +91,7 @@ class _Best:
     def at(cls, model: Predictor, table: Tableau, held: Pairs, size: int) -> _Best:
         """Begin from a table."""
         errors = Errors.of(held.measure(held.run(model, table, size)))
-        return cls(model, Layout.of(table), held, size, errors, errors)
+        return cls(model, Layout.of(table, model.sde), held, size, errors, errors)
 
     def see(self, values: Tensor) -> None:
         """Keep values whose errors are both at most the start's and whose product is the least so far."""
@@ -120,8 +123,8 @@ def tune(
     *,
     start: SolverName | Solver | Tableau | None = None,
     parts: Iterable[Part] = PARTS,
-    samples: int = 64,
-    held_out: int = 64,
+    samples: int | None = None,
+    held_out: int | None = None,
     starts: int = 2,
     iterations: int = 12,
     event: tuple[int, ...] | None = None,
@@ -129,6 +132,7 @@ def tune(
     tolerance: float = 1e-4,
     chunk_size: int = 256,
     seed: int = 0,
+    keep: bool = True,
     progress: bool = False,
 ) -> Tuned:
     """Return a table of ``steps`` evaluations fitted to this model: ``sample(model, 64, solver=tune(model, 8))``.
@@ -142,8 +146,9 @@ def tune(
         steps: evaluations of the model for a sample.
         start: a deterministic solver or table to begin from; by default the best of all.
         parts: what is fitted, of "knots", "levels" and "weights".
-        samples: start states of the fit; more than there are numbers, n(n + 3)/2, serve a model that is cheap to ask.
-        held_out: start states that judge.
+        samples: start states of the fit; by default as many as give 16 coordinates for each of the n (n + 3)/2 numbers,
+            from 64 to 512.
+        held_out: start states that judge; as many as ``samples`` by default.
         starts: how many of the best tables are tried for a few iterations.
         iterations: of the fit.
         event: the shape of one sample, where the model knows no moments.
@@ -151,34 +156,43 @@ def tune(
         tolerance: of the flow.
         chunk_size: largest batch given to the network at once.
         seed: of the start states and of the sketches.
+        keep: keep the table with the model, for ``sample(model, solver="tuned", steps=steps)``; ``save`` writes it.
         progress: show a bar.
 
     Raises:
         DTypeError, ConfigError: no model, no shape, an unknown part, a start that cannot be tuned. DomainError: options
             out of range. SolverError: the flow failed.
     """
-    known = check_options(model, steps, samples, tolerance, chunk_size)
-    for name, value in (("held_out", held_out), ("starts", starts), ("iterations", iterations)):
+    known = check_options(model, steps, 1 if samples is None else samples, tolerance, chunk_size)
+    count = samples or _count(known, steps, event)
+    for name, value in (("held_out", held_out or count), ("starts", starts), ("iterations", iterations)):
         check_integer(value, name, 1)
     chosen = tuple(parts)
     for part in chosen:
         if part not in PARTS:
             raise unknown("part", part, PARTS)
-    first = None
+    first, can_tune = None, functools.partial(_can_tune, known.sde)
     if start is not None:
         first = start if isinstance(start, Tableau) else build_table(known.sde, start, steps=steps)
-        Layout.of(first)
+        Layout.of(first, known.sde)
     with in_mode(known, training=False):
         (train, spent), (held, more) = (
-            make_pairs(known, count, seed, name, event=event, cond=cond, tolerance=tolerance, size=chunk_size)
-            for name, count in (("tune", samples), ("held out", held_out))
+            make_pairs(known, of, seed, name, event=event, cond=cond, tolerance=tolerance, size=chunk_size)
+            for name, of in (("tune", count), ("held out", held_out or count))
         )
         spent += more
         tables = [first] if first is not None else []
         names = [first.name] if first is not None else []
         if first is None:
             rows, _, used = rank(
-                known, train, steps, by="both", noise=False, size=chunk_size, accept=_can_tune, progress=progress
+                known,
+                train,
+                steps,
+                by="both",
+                noise=False,
+                size=chunk_size,
+                accept=can_tune,
+                progress=progress,
             )
             spent += used
             tables, names = [row.table for row in rows[:starts]], [str(row.candidate) for row in rows[:starts]]
@@ -189,17 +203,25 @@ def tune(
         if len(tries) > 1 and iterations > FEW:
             tries[best].go_on(train, iterations - FEW, chosen, seed + 1)
     found, table = tries[best], tables[best]
-    spent += sum(one.used for one in tries) + steps * held_out * len(tries)
+    spent += sum(one.used for one in tries) + steps * len(held) * len(tries)
     if found.values is not None:
         table = found.layout.table(known.sde, found.values, f"tuned ({names[best]})")
     else:
         table = replace(table, name=f"tuned ({names[best]})")
+    if keep:
+        check_model(model).tables[steps] = table.to_json()
     return Tuned(table, names[best], found.before, found.errors, spent, found.layout, found.values)
 
 
-def _can_tune(table: Tableau) -> bool:
+def _count(model: Predictor, steps: int, event: tuple[int, ...] | None) -> int:
+    """Return how many start states a fit takes."""
+    shape = event or (() if model.moments is None else tuple(model.moments.mean.shape))
+    return min(512, max(64, math.ceil(8 * steps * (steps + 3) / math.prod(shape))))
+
+
+def _can_tune(sde: GaussianSDE, table: Tableau) -> bool:
     try:
-        Layout.of(table)
+        Layout.of(table, sde)
     except ConfigError:
         return False
     return True
