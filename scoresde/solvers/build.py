@@ -18,7 +18,7 @@ from scoresde.solvers.named import SOLVERS, SolverName, by_name
 from scoresde.solvers.solver import Solver
 from scoresde.solvers.tableau import Tableau
 
-__all__ = ["FINALS", "build_table"]
+__all__ = ["FINALS", "build_table", "choose_table"]
 
 FINALS: dict[str, Callable[[Tableau], Tableau]] = {
     "denoise": Tableau.denoised,
@@ -61,7 +61,7 @@ def build_table(
             raise ConfigError("a built Tableau has its own times; leave out steps= and times=, or pass its solver")
         return FINALS[final](made)
     try:
-        return _choose_table(sde, made, steps, times, final)
+        return choose_table(sde, made, steps, times, final)
     except DomainError as error:
         able = [name for name in sorted(SOLVERS) if _can_carry(sde, name, steps, times, final)]
         if not able:
@@ -69,9 +69,10 @@ def build_table(
         raise DomainError(f"{error}; on these times {sde} carries {', '.join(able)}") from error
 
 
-def _choose_table(
+def choose_table(
     sde: GaussianSDE, solver: Solver, steps: int | None, times: Tensor | Grid | None, final: str
 ) -> Tableau:
+    """Return the same for options that fit together; what it raises names no other solvers."""
     if isinstance(times, Tensor):
         return FINALS[final](solver(sde, times))
     grid, count = choose_grid(solver.grid, steps, times)
@@ -84,7 +85,7 @@ def _can_carry(sde: GaussianSDE, name: str, steps: int | None, times: Tensor | G
     """Say whether the solver of this name has a table here."""
     solver = by_name(name)
     try:
-        return isinstance(solver, Solver) and bool(_choose_table(sde, solver, steps, times, final).rows)
+        return isinstance(solver, Solver) and bool(choose_table(sde, solver, steps, times, final).rows)
     except ScoreSDEError:
         return False
 

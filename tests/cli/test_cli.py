@@ -19,6 +19,7 @@ from scoresde.cli.presets import PRESETS
 from scoresde.cli.restore import Restore
 from scoresde.cli.sample import Sample
 from scoresde.cli.train import Train
+from scoresde.cli.tune import Tune
 from scoresde.solvers import SOLVERS
 from scoresde.training import losses
 
@@ -29,7 +30,7 @@ from scoresde.training import losses
 def test_usage_names_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == 0
     out, err = capsys.readouterr()
-    assert "{train,sample,restore,compare,likelihood,describe}" in out
+    assert "{train,sample,restore,compare,tune,likelihood,describe}" in out
     assert err == ""
     assert main([]) == 2
     assert capsys.readouterr().err == out
@@ -53,6 +54,7 @@ VERBS: dict[str, type] = {
     "sample": Sample,
     "restore": Restore,
     "compare": Compare,
+    "tune": Tune,
     "likelihood": Likelihood,
     "describe": Describe,
 }
@@ -107,6 +109,14 @@ UNITS = {
         "samples": "draws of noise and time",
         "seed": "[0, 2^64)",
         "chunk-size": "number of samples",
+        "threads": "number of threads on the CPU",
+    },
+    "tune": {
+        "steps": "evaluations of the network",
+        "samples": "start states",
+        "iterations": "of a fit",
+        "seed": "[0, 2^64)",
+        "chunk-size": "samples given to the network at once",
         "threads": "number of threads on the CPU",
     },
     "describe": {"steps": "number of steps"},

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -15,7 +14,7 @@ from scoresde.models.checks import check_model
 from scoresde.models.prediction import Predictor, in_mode
 from scoresde.sampling.part import Watch
 from scoresde.sampling.plan import Plan, Planner, plan
-from scoresde.sampling.tuning.choose import check_options, check_steps, rank
+from scoresde.sampling.tuning.choose import check_options, check_steps, list_starts, rank
 from scoresde.sampling.tuning.learn import improve, measure
 from scoresde.sampling.tuning.pairs import Conditions, Errors, Pairs, make_pairs
 from scoresde.solvers.build import build_table
@@ -138,7 +137,7 @@ def tune(
     """Return a table of ``steps`` evaluations fitted to this model: ``sample(model, 64, solver=tune(model, 8))``.
 
     Its knots, the levels of its calls and the weights of its history are fitted to where the model's own flow leads, by
-    robust Gauss-Newton (``sampling/tuning/learn.py``), from the best tables of ``select``. What is returned is never
+    robust Gauss-Newton (``sampling/tuning/learn.py``), from the best of a few fixed tables. What is returned is never
     worse than its start on ``held_out`` start states that the fit does not see, neither in rms nor in the median.
 
     Args:
@@ -171,7 +170,7 @@ def tune(
     for part in chosen:
         if part not in PARTS:
             raise unknown("part", part, PARTS)
-    first, can_tune = None, functools.partial(_can_tune, known.sde)
+    first = None
     if start is not None:
         first = start if isinstance(start, Tableau) else build_table(known.sde, start, steps=steps)
         Layout.of(first, known.sde)
@@ -185,14 +184,7 @@ def tune(
         names = [first.name] if first is not None else []
         if first is None:
             rows, _, used = rank(
-                known,
-                train,
-                steps,
-                by="both",
-                noise=False,
-                size=chunk_size,
-                accept=can_tune,
-                progress=progress,
+                known, train, steps, list_starts(), by="both", noise=False, size=chunk_size, progress=progress
             )
             spent += used
             tables, names = [row.table for row in rows[:starts]], [str(row.candidate) for row in rows[:starts]]
@@ -217,11 +209,3 @@ def _count(model: Predictor, steps: int, event: tuple[int, ...] | None) -> int:
     """Return how many start states a fit takes."""
     shape = event or (() if model.moments is None else tuple(model.moments.mean.shape))
     return min(512, max(64, math.ceil(8 * steps * (steps + 3) / math.prod(shape))))
-
-
-def _can_tune(sde: GaussianSDE, table: Tableau) -> bool:
-    try:
-        Layout.of(table, sde)
-    except ConfigError:
-        return False
-    return True

@@ -294,10 +294,6 @@ def test_a_proposal_out_of_range_is_no_step() -> None:
     """A call where the network's readout has no value ends a trial, not the fit."""
     model, pairs = ScoreModel(Bent(), VPSDE(), predicts="noise", moments=mixture().moments), pairs_of(mixture(), 16)
     layout = Layout.of(build_table(VPSDE(), "dpmpp_2m", steps=4), VPSDE())
-    far = layout.values.clone()
-    far[4:8] = -5000.0
-    with pytest.raises(DomainError, match="no finite value"):
-        measure(model, layout, far, pairs, 16)
     refused: list[Tensor] = []
 
     def run_or_refuse(*args: object) -> Tensor:
