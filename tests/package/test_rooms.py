@@ -31,6 +31,7 @@ FLOORS: tuple[dict[str, set[str]], ...] = (
     {"sampling": {"errors", "ops", "noise", "diffusions", "metrics", "models", "solvers", "chains"}},
     {
         "sampling.bridge": {"errors", "ops", "noise", "diffusions", "models", "solvers", "sampling"},
+        "sampling.tuning": {"errors", "ops", "noise", "diffusions", "metrics", "models", "solvers", "sampling"},
         "training.losses": {"errors", "ops", "noise", "diffusions", "models", "solvers", "chains"},
         "likelihood.fokker_planck": {"errors", "diffusions"},
     },
@@ -42,7 +43,7 @@ FLOORS: tuple[dict[str, set[str]], ...] = (
     {"plots": {"errors", "diffusions", "metrics", "solvers", "likelihood.fokker_planck"}},
     {
         "cli": {"errors", "ops", "noise", "diffusions", "transforms", "data", "nn", "metrics", "models", "solvers"}
-        | {"chains", "sampling", "training", "training.losses", "likelihood", "plots"},
+        | {"chains", "sampling", "sampling.tuning", "training", "training.losses", "likelihood", "plots"},
     },
 )
 ALLOWED = {room: below for floor in FLOORS for room, below in floor.items()}

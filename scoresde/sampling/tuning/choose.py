@@ -208,7 +208,8 @@ def list_candidates(*, noise: bool) -> tuple[Candidate, ...]:
 @functools.cache
 def list_starts() -> tuple[Candidate, ...]:
     """Return the few of them from which a table is tuned."""
-    names, kept = {"dpmpp_2m", "exponential_ab", "flow_abm (order 2)", "unipc"}, (GRIDS[1], GRIDS[5])
+    names = {"dpmpp_2m", "exponential_ab", "flow_abm (order 2)", "flow_abm (order 3, first kept)", "unipc"}
+    kept = (GRIDS[1], GRIDS[5])
     return tuple(
         replace(one, grid=grid)
         for one in list_candidates(noise=False)

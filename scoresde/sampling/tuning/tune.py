@@ -124,7 +124,7 @@ def tune(
     parts: Iterable[Part] = PARTS,
     samples: int | None = None,
     held_out: int | None = None,
-    starts: int = 2,
+    starts: int = 3,
     iterations: int = 12,
     event: tuple[int, ...] | None = None,
     cond: Conditions | None = None,
