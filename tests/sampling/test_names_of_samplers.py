@@ -59,7 +59,7 @@ def test_chains_and_the_predictor_corrector() -> None:
 
 def test_kernels_of_the_call_come_after_those_of_the_name() -> None:
     extra = Langevin(snr=0.3)
-    solver, steps, kernels = read_solver("pc:9", VPSDE(), None, [extra])
+    solver, steps, kernels = read_solver("pc:9", MODEL, None, [extra])
     assert (steps, kernels) == (9, (Langevin(), extra))
     assert solver == solvers.reverse_diffusion()
 

@@ -23,7 +23,6 @@ from tqdm.auto import tqdm
 
 from scoresde.diffusions.sde import SDE, GaussianSDE
 from scoresde.errors import ConfigError, ScoreSDEError, check_integer, check_number, unknown
-from scoresde.metrics.distances import sliced_wasserstein
 from scoresde.models.checks import check_model
 from scoresde.models.prediction import Predictor, in_mode
 from scoresde.ops import flat
@@ -239,6 +238,9 @@ def rank(
     progress: bool = False,
 ) -> tuple[list[Ranked], int, int]:
     """Return the best candidates by rank, how many were tried, and the evaluations of samples."""
+    # The core loads no distances.
+    from scoresde.metrics.distances import sliced_wasserstein
+
     rows = [Ranked(*made) for made in _tables(model.sde, steps, candidates)]
     if not rows:
         raise ConfigError(f"no solver makes a table of {steps} evaluations under {model.sde}; pass steps= >= 2")
