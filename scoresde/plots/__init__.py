@@ -12,6 +12,7 @@ from scoresde.plots.errors import errors
 from scoresde.plots.fields import density_over_time
 from scoresde.plots.motion import animation
 from scoresde.plots.progress import read_log, training
+from scoresde.plots.ranking import ranking
 from scoresde.plots.samples import density, image_grid, scatter
 from scoresde.plots.schedules import schedules
 from scoresde.plots.style import save
@@ -25,6 +26,7 @@ __all__ = [
     "errors",
     "histogram",
     "image_grid",
+    "ranking",
     "read_log",
     "save",
     "scatter",

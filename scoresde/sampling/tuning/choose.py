@@ -111,6 +111,13 @@ class Ranked:
     errors: Errors | None = None
     sw2: float | None = None
 
+    @property
+    def figures(self) -> dict[str, float]:
+        """What was measured, by name."""
+        if self.errors is not None:
+            return {"rms": self.errors.rms, "median": self.errors.median}
+        return {} if self.sw2 is None else {"sliced W2": self.sw2}
+
     def score(self, by: By) -> float:
         """Return what ranks it: the less the better."""
         if self.errors is None:
@@ -142,6 +149,11 @@ class Selection(Planner):
         """The best one's table."""
         return self.rows[0].table
 
+    @property
+    def figures(self) -> dict[str, dict[str, float]]:
+        """The errors by candidate, which ``plots.ranking`` draws."""
+        return {str(row.candidate): row.figures for row in self.rows}
+
     def plan(self, sde: SDE, steps: int | None, times: Tensor | Grid | None, final: str, watch: Watch) -> Plan:
         """Return the plan of the best candidate under an SDE; ConfigError for another number of steps."""
         check_steps(steps, times, [self.steps], "selected")
@@ -152,11 +164,8 @@ class Selection(Planner):
     def __str__(self) -> str:
         """Write the rows as a table."""
         lines = [f"{self.steps} evaluations, {self.tried} tables tried, {self.evaluations} evaluations of samples"]
-        noisy = self.rows[0].errors is None
-        lines.append(f"{'sliced W2':>10}" if noisy else f"{'rms':>10}{'median':>10}")
-        for row in self.rows:
-            figures = (row.sw2,) if row.errors is None else (row.errors.rms, row.errors.median)
-            lines.append("".join(f"{value:>10.3g}" for value in figures if value is not None) + f"  {row.candidate}")
+        lines.append("".join(f"{name:>10}" for name in self.rows[0].figures))
+        lines += ["".join(f"{v:>10.3g}" for v in row.figures.values()) + f"  {row.candidate}" for row in self.rows]
         return "\n".join(lines)
 
     def __repr__(self) -> str:
