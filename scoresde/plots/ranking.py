@@ -35,7 +35,7 @@ def ranking(
         raise ConfigError(f"rows must hold at most {len(PALETTE)} kinds of errors, got {len(kinds)}")
     values = [check_number(v, "error", 0.0, open_low=True) for errors in rows.values() for v in errors.values()]
     with use_style():
-        figure = new_figure(8.5, 1.3 + 0.3 * len(rows))
+        figure = new_figure(10.0, 1.3 + 0.3 * len(rows))
         axes = figure.add_subplot()
         for place, errors in enumerate(rows.values()):
             axes.plot([min(errors.values()), max(errors.values())], [place, place], color=GREY, linewidth=1.0, zorder=1)

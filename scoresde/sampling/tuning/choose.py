@@ -319,7 +319,7 @@ def select(
         rows, tried, used = rank(
             known, pairs, steps, list_candidates(noise=noise), by=by, noise=noise, size=chunk_size, progress=progress
         )
-    return Selection(tuple(rows[:16]), steps, by, tried, spent + used)
+    return Selection(tuple(rows[: KEPT[-1]]), steps, by, tried, spent + used)
 
 
 def check_options(model: object, steps: object, samples: object, tolerance: object, chunk_size: object) -> Predictor:
