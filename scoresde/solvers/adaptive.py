@@ -176,7 +176,7 @@ class ProbabilityFlow(FlowSolver):
             done = ok & (now.h == remaining)
             wrong = self._find_stuck(size, now.h / span, done, tried)
             if wrong is not None:
-                end_y[_places(now.rows, y)] = y
+                end_y[_places(now.rows, y)] = y.clone()  # which is its own memory before the first step
                 raise _build_error(field, now.u, *wrong, end_y.reshape(shape))
             if field.integrals:
                 defect = _weigh_error(field, error, proposal, last, now.u + now.h) * torch.from_numpy(now.h)[:, None]

@@ -249,6 +249,16 @@ def test_a_prediction_that_is_not_finite_stops_the_flow() -> None:
     assert bool(torch.isfinite(e.value.partial).all())
 
 
+def test_a_prediction_that_is_never_finite_stops_the_first_step() -> None:
+    model = ScoreModel.from_callable(lambda x, t: math.nan * x, VPSDE())
+    with pytest.raises(
+        SolverError, match=r"stopped at t = 1 .* for 100\.0% .*: the prediction is not finite"
+    ) as caught:
+        solve(model, X, ProbabilityFlow())
+    assert caught.value.partial.shape == X.shape
+    assert bool(torch.isfinite(caught.value.partial).all())
+
+
 def test_a_step_that_underflows_stops_the_flow() -> None:
     """A pole of the slope at log_snr = 0, so at t = 0.25896 (VP): no step across it is short enough."""
 

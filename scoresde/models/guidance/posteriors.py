@@ -134,7 +134,7 @@ class PosteriorModel(ChangedModel):
     def find_home(self, point: Point) -> Point:
         """Return the points of the model's own SDE, none below ``LOWEST``."""
         home = super().find_home(point)
-        if float(home.log_snr.min()) >= LOWEST:
+        if float(home.log_snr.detach().min()) >= LOWEST:
             return home
         return self.model.sde.at(self.model.sde.time(home.log_snr.clamp_min(LOWEST)))
 

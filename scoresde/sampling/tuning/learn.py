@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
+from tqdm.auto import tqdm
 
 from scoresde.diffusions.point import Point
 from scoresde.errors import DomainError
@@ -79,6 +80,7 @@ def improve(
     size: int,
     seed: int,
     seen: Callable[[Tensor], None],
+    progress: bool = False,
 ) -> int:
     """Take Gauss-Newton steps from ``values`` (P,), and show ``seen`` the values after each; return the evaluations.
 
@@ -92,10 +94,11 @@ def improve(
         size: largest batch given to the network at once.
         seed: of the sketches.
         seen: called with the values after every step that lowers the objective.
+        progress: show a bar of the iterations.
     """
     damping, used, n, free = 1e-2, 0, layout.count, layout.places(parts)
     each = measure(model, layout, values, train, size)
-    for iteration in range(iterations):
+    for iteration in tqdm(range(iterations), desc="tuning", unit="step", disable=not progress, leave=False):
         scale = max(2 * float(each.median()), FLOOR)
         weights = 1 / (1 + (each / scale).square())
         gradient, curvature = torch.zeros(len(free)).double(), torch.zeros(len(free), len(free)).double()
@@ -113,11 +116,11 @@ def improve(
             curvature = curvature + sum((w * row).T @ row for row in rows[1:]) / SKETCHES
             done += len(part)
         used += n * len(train) * (2 + len(vectors))
-        if not bool(torch.isfinite(gradient).all() and torch.isfinite(curvature).all()):
+        diagonal = curvature.diagonal()
+        if not bool(torch.isfinite(gradient).all() and torch.isfinite(curvature).all() and diagonal.max() > 0):
             return used
         now = _objective(each, scale)
         for _ in range(TRIALS):
-            diagonal = curvature.diagonal()
             damped = curvature + torch.diag(damping * diagonal + 1e-12 * diagonal.max())
             proposal = values.index_add(0, free, torch.linalg.solve(damped, gradient), alpha=-1)
             try:

@@ -110,7 +110,7 @@ def make_pairs(
     shape = tuple(event or (() if model.moments is None else model.moments.mean.shape))
     z = torch.empty((count, *shape), device=model.device or "cpu")
     SampleNoise(int(integers(2**31, (1,), stream(0, *key)))).fill(z)
-    told = None if cond is None else cond(count)
+    told = None if cond is None else {name: value.to(z.device) for name, value in cond(count).items()}
     x = model.sde.prior(None, model.moments).from_noise(z)
     out = sample(
         model,

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 from scoresde.diffusions.sde import SDE, GaussianSDE
@@ -85,12 +86,13 @@ class _Best:
     values: Tensor | None = None
     last: Tensor | None = None
     used: int = 0
+    progress: bool = False
 
     @classmethod
-    def at(cls, model: Predictor, table: Tableau, held: Pairs, size: int) -> _Best:
+    def at(cls, model: Predictor, table: Tableau, held: Pairs, size: int, progress: bool) -> _Best:
         """Begin from a table."""
         errors = Errors.of(held.measure(held.run(model, table, size)))
-        return cls(model, Layout.of(table, model.sde), held, size, errors, errors)
+        return cls(model, Layout.of(table, model.sde), held, size, errors, errors, progress=progress)
 
     def see(self, values: Tensor) -> None:
         """Keep values whose errors are both at most the start's and whose product is the least so far."""
@@ -113,6 +115,7 @@ class _Best:
             size=self.size,
             seed=seed,
             seen=self.see,
+            progress=self.progress,
         )
 
 
@@ -174,7 +177,7 @@ def tune(
     if start is not None:
         first = start if isinstance(start, Tableau) else build_table(known.sde, start, steps=steps)
         Layout.of(first, known.sde)
-    with in_mode(known, training=False):
+    with torch.inference_mode(False), in_mode(known, training=False):
         (train, spent), (held, more) = (
             make_pairs(known, of, seed, name, event=event, cond=cond, tolerance=tolerance, size=chunk_size)
             for name, of in (("tune", count), ("held out", held_out or count))
@@ -188,7 +191,7 @@ def tune(
             )
             spent += used
             tables, names = [row.table for row in rows[:starts]], [str(row.candidate) for row in rows[:starts]]
-        tries = [_Best.at(known, table, held, chunk_size) for table in tables]
+        tries = [_Best.at(known, table, held, chunk_size, progress) for table in tables]
         for one in tries:
             one.go_on(train, min(FEW, iterations) if len(tries) > 1 else iterations, chosen, seed)
         best = min(range(len(tries)), key=lambda k: tries[k].errors.product)

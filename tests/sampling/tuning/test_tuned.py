@@ -12,12 +12,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from scoresde import (
+    DDPM,
     EDMSDE,
     VESDE,
     VPSDE,
     ConfigError,
     DomainError,
     DTypeError,
+    EnergyModel,
     GaussianMixtureModel,
     GaussianSDE,
     RectifiedFlow,
@@ -26,10 +28,14 @@ from scoresde import (
     Tableau,
     build_table,
     fit,
+    guidance,
     guided,
+    map_prediction,
+    posterior,
     sample,
     tune,
 )
+from scoresde.models.prediction import Predictor
 from scoresde.nn import MLP
 from scoresde.noise import normal, stream
 from scoresde.sampling.tuning import learn
@@ -241,6 +247,49 @@ def test_tables_travel_with_the_checkpoint(tmp_path) -> None:
     # Training changes the network that they were made for.
     fit(again, torch.randn(8, 2, generator=stream(0)), steps=1, batch_size=4, progress=False)
     assert not again.tables
+
+
+class Valley(torch.nn.Module):
+    """An energy, whose gradient is the score."""
+
+    def forward(self, x: Tensor, log_snr: Tensor) -> Tensor:
+        return 0.5 * x.square().sum(1) + 0.1 * torch.cos(3 * x).sum(1)
+
+
+OTHERS: Mapping[str, Callable[[], Predictor]] = {
+    "energy": lambda: EnergyModel(Valley(), VPSDE(), moments=mixture().moments),
+    "posterior": lambda: posterior(mixture(), torch.tensor([True, False]), torch.tensor([0.5]), noise_std=0.1),
+    "mapped": lambda: map_prediction(mixture(), guidance.Clamp(-2, 2)),
+    "chain": lambda: mixture(DDPM.linear(1000).sde()),
+    "velocity": lambda: ScoreModel(
+        MLP(2, width=8, depth=1), RectifiedFlow(), predicts="velocity", moments=mixture().moments
+    ),
+    "bf16": lambda: ScoreModel(MLP(2, width=8, depth=1).bfloat16(), VPSDE(), moments=mixture().moments),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_any_model_is_tuned(name: str) -> None:
+    model = OTHERS[name]()
+    found = tune(model, 4, samples=16, iterations=2)
+    assert found.after.below(found.before)
+    assert bool(torch.isfinite(sample(model, 3, solver="tuned", seed=0)).all())
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_one_call_has_nothing_to_fit() -> None:
+    found = tune(mixture(), 1, samples=16, iterations=2)
+    assert found.values is None
+    assert found.after == found.before
+    assert found.table.nfe == 1
+
+
+def test_it_works_where_gradients_are_off() -> None:
+    model = mixture()
+    with torch.inference_mode():
+        off = tune(model, 4, start="ddim", samples=16, iterations=2)
+    assert off.table == tune(mixture(), 4, start="ddim", samples=16, iterations=2).table
+    assert off.values is not None
 
 
 def untunable() -> Tableau:
