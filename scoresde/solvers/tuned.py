@@ -120,8 +120,6 @@ class Layout:
         gaps = first * torch.softmax(logits, 0)
         # Sums of the gaps that are left, so that the smallest levels keep their digits.
         u = gaps.flip(0).cumsum(0).flip(0)
-        if first == 1.0:
-            u = torch.cat([torch.ones_like(u[:1]), u[1:]])
         rest = torch.cat([torch.zeros_like(u[:1]), gaps[:-1].cumsum(0)]) + (1 - first)
         log_snr = 2 * (rest.log() - u.log())
         size = torch.hypot(rest, u)
@@ -181,7 +179,7 @@ def _unroll(table: Tableau) -> np.ndarray:
     for i, row in enumerate(table.rows):
         prediction = float(a[i]) * x
         prediction[i + 1] += float(b[i])
-        past = [prediction, *([] if row.restart else past)]
+        past = [prediction, *past]
         x, anchor = (
             w[0] * anchor + sum(c * p for c, p in zip(w[1:], past, strict=False))
             for w in (row.state, row.state if row.anchor is None else row.anchor)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 import pytest
 import torch
@@ -41,6 +42,7 @@ from scoresde.noise import normal, stream
 from scoresde.sampling.tuning import learn
 from scoresde.sampling.tuning.learn import improve, measure, run
 from scoresde.sampling.tuning.pairs import Errors, Pairs, make_pairs
+from scoresde.solvers.rows import Knot
 from scoresde.solvers.tuned import PARTS, Layout
 
 SDES: dict[str, GaussianSDE] = {
@@ -167,6 +169,32 @@ def test_memory_does_not_grow_with_the_network() -> None:
         return sum(held)
 
     assert measure_graph(512) < 1.1 * measure_graph(8)
+
+
+@pytest.mark.parametrize("size", [64, 10])
+def test_a_few_wild_samples_do_not_bend_the_fit(size: int) -> None:
+    """Three of 64 references are wrong by 30; the others are met as if they were not there."""
+    model, pairs = mixture(), pairs_of(mixture())
+    wild = pairs.end.clone()
+    wild[[20, 40, 63]] += 30.0
+    layout, seen = Layout.of(build_table(VPSDE(), "dpmpp_2m", steps=5), VPSDE()), []
+    for end in (pairs.end, wild):
+        found: list[Tensor] = []
+        told = Pairs(pairs.start, end, None)
+        improve(model, layout, layout.values, told, iterations=8, parts=PARTS, size=size, seed=0, seen=found.append)
+        seen.append(Errors.of(measure(model, layout, found[-1], pairs, 64)))
+    before = Errors.of(measure(model, layout, layout.values, pairs, 64))
+    assert seen[1].median < 2 * seen[0].median
+    assert seen[1].median < 0.2 * before.median
+
+
+def test_a_call_off_its_knot_cannot_be_tuned() -> None:
+    table = build_table(VPSDE(), "ddim", steps=4)
+    assert Layout.of(table, VPSDE()).count == 4
+    other = Knot.of(VPSDE().at(torch.tensor([0.9 * table.rows[2].at.t], dtype=torch.float64)))[0]
+    moved = (*table.rows[:2], replace(table.rows[2], at=other), table.rows[3])
+    with pytest.raises(ConfigError, match="its calls are not at ever lower noise levels of its own path"):
+        Layout.of(replace(table, rows=moved), VPSDE())
 
 
 @pytest.mark.parametrize("part", PARTS)
