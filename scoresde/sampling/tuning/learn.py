@@ -102,14 +102,14 @@ def improve(
         scale = max(2 * float(each.median()), FLOOR)
         weights = 1 / (1 + (each / scale).square())
         gradient, curvature = torch.zeros(len(free)).double(), torch.zeros(len(free), len(free)).double()
-        done = 0
+        draw, done = stream(seed, "sketch", iteration, device=train.start.device), 0
+        signs = [normal(tuple(train.start.shape), draw).sign() for _ in range(SKETCHES)]
         for part in train.parts(size):
             copies = values.expand(len(part), -1).clone().requires_grad_(True)
             with torch.enable_grad():
                 out = run(model, layout, copies, part)
             missed = (out - part.end).detach()
-            draw = stream(seed, "sketch", iteration, done, device=out.device)
-            vectors = [missed, *(normal(tuple(out.shape), draw).sign().to(out) for _ in range(SKETCHES))]
+            vectors = [missed, *(drawn[done : done + len(part)].to(out) for drawn in signs)]
             rows = [torch.autograd.grad(out, copies, v, retain_graph=True)[0][:, free] for v in vectors]
             w = weights[done : done + len(part), None]
             gradient = gradient + (w * rows[0]).sum(0)

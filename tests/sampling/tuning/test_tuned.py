@@ -188,6 +188,28 @@ def test_a_few_wild_samples_do_not_bend_the_fit(size: int) -> None:
     assert seen[1].median < 0.2 * before.median
 
 
+def test_the_fit_does_not_depend_on_the_chunks() -> None:
+    model, single = mixture(), pairs_of(mixture(), 30)
+    pairs = Pairs(single.start.double(), single.end.double(), None)
+    layout, seen = Layout.of(build_table(VPSDE(), "dpmpp_2m", steps=4), VPSDE()), []
+    for size in (30, 7):
+        found: list[Tensor] = []
+        improve(model, layout, layout.values, pairs, iterations=3, parts=PARTS, size=size, seed=0, seen=found.append)
+        seen.append(found)
+    assert len(seen[0]) == len(seen[1]) > 1
+    torch.testing.assert_close(seen[0], seen[1], rtol=1e-6, atol=1e-8)
+
+
+def test_tune_moves_only_what_it_is_told() -> None:
+    found = tune(mixture(), 5, start="dpmpp_2m", parts=("weights",), samples=64, iterations=4)
+    assert found.values is not None
+    moved = (found.values != found.layout.values).nonzero()[:, 0]
+    assert set(moved.tolist()) <= set(found.layout.places(("weights",)).tolist())
+    assert len(moved) > 0
+    fixed = build_table(VPSDE(), "dpmpp_2m", steps=5)
+    assert found.table.times == pytest.approx(fixed.times, rel=1e-9)
+
+
 def test_a_call_off_its_knot_cannot_be_tuned() -> None:
     table = build_table(VPSDE(), "ddim", steps=4)
     assert Layout.of(table, VPSDE()).count == 4
