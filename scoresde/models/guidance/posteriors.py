@@ -195,12 +195,15 @@ class _PreparedPosterior(PreparedChange):
         if model.moments is not None:
             blind = nu2 > BLIND * float(model.moments.variance.mean())
 
+        some, every = bool(blind.any()), bool(blind.all())
+
         def covary(v: Tensor) -> Tensor:
-            known = covary_gaussian(model.moments, nu2, v) if model.moments is not None else v
-            if bool(blind.all()):
+            known = covary_gaussian(model.moments, nu2, v) if some and model.moments is not None else v
+            if every:
                 return known
             (back,) = torch.autograd.grad(data, state, v.to(data), retain_graph=True, create_graph=keep)
-            return torch.where(expand(blind, wide).bool(), known, expand(factor, wide) * back.to(wide))
+            tweedie = expand(factor, wide) * back.to(wide)
+            return torch.where(expand(blind, wide).bool(), known, tweedie) if some else tweedie
 
         line = model.measured.at(wide, keep=keep)
         y = self.y.to(wide)

@@ -52,6 +52,18 @@ def test_it_finds_what_running_everything_finds() -> None:
         assert all(row.table.nfe == 7 for row in rows)
 
 
+@pytest.mark.parametrize("end", [12.0, 6.0])
+def test_a_candidate_ends_where_it_says(end: float) -> None:
+    for name, grid in (("dpmpp_2m", grids.log_snr()), ("deis", None), ("unipc", grids.rectified())):
+        table = Candidate(name, by_name(name), grid, end).build(VPSDE(), 8)
+        assert table.rows[-1].at.log_snr == pytest.approx(end, abs=1e-6)
+        assert table.nfe == 8
+    own = Candidate("dpmpp_2m", by_name("dpmpp_2m"), None, float("inf")).build(VPSDE(), 8)
+    assert own.rows[-1].at.log_snr == pytest.approx(float(VPSDE().log_snr(1e-5)), abs=1e-6)
+    with pytest.raises(ConfigError, match="ends before log_snr = 20"):
+        Candidate("dpmpp_2m", by_name("dpmpp_2m"), None, 20.0).build(VPSDE(), 8)
+
+
 class Planted(Candidate):
     """The flow itself, by many more steps than it says."""
 
