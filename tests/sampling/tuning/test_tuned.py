@@ -171,6 +171,24 @@ def test_memory_does_not_grow_with_the_network() -> None:
     assert measure_graph(512) < 1.1 * measure_graph(8)
 
 
+@pytest.mark.parametrize("sde", SDES)
+def test_pairs_lead_where_the_flow_does(sde: str) -> None:
+    """Under every diffusion, whatever the scale of its start."""
+    model = mixture(SDES[sde])
+    pairs = pairs_of(model)
+    fine = build_table(SDES[sde], "flow_abm", steps=200)
+    errors = Errors.of(pairs.measure(pairs.run(model, fine, 50)))
+    assert errors.median < 1e-3
+    assert abs(float(pairs.start.std()) - 1) < 0.2
+
+
+def test_errors_are_below_where_both_are() -> None:
+    assert Errors(1.0, 1.0).below(Errors(1.0, 2.0))
+    assert not Errors(1.0, 2.0).below(Errors(2.0, 1.0))
+    assert not Errors(2.0, 1.0).below(Errors(1.0, 2.0))
+    assert Errors(math.nan, 1.0).product == math.inf
+
+
 @pytest.mark.parametrize("size", [64, 10])
 def test_a_few_wild_samples_do_not_bend_the_fit(size: int) -> None:
     """Three of 64 references are wrong by 30; the others are met as if they were not there."""
