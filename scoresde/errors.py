@@ -44,7 +44,7 @@ __all__ = [
     "unknown",
 ]
 
-PART = 1 << 20  # values that are looked at together, where data may be large
+PART = 1 << 17  # values that are looked at together, where data may be large: 1 MiB in float64, which is given back
 P = ParamSpec("P")
 R = TypeVar("R")
 

@@ -128,7 +128,7 @@ def accept_rows(value: object, name: str) -> Rows:
 
 
 def parts(x: Tensor | Rows) -> Iterator[Tensor]:
-    """Yield samples (N, *) in order, in parts (n, *) of about a million values; one empty part where N is 0."""
+    """Yield samples (N, *) in order, in parts (n, *) of some 130 000 values; one empty part where N is 0."""
     size = max(1, PART // max(1, math.prod(x.shape[1:])))
     yield from (x[part] for part in chunks(len(x), size)) if len(x) else (x[:0],)
 

@@ -92,7 +92,7 @@ def held_out_loss(
     bins = LossBins(model.sde, device)
     numbers = bins.find(model.sde.log_snr(t)).to(device).reshape(-1, size)
     # One block is in memory at a time. On the CPU a multiple of 16 gives the noise of a single draw.
-    block = 16 * max(1, PART // (16 * max(1, math.prod(rows.shape[1:]))))
+    block = 16 * max(1, PART // (2 * max(1, math.prod(rows.shape[1:]))))
     losses = []
     with in_mode(model, training=False), torch.no_grad():
         shift = stream(seed, "held out", "transform", device=device)
