@@ -27,6 +27,13 @@ with the noise of the particles divided by W: for guidance, of powers w and 1 - 
 
 The particles start from q at t_max, where every p_k is Gaussian, and are resampled systematically whenever the
 effective sample size (sum w)^2 / sum w^2 falls below a share of their number.
+
+One population says how far its own log normaliser errs. Let W_k be the weight of all that descends from the k-th of n
+particles at the start, with sum_k W_k = 1; these families are independent but for the resampling, and
+
+    Var(log Z) ~ sum_k (W_k - 1/n)^2 = sum_k W_k^2 - 1/n    (Chan and Lai 2013, arXiv:1312.5114).
+
+It is 1/ESS - 1/n where nothing was resampled, and too small where few families are left.
 """
 
 from __future__ import annotations
@@ -62,6 +69,7 @@ class Particles:
         x: (n, *), in the user's units.
         log_weights: (n,) in float64 on the CPU; their exponentials add up to 1.
         log_normaliser: the estimate of log of the mass of the target over that of the start, in nats.
+        log_normaliser_error: its standard error, from the weights of the families of the particles at the start.
         ess: the effective sample size after each step, before any resampling, (steps,).
         resampled: after which steps it was resampled.
         nfe: calls of each particle's networks.
@@ -70,6 +78,7 @@ class Particles:
     x: Tensor
     log_weights: Tensor
     log_normaliser: float
+    log_normaliser_error: float
     ess: Tensor
     resampled: tuple[int, ...]
     nfe: int
@@ -83,7 +92,8 @@ class Particles:
         least = float(self.ess.min()) if len(self.ess) else float(len(self.x))
         return (
             f"<Particles {tuple(self.x.shape)}, effective sample size at least {least:.4g} of {len(self.x)}, "
-            f"resampled {len(self.resampled)} times, log normaliser {self.log_normaliser:.4g}>"
+            f"resampled {len(self.resampled)} times, "
+            f"log normaliser {self.log_normaliser:.4g} +- {self.log_normaliser_error:.2g}>"
         )
 
 
@@ -98,7 +108,8 @@ class Population:
 
     def __init__(self, count: int, threshold: float, seed: int) -> None:
         self.log_weights = torch.full((count,), -math.log(count), dtype=torch.float64)
-        self.threshold, self.seed, self.log_normaliser = threshold, seed, 0.0
+        self.ancestors = torch.arange(count)  # the place at the start of each particle's family
+        self.threshold, self.seed, self.log_normaliser, self.log_normaliser_error = threshold, seed, 0.0, 0.0
         self.ess: list[float] = []
         self.resampled: list[int] = []
 
@@ -112,18 +123,22 @@ class Population:
         self.log_normaliser += total
         self.log_weights = weights - total
         self.ess.append(float(torch.exp(-torch.logsumexp(2 * self.log_weights, 0))))
+        families = torch.zeros(count, dtype=torch.float64).index_add_(0, self.ancestors, self.log_weights.exp())
+        self.log_normaliser_error = float((families - 1 / count).norm())
         if self.ess[-1] >= self.threshold * count:
             return None
         step = len(self.ess) - 1
         self.resampled.append(step)
         places = _systematic(self.log_weights, count, stream(self.seed, "particles", "places", step))
         self.log_weights = torch.full_like(self.log_weights, -math.log(count))
+        self.ancestors = self.ancestors[places]
         return places
 
     def result(self, x: Tensor, nfe: int) -> Particles:
         """Return what was found."""
         ess = torch.tensor(self.ess, dtype=torch.float64)
-        return Particles(x, self.log_weights, self.log_normaliser, ess, tuple(self.resampled), nfe)
+        found = self.log_normaliser, self.log_normaliser_error
+        return Particles(x, self.log_weights, *found, ess, tuple(self.resampled), nfe)
 
 
 def correct(

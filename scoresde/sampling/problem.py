@@ -35,12 +35,14 @@ class PosteriorSamples:
         x: (n, *), in the user's units, of equal weight.
         nfe: calls of the network for each.
         log_evidence: log p(y) in nats, where the method estimates it.
+        log_evidence_error: the standard error of that estimate, from the one run.
         ess: effective sample sizes after the steps of a method with weights.
     """
 
     x: Tensor
     nfe: int
     log_evidence: float | None = None
+    log_evidence_error: float | None = None
     ess: Tensor | None = None
 
 

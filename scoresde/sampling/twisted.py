@@ -56,7 +56,7 @@ class TwistedSMC(PosteriorSampler):
         check_number(self.threshold, "threshold", 0.0, 1.0)
 
     def __call__(self, problem: Problem) -> PosteriorSamples:
-        """Return samples of equal weight, by resampling at the end, with log p(y) and the effective sample sizes.
+        """Return samples of equal weight, by resampling at the end, with log p(y) and its error.
 
         Raises:
             ConfigError: an operator that is not linear (with the methods that take it).
@@ -95,7 +95,8 @@ class TwistedSMC(PosteriorSampler):
                     state, ratio = level.move(state, data, y - law.measure(data), nu[i + 1], key)
                     before = ratio - twist
         particles = population.result(problem.to_data(state), problem.steps + 1)
-        return PosteriorSamples(particles.samples(seed=seed), particles.nfe, particles.log_normaliser, particles.ess)
+        evidence = particles.log_normaliser, particles.log_normaliser_error
+        return PosteriorSamples(particles.samples(seed=seed), particles.nfe, *evidence, particles.ess)
 
 
 class _Law:

@@ -157,6 +157,9 @@ def test_a_mixture_gets_its_weights_from_particles() -> None:
     assert float((found.x[:, 1] > 0).double().mean()) == pytest.approx(share, abs=0.05)
     exact = float(torch.logsumexp(logs + math.log(0.5) - math.log(wide * math.sqrt(2 * math.pi)), 0))
     assert found.log_evidence == pytest.approx(exact, abs=0.1)
+    assert found.log_evidence_error is not None
+    assert 0.005 < found.log_evidence_error < 0.05
+    assert abs(found.log_evidence - exact) < 5 * found.log_evidence_error
 
 
 @pytest.mark.parametrize("method", [SplitGibbs(inner=8, langevin=60), DAPS(langevin=60)], ids=["gibbs", "daps"])

@@ -23,6 +23,7 @@ from scoresde import (
     product,
     sample,
 )
+from scoresde.noise import normal, stream
 from scoresde.sampling.particles import Population, levels
 
 MEAN, VARIANCE = torch.tensor([0.7, -1.0]), torch.tensor([0.5, 2.0])
@@ -133,6 +134,39 @@ def test_systematic_resampling_keeps_shares() -> None:
     assert counts.tolist()[6:] == [0, 0]
     assert population.log_normaliser == pytest.approx(0.0, abs=1e-12)
     assert population.ess[0] == pytest.approx(64 / float(more.exp().square().sum()))
+
+
+def test_families_say_how_far_a_population_errs() -> None:
+    """By hand: two steps of three particles, resampled in between."""
+    population = Population(3, 1.0, 0)
+    places = population.reweigh(torch.log(torch.tensor([1.0, 1.0, 4.0])))
+    assert places is not None
+    first = torch.tensor([1.0, 1.0, 4.0]).double() / 6
+    assert population.result(torch.zeros(3, 1), 1).log_normaliser_error == pytest.approx(float((first - 1 / 3).norm()))
+    population.reweigh(torch.log(torch.tensor([2.0, 1.0, 1.0])))
+    second, weights = torch.zeros(3).double(), torch.tensor([0.5, 0.25, 0.25]).double()
+    for place, weight in zip(places.tolist(), weights, strict=True):
+        second[place] += weight
+    assert population.log_normaliser_error == pytest.approx(math.sqrt(float(second.square().sum()) - 1 / 3))
+
+
+@pytest.mark.parametrize("threshold", [0.0, 0.9])
+def test_the_error_of_a_populations_mass_is_that_of_many(threshold: float) -> None:
+    """Gaussian random walks with weights exp(x): the deviation of 300 populations, resampled at every other step."""
+    logs, errors = [], []
+    for seed in range(300):
+        draw = stream(seed, "walk")
+        x, population = torch.zeros(100, dtype=torch.float64), Population(100, threshold, seed)
+        for _ in range(4):
+            x = x + 0.4 * normal((100,), draw, dtype=torch.float64)
+            places = population.reweigh(0.8 * x)
+            x = x if places is None else x[places]
+        logs.append(population.log_normaliser)
+        errors.append(population.log_normaliser_error)
+        assert bool(population.resampled) == (threshold > 0)
+    true = float(torch.tensor(logs).std())
+    said = float(torch.tensor(errors).square().mean().sqrt())
+    assert said == pytest.approx(true, rel=0.25)
 
 
 def test_what_does_not_suit_is_refused() -> None:
