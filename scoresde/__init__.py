@@ -48,7 +48,7 @@ from scoresde.models.exact import EmpiricalModel, GaussianMixtureModel, Gaussian
 from scoresde.models.guidance.combine import CombinedModel, guided, product
 from scoresde.models.guidance.posteriors import posterior
 from scoresde.models.guidance.tilt import tilted
-from scoresde.models.mapped import map_prediction
+from scoresde.models.mapped import MappedModel, map_prediction
 from scoresde.models.prediction import Prediction
 from scoresde.models.score_model import ScoreModel
 from scoresde.sampling import bridge
@@ -123,6 +123,7 @@ __all__ = [
     "LevelsDecoder",
     "LogLikelihood",
     "Logit",
+    "MappedModel",
     "Moments",
     "Particles",
     "PosteriorSamples",

@@ -19,7 +19,8 @@ from scoresde.diffusions.named import check_sde
 from scoresde.diffusions.point import Point
 from scoresde.diffusions.sde import GaussianSDE
 from scoresde.diffusions.targets import TARGETS, Kind, target, unknown_kind
-from scoresde.errors import ConfigError, DTypeError, ShapeError, SolverError
+from scoresde.errors import DTypeError, ShapeError, SolverError
+from scoresde.models import checkpoint
 from scoresde.models.checks import check_model
 from scoresde.models.prediction import Condition, Prediction, Predictor, Prepared, Readout, check_output, count_writes
 
@@ -137,12 +138,23 @@ class MappedModel(ChangedModel):
         """Prepare the model inside at these points of its own SDE; see ``Predictor.prepare``."""
         return _PreparedMap(self, point, x, cond)
 
-    def save(self, folder: str | PathLike[str], *, ema: Mapping[str, Tensor] | None = None) -> None:
-        """Raise ConfigError: a file cannot hold a function."""
-        raise ConfigError(
-            "a MappedModel holds a function, which a file cannot; save the model that it wraps, "
-            "mapped.model.save(folder), and map it again when it is loaded"
-        )
+    def save(self, folder: str | PathLike[str]) -> None:
+        """Write the model inside and its ``Clamp`` or ``DynamicThreshold``, atomically; ``MappedModel.load`` reads it.
+
+        Raises:
+            CheckpointError: the folder holds other files or cannot be written. ConfigError: another change, which is a
+                function, or a model inside that JSON cannot hold.
+        """
+        from scoresde.models.saving_parts import take_apart_whole
+
+        checkpoint.write(folder, *take_apart_whole(self))
+
+    @staticmethod
+    def load(folder: str | PathLike[str]) -> MappedModel:
+        """Read what ``save`` wrote; CheckpointError where it is damaged, or another kind of model."""
+        from scoresde.models.saving_parts import load_whole
+
+        return load_whole(folder, MappedModel)
 
     def __repr__(self) -> str:
         name = getattr(self.change, "__name__", type(self.change).__name__)

@@ -18,7 +18,6 @@ from scoresde.diffusions.sde import GaussianSDE
 from scoresde.errors import CheckpointError, ConfigError, unknown
 from scoresde.models.checkpoint import Contents, Documents, Tensors, find, read, write
 from scoresde.models.energy import EnergyModel
-from scoresde.models.guidance.combine import CombinedModel, Term
 from scoresde.models.networks import Gradient, bare_network, network_state, plain_names
 from scoresde.models.parameterization import PARAMETERIZATIONS
 from scoresde.models.score_model import ScoreModel
@@ -28,7 +27,6 @@ __all__ = [
     "build",
     "keep_tables",
     "load",
-    "load_combination",
     "load_network",
     "load_sdes",
     "load_weights",
@@ -37,10 +35,8 @@ __all__ = [
     "network_to_dict",
     "sde_to_document",
     "take_apart",
-    "take_apart_combination",
 ]
 
-LETTERS = "abcdefghijklmnopqrstuvwxyz"
 SAVE_THE_NETWORK = "save the weights, safetensors.torch.save_file(net.state_dict(), file), and give the model anew its"
 
 
@@ -118,6 +114,8 @@ def load(
     contents = read(find(folder))
     if "combination" in contents.documents:
         raise CheckpointError(f"{contents.folder} holds a product of models; read it with CombinedModel.load(folder)")
+    if "change" in contents.documents:
+        raise CheckpointError(f"{contents.folder} holds a changed model; read it with MappedModel.load(folder)")
     return build(contents, net, sde, weights)
 
 
@@ -163,51 +161,6 @@ def network_to_dict(net: object) -> dict[str, object]:
         if type(inner) is known:
             return {"kind": name, "config": dict(inner.config)}
     return {"kind": type(inner).__name__, "config": None}
-
-
-def take_apart_combination(model: CombinedModel) -> tuple[Documents, Tensors]:
-    """Return what a checkpoint of a combined model holds: how it is combined, and its parts under letters.
-
-    Raises:
-        ConfigError: a part that JSON cannot hold, or a scale that is a tensor.
-    """
-    if isinstance(model.scale, Tensor):
-        raise ConfigError("the scale is a tensor: JSON cannot hold it; save the model inside and combine it again")
-    documents: dict[str, Mapping[str, object]] = {
-        "combination": {
-            "parts": len(model.parts),
-            "terms": [
-                {"part": t.part, "told": t.told if isinstance(t.told, str) else dict(t.told)} for t in model.terms
-            ],
-            "powers": None if model.powers is None else list(model.powers),
-            "scale": model.scale,
-            "interval": None if model.interval is None else list(model.interval),
-            "rescale": model.rescale,
-        }
-    }
-    tensors: dict[str, Mapping[str, Tensor]] = {}
-    for letter, part in zip(LETTERS, model.parts, strict=False):
-        if not isinstance(part, ScoreModel):
-            raise ConfigError(f"a part is a {type(part).__name__}, which a file cannot hold; save the models inside")
-        held, weights = part.contents()
-        documents |= {f"{letter}_{name}": value for name, value in held.items()}
-        tensors |= {f"{letter}_{name}": value for name, value in weights.items()}
-    return documents, tensors
-
-
-def load_combination(folder: str | PathLike[str]) -> CombinedModel:
-    """Read a combined model; ``CombinedModel.load`` says more."""
-    contents = read(find(folder))
-    how = contents.document("combination")
-    terms = [Term(int(one["part"]), one["told"]) for one in how["terms"]]
-    return CombinedModel(
-        [build(contents.under(f"{letter}_"), None, None, None) for letter in LETTERS[: how["parts"]]],
-        terms,
-        powers=how["powers"],
-        scale=how["scale"],
-        interval=None if how["interval"] is None else tuple(how["interval"]),
-        rescale=how["rescale"],
-    )
 
 
 def load_network(contents: Contents, part: str, net: Callable[..., Tensor] | None) -> Callable[..., Tensor]:

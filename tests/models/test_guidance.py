@@ -20,6 +20,7 @@ from scoresde import (
     DomainError,
     DTypeError,
     GaussianModel,
+    MappedModel,
     Moments,
     ProbabilityFlow,
     RectifiedFlow,
@@ -238,6 +239,33 @@ def test_a_guided_model_is_saved_as_its_parts(tmp_path: Path) -> None:
     )
     with pytest.raises(ConfigError, match="the scale is a tensor"):
         guided(model, torch.ones(2)).save(tmp_path / "other")
+
+
+@pytest.mark.parametrize("change", [Clamp(-0.5, 0.75), DynamicThreshold(0.5, 0.8)], ids=["clamp", "threshold"])
+def test_a_clamped_guided_model_is_saved_as_its_parts(change: Clamp | DynamicThreshold, tmp_path: Path) -> None:
+    """Also under another SDE than the model inside, and with a clamp inside the guidance."""
+    model = ScoreModel(MLP(2, width=8, depth=1, classes=2), VPSDE(), moments=Moments.of(normal((64, 2), stream(2))))
+    cond = {"label": torch.arange(6) % 2}
+    outside = map_prediction(guided(model, 2.5), change)
+    for whole in (outside, outside.with_sde(EDMSDE()), map_prediction(outside, Clamp(0.0, 0.2))):
+        whole.save(tmp_path / "changed")
+        again = MappedModel.load(tmp_path / "changed")
+        assert repr(again) == repr(whole)
+        torch.testing.assert_close(
+            sample(again, 6, cond=cond, steps=5, seed=1), sample(whole, 6, cond=cond, steps=5, seed=1)
+        )
+    with pytest.raises(CheckpointError, match=r"holds a changed model; read it with MappedModel\.load"):
+        ScoreModel.load(tmp_path / "changed")
+    with pytest.raises(CheckpointError, match=r"holds a MappedModel; read it with MappedModel\.load"):
+        CombinedModel.load(tmp_path / "changed")
+    inside = guided(map_prediction(model, change), 2.5)
+    inside.save(tmp_path / "guided")
+    again = CombinedModel.load(tmp_path / "guided")
+    assert repr(again) == repr(inside)
+    with pytest.raises(ConfigError, match="holds a function, which a file cannot"):
+        map_prediction(model, lambda p: p.data).save(tmp_path / "other")
+    with pytest.raises(ConfigError, match="a part is a TiltedModel, which a file cannot hold"):
+        guided(tilted(model, lambda x: -x.square().sum(1)), 2.0).save(tmp_path / "other")
 
 
 def untrained() -> ScoreModel:

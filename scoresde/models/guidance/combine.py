@@ -248,16 +248,16 @@ class CombinedModel(Predictor):
             CheckpointError: the folder holds other files or cannot be written. ConfigError: a part that JSON cannot
                 hold, or a scale that is a tensor.
         """
-        from scoresde.models import saving
+        from scoresde.models.saving_parts import take_apart_whole
 
-        checkpoint.write(folder, *saving.take_apart_combination(self))
+        checkpoint.write(folder, *take_apart_whole(self))
 
     @staticmethod
     def load(folder: str | PathLike[str]) -> CombinedModel:
         """Read what ``save`` wrote; CheckpointError where it is damaged, or another kind of model."""
-        from scoresde.models import saving
+        from scoresde.models.saving_parts import load_whole
 
-        return saving.load_combination(folder)
+        return load_whole(folder, CombinedModel)
 
     def __repr__(self) -> str:
         how = f"powers={self.powers}" if self.powers is not None else f"scale={_show(self.scale)}"

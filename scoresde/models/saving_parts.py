@@ -1,0 +1,119 @@
+"""What a model made of models is, as the documents and tensors of its parts, under a letter for each.
+
+A part may be such a model itself: ``map_prediction(guided(model, 3.0), Clamp(-1, 1))`` holds "change", "a_combination",
+"a_a_model", "a_a_weights", ...
+"""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from os import PathLike
+from typing import TypeVar
+
+from torch import Tensor
+
+from scoresde.diffusions.named import sde_from_dict, sde_to_dict
+from scoresde.errors import CheckpointError, ConfigError
+from scoresde.models.checkpoint import Contents, Documents, Tensors, find, read
+from scoresde.models.guidance.clamp import Clamp, DynamicThreshold
+from scoresde.models.guidance.combine import CombinedModel, Term
+from scoresde.models.mapped import MappedModel
+from scoresde.models.prediction import Predictor
+from scoresde.models.saving import build
+from scoresde.models.score_model import ScoreModel
+
+__all__ = ["load_whole", "take_apart_whole"]
+
+M = TypeVar("M", bound=Predictor)
+CHANGES: dict[str, type[Clamp] | type[DynamicThreshold]] = {"Clamp": Clamp, "DynamicThreshold": DynamicThreshold}
+
+
+def take_apart_whole(model: Predictor) -> tuple[Documents, Tensors]:
+    """Return what a checkpoint of a model holds, which may be made of others, and these of others.
+
+    Raises:
+        ConfigError: a part that JSON cannot hold: a function, a tensor, a model without weights of its own.
+    """
+    if isinstance(model, ScoreModel):
+        return model.contents()
+    if isinstance(model, CombinedModel):
+        return _join("combination", _describe_combination(model), list(model.parts))
+    if isinstance(model, MappedModel):
+        return _join("change", _describe_change(model), [model.model])
+    raise ConfigError(f"a part is a {type(model).__name__}, which a file cannot hold; save the models inside")
+
+
+def load_whole(folder: str | PathLike[str], kind: type[M]) -> M:
+    """Read a model of one kind that ``take_apart_whole`` took apart.
+
+    Raises:
+        CheckpointError: a damaged checkpoint, or one of another kind of model.
+    """
+    whole = _build_whole(read(find(folder)))
+    if not isinstance(whole, kind):
+        raise CheckpointError(
+            f"{folder} holds a {type(whole).__name__}; read it with {type(whole).__name__}.load(folder)"
+        )
+    return whole
+
+
+def _join(name: str, document: Mapping[str, object], parts: Sequence[object]) -> tuple[Documents, Tensors]:
+    documents: dict[str, Mapping[str, object]] = {name: document}
+    tensors: dict[str, Mapping[str, Tensor]] = {}
+    for letter, part in zip(string.ascii_lowercase, parts, strict=False):
+        assert isinstance(part, Predictor)
+        held, weights = take_apart_whole(part)
+        documents |= {f"{letter}_{key}": value for key, value in held.items()}
+        tensors |= {f"{letter}_{key}": value for key, value in weights.items()}
+    return documents, tensors
+
+
+def _build_whole(contents: Contents) -> Predictor:
+    if "change" in contents.documents:
+        how = contents.document("change")
+        if how["kind"] not in CHANGES:
+            raise CheckpointError(f"{contents.folder} holds the change {how['kind']!r}; update scoresde")
+        change = CHANGES[how["kind"]](**how["options"])
+        whole = MappedModel(_build_whole(contents.under("a_")), change, how["predicts"])
+        return whole if how["sde"] is None else whole.with_sde(sde_from_dict(how["sde"]))
+    if "combination" not in contents.documents:
+        return build(contents, None, None, None)
+    how = contents.document("combination")
+    return CombinedModel(
+        [_build_whole(contents.under(f"{letter}_")) for letter in string.ascii_lowercase[: how["parts"]]],
+        [Term(int(one["part"]), one["told"]) for one in how["terms"]],
+        powers=how["powers"],
+        scale=how["scale"],
+        interval=None if how["interval"] is None else tuple(how["interval"]),
+        rescale=how["rescale"],
+    )
+
+
+def _describe_combination(model: CombinedModel) -> dict[str, object]:
+    if isinstance(model.scale, Tensor):
+        raise ConfigError("the scale is a tensor: JSON cannot hold it; save the model inside and combine it again")
+    return {
+        "parts": len(model.parts),
+        "terms": [{"part": t.part, "told": t.told if isinstance(t.told, str) else dict(t.told)} for t in model.terms],
+        "powers": None if model.powers is None else list(model.powers),
+        "scale": model.scale,
+        "interval": None if model.interval is None else list(model.interval),
+        "rescale": model.rescale,
+    }
+
+
+def _describe_change(model: MappedModel) -> dict[str, object]:
+    change = model.change
+    if not isinstance(change, Clamp | DynamicThreshold):
+        raise ConfigError(
+            "a MappedModel holds a function, which a file cannot; save the model that it wraps, "
+            "mapped.model.save(folder), and map it again when it is loaded"
+        )
+    return {
+        "kind": type(change).__name__,
+        "options": asdict(change),
+        "predicts": model.predicts,
+        "sde": None if model.sde is model.model.sde else sde_to_dict(model.sde),
+    }
