@@ -64,6 +64,7 @@ from scoresde.sampling.particles import Particles, correct
 from scoresde.sampling.problem import PosteriorSamples
 from scoresde.sampling.sample import SampleResult, sample
 from scoresde.sampling.samplers import Sampler
+from scoresde.sampling.tuning.calibrate import calibrate
 from scoresde.sampling.tuning.choose import select
 from scoresde.sampling.tuning.tune import tune
 from scoresde.sampling.twisted import TwistedSMC
@@ -153,6 +154,7 @@ __all__ = [
     "bits_per_dim",
     "bridge",
     "build_table",
+    "calibrate",
     "classify",
     "colour",
     "compare",

@@ -2,7 +2,6 @@
 
 import functools
 import sys
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -29,9 +28,9 @@ from scoresde.cli.presets import DATA
 from scoresde.cli.run_folder import RunFolder, check_folder, open_run, write_json
 from scoresde.cli.threads import choose_threads, use_threads
 from scoresde.cli.yardsticks import Yardstick, make_yardstick
-from scoresde.diffusions.sde import GaussianSDE
 from scoresde.errors import ConfigError, check_integer
 from scoresde.metrics.floors import Comparison
+from scoresde.models.score_model import ScoreModel
 from scoresde.noise import check_seed
 from scoresde.plots.curves import comparison
 from scoresde.plots.samples import image_grid, scatter
@@ -87,7 +86,7 @@ class Compare(Work):
             pass
         run = open_run(self.checkpoint, find_device(self.device))
         name, data = open_data_of(run, self.data, self.on_bad_image)
-        samplers = self._read_samplers(run.model.sde, run.model.tables)
+        samplers = self._read_samplers(run.model)
         out = check_folder("out", run.folder / "comparison" if self.out is None else self.out)
         with use_threads(choose_threads(self.threads, run.model.net)):
             yard = make_yardstick(name, data, classes=run.classes)
@@ -116,14 +115,14 @@ class Compare(Work):
                 found.finish()
         return 0
 
-    def _read_samplers(self, sde: GaussianSDE, tables: Mapping[int, str]) -> list[Sampler]:
+    def _read_samplers(self, model: ScoreModel) -> list[Sampler]:
         """Read the samplers; of the default ones, those that this SDE can carry."""
         if not self.samplers:
             raise ConfigError("--samplers must name at least one, e.g. --samplers dpmpp_2m:20", parameter="samplers")
         able = []
         for text in self.samplers:
             try:
-                able.append(parse_sampler(text, sde, tables=tables))
+                able.append(parse_sampler(text, model.sde, model=model))
             except ConfigError as error:
                 if self.samplers != DEFAULT_SAMPLERS:
                     raise

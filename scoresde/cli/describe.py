@@ -20,6 +20,7 @@ from scoresde.diffusions.named import sde_from_dict
 from scoresde.diffusions.sde import GaussianSDE
 from scoresde.errors import unknown
 from scoresde.models import checkpoint, saving
+from scoresde.sampling.calibration import Calibration
 from scoresde.sampling.samplers import COMPOSED, parse_sampler, read_table
 from scoresde.sampling.stability import measure_excess
 from scoresde.solvers.adaptive import ProbabilityFlow
@@ -130,6 +131,10 @@ def _describe_checkpoint(path: Path) -> list[str]:
     if "tables" in contents.documents:
         counts = sorted(int(steps) for steps in contents.document("tables"))
         lines.append(f"tuned        {', '.join(map(str, counts))} evaluations")
+    if "calibration" in contents.documents:
+        found = Calibration.from_json(json.dumps(contents.document("calibration")))
+        lines += [f"calibrated   {r.steps} evaluations: {found.candidate(r.steps)}" for r in found.rungs[:1]]
+        lines += [f"             {r.steps}: {found.candidate(r.steps)}" for r in found.rungs[1:]]
     if "training" in contents.documents:
         state = contents.document("training")
         lines.append(f"training     {', '.join(f'{key} {value}' for key, value in state.items())}")

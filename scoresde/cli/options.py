@@ -35,7 +35,8 @@ __all__ = [
 T = TypeVar("T")
 
 NAMES = (
-    f"Names: {', '.join(SOLVERS)}; ddpm and smld, the discrete chains, under vp and ve; pc, predictor-corrector, "
+    "Names: default, what suits the model as its calibration found, or what is usual; tuned, a table of scoresde tune; "
+    f"{', '.join(SOLVERS)}; ddpm and smld, the discrete chains, under vp and ve; pc, predictor-corrector, "
     "two evaluations a step. probability_flow is adaptive and takes no steps. Or a .json file with a saved table."
 )
 

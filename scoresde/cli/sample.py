@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, cast
@@ -29,11 +29,12 @@ from scoresde.diffusions.sde import GaussianSDE
 from scoresde.errors import ConfigError, check_integer, unknown
 from scoresde.models.guidance.combine import guided
 from scoresde.models.prediction import Condition, Predictor, select
+from scoresde.models.score_model import ScoreModel
 from scoresde.noise import check_seed
 from scoresde.plots.style import use_style
 from scoresde.sampling.part import Ending
 from scoresde.sampling.sample import SampleResult, sample
-from scoresde.sampling.samplers import COMPOSED, Sampler, parse_sampler
+from scoresde.sampling.samplers import COMPOSED, USUAL, Sampler, parse_sampler
 from scoresde.solvers.adaptive import ProbabilityFlow
 from scoresde.solvers.build import FINALS, build_table
 from scoresde.solvers.named import DEFAULT
@@ -78,7 +79,7 @@ class Sample(Work):
     n: Int = 64
     solver: Annotated[
         str, tyro.conf.arg(metavar="NAME:STEPS|FILE", help=f"sampler, with its number of steps. {NAMES}")
-    ] = DEFAULT
+    ] = USUAL
     steps: Annotated[OptionalInt, show_default(_name_usual_steps())] = None
     final: Annotated[str | None, show_choices(FINALS), show_default("denoise; a table from a file ends as it is")] = (
         None
@@ -110,7 +111,7 @@ class Sample(Work):
         run = open_run(self.checkpoint, find_device(self.device))
         if ending not in ARRAYS:
             check_drawable(run.event)
-        sampler = self._read_sampler(run.model.sde, run.model.tables)
+        sampler = self._read_sampler(run.model)
         final = _choose_final(self.final, sampler)
         labels = self._read_conditions(run)
         model = self._guide(run)
@@ -138,8 +139,10 @@ class Sample(Work):
         print(f"wrote {self.out}: {self.n} samples by {sampler.name}, {evaluations}")
         return 0
 
-    def _read_sampler(self, sde: GaussianSDE, tables: Mapping[int, str]) -> Sampler:
-        sampler = parse_sampler(self.solver, sde, steps=self.steps, tables=tables)
+    def _read_sampler(self, model: ScoreModel) -> Sampler:
+        # What is calibrated ends in clean data.
+        name = DEFAULT if self.solver == USUAL and self.final not in (None, "denoise") else self.solver
+        sampler = parse_sampler(name, model.sde, steps=self.steps, model=model)
         if sampler.samples is not None:
             raise ConfigError(
                 f"--solver {self.solver!r}: the number of samples is --n here; leave out the @", parameter="solver"

@@ -71,7 +71,7 @@ class Tune(Work):
                     seed=self.seed,
                     progress=is_interactive(),
                 )
-                saving.keep_tables(folder, run.model.tables)
+                saving.keep_tables(folder, run.model)
                 print(f"{found} ({time.perf_counter() - started:.1f} seconds)")
                 sys.stdout.flush()
         print(f"kept in {folder}/; draw with --solver tuned:{self.steps[0]}")

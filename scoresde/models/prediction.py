@@ -192,7 +192,7 @@ class Predictor(nn.Module, ABC):
         variance: "fixed", or "learned" where every output comes with v.
 
     ``groups`` holds, by their number, the groups of coordinates that ``likelihood.colour`` found, and ``tables``, by
-    their evaluations, the tables that ``tune`` fitted, as JSON.
+    their evaluations, the tables that ``tune`` fitted, as JSON; ``calibration`` is what ``calibrate`` found, likewise.
     """
 
     def __init__(
@@ -202,6 +202,7 @@ class Predictor(nn.Module, ABC):
         self.sde, self.moments, self.transform, self.variance = sde, moments, transform, variance
         self.groups: dict[int, Tensor] = {}
         self.tables: dict[int, str] = {}
+        self.calibration: str | None = None
 
     @abstractmethod
     def prepare(self, point: Point, x: Tensor, cond: Condition = None) -> Prepared:

@@ -20,6 +20,7 @@ from scoresde.models.checkpoint import Contents, Documents, Tensors, find, read,
 from scoresde.models.energy import EnergyModel
 from scoresde.models.networks import Gradient, bare_network, network_state, plain_names
 from scoresde.models.parameterization import PARAMETERIZATIONS
+from scoresde.models.prediction import Predictor
 from scoresde.models.score_model import ScoreModel
 from scoresde.transforms.compose import transform_from_dict
 
@@ -87,22 +88,27 @@ def take_apart(model: ScoreModel, ema: Mapping[str, Tensor] | None = None) -> tu
         tensors["moments"] = moments_to_tensors(model.moments)
     if model.groups:
         tensors["groups"] = {str(count): groups for count, groups in model.groups.items()}
-    documents: dict[str, Mapping[str, object]] = {"model": document}
-    if model.tables:
-        documents["tables"] = {str(steps): json.loads(text) for steps, text in model.tables.items()}
-    return documents, tensors
+    return {"model": document, **_describe_tables(model)}, tensors
 
 
-def keep_tables(folder: str | PathLike[str], tables: Mapping[int, str]) -> None:
-    """Put tuned tables, as JSON by their evaluations, into a checkpoint, whose other parts stay.
+def keep_tables(folder: str | PathLike[str], model: Predictor) -> None:
+    """Put a model's tuned tables and its calibration into a checkpoint, whose other parts stay.
 
     Raises:
         CheckpointError: what ``checkpoint.read`` and ``write`` raise.
     """
     contents = read(folder)
-    told = {str(steps): json.loads(text) for steps, text in tables.items()}
     parts = {part: contents.tensors(part) for part in contents.parts}
-    write(folder, {**contents.documents, "tables": told}, parts)
+    write(folder, {**contents.documents, **_describe_tables(model)}, parts)
+
+
+def _describe_tables(model: Predictor) -> dict[str, Mapping[str, object]]:
+    found: dict[str, Mapping[str, object]] = {}
+    if model.tables:
+        found["tables"] = {str(steps): json.loads(text) for steps, text in model.tables.items()}
+    if model.calibration is not None:
+        found["calibration"] = json.loads(model.calibration)
+    return found
 
 
 def load(
@@ -147,6 +153,8 @@ def build(
         model.groups = {int(count): groups for count, groups in contents.tensors("groups").items()}
     if "tables" in contents.documents:
         model.tables = {int(steps): json.dumps(table) for steps, table in contents.document("tables").items()}
+    if "calibration" in contents.documents:
+        model.calibration = json.dumps(contents.document("calibration"))
     return model if current is None else model.with_sde(current)
 
 

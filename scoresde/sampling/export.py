@@ -18,9 +18,10 @@ from scoresde.models.prediction import Condition, Predictor, check_condition
 from scoresde.noise import TapeNoise
 from scoresde.sampling.executor import execute
 from scoresde.sampling.part import Ending
+from scoresde.sampling.samplers import find_default
 from scoresde.solvers.build import build_table
 from scoresde.solvers.grids import Grid
-from scoresde.solvers.named import DEFAULT, SolverName
+from scoresde.solvers.named import SolverName
 from scoresde.solvers.solver import Solver
 from scoresde.solvers.tableau import Tableau
 
@@ -36,7 +37,7 @@ class SamplingModule(nn.Module):
     Args:
         model: the model; its network is put into evaluation mode here.
         shape: (B, *) of z and of the samples.
-        solver: a name, a Solver or a built Tableau that draws no noise.
+        solver: a name, a Solver or a built Tableau that draws no noise; by default as in ``sample``.
         steps: number of intervals, as in ``sample``.
         times: as in ``sample``.
         final: as in ``sample``.
@@ -52,7 +53,7 @@ class SamplingModule(nn.Module):
         model: Predictor,
         shape: Sequence[int],
         *,
-        solver: SolverName | Solver | Tableau = DEFAULT,
+        solver: SolverName | Solver | Tableau | None = None,
         steps: int | None = None,
         times: Tensor | Grid | None = None,
         final: Ending = "denoise",
@@ -61,7 +62,12 @@ class SamplingModule(nn.Module):
     ) -> None:
         super().__init__()
         self.model = check_model(model).eval()
-        self.table = build_table(self.model.sde, solver, steps=steps, times=times, final=final)
+        sde = self.model.sde
+        self.table = (
+            find_default(self.model).table(sde, steps, times, final)
+            if solver is None
+            else build_table(sde, solver, steps=steps, times=times, final=final)
+        )
         if self.table.stochastic:
             raise ConfigError(f"{self.table.name!r} draws noise, and a module has none; use a deterministic solver")
         check_event(self.model.moments, shape, "shape")

@@ -33,7 +33,6 @@ from scoresde.sampling.samplers import read_solver
 from scoresde.sampling.stability import warn_unstable
 from scoresde.solvers.adaptive import FlowSolver
 from scoresde.solvers.grids import Grid
-from scoresde.solvers.named import DEFAULT
 from scoresde.solvers.solver import Solver
 from scoresde.solvers.tableau import Tableau
 
@@ -84,7 +83,7 @@ class SampleOptions(TypedDict, total=False):
     """The keyword arguments of ``sample`` but ``full_output``, for type checkers; ``sample`` says what they are."""
 
     sde: SDE | None
-    solver: str | Solver | Tableau | FlowSolver | Planner
+    solver: str | Solver | Tableau | FlowSolver | Planner | None
     steps: int | None
     times: Tensor | Grid | None
     final: Ending
@@ -154,7 +153,7 @@ def sample(
     shape: Sequence[int] | int | None = None,
     *,
     sde: SDE | None = None,
-    solver: str | Solver | Tableau | FlowSolver | Planner = DEFAULT,
+    solver: str | Solver | Tableau | FlowSolver | Planner | None = None,
     steps: int | None = None,
     times: Tensor | Grid | None = None,
     final: Ending = "denoise",
@@ -185,8 +184,11 @@ def sample(
             ``x_init``.
         sde: the SDE to sample under; by default the model's. Another one carries the model over at equal log-SNR.
         solver: a name as on the command line ("dpmpp_2m", "dpmpp_2m:20", "pc:100", "ddpm:1000", or a .json file with a
-            saved table), a Solver, a built Tableau, a ProbabilityFlow, or one of ``scoresde.bridge``; by default
-            ``flow_abm``. An SDE without alpha and sigma needs one of the last two kinds.
+            saved table), a Solver, a built Tableau, a ProbabilityFlow, or one of ``scoresde.bridge``; by default what
+            the model's calibration says (``calibrate``), or without one, up to 5 evaluations ``dpmpp_2m`` to
+            log_snr = 4, up to 10 Adams-Bashforth-Moulton of order 2 on the rectified path, and beyond ``flow_abm``;
+            ``flow_abm`` also where ``final`` or ``times`` is given. An SDE without alpha and sigma needs one of the
+            last two kinds.
         steps: number of intervals (20 by default, or the grid's own).
         times: interval ends as a decreasing tensor, or a Grid.
         final: "denoise", "sample" or "mean"; see the module's docstring.

@@ -16,6 +16,7 @@ from scoresde.diffusions.sde import GaussianSDE
 from scoresde.errors import ConfigError, check_integer, unknown
 from scoresde.models.prediction import Predictor
 from scoresde.models.scored_sde import ScoredSDE
+from scoresde.sampling.calibration import Calibration
 from scoresde.sampling.kernels import Kernel, Langevin
 from scoresde.solvers.adaptive import ProbabilityFlow
 from scoresde.solvers.ancestral import reverse_diffusion
@@ -23,10 +24,10 @@ from scoresde.solvers.named import SOLVERS, by_name
 from scoresde.solvers.solver import Solver
 from scoresde.solvers.tableau import Tableau
 
-__all__ = ["COMPOSED", "TUNED", "Sampler", "parse_sampler", "read_solver", "read_table"]
+__all__ = ["COMPOSED", "TUNED", "USUAL", "Sampler", "find_default", "parse_sampler", "read_solver", "read_table"]
 
 
-TUNED = "tuned"
+TUNED, USUAL = "tuned", "default"
 
 
 @dataclass(frozen=True)
@@ -83,20 +84,21 @@ def parse_sampler(
     *,
     steps: int | None = None,
     samples: int | None = None,
-    tables: Mapping[int, str] | None = None,
+    model: Predictor | None = None,
 ) -> Sampler:
     """Read "name", "name:steps" or a .json file with a saved table, each also with "@samples": "ddpm:1000@100".
 
     The name is one of ``solvers.SOLVERS``; "ddpm" or "smld", chains of ``steps`` indices, for SDEs that preserve
     variance and for those with alpha = 1; "pc", reverse diffusion with one Langevin step before each: two evaluations a
-    step; or "tuned", a table that ``tune`` made for the model, "tuned:8" of 8 evaluations.
+    step; "tuned", a table that ``tune`` made for the model, "tuned:8" of 8 evaluations; or "default", what the model's
+    calibration says for 20 evaluations, "default:8" for 8, or what is usual without one.
 
     Args:
         text: what to read.
         sde: the SDE to sample under.
         steps: number of steps where the text names none.
         samples: number of samples where the text names none.
-        tables: the model's tuned tables, by their evaluations.
+        model: what knows its tuned tables and its calibration.
 
     Raises:
         ConfigError: an unknown name (with the nearest), a tuned table that the model lacks (with those it has), steps
@@ -124,7 +126,9 @@ def parse_sampler(
         raise ConfigError(f"sampler {text!r}: after the colon stands a number of steps, e.g. {name}:20", got=text)
     steps = check_integer(int(count), f"steps of {name}", 1) if colon else steps
     if name == TUNED:
-        return Sampler(name, _find_table(tables or {}, steps), samples=samples)
+        return Sampler(name, _find_table({} if model is None else model.tables, steps), samples=samples)
+    if name == USUAL:
+        return Sampler(name, find_default(model).table(sde, steps), samples=samples)
     if name in COMPOSED:
         build, usual = COMPOSED[name]
         return replace(build(sde, steps or usual), samples=samples)
@@ -153,11 +157,14 @@ def read_solver(
 ) -> tuple[object, int | None, Sequence[Kernel]]:
     """Return the solver, the number of steps and the kernels that a text of ``sample(solver=...)`` stands for.
 
-    Anything else than a text is returned as it is, and so are the steps beside a solver's plain name, for the plan.
+    None is the model's calibration, or what is usual without one. Anything else than a text is returned as it is, and
+    so are the steps beside a solver's plain name, for the plan.
 
     Raises:
         ConfigError: what ``parse_sampler`` refuses, or a number of samples.
     """
+    if solver is None:
+        return find_default(model), steps, kernels
     if not isinstance(solver, str):
         return solver, steps, kernels
     sde = model.sde
@@ -168,11 +175,17 @@ def read_solver(
         _check_name("solver", name.partition("@")[0])
         if not isinstance(sde, GaussianSDE):
             return by_name(name), steps, kernels
-    tables = model.tables if isinstance(model, Predictor) else None
-    made = parse_sampler(solver, cast(GaussianSDE, sde), steps=steps, tables=tables)
+    known = model if isinstance(model, Predictor) else None
+    made = parse_sampler(solver, cast(GaussianSDE, sde), steps=steps, model=known)
     if made.samples is not None:
         raise ConfigError(f"solver={solver!r}: the number behind the @ is for comparisons; here shape= says it")
     return made.solver, made.steps, (*made.kernels, *kernels)
+
+
+def find_default(model: Predictor | ScoredSDE | None) -> Calibration:
+    """Return the calibration of a model, or an empty one, which says what is usual."""
+    text = model.calibration if isinstance(model, Predictor) else None
+    return Calibration() if text is None else Calibration.from_json(text)
 
 
 def read_table(path: Path) -> Tableau:
@@ -194,5 +207,5 @@ def _is_table(text: str) -> bool:
 
 
 def _check_name(kind: str, name: str) -> None:
-    if name not in SOLVERS and name not in COMPOSED and name != TUNED:
-        raise unknown(kind, name, [*SOLVERS, *COMPOSED, TUNED])
+    if name not in SOLVERS and name not in COMPOSED and name not in (TUNED, USUAL):
+        raise unknown(kind, name, [*SOLVERS, *COMPOSED, TUNED, USUAL])

@@ -11,6 +11,7 @@ is uniform in a variable of its own:
 | ``karras(rho=7)`` | nu^(1/rho), nu = sigma/alpha (Karras et al. 2022, arXiv:2206.00364, eq. 5) |
 | ``rectified()`` | u^(1/power), u = sigma/(alpha + sigma) |
 | ``diffused()`` | b^(1/power), b = log(1 + nu^2): the integral of beta of the VP diffusion with the same nu |
+| ``curve(levels, shares)`` | a given share of the steps above each u, as ``calibrate`` finds it |
 | ``knots(times)`` | a chain's index: every time, or a strided choice of them |
 
 A tensor of times is a grid already.
@@ -23,9 +24,10 @@ rest would multiply a prediction's error.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -35,6 +37,7 @@ from scoresde.errors import ConfigError, DomainError, DTypeError, ShapeError, ch
 __all__ = [
     "Grid",
     "check_times",
+    "curve",
     "diffused",
     "even",
     "karras",
@@ -198,6 +201,32 @@ def _place_diffused(sde: GaussianSDE, fractions: Tensor, power: float) -> Tensor
     b = torch.nn.functional.softplus(-ends)
     log_snr = -torch.expm1(b[1] + (b[0] - b[1]) * (1 - fractions) ** power).log()
     return _pin(sde, sde.time(log_snr.clamp(ends[0], ends[1])))
+
+
+def curve(levels: Sequence[float], shares: Sequence[float]) -> Grid:
+    """Return the grid on which a given share of the steps lies above each level u = sigma/(alpha + sigma).
+
+    Args:
+        levels: u, falling.
+        shares: as many, rising; between the levels, and beyond them, they are interpolated in u.
+
+    Raises:
+        ShapeError: other numbers of them, or fewer than two. DomainError: levels that do not fall, or shares that fall.
+    """
+    u, share = torch.tensor(levels, dtype=torch.float64), torch.tensor(shares, dtype=torch.float64)
+    if len(u) != len(share) or len(u) < 2:
+        raise ShapeError(f"a curve needs as many shares as levels, two at least, got {len(share)} and {len(u)}")
+    if not bool((u.diff() < 0).all()) or not bool((share.diff() > 0).all()):
+        raise DomainError("the levels of a curve must fall and its shares rise")
+    return Grid("curve", _place_on_curve, None, (*u.tolist(), *share.tolist()))
+
+
+def _place_on_curve(sde: GaussianSDE, fractions: Tensor, *numbers: float) -> Tensor:
+    levels, shares = np.array(numbers).reshape(2, -1)
+    ends = sde.log_snr(torch.tensor([sde.t_max, sde.t_min], dtype=torch.float64))
+    first, last = (float(np.interp(-u, -levels, shares)) for u in torch.sigmoid(-0.5 * ends).tolist())
+    u = torch.from_numpy(np.interp(first + (last - first) * fractions.numpy(), shares, levels))
+    return _pin(sde, sde.time((2 * (torch.log1p(-u) - u.log())).clamp(ends[0], ends[1])))
 
 
 def _find_ends(sde: GaussianSDE) -> Tensor:

@@ -82,6 +82,11 @@ class Batches:
         draws = {name: stream(self.seed, "dropout", name, step, device=device) for name in self.dropout}
         return x, drop_conditions(cond, self.dropout, draws)
 
+    def spread_conditions(self, n: int) -> dict[str, Tensor]:
+        """Return the conditions of n samples spread evenly over the data, on the network's device."""
+        index = torch.linspace(0, len(self.data) - 1, n, dtype=torch.float64).round().long()
+        return {key: move(value[move(index, value.device)], self.device) for key, value in (self.cond or {}).items()}
+
 
 def prepare_data(
     data: Array | Rows,

@@ -19,6 +19,7 @@ from scoresde.diffusions.gaussian import Moments
 from scoresde.errors import (
     CheckpointError,
     ConfigError,
+    ScoreSDEError,
     TrainingWarning,
     check_integer,
     check_number,
@@ -28,7 +29,9 @@ from scoresde.models import checkpoint, saving
 from scoresde.models.score_model import ScoreModel
 from scoresde.noise import check_seed, fresh_seed
 from scoresde.ops import Array, Rows
-from scoresde.training.batches import prepare_data
+from scoresde.sampling.tuning.calibrate import COST
+from scoresde.sampling.tuning.calibrate import calibrate as find_calibration
+from scoresde.training.batches import Batches, prepare_data
 from scoresde.training.cautions import warn_of_loss
 from scoresde.training.loop import CHECKPOINT, LOG, Judge, Loop, Record
 from scoresde.training.losses.times import TimeSampler, TimesName
@@ -41,6 +44,7 @@ __all__ = ["TrainResult", "fit"]
 
 SCALES = 0.1, 10.0  # least standard deviation, largest root of the mean square, of data without a transform
 ROWS = 10  # of the log in a notebook
+SHARE = 1 / 20  # of the training's evaluations that a calibration may cost
 STEPS_OF_EPOCHS = "steps= with steps = epochs * len(data) / batch_size"
 
 
@@ -137,6 +141,7 @@ def fit(
     save_every: int | None = None,
     log_every: int = 50,
     resume: bool = False,
+    calibrate: bool | None = None,
     progress: bool = True,
     on_log: Callable[[Record], None] | None = None,
 ) -> TrainResult:
@@ -179,12 +184,16 @@ def fit(
             both in any case.
         log_every: steps between records.
         resume: go on from the folder's checkpoint, to the same bits as a run that was never interrupted.
+        calibrate: whether to find the solver and the grid that suit the trained model (``scoresde.calibrate``) at the
+            end, for ``sample`` to use and the checkpoint to keep; None for yes where it takes less than a twentieth of
+            the evaluations of the training, a step's counted three times.
         progress: show a bar with the loss and the time left.
         on_log: called with every record.
 
     Warns:
         TrainingWarning: a weight and times under which a twentieth of the times carries nearly all of the weight on the
-            network's own error, or that count the density of log-SNR twice; it says which serve.
+            network's own error, or that count the density of log-SNR twice; it says which serve. The calibration
+            failed; the model is there without.
 
     Raises:
         DTypeError, ShapeError, DomainError, ConfigError: bad options or data, before anything is changed.
@@ -244,6 +253,11 @@ def fit(
     losses = loop(progress=progress)
     averaged = model.with_sde(model.sde)
     averaged.net = trainer.ema.copy()
+    if SHARE * 3 * steps * batch_size >= COST if calibrate is None else calibrate:
+        _calibrate(averaged, batches, progress=progress)
+        model.calibration = averaged.calibration
+        if where is not None and averaged.calibration is not None:
+            saving.keep_tables(where / CHECKPOINT, averaged)
     return TrainResult(
         averaged,
         losses,
@@ -255,6 +269,19 @@ def fit(
         trainer.loss_names.get("times"),
         where,
     )
+
+
+def _calibrate(model: ScoreModel, batches: Batches, *, progress: bool) -> None:
+    """Calibrate a trained model under conditions of its data; warn where that fails."""
+    cond = None if batches.cond is None else batches.spread_conditions
+    try:
+        find_calibration(model, cond=cond, progress=progress)
+    except (ScoreSDEError, torch.OutOfMemoryError) as error:
+        warnings.warn(
+            f"the model was not calibrated, so that sample takes the usual tables ({error}); try calibrate(model)",
+            TrainingWarning,
+            stacklevel=4,
+        )
 
 
 def _read_dropout(label_dropout: float, cond_dropout: Mapping[str, float] | None) -> dict[str, float]:

@@ -92,6 +92,7 @@ class Trainer:
     ) -> None:
         self.model, self.net = _check_trainable(model)
         self.model.tables.clear()  # tuned for the weights that now change
+        self.model.calibration = None
         self.objective = _check_objective(objective, weight, times)
         self.loss_names = {} if objective is not None else describe_loss(self.model, weight, times)
         weight, times = choose_loss(self.model, weight, times)

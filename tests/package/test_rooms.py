@@ -36,7 +36,8 @@ FLOORS: tuple[dict[str, set[str]], ...] = (
         "likelihood.fokker_planck": {"errors", "diffusions"},
     },
     {
-        "training": {"errors", "ops", "noise", "diffusions", "transforms", "nn", "models", "training.losses"},
+        "training": {"errors", "ops", "noise", "diffusions", "transforms", "nn", "models", "training.losses"}
+        | {"sampling.tuning"},
         "likelihood": {"errors", "ops", "noise", "diffusions", "transforms", "models", "solvers", "chains"}
         | {"sampling", "training.losses"},
     },

@@ -82,7 +82,6 @@ REFUSED: dict[str, tuple[dict[str, object], type[ScoreSDEError], str]] = {
         "unknown solver 'dimm'; did you mean 'ddim'. choices: ancestral",
     ),
     "solver not called": ({"solver": solvers.heun}, ScoreSDEError, "solver"),
-    "solver None": ({"solver": None}, ScoreSDEError, "solver"),
     "unknown final": ({"final": "denoised"}, ConfigError, "did you mean 'denoise'"),
     "unknown final, adaptive": (
         {"final": "denoised", "solver": "probability_flow"},

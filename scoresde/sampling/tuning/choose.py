@@ -11,10 +11,9 @@ beyond it spends steps on nothing.
 
 from __future__ import annotations
 
-import functools
 import math
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -29,70 +28,14 @@ from scoresde.ops import flat
 from scoresde.sampling.part import Watch
 from scoresde.sampling.plan import Plan, Planner, plan
 from scoresde.sampling.tuning.pairs import Conditions, Errors, Pairs, make_pairs
-from scoresde.solvers import grids
-from scoresde.solvers.adaptive import FlowSolver
-from scoresde.solvers.build import choose_table
-from scoresde.solvers.catalogue import catalogue
+from scoresde.solvers.candidates import Candidate, list_candidates
 from scoresde.solvers.grids import Grid
-from scoresde.solvers.multistep import multistep
-from scoresde.solvers.named import by_name
-from scoresde.solvers.published import unipc
-from scoresde.solvers.solver import Solver
 from scoresde.solvers.tableau import Tableau
 
-__all__ = ["By", "Candidate", "Ranked", "Selection", "list_candidates", "list_starts", "rank", "select"]
+__all__ = ["By", "Ranked", "Selection", "rank", "select"]
 
 By = Literal["both", "rms", "median"]
-STAGES = (6, 20)  # start states after which candidates are dropped
-KEPT = (48, 12)  # and how many are kept
-
-GRIDS: tuple[Grid | None, ...] = (
-    None,  # the solver's own
-    grids.log_snr(centre=3.0, width=4.5),
-    grids.log_snr(width=4.0),
-    grids.log_snr(width=2.0),
-    grids.rectified(),
-    grids.rectified(power=1.5),
-    grids.rectified(power=2.0),
-    grids.diffused(power=3.9),
-)
-ENDS = (math.inf, 12.0, 10.0, 8.5, 7.0, 5.5, 4.0)  # log_snr of the last call but for the solver's own way to 0
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A solver on a grid that ends at a level.
-
-    Args:
-        name: of the solver.
-        solver: it.
-        grid: None for its own.
-        end: log_snr at which the grid ends; inf for the SDE's own end.
-    """
-
-    name: str
-    solver: Solver
-    grid: Grid | None
-    end: float
-
-    def build(self, sde: GaussianSDE, steps: int) -> Tableau:
-        """Return the table of this many calls, or raise a ScoreSDEError where there is none."""
-        solver, short = self.solver, sde
-        if self.end < float(sde.log_snr(torch.tensor(sde.t_min, dtype=torch.float64))):
-            short = sde.starting_at(float(sde.time(torch.tensor(self.end, dtype=torch.float64))))
-        elif self.end < math.inf:
-            raise ConfigError(f"{sde} ends before log_snr = {self.end:g}")
-        last = solver.calls if solver.closes else solver.leap or 1
-        count = max(1, (steps - last) // solver.calls + 1)
-        table = choose_table(short, solver, count, self.grid, "denoise")
-        if table.nfe != steps:
-            raise ConfigError(f"{self.name} makes no table of {steps} calls")
-        return table
-
-    def __str__(self) -> str:
-        """Say the solver, the grid and the end."""
-        grid = (self.solver.grid if self.grid is None else self.grid).name
-        return f"{self.name}, {grid}" + ("" if self.end == math.inf else f", to log_snr {self.end:g}")
+STAGES = ((6, 48), (20, 12))  # start states after which candidates are dropped, and how many are kept
 
 
 @dataclass(frozen=True)
@@ -179,53 +122,6 @@ def check_steps(steps: int | None, times: object, known: list[int], what: str) -
         raise ConfigError(f"the {what} table has {names} evaluations; leave out times= and steps=, or pass one of them")
 
 
-def _flow(order: int, *, first_alone: bool) -> Solver:
-    return multistep(
-        prediction="flow", variable="rectified", order=order, corrector=order + 1, first_alone=first_alone, name="flow"
-    )
-
-
-@functools.cache
-def list_candidates(*, noise: bool) -> tuple[Candidate, ...]:
-    """Return what ``select`` tries: solvers, each on its own grid and on others, to several ends.
-
-    The deterministic ones, grids and ends are those without which some exact mixture of four kinds and five widths, at
-    5 to 30 evaluations, has no table near the best of 2000: with them the least error is 1.02 times theirs on average.
-    """
-    if noise:
-        solvers: dict[str, Solver | FlowSolver] = {e.name: by_name(e.name) for e in catalogue() if e.stochastic}
-    else:
-        named = ("ddim", "deis", "dpmpp_2m", "dpmpp_3m", "exponential_ab", "flow_ab", "flow_abm", "ipndm", "unipc")
-        solvers = {
-            **{name: by_name(name) for name in named},
-            "exponential_ab (order 2)": multistep(order=2, name="exponential_ab"),
-            "unipc (order 2)": unipc(order=2),
-            **{f"flow_abm (order {order})": _flow(order, first_alone=True) for order in (2, 4)},
-            **{f"flow_abm (order {order}, first kept)": _flow(order, first_alone=False) for order in (2, 3)},
-        }
-    return tuple(
-        Candidate(name, solver, grid, end)
-        for name, solver in solvers.items()
-        if isinstance(solver, Solver)
-        for grid in GRIDS
-        if grid != solver.grid
-        for end in ENDS
-    )
-
-
-@functools.cache
-def list_starts() -> tuple[Candidate, ...]:
-    """Return the few of them from which a table is tuned."""
-    names = {"dpmpp_2m", "exponential_ab", "flow_abm (order 2)", "flow_abm (order 3, first kept)", "unipc"}
-    kept = (GRIDS[1], GRIDS[5])
-    return tuple(
-        replace(one, grid=grid)
-        for one in list_candidates(noise=False)
-        if one.name in names and one.grid == GRIDS[2] and one.end in (math.inf, 8.5, 5.5)
-        for grid in kept
-    )
-
-
 def _tables(sde: GaussianSDE, steps: int, candidates: Iterable[Candidate]) -> Iterator[tuple[Candidate, Tableau]]:
     """Yield each candidate's table where it has one of this many calls."""
     for candidate in candidates:
@@ -244,9 +140,22 @@ def rank(
     by: By,
     noise: bool,
     size: int,
+    stages: Sequence[tuple[int, int]] = STAGES,
     progress: bool = False,
 ) -> tuple[list[Ranked], int, int]:
-    """Return the best candidates by rank, how many were tried, and the evaluations of samples."""
+    """Return the best candidates by rank, how many were tried, and the evaluations of samples.
+
+    Args:
+        model: the model.
+        pairs: start states, and where its flow takes them.
+        steps: evaluations.
+        candidates: what to compare.
+        by: what ranks.
+        noise: whether they draw noise.
+        size: largest batch given to the network at once.
+        stages: after how many start states candidates are dropped, and how many are kept.
+        progress: show a bar.
+    """
     # The core loads no distances.
     from scoresde.metrics.distances import sliced_wasserstein
 
@@ -255,9 +164,9 @@ def rank(
         raise ConfigError(f"no solver makes a table of {steps} evaluations under {model.sde}; pass steps= >= 2")
     tried, used = len(rows), 0
     # A distance between laws needs all samples: one round.
-    stages = [len(pairs)] if noise else [*(count for count in STAGES if count < len(pairs)), len(pairs)]
+    rounds = [] if noise else [(count, kept) for count, kept in stages if count < len(pairs)]
     with tqdm(total=len(rows), desc="selecting", unit="table", disable=not progress, leave=False) as bar:
-        for k, count in enumerate(stages):
+        for k, (count, kept) in enumerate([*rounds, (len(pairs), len(rows))]):
             part = pairs.first(count)
             measured = []
             for row in rows:
@@ -270,9 +179,7 @@ def rank(
                 else:
                     measured.append(Ranked(row.candidate, row.table, errors=Errors.of(part.measure(out))))
                 bar.update(k == 0)
-            rows = sorted(measured, key=lambda row: row.score(by))
-            if k < len(stages) - 1:
-                rows = rows[: KEPT[k]]
+            rows = sorted(measured, key=lambda row: row.score(by))[:kept]
     return rows, tried, used
 
 
@@ -319,7 +226,7 @@ def select(
         rows, tried, used = rank(
             known, pairs, steps, list_candidates(noise=noise), by=by, noise=noise, size=chunk_size, progress=progress
         )
-    return Selection(tuple(rows[: KEPT[-1]]), steps, by, tried, spent + used)
+    return Selection(tuple(rows[: STAGES[-1][1]]), steps, by, tried, spent + used)
 
 
 def check_options(model: object, steps: object, samples: object, tolerance: object, chunk_size: object) -> Predictor:

@@ -17,7 +17,7 @@ from scoresde.sampling.sample import sample
 from scoresde.solvers.adaptive import ProbabilityFlow
 from scoresde.solvers.tableau import Tableau
 
-__all__ = ["Conditions", "Errors", "Pairs", "make_pairs"]
+__all__ = ["Conditions", "Errors", "Pairs", "draw_starts", "make_pairs"]
 
 Conditions = Callable[[int], Mapping[str, Tensor]]
 """Number of samples -> their conditions."""
@@ -105,13 +105,7 @@ def make_pairs(
 
     Raises ConfigError where no shape is known.
     """
-    if event is None and model.moments is None:
-        raise ConfigError("the model knows no moments, so no event; pass event=, the shape of one sample")
-    shape = tuple(event or (() if model.moments is None else model.moments.mean.shape))
-    z = torch.empty((count, *shape), device=model.device or "cpu")
-    SampleNoise(int(integers(2**31, (1,), stream(0, *key)))).fill(z)
-    told = None if cond is None else {name: value.to(z.device) for name, value in cond(count).items()}
-    x = model.sde.prior(None, model.moments).from_noise(z)
+    x, told = draw_starts(model, count, *key, event=event, cond=cond)
     out = sample(
         model,
         x_init=x,
@@ -122,3 +116,16 @@ def make_pairs(
     )
     scale = float(model.sde.at(torch.tensor(model.sde.t_max, dtype=torch.float64)).r)
     return Pairs(x / scale, out.x, told), int(out.nfe.sum())
+
+
+def draw_starts(
+    model: Predictor, count: int, *key: int | str, event: tuple[int, ...] | None, cond: Conditions | None
+) -> tuple[Tensor, Condition]:
+    """Return start states from the prior, (count, *event), and their conditions; see ``make_pairs``."""
+    if event is None and model.moments is None:
+        raise ConfigError("the model knows no moments, so no event; pass event=, the shape of one sample")
+    shape = tuple(event or (() if model.moments is None else model.moments.mean.shape))
+    z = torch.empty((count, *shape), device=model.device or "cpu")
+    SampleNoise(int(integers(2**31, (1,), stream(0, *key)))).fill(z)
+    told = None if cond is None else {name: value.to(z.device) for name, value in cond(count).items()}
+    return model.sde.prior(None, model.moments).from_noise(z), told

@@ -15,10 +15,11 @@ from scoresde.models.checks import check_model
 from scoresde.models.prediction import Predictor, in_mode
 from scoresde.sampling.part import Watch
 from scoresde.sampling.plan import Plan, Planner, plan
-from scoresde.sampling.tuning.choose import check_options, check_steps, list_starts, rank
+from scoresde.sampling.tuning.choose import check_options, check_steps, rank
 from scoresde.sampling.tuning.learn import improve, measure
 from scoresde.sampling.tuning.pairs import Conditions, Errors, Pairs, make_pairs
 from scoresde.solvers.build import build_table
+from scoresde.solvers.candidates import list_starts
 from scoresde.solvers.named import SolverName
 from scoresde.solvers.solver import Solver
 from scoresde.solvers.tableau import Tableau

@@ -20,9 +20,10 @@ from scoresde import (
     select,
 )
 from scoresde.sampling.tuning import choose
-from scoresde.sampling.tuning.choose import Candidate, list_candidates, rank
+from scoresde.sampling.tuning.choose import rank
 from scoresde.sampling.tuning.pairs import Errors, make_pairs
 from scoresde.solvers import by_name, grids
+from scoresde.solvers.candidates import Candidate, list_candidates
 
 MEANS = torch.tensor([[-1.0, -1.0], [1.0, 1.2], [1.0, -1.0]], dtype=torch.float64)
 
@@ -77,7 +78,7 @@ def test_a_planted_best_is_found_among_all() -> None:
     pairs = make_pairs(model, 40, 1, event=None, cond=None, tolerance=1e-6, size=64)[0]
     rows, *_ = rank(model, pairs, 6, (*usual[:200], planted, *usual[200:]), by="both", noise=False, size=64)
     assert rows[0].candidate is planted
-    assert len(rows) == choose.KEPT[-1]
+    assert len(rows) == choose.STAGES[-1][1]
 
 
 @pytest.mark.parametrize("sde", [VPSDE(), VESDE(), RectifiedFlow()], ids=lambda s: type(s).__name__)

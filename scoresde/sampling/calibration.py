@@ -1,0 +1,144 @@
+"""What ``sample`` does by default: what a model's calibration says for so many evaluations, or what is usual."""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+
+import torch
+from torch import Tensor
+
+from scoresde.diffusions.sde import SDE, GaussianSDE
+from scoresde.errors import ConfigError, check_integer
+from scoresde.sampling.part import Watch
+from scoresde.sampling.plan import Plan, Planner, plan
+from scoresde.solvers import grids
+from scoresde.solvers.build import build_table
+from scoresde.solvers.candidates import GRIDS, USUAL, Candidate, find_candidate
+from scoresde.solvers.grids import STEPS, Grid
+from scoresde.solvers.named import DEFAULT, by_name
+from scoresde.solvers.tableau import Tableau
+
+__all__ = ["Calibration", "Rung"]
+
+
+@dataclass(frozen=True)
+class Rung:
+    """What suits a model at one number of evaluations.
+
+    Args:
+        steps: evaluations.
+        solver: the solver's name among the candidates.
+        grid: the grid's name; "curve" for the model's own, None for the solver's.
+        end: log_snr at which the grid ends; None for the SDE's own end.
+        rms: its error over all samples, a coordinate.
+        median: the median over the samples of the error of one.
+    """
+
+    steps: int
+    solver: str
+    grid: str | None
+    end: float | None
+    rms: float
+    median: float
+
+    @classmethod
+    def of(cls, steps: int, found: Candidate, rms: float, median: float) -> Rung:
+        """Write a candidate down."""
+        grid = None if found.grid is None else found.grid.name
+        return cls(steps, found.name, grid, None if found.end == math.inf else found.end, rms, median)
+
+
+@dataclass(frozen=True, eq=False)
+class Calibration(Planner):
+    """A solver, a grid and its end for every number of evaluations; what ``calibrate`` finds for a model.
+
+    Pass it as ``solver=``, or leave ``solver`` out where the model has one. Other endings than ``final="denoise"``, and
+    times of one's own, take the default solver.
+
+    Args:
+        rungs: by rising numbers of evaluations; in between the nearest serves, in the logarithm.
+        levels: u = sigma/(alpha + sigma) of the model's own grid, falling.
+        shares: the share of the steps above each.
+        evaluations: what it cost, each sample's counted.
+    """
+
+    rungs: tuple[Rung, ...] = ()
+    levels: tuple[float, ...] = ()
+    shares: tuple[float, ...] = ()
+    evaluations: int = 0
+
+    @property
+    def curve(self) -> Grid:
+        """The model's own grid: more steps where its flow bends more."""
+        return grids.curve(self.levels, self.shares)
+
+    def candidate(self, steps: int) -> Candidate:
+        """Return the solver, the grid and the end for this many evaluations.
+
+        Raises ConfigError where a later version of scoresde wrote a name that this one does not know.
+        """
+        if not self.rungs:
+            choice = next((found for most, found in USUAL if steps <= most), (DEFAULT, None, math.inf))
+            return find_candidate(*choice)
+        rung = min(self.rungs, key=lambda rung: abs(math.log(rung.steps / steps)))
+        known = {None if grid is None else grid.name: grid for grid in (*GRIDS, *([self.curve] if self.levels else ()))}
+        try:
+            return find_candidate(rung.solver, known[rung.grid], math.inf if rung.end is None else rung.end)
+        except KeyError as error:
+            raise ConfigError(
+                f"the calibration names {error.args[0]!r}, which this scoresde lacks; update it"
+            ) from error
+
+    def table(
+        self, sde: GaussianSDE, steps: int | None = None, times: Tensor | Grid | None = None, final: str = "denoise"
+    ) -> Tableau:
+        """Return the candidate's table of so many evaluations, 20 by default, or the default solver's."""
+        if times is not None or final != "denoise":
+            return build_table(sde, DEFAULT, steps=steps, times=times, final=final)
+        count = check_integer(STEPS if steps is None else steps, "steps", 1)
+        found = self.candidate(count)
+        if found.end > float(sde.log_snr(torch.tensor(sde.t_min, dtype=torch.float64))):
+            found = replace(found, end=math.inf)
+        return found.build(sde, count)
+
+    def plan(self, sde: SDE, steps: int | None, times: Tensor | Grid | None, final: str, watch: Watch) -> Plan:
+        """Return the plan of that table."""
+        if times is None and final == "denoise" and isinstance(sde, GaussianSDE):
+            return plan(self.table(sde, steps), sde, None, None, final, watch)
+        return plan(by_name(DEFAULT), sde, steps, times, final, watch)
+
+    def to_json(self) -> str:
+        """Write it down."""
+        return json.dumps(
+            {
+                "rungs": [asdict(rung) for rung in self.rungs],
+                "levels": self.levels,
+                "shares": self.shares,
+                "evaluations": self.evaluations,
+            }
+        )
+
+    @staticmethod
+    @functools.lru_cache(maxsize=64)
+    def from_json(text: str) -> Calibration:
+        """Read what ``to_json`` wrote."""
+        held = json.loads(text)
+        rungs = tuple(Rung(**rung) for rung in held["rungs"])
+        return Calibration(rungs, tuple(held["levels"]), tuple(held["shares"]), held["evaluations"])
+
+    def __str__(self) -> str:
+        """Write the rungs as a table."""
+        lines = [f"calibrated in {self.evaluations} evaluations of samples", "steps       rms    median"]
+        lines += [f"{r.steps:>5}{r.rms:>10.3g}{r.median:>10.3g}  {self.candidate(r.steps)}" for r in self.rungs]
+        return "\n".join(lines)
+
+    def __repr__(self) -> str:
+        return f"<Calibration for {_span([rung.steps for rung in self.rungs])} evaluations>"
+
+
+def _span(steps: Sequence[int]) -> str:
+    return f"{steps[0]} to {steps[-1]}" if steps else "any number of"

@@ -1,0 +1,299 @@
+"""Calibration: the model's own grid against the known optimum of Gaussian data, what is chosen, kept and used."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from scoresde import (
+    EDMSDE,
+    VPSDE,
+    ConfigError,
+    DomainError,
+    GaussianMixtureModel,
+    GaussianModel,
+    GaussianSDE,
+    RectifiedFlow,
+    SamplingModule,
+    ScoreModel,
+    ShapeError,
+    SubVPSDE,
+    TrainingWarning,
+    build_table,
+    calibrate,
+    fit,
+    product,
+    sample,
+)
+from scoresde.cli import main
+from scoresde.nn import MLP
+from scoresde.noise import normal, stream
+from scoresde.sampling.calibration import Calibration, Rung
+from scoresde.sampling.tuning.calibrate import RUNGS, measure_density, place
+from scoresde.sampling.tuning.pairs import Errors, make_pairs
+from scoresde.solvers import grids
+from scoresde.solvers.candidates import find_candidate
+
+SDES = [VPSDE(), SubVPSDE(), EDMSDE(), RectifiedFlow()]
+
+
+def gaussian(sde: GaussianSDE, variance: float) -> GaussianModel:
+    return GaussianModel(sde=sde, mean=torch.zeros(3), covariance=torch.full((3,), variance))
+
+
+def start_of(sde: GaussianSDE, variance: float, count: int = 8) -> Tensor:
+    z = normal((count, 3), stream(1), dtype=torch.float64)
+    point = sde.at(torch.tensor(sde.t_max, dtype=torch.float64))
+    return z * (point.alpha**2 * variance + point.sigma**2).sqrt()
+
+
+def mixture(std: float = 0.05) -> GaussianMixtureModel:
+    means = torch.tensor([[-1.0, 0.3], [0.2, -1.1], [1.1, 0.9]])
+    return GaussianMixtureModel(sde=VPSDE(), weights=torch.tensor([0.2, 0.3, 0.5]), means=means, std=std)
+
+
+@pytest.mark.parametrize("sde", SDES, ids=lambda sde: type(sde).__name__)
+@pytest.mark.parametrize("variance", [0.02, 1.0, 4.0])
+def test_the_grid_of_first_order_of_a_gaussian_has_equal_angles(sde: GaussianSDE, variance: float) -> None:
+    """DDIM multiplies the state by cos(phi_i - phi_{i+1}), tan phi = sigma/(alpha sqrt(c)): equal angles are best."""
+    u, density = measure_density(gaussian(sde, variance), start_of(sde, variance), None, 64, order=1)
+    levels, shares = (torch.tensor(each, dtype=torch.float64) for each in place(u, density))
+    angles = torch.atan2(levels, (1 - levels) * math.sqrt(variance))
+    torch.testing.assert_close(shares, (angles[0] - angles) / angles[0], rtol=0, atol=4e-3)
+
+
+def test_ddim_on_that_grid_loses_what_equal_angles_lose() -> None:
+    """The product of the cosines against DDIM itself; no other grid of the library loses less."""
+    sde, variance, steps = VPSDE(), 0.1, 12
+    model = gaussian(sde, variance)
+    grid = grids.curve(*place(*measure_density(model, start_of(sde, variance), None, 64, order=1)))
+
+    def shrink(choice: grids.Grid) -> float:
+        x = start_of(sde, variance)
+        out = sample(model, x_init=x, solver="ddim", times=choice(sde, steps), final="sample", dtype=torch.float64)
+        return float((out / x)[0, 0])
+
+    def angle(t: Tensor) -> Tensor:
+        point = sde.at(t)
+        return torch.atan2(point.sigma, point.alpha * math.sqrt(variance))
+
+    times = grid(sde, steps)
+    angles = angle(times)
+    torch.testing.assert_close(angles.diff(), angles.diff().mean().expand(steps), rtol=0.02, atol=0)
+    first, last = (sde.at(times[k]) for k in (0, -1))
+    exact = (last.alpha**2 * variance + last.sigma**2).sqrt() / (first.alpha**2 * variance + first.sigma**2).sqrt()
+    assert shrink(grid) == pytest.approx(float(exact * angles.diff().cos().prod()), rel=1e-6)
+    others = [grids.rectified(), grids.rectified(power=1.5), grids.log_snr(), grids.karras(), grids.diffused()]
+    assert shrink(grid) > max(map(shrink, others))
+
+
+@pytest.mark.parametrize("variance", [0.05, 0.5, 2.0])
+def test_the_density_of_third_order_of_a_gaussian(variance: float) -> None:
+    """The path is sqrt(c (1 - u)^2 + u^2) times a number: F is its derivative, g the ratio to its end."""
+    sde = VPSDE()
+    u, density = measure_density(gaussian(sde, variance), start_of(sde, variance), None, 64, order=3)
+    at = u.clone().requires_grad_()
+    path = (variance * (1 - at) ** 2 + at**2).sqrt()
+    bend = path
+    for _ in range(4):
+        (bend,) = torch.autograd.grad(bend.sum(), at, create_graph=True)
+    exact = (bend.abs() / path).detach() ** 0.25
+    inside = slice(6, -2)  # wide steps at the ends
+    ratio = (density / exact)[inside]
+    # Where F''' changes its sign a divided difference is not it.
+    near = exact[inside] > 0.5 * float(exact.mean())
+    torch.testing.assert_close(ratio[near], ratio[near].median().expand(int(near.sum())), rtol=0.08, atol=0)
+
+
+def test_a_curve_is_a_grid() -> None:
+    grid = grids.curve([1.0, 0.5, 0.25, 0.0], [0.0, 0.2, 0.9, 1.0])
+    assert grid == grids.curve((1.0, 0.5, 0.25, 0.0), (0.0, 0.2, 0.9, 1.0))
+    for sde in SDES:
+        times = grid(sde, 10)
+        assert float(times[0]) == sde.t_max
+        assert float(times[-1]) == sde.t_min
+        assert bool((times.diff() < 0).all())
+        u = torch.sigmoid(-0.5 * sde.log_snr(times))
+        inside = ((u < 0.49) & (u > 0.26)).sum()
+        assert 6 <= int(inside) <= 7
+    with pytest.raises(ShapeError, match="as many shares as levels"):
+        grids.curve([1.0, 0.0], [0.0, 0.5, 1.0])
+    with pytest.raises(ShapeError, match="two at least"):
+        grids.curve([1.0], [0.0])
+    with pytest.raises(DomainError, match="must fall"):
+        grids.curve([0.0, 1.0], [0.0, 1.0])
+    with pytest.raises(DomainError, match="shares rise"):
+        grids.curve([1.0, 0.0], [1.0, 0.0])
+
+
+def test_a_calibrated_model_beats_the_usual_tables_on_noises_it_never_saw() -> None:
+    model = mixture()
+    pairs, _ = make_pairs(model, 200, 5, "unseen", event=None, cond=None, tolerance=1e-6, size=256)
+    scale = float(model.sde.at(torch.tensor(model.sde.t_max, dtype=torch.float64)).r)
+
+    def errors(steps: int, **options) -> Errors:
+        return Errors.of(pairs.measure(sample(model, x_init=scale * pairs.start, steps=steps, **options)))
+
+    usual, old = ({steps: errors(steps, **o) for steps in (5, 8, 12)} for o in ({}, {"solver": "flow_abm"}))
+    found = calibrate(model)
+    assert [rung.steps for rung in found.rungs] == list(RUNGS)
+    assert 30_000 < found.evaluations < 45_000
+    now = {steps: errors(steps) for steps in (5, 8, 12)}
+    assert all(now[steps].product < 1.2 * usual[steps].product for steps in now)
+    assert all(now[steps].product < 0.5 * old[steps].product for steps in now)
+    assert all(usual[steps].product < 0.5 * old[steps].product for steps in (5, 8))
+
+
+def test_what_is_usual_without_a_calibration() -> None:
+    """Up to 5, up to 10, beyond; and where another ending or times are asked for."""
+    model = mixture()
+    for steps, wanted in (
+        (4, find_candidate("dpmpp_2m", grids.log_snr(width=2.0), 4.0).build(model.sde, 4)),
+        (9, find_candidate("flow_abm (order 2, first kept)", grids.rectified(power=1.5), math.inf).build(model.sde, 9)),
+        (11, build_table(model.sde, "flow_abm", steps=11)),
+    ):
+        assert Calibration().table(model.sde, steps) == wanted
+        x = sample(model, 5, steps=steps, seed=0)
+        assert torch.equal(x, sample(model, 5, solver=wanted, final="sample", seed=0))
+        assert torch.equal(x, sample(model, 5, solver=f"default:{steps}", seed=0))
+    assert torch.equal(sample(model, 5, seed=0), sample(model, 5, solver="flow_abm", seed=0))
+    options: list[dict] = [
+        {"steps": 5, "final": "sample"},
+        {"steps": 5, "times": grids.karras()},
+        {"times": torch.tensor([1.0, 0.5, 0.1])},
+    ]
+    for option in options:
+        assert torch.equal(sample(model, 5, seed=0, **option), sample(model, 5, solver="flow_abm", seed=0, **option))
+    with pytest.raises(DomainError, match="steps must be at least 1"):
+        sample(model, 5, steps=0)
+
+
+def made(*rungs: Rung) -> Calibration:
+    return Calibration(rungs, (1.0, 0.3, 0.0), (0.0, 0.6, 1.0), 1000)
+
+
+RUNG_4 = Rung(4, "dpmpp_2m", "log_snr (centre = 0, width = 2)", 4.0, 0.1, 0.05)
+RUNG_16 = Rung(16, "flow_abm (order 2)", "curve", None, 0.01, 0.005)
+
+
+def test_the_nearest_rung_serves() -> None:
+    found = made(RUNG_4, RUNG_16)
+    assert [str(found.candidate(steps))[:8] for steps in (1, 4, 7, 9, 16, 100)] == ["dpmpp_2m"] * 3 + ["flow_abm"] * 3
+    assert str(found).splitlines()[-1] == "   16      0.01     0.005  flow_abm (order 2), curve"
+    assert repr(found) == "<Calibration for 4 to 16 evaluations>"
+    # An SDE that ends before the rung does.
+    late = VPSDE().starting_at(float(VPSDE().time(torch.tensor(3.0, dtype=torch.float64))))
+    assert found.table(late, 5) == find_candidate("dpmpp_2m", grids.log_snr(width=2.0), math.inf).build(late, 5)
+    for other in (Rung(4, "dpmpp_9m", None, None, 0.1, 0.1), Rung(4, "dpmpp_2m", "log", None, 0.1, 0.1)):
+        with pytest.raises(ConfigError, match="which this scoresde lacks; update it"):
+            made(other).candidate(4)
+
+
+def test_a_calibration_is_kept_with_the_model(tmp_path: Path) -> None:
+    data = normal((64, 2), stream(2))
+    model = fit(ScoreModel(MLP(2, width=8, depth=1), VPSDE()), data, steps=3, progress=False).model
+    assert model.calibration is None
+    model.calibration = made(RUNG_4, RUNG_16).to_json()
+    again = Calibration.from_json(model.calibration)
+    assert (again.rungs, again.levels, again.shares, again.evaluations) == (
+        (RUNG_4, RUNG_16),
+        (1.0, 0.3, 0.0),
+        (0.0, 0.6, 1.0),
+        1000,
+    )
+    model.save(tmp_path / "model")
+    read = ScoreModel.load(tmp_path / "model")
+    assert json.loads(str(read.calibration)) == json.loads(model.calibration)
+    x = sample(read, 6, steps=16, seed=1)
+    assert torch.equal(x, sample(model, 6, steps=16, seed=1))
+    assert torch.equal(x, sample(model, 6, solver=again, steps=16, seed=1))
+    assert not torch.equal(x, sample(model, 6, solver="flow_abm", steps=16, seed=1))
+    module = SamplingModule(model, (6, 2), steps=16)
+    assert module.table == again.table(model.sde, 16)
+    # Carried to another diffusion; not to a model that predicts something else.
+    carried = model.with_sde(SubVPSDE())
+    assert carried.calibration == model.calibration
+    wanted = again.table(SubVPSDE(), 16)
+    assert torch.equal(sample(carried, 6, steps=16, seed=1), sample(carried, 6, solver=wanted, final="sample", seed=1))
+    assert product([model], [2.0]).calibration is None
+
+
+def test_training_calibrates_at_its_end_and_anew(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = normal((200, 2), stream(2))
+    labels = torch.arange(200) % 3
+    net = MLP(2, width=16, depth=1, classes=3)
+    result = fit(
+        ScoreModel(net, VPSDE()),
+        data,
+        steps=30,
+        cond={"label": labels},
+        label_dropout=0.1,
+        folder=tmp_path / "run",
+        calibrate=True,
+        progress=False,
+    )
+    assert result.model.calibration is not None
+    assert ScoreModel.load(tmp_path / "run").calibration is not None
+    assert main(["describe", str(tmp_path / "run")]) == 0
+    shown = capsys.readouterr().out
+    assert "calibrated   3 evaluations: " in shown
+    assert "\n             30: " in shown
+    more = fit(result.model, data, steps=2, cond={"label": labels}, calibrate=False, progress=False)
+    assert more.model.calibration is None
+
+
+@pytest.mark.parametrize(("steps", "calibrated"), [(2100, True), (2000, False)])
+def test_it_is_calibrated_where_that_is_cheap(steps: int, calibrated: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """40 000 evaluations are a twentieth of 3 x 128 x 2083."""
+    calls = []
+    monkeypatch.setattr(sys.modules["scoresde.training.fit"], "find_calibration", lambda *a, **k: calls.append(k))
+    monkeypatch.setattr("scoresde.training.loop.Loop.__call__", lambda self, progress: torch.zeros(0))
+    fit(ScoreModel(MLP(2, width=4, depth=1), VPSDE()), normal((64, 2), stream(4)), steps=steps, progress=False)
+    assert bool(calls) == calibrated
+
+
+class Bad(nn.Module):
+    """A network whose predictions are no numbers once it does not train."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        return self.scale * x if self.training else x * math.nan
+
+
+def test_a_calibration_that_fails_loses_nothing() -> None:
+    with pytest.warns(TrainingWarning, match="was not calibrated, so that sample takes the usual tables"):
+        found = fit(ScoreModel(Bad(), VPSDE()), normal((64, 2), stream(4)), steps=2, calibrate=True, progress=False)
+    assert found.model.calibration is None
+
+
+def test_parts_of_a_batch_change_nothing() -> None:
+    one, two = (calibrate(mixture(0.3), samples=10, chunk_size=size, keep=False) for size in (256, 6))
+    torch.testing.assert_close(torch.tensor(one.shares), torch.tensor(two.shares), rtol=0, atol=0.02)
+    assert one.evaluations == pytest.approx(two.evaluations, rel=0.05)
+
+
+FAULTS: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
+    "shape": (
+        lambda: calibrate(ScoreModel.from_callable(lambda x, t: -x, VPSDE(), predicts="score")),
+        ConfigError,
+        "the model knows no moments, so no event; pass event=",
+    ),
+    "samples": (lambda: calibrate(mixture(), samples=0), DomainError, "samples must be at least 1"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_bad_options_are_refused(fault: str) -> None:
+    act, kind, message = FAULTS[fault]
+    with pytest.raises(kind, match=message):
+        act()
