@@ -5,6 +5,7 @@
 #   make wheel   build the wheel and use it in an environment of its own, without any extra
 #   make lint    ruff (rules and format) and mypy --strict on the package
 #   make bench   the benchmarks
+#   make race    every sampler of the other libraries beside ours; the report in runs/race/
 #   make clean   remove the environment, the caches and the builds; runs/ stays
 # ARGS is passed on: make demo ARGS=--quick, make test ARGS="-k schedules -x".
 
@@ -18,7 +19,7 @@ READY := $(VENV)/.ready
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := test
-.PHONY: demo test test-plain wheel lint bench clean
+.PHONY: demo test test-plain wheel lint bench race clean
 
 demo: $(READY)
 	$(BIN)/python examples/demo.py $(ARGS)
@@ -47,6 +48,9 @@ lint: $(READY)
 
 bench: $(READY)
 	$(BIN)/python benchmarks/run.py $(ARGS)
+
+race: $(READY)
+	$(BIN)/python benchmarks/race $(ARGS)
 
 # The build backend is pinned and installed first, so that the editable install builds without isolation, from the pins.
 $(READY): pyproject.toml constraints.txt

@@ -136,7 +136,8 @@ class Sample(Work):
         self._write(run, sampler, final, parts, labels)
         cost = torch.cat([part.nfe for part in parts]).double().mean()
         evaluations = f"{float(cost):.4g} evaluations each, {took:.1f} seconds"
-        print(f"wrote {self.out}: {self.n} samples by {sampler.name}, {evaluations}")
+        name = sampler.solver.name if isinstance(sampler.solver, Tableau) else sampler.name
+        print(f"wrote {self.out}: {self.n} samples by {name}, {evaluations}")
         return 0
 
     def _read_sampler(self, model: ScoreModel) -> Sampler:

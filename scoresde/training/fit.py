@@ -44,7 +44,7 @@ __all__ = ["TrainResult", "fit"]
 
 SCALES = 0.1, 10.0  # least standard deviation, largest root of the mean square, of data without a transform
 ROWS = 10  # of the log in a notebook
-SHARE = 1 / 20  # of the training's evaluations that a calibration may cost
+SHARE = 1 / 16  # of the training's evaluations that a calibration may cost
 STEPS_OF_EPOCHS = "steps= with steps = epochs * len(data) / batch_size"
 
 
@@ -185,8 +185,8 @@ def fit(
         log_every: steps between records.
         resume: go on from the folder's checkpoint, to the same bits as a run that was never interrupted.
         calibrate: whether to find the solver and the grid that suit the trained model (``scoresde.calibrate``) at the
-            end, for ``sample`` to use and the checkpoint to keep; None for yes where it takes less than a twentieth of
-            the evaluations of the training, a step's counted three times.
+            end, for ``sample`` to use and the checkpoint to keep; None for yes where it takes less than a sixteenth
+            of the evaluations of the training, a step's counted three times.
         progress: show a bar with the loss and the time left.
         on_log: called with every record.
 

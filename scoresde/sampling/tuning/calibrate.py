@@ -44,9 +44,10 @@ from scoresde.solvers.published import flow_abm
 __all__ = ["COST", "calibrate", "measure_density", "place"]
 
 RUNGS = (3, 4, 5, 6, 8, 10, 14, 20, 30)
-PILOT, ORDER, NEARBY = 80, 3, 1e-3  # steps, q, and how far the second path starts away, in units of the state
-STAGES = ((8, 5),)  # start states after which candidates are dropped, and how many are kept
-COST = 40_000  # evaluations of samples, about, at 32 start states
+PILOT, PATHS = 80, 16  # steps of the pilot, start states
+ORDER, NEARBY = 3, 1e-3  # q, and how far the second path starts away, in units of the state
+STAGES = ((8, 3),)  # start states after which candidates are dropped, and how many are kept
+COST = 30_000  # evaluations of samples, about, at 32 start states
 
 
 def calibrate(
@@ -68,7 +69,7 @@ def calibrate(
 
     Args:
         model: any model.
-        samples: start states.
+        samples: start states from which tables are run.
         event: the shape of one sample, where the model knows no moments.
         cond: number of samples -> their conditions.
         tolerance: of the flow that the tables are measured against.
@@ -83,10 +84,10 @@ def calibrate(
     known = check_options(model, RUNGS[0], samples, tolerance, chunk_size)
     rungs: list[Rung] = []
     with in_mode(known, training=False):
-        start, told = draw_starts(known, samples, seed, "pilot", event=event, cond=cond)
+        start, told = draw_starts(known, PATHS, seed, "pilot", event=event, cond=cond)
         u, density = measure_density(known, start, told, chunk_size)
         levels, shares = place(u, density)
-        spent = 2 * PILOT * samples
+        spent = 2 * PILOT * PATHS
         pairs, used = make_pairs(
             known, samples, seed, "calibrate", event=event, cond=cond, tolerance=tolerance, size=chunk_size
         )
