@@ -6,7 +6,8 @@ the exact mixtures of ``mixtures.py`` (from which the list of candidates was cho
 (nine narrow modes under VE, thirty modes in 16 dimensions under EDM), and networks of ``--checkpoints``. Seconds and
 evaluations are those of making the table, the flow's own included.
 
-Run: python benchmarks/tuning.py [--steps 5 8 10] [--samples 1000] [--checkpoints FOLDER ...] [--threads 1] [--record]
+Run: python benchmarks/tuning.py [--steps 5 8 10] [--samples 1000] [--checkpoints FOLDER ...] [--threads 1] [--others]
+         [--record]
 """
 
 from __future__ import annotations
@@ -50,13 +51,23 @@ TARGETS: dict[str, Callable[[], Predictor]] = {
 }
 
 
-def measure(model: Predictor, unseen: Pairs, steps: int) -> list[dict[str, object]]:
+def measure(model: Predictor, unseen: Pairs, steps: int, *, others: bool) -> list[dict[str, object]]:
     """Return a row for each way to a table."""
     made: list[tuple[str, Callable[[], tuple[Tableau, str, int]]]] = [
         ("default", lambda: (build_table(model.sde, "flow_abm", steps=steps), "flow_abm", 0)),
         ("select", lambda: _selected(model, steps)),
         ("tune", lambda: _tuned(model, steps)),
     ]
+    if others:
+        made += [
+            (name, lambda options=options: _tuned(model, steps, **options))
+            for name, options in {
+                "adam": {"method": "adam", "iterations": 200},
+                "soft": {"method": "adam", "iterations": 200, "radius": 0.05},
+                "dynamic": {"method": "dynamic", "start": "ddim"},
+                "knots": {"parts": ("knots",)},
+            }.items()
+        ]
     rows: list[dict[str, object]] = []
     for way, make in made:
         started = time.perf_counter()
@@ -73,8 +84,8 @@ def _selected(model: Predictor, steps: int) -> tuple[Tableau, str, int]:
     return found.table, str(found.rows[0].candidate), found.evaluations
 
 
-def _tuned(model: Predictor, steps: int) -> tuple[Tableau, str, int]:
-    found = tune(model, steps, keep=False)
+def _tuned(model: Predictor, steps: int, **options: object) -> tuple[Tableau, str, int]:
+    found = tune(model, steps, keep=False, **options)
     return found.table, found.start, found.evaluations
 
 
@@ -84,6 +95,9 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=1000)
     parser.add_argument("--checkpoints", type=Path, nargs="*", default=[])
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument(
+        "--others", action="store_true", help="Adam, a soft objective, dynamic programming, knots alone"
+    )
     add_record(parser, "tuning")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -96,7 +110,7 @@ def main() -> None:
         unseen, _ = make_pairs(model, options.samples, "unseen", event=None, cond=None, tolerance=1e-6, size=256)
         print(f"\n{name}\n{'':10}{'steps':>6}{'rms':>10}{'median':>10}{'seconds':>9}{'evaluations':>13}  table")
         for steps in options.steps:
-            for row in measure(model, unseen, steps):
+            for row in measure(model, unseen, steps, others=options.others):
                 rows.append({"target": name, **row})
                 figures = f"{row['rms']:>10.4f}{row['median']:>10.5f}{row['seconds']:>9.1f}{row['evaluations']:>13}"
                 print(f"{row['way']:10}{steps:>6}{figures}  {row['table']}", flush=True)

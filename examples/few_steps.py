@@ -1,8 +1,8 @@
-"""Five evaluations: the default, the best fixed table for this network, and a table that is fitted to it.
+"""Five evaluations: a fixed table, the default, the best of all fixed tables for this network, and a fitted one.
 
-A small network learns a spiral. ``select`` tries some 700 fixed tables of five calls on a few dozen start states,
-``tune`` fits the numbers of one; both are judged here on start states that they have not seen, by the distance to where
-the network's own flow leads, sample by sample.
+A small network learns a spiral, and ``fit`` calibrates it at the end, for the default to use. ``select`` tries some 700
+fixed tables of five calls on a few dozen start states, ``tune`` fits the numbers of one; all are judged here on start
+states that they have not seen, by the distance to where the network's own flow leads, sample by sample.
 
 Run: python examples/few_steps.py [--quick] [--out PICTURE]      (two minutes on two cores)
 """
@@ -22,7 +22,7 @@ from scoresde.nn import MLP
 from scoresde.transforms import Affine
 
 STEPS = (4, 5, 6, 8, 10)
-COLORS = {"default": "#0072B2", "select": "#E69F00", "tune": "#D55E00"}
+COLORS = {"flow_abm": "#009E73", "default": "#0072B2", "select": "#E69F00", "tune": "#D55E00"}
 
 
 def main() -> None:
@@ -46,17 +46,18 @@ def main() -> None:
     for steps in counts:
         chosen, tuned = select(model, steps), tune(model, steps)
         print(f"{steps} evaluations: select took {chosen.rows[0].candidate}; tune: {tuned}")
-        drawn["default", steps] = draw(steps=steps)
+        drawn["flow_abm", steps] = draw(solver="flow_abm", steps=steps)
+        drawn["default", steps] = draw(steps=steps)  # as the calibration says
         drawn["select", steps] = draw(solver=chosen)
         drawn["tune", steps] = draw(solver="tuned", steps=steps)  # kept with the model, and saved with it
 
-    figure, panels = plt.subplots(1, 5, figsize=(16.0, 3.6), layout="constrained")
+    figure, panels = plt.subplots(1, 6, figsize=(18.0, 3.4), layout="constrained")
     reach = 1.1 * float(x.abs().max())
     shown = {"the flow itself": exact, **{way: drawn[way, 5] for way in COLORS}}
     for axes, (name, points) in zip(panels, shown.items(), strict=False):
         axes.scatter(*points.T, s=1.5, color=COLORS.get(name, "#666666"))
         missed = (points - exact).square().sum(1).sqrt().median()
-        axes.set_title(name if points is exact else f"{name}, 5 evaluations: {float(missed):.3f} off")
+        axes.set_title(name if points is exact else f"{name}, 5 calls: {float(missed):.3f} off")
         axes.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal", xticks=[], yticks=[])
     for way, color in COLORS.items():
         errors = [float((drawn[way, steps] - exact).square().sum(1).sqrt().median()) for steps in counts]

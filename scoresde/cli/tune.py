@@ -1,5 +1,6 @@
 """``scoresde tune``: fit tables of few evaluations to a trained model, and keep them in its checkpoint."""
 
+import functools
 import sys
 import time
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from scoresde.cli.threads import choose_threads, use_threads
 from scoresde.errors import ConfigError, check_integer
 from scoresde.models import saving
 from scoresde.noise import check_seed
+from scoresde.sampling.tuning.calibrate import calibrate
 from scoresde.sampling.tuning.tune import tune
 
 __all__ = ["Tune"]
@@ -26,7 +28,8 @@ class Tune(Work):
 
     Each is a table of numbers: from the best of the fixed ones, fitted to where the model's own flow leads, and kept
     only where it is better on noise that the fit did not see. Draw with "--solver tuned:8"; a table leaves the
-    checkpoint as a file with "sample --save-table".
+    checkpoint as a file with "sample --save-table". A model without a calibration, which the default sampler uses, gets
+    one first.
 
     Args:
         checkpoint: folder of a run, or of a saved model.
@@ -57,7 +60,11 @@ class Tune(Work):
         check_seed(self.seed)
         run = open_run(self.checkpoint, find_device(self.device))
         folder = find_checkpoint(self.checkpoint)
+        cond = None if run.classes is None else functools.partial(_tell, run)
         with use_threads(choose_threads(self.threads, run.model.net)):
+            if run.model.calibration is None:
+                print(calibrate(run.model, cond=cond, chunk_size=self.chunk_size, progress=is_interactive()))
+                saving.keep_tables(folder, run.model)
             for steps in self.steps:
                 started = time.perf_counter()
                 found = tune(
@@ -66,7 +73,7 @@ class Tune(Work):
                     samples=self.samples,
                     held_out=self.samples,
                     iterations=self.iterations,
-                    cond=None if run.classes is None else lambda n: _tell(run, n),
+                    cond=cond,
                     chunk_size=self.chunk_size,
                     seed=self.seed,
                     progress=is_interactive(),

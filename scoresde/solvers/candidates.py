@@ -77,7 +77,12 @@ class Candidate:
 
 def _flow(order: int, *, first_alone: bool) -> Solver:
     return multistep(
-        prediction="flow", variable="rectified", order=order, corrector=order + 1, first_alone=first_alone, name="flow"
+        prediction="flow",
+        variable="rectified",
+        order=order,
+        corrector=order + 1,
+        first_alone=first_alone,
+        name="flow_abm",
     )
 
 
