@@ -28,6 +28,7 @@ def test_tables_are_kept_and_drawn_with(copy: Path, tmp_path: Path, capsys: pyte
     assert "4 evaluations, from " in out
     assert "5 evaluations, from " in out
     assert "draw with --solver tuned:4" in out
+    assert "calibrated in " in out
     after = checkpoint.read(checkpoint.find(copy))
     assert after.parts == before.parts
     assert {name: after.documents[name] for name in before.documents} == before.documents
@@ -42,6 +43,20 @@ def test_tables_are_kept_and_drawn_with(copy: Path, tmp_path: Path, capsys: pyte
     assert saved.nfe == 5
     assert main([*draw, "--solver", str(tmp_path / "t.json")]) == 0
     np.testing.assert_allclose(np.load(tmp_path / "x.npy"), want.numpy(), rtol=1e-5, atol=1e-5)
+
+    # The default is what the calibration says, but for other endings.
+    for options, same in (
+        (["--steps", "4"], {"steps": 4}),
+        (["--solver", "default:6"], {"steps": 6}),
+        (["--steps", "6", "--final", "sample"], {"solver": "flow_abm", "steps": 6, "final": "sample"}),
+    ):
+        assert main([*draw, *options]) == 0
+        want = sample(model, 6, seed=0, **same)
+        np.testing.assert_allclose(np.load(tmp_path / "x.npy"), want.numpy(), rtol=1e-5, atol=1e-5)
+    # A second time there is nothing to calibrate.
+    capsys.readouterr()
+    assert main([*command[:4], "4", *command[6:]]) == 0
+    assert "calibrated in " not in said(capsys)
 
     capsys.readouterr()
     assert main(["describe", str(copy)]) == 0
