@@ -105,16 +105,20 @@ def main() -> None:
         for row in found:
             rows.append({"target": name, **row})
             print(f"{row['steps']:>5}  {_ratios(row)}   calibrated: {row['chosen']}", flush=True)
+        if options.record is not None:  # a long run keeps what it has
+            _record(options, rows)
     print("\nratio to the least errors, geometric means (largest) of rms and of median")
     for title, wanted in (("chosen on", True), ("judged on", False)):
         for count in options.steps:
             some = [row for row in rows if row["steps"] == count and str(row["target"]).endswith("+") == wanted]
             if some:
                 print(f"{title}, {count:>2} evaluations: " + "; ".join(_summarise(some, way) for way in WAYS))
-    write_record(
-        options.record,
-        json.dumps({"samples": options.samples, "network samples": options.network_samples, "rows": rows}, indent=1),
-    )
+    _record(options, rows)
+
+
+def _record(options: argparse.Namespace, rows: list[dict[str, object]]) -> None:
+    figures = {"samples": options.samples, "network samples": options.network_samples, "rows": rows}
+    write_record(options.record, json.dumps(figures, indent=1))
 
 
 def _ratios(row: dict[str, object]) -> str:

@@ -37,6 +37,7 @@ from scoresde.nn import MLP
 from scoresde.noise import normal, stream
 from scoresde.sampling.calibration import Calibration, Rung
 from scoresde.sampling.tuning.calibrate import RUNGS, measure_density, place
+from scoresde.sampling.tuning.choose import Ranked
 from scoresde.sampling.tuning.pairs import Errors, make_pairs
 from scoresde.solvers import grids
 from scoresde.solvers.candidates import find_candidate
@@ -280,6 +281,36 @@ def test_parts_of_a_batch_change_nothing() -> None:
     one, two = (calibrate(mixture(0.3), samples=10, chunk_size=size, keep=False) for size in (256, 6))
     torch.testing.assert_close(torch.tensor(one.shares), torch.tensor(two.shares), rtol=0, atol=0.02)
     assert one.evaluations == pytest.approx(two.evaluations, rel=0.05)
+
+
+def test_conditions_are_told_to_both_paths() -> None:
+    """Three classes of other widths: under one label, the grid of that Gaussian."""
+    sde, variances = VPSDE(), torch.tensor([4.0, 0.1, 1.0], dtype=torch.float64)
+
+    def data(x: Tensor, t: Tensor, label: Tensor) -> Tensor:
+        point, c = sde.at(t), variances[label]
+        return (point.alpha * c / (point.alpha**2 * c + point.sigma**2))[:, None] * x
+
+    model = ScoreModel.from_callable(data, sde, predicts="data")
+    start, label = start_of(sde, 0.1), torch.ones(8, dtype=torch.int64)
+    told, alone = (
+        torch.tensor(place(*measure_density(one, start, cond, 6, order=1))[1])
+        for one, cond in ((model, {"label": label}), (gaussian(sde, 0.1), None))
+    )
+    torch.testing.assert_close(told, alone, rtol=0, atol=1e-3)
+
+
+def test_what_explodes_is_no_rung(monkeypatch: pytest.MonkeyPatch) -> None:
+    worst = Errors(math.inf, math.inf)
+
+    def rank(model, pairs, steps, candidates, **_: object) -> tuple[list[Ranked], int, int]:
+        one = candidates[0]
+        return [Ranked(one, one.build(model.sde, steps), errors=worst)], 1, 0
+
+    monkeypatch.setattr(sys.modules["scoresde.sampling.tuning.calibrate"], "rank", rank)
+    found = calibrate(mixture(), samples=2)
+    assert found.rungs == ()
+    assert found.table(VPSDE(), 20) == build_table(VPSDE(), "flow_abm", steps=20)
 
 
 FAULTS: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
