@@ -31,7 +31,7 @@ Rows = list[list[float]]
 
 def list_errors(record: dict[str, dict[str, Rows]]) -> str:
     """Return the table of both errors of the default and of the best, as Markdown."""
-    lines = ["| evaluations | " + " | ".join(f"{title}: default | best" for title in PANELS.values()) + " |"]
+    lines = ["| evaluations | " + " | ".join(f"{title}: `flow_abm` | best" for title in PANELS.values()) + " |"]
     lines.append("|---" * (1 + 2 * len(PANELS)) + "|")
     for nfe in BUDGETS:
         cells = [str(nfe)]

@@ -444,15 +444,16 @@ def from_torchsde() -> Iterator[Configuration]:
     class Backward(torch.nn.Module):
         noise_type, sde_type = "diagonal", "ito"
 
-        def __init__(self, ask: Ask) -> None:
+        def __init__(self, ask: Ask, shape: torch.Size) -> None:
             super().__init__()
-            self.ask = ask
+            self.ask, self.shape = ask, shape
 
         def f(self, s: Tensor, x: Tensor) -> Tensor:
             t = (SDE.t_max - s.double()).clamp(SDE.t_min, SDE.t_max)
             point = SDE.at(t)
             alpha, sigma = float(point.alpha), float(point.sigma)
-            score = -(x - alpha * self.ask(x, sigma / alpha)) / sigma**2
+            data = self.ask(x.reshape(self.shape), sigma / alpha).flatten(1)
+            score = -(x - alpha * data) / sigma**2
             beta = float(SDE.beta(t))
             return beta * (0.5 * x + score)
 
@@ -460,11 +461,11 @@ def from_torchsde() -> Iterator[Configuration]:
             return float(SDE.beta((SDE.t_max - s.double()).clamp(SDE.t_min, SDE.t_max))) ** 0.5 * torch.ones_like(x)
 
     def run(ask: Ask, z: Tensor, calls: int) -> Tensor | None:
-        if calls < 3:
+        if calls < 3:  # it asks at both ends of its steps, and we once more
             return None
         times = torch.tensor([0.0, SDE.t_max - SDE.t_min])
-        step = float(times[1]) / (calls - 1) * (1 + 1e-3)
-        out = torchsde.sdeint(Backward(ask), z.flatten(1), times, method="euler", dt=step)[-1]
+        step = float(times[1]) / (calls - 2) * (1 + 1e-3)
+        out = torchsde.sdeint(Backward(ask, z.shape), z.flatten(1), times, method="euler", dt=step)[-1]
         return ask(out.reshape(z.shape), LEVELS[1])
 
     yield Configuration("torchsde", "euler, t", run, usual=True, noise=True)
