@@ -39,6 +39,7 @@ from scoresde.models.score_model import ScoreModel
 from scoresde.noise import check_seed
 from scoresde.plots.progress import read_log, training
 from scoresde.plots.style import save
+from scoresde.sampling.tuning.calibrate import RUNGS
 from scoresde.training import losses
 from scoresde.training.fit import TrainResult, fit
 from scoresde.training.loop import CHECKPOINT, LOG
@@ -166,6 +167,9 @@ class Train(Work):
         loss = next((record["loss"] for record in reversed(result.log)), None)
         if loss is not None:
             print(f"done         loss {loss:.4g} after {result.steps} steps, {result.seconds:.0f} seconds")
+        if result.model.calibration is not None:
+            counts = f"{RUNGS[0]} to {RUNGS[-1]} evaluations"
+            print(f"calibrated   for {counts}, for the default sampler: scoresde describe {folder}")
         print(f"checkpoint   {folder / CHECKPOINT}/")
         print(f"log          {folder / LOG}{_draw_course(folder)}")
         print(f"next         scoresde compare --checkpoint {folder}")

@@ -67,6 +67,14 @@ def test_tables_are_kept_and_drawn_with(copy: Path, tmp_path: Path, capsys: pyte
     assert [row["nfe"] for row in rows] == [4, 4]
 
 
+def test_training_that_is_long_enough_calibrates(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """160 000 samples: 30 000 evaluations are a sixteenth of three times as many."""
+    options = ["--data", "moons", "--batch-size", "1000", "--out", str(tmp_path / "run")]
+    assert main(["train", *options, "--steps", "160"]) == 0
+    assert "calibrated for 3 to 30 evaluations, for the default sampler: scoresde describe" in said(capsys)
+    assert ScoreModel.load(tmp_path / "run").calibration is not None
+
+
 def test_classes_are_told(runs: Folders, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(runs[2], tmp_path / "run"))
     options = ["--steps", "3", "--samples", "8", "--iterations", "1", "--chunk-size", "4"]

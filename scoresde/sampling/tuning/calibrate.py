@@ -41,7 +41,7 @@ from scoresde.solvers.build import build_table
 from scoresde.solvers.candidates import list_few
 from scoresde.solvers.published import flow_abm
 
-__all__ = ["COST", "calibrate", "measure_density", "place"]
+__all__ = ["COST", "RUNGS", "calibrate", "measure_density", "place"]
 
 RUNGS = (3, 4, 5, 6, 8, 10, 14, 20, 30)
 PILOT, PATHS = 80, 16  # steps of the pilot, start states
