@@ -136,7 +136,7 @@ class Sample(Work):
         self._write(run, sampler, final, parts, labels)
         cost = torch.cat([part.nfe for part in parts]).double().mean()
         evaluations = f"{float(cost):.4g} evaluations each, {took:.1f} seconds"
-        name = sampler.solver.name if isinstance(sampler.solver, Tableau) else sampler.name
+        name = sampler.solver.name if sampler.name == USUAL and isinstance(sampler.solver, Tableau) else sampler.name
         print(f"wrote {self.out}: {self.n} samples by {name}, {evaluations}")
         return 0
 
