@@ -60,7 +60,8 @@ class Calibration(Planner):
     times of one's own, take the default solver.
 
     Args:
-        rungs: by rising numbers of evaluations; in between the nearest serves, in the logarithm.
+        rungs: by rising numbers of evaluations; in between and beyond the nearest serves, in the logarithm;
+            below the first what is usual.
         levels: u = sigma/(alpha + sigma) of the model's own grid, falling.
         shares: the share of the steps above each.
         evaluations: what it cost, each sample's counted.
@@ -81,7 +82,7 @@ class Calibration(Planner):
 
         Raises ConfigError where a later version of scoresde wrote a name that this one does not know.
         """
-        if not self.rungs:
+        if not self.rungs or steps < self.rungs[0].steps:
             choice = next((found for most, found in USUAL if steps <= most), (DEFAULT, None, math.inf))
             return find_candidate(*choice)
         rung = min(self.rungs, key=lambda rung: abs(math.log(rung.steps / steps)))

@@ -185,7 +185,7 @@ def sample(
         sde: the SDE to sample under; by default the model's. Another one carries the model over at equal log-SNR.
         solver: a name as on the command line ("dpmpp_2m", "dpmpp_2m:20", "pc:100", "ddpm:1000", or a .json file with a
             saved table), a Solver, a built Tableau, a ProbabilityFlow, or one of ``scoresde.bridge``; by default what
-            the model's calibration says (``calibrate``), or without one, up to 5 evaluations ``dpmpp_2m`` to
+            the model's calibration says (``calibrate``), or without one, for 3 to 5 evaluations ``dpmpp_2m`` to
             log_snr = 4, up to 10 Adams-Bashforth-Moulton of order 2 on the rectified path, and beyond ``flow_abm``;
             ``flow_abm`` also where ``final`` or ``times`` is given. An SDE without alpha and sigma needs one of the
             last two kinds.

@@ -172,6 +172,7 @@ def list_starts() -> tuple[Candidate, ...]:
 
 
 USUAL: tuple[tuple[int, tuple[str, Grid | None, float]], ...] = (
+    (2, ("flow_abm", None, math.inf)),
     (5, ("dpmpp_2m", grids.log_snr(width=2.0), 4.0)),
     (10, ("flow_abm (order 2, first kept)", grids.rectified(power=1.5), math.inf)),
 )

@@ -153,9 +153,10 @@ def test_a_calibrated_model_beats_the_usual_tables_on_noises_it_never_saw() -> N
 
 
 def test_what_is_usual_without_a_calibration() -> None:
-    """Up to 5, up to 10, beyond; and where another ending or times are asked for."""
+    """Up to 2, 5, 10, beyond; and where another ending or times are asked for."""
     model = mixture()
     for steps, wanted in (
+        (2, build_table(model.sde, "flow_abm", steps=2)),
         (4, find_candidate("dpmpp_2m", grids.log_snr(width=2.0), 4.0).build(model.sde, 4)),
         (9, find_candidate("flow_abm (order 2, first kept)", grids.rectified(power=1.5), math.inf).build(model.sde, 9)),
         (11, build_table(model.sde, "flow_abm", steps=11)),
@@ -186,7 +187,9 @@ RUNG_16 = Rung(16, "flow_abm (order 2)", "curve", None, 0.01, 0.005)
 
 def test_the_nearest_rung_serves() -> None:
     found = made(RUNG_4, RUNG_16)
-    assert [str(found.candidate(steps))[:8] for steps in (1, 4, 7, 9, 16, 100)] == ["dpmpp_2m"] * 3 + ["flow_abm"] * 3
+    assert [str(found.candidate(steps))[:8] for steps in (4, 7, 9, 16, 100)] == ["dpmpp_2m"] * 2 + ["flow_abm"] * 3
+    # Below the first rung what is usual: at two evaluations the tables of three are far off.
+    assert found.table(VPSDE(), 2) == build_table(VPSDE(), "flow_abm", steps=2)
     assert str(found).splitlines()[-1] == "   16      0.01     0.005  flow_abm (order 2), curve"
     assert repr(found) == "<Calibration for 4 to 16 evaluations>"
     # An SDE that ends before the rung does.
@@ -278,7 +281,9 @@ def test_a_calibration_that_fails_loses_nothing() -> None:
 
 
 def test_parts_of_a_batch_change_nothing() -> None:
-    one, two = (calibrate(mixture(0.3), samples=10, chunk_size=size, keep=False) for size in (256, 6))
+    model = mixture(0.3)
+    one, two = (calibrate(model, samples=10, chunk_size=size, keep=False) for size in (256, 6))
+    assert model.calibration is None
     torch.testing.assert_close(torch.tensor(one.shares), torch.tensor(two.shares), rtol=0, atol=0.02)
     assert one.evaluations == pytest.approx(two.evaluations, rel=0.05)
 
