@@ -255,7 +255,6 @@ def fit(
     averaged.net = trainer.ema.copy()
     if SHARE * 3 * steps * batch_size >= COST if calibrate is None else calibrate:
         _calibrate(averaged, batches, progress=progress)
-        model.calibration = averaged.calibration
         if where is not None and averaged.calibration is not None:
             saving.keep_tables(where / CHECKPOINT, averaged)
     return TrainResult(

@@ -37,7 +37,7 @@ from scoresde.solvers.grids import Grid
 from scoresde.solvers.published import flow_abm
 from scoresde.solvers.tuned import Layout, Part
 
-__all__ = ["choose_path", "descend", "find_levels", "place_at"]
+__all__ = ["choose_path", "descend", "find_levels", "place_at", "pull_back"]
 
 RATE = 2e-2  # Adam's, falling along a cosine
 FINE = 80  # levels of the paths that dynamic programming looks at
@@ -101,10 +101,15 @@ def descend(
         optimizer.step()
         falling.step()
         with torch.no_grad():
-            far = flat(nearby).square().mean(1).sqrt().reshape(-1, *(1,) * (nearby.ndim - 1))
-            nearby *= (radius / far.clamp_min(1e-30)).clamp_max(1.0)
+            nearby.copy_(pull_back(nearby, radius))
             seen(values.index_add(0, free, moved.detach()))
     return used
+
+
+def pull_back(moves: Tensor, radius: float) -> Tensor:
+    """Return moves (B, *) whose root mean square a coordinate is at most ``radius``, those beyond it shortened."""
+    far = flat(moves).square().mean(1).sqrt().reshape(-1, *(1,) * (moves.ndim - 1))
+    return moves * (radius / far.clamp_min(1e-30)).clamp_max(1.0)
 
 
 def find_levels(model: Predictor, train: Pairs, steps: int) -> tuple[Tensor, int]:

@@ -41,6 +41,7 @@ from scoresde.sampling.tuning.choose import Ranked
 from scoresde.sampling.tuning.pairs import Errors, make_pairs
 from scoresde.solvers import grids
 from scoresde.solvers.candidates import find_candidate
+from scoresde.training.batches import prepare_data
 
 SDES = [VPSDE(), SubVPSDE(), EDMSDE(), RectifiedFlow()]
 
@@ -157,6 +158,7 @@ def test_what_is_usual_without_a_calibration() -> None:
     model = mixture()
     for steps, wanted in (
         (2, build_table(model.sde, "flow_abm", steps=2)),
+        (5, find_candidate("dpmpp_2m", grids.log_snr(width=2.0), 4.0).build(model.sde, 5)),
         (4, find_candidate("dpmpp_2m", grids.log_snr(width=2.0), 4.0).build(model.sde, 4)),
         (9, find_candidate("flow_abm (order 2, first kept)", grids.rectified(power=1.5), math.inf).build(model.sde, 9)),
         (11, build_table(model.sde, "flow_abm", steps=11)),
@@ -272,6 +274,22 @@ class Bad(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         return self.scale * x if self.training else x * math.nan
+
+
+def test_conditions_are_spread_over_the_data() -> None:
+    """Labels that come sorted: all classes are drawn."""
+    labels = torch.arange(90) // 30
+    batches, _ = prepare_data(
+        normal((90, 2), stream(5)),
+        {"label": labels},
+        None,
+        batch_size=8,
+        dropout={},
+        seed=0,
+        device=torch.device("cpu"),
+        dtype=torch.float32,
+    )
+    assert batches.spread_conditions(6)["label"].tolist() == [0, 0, 1, 1, 2, 2]
 
 
 def test_a_calibration_that_fails_loses_nothing() -> None:

@@ -23,7 +23,7 @@ from scoresde import (
 )
 from scoresde.noise import stream, uniform
 from scoresde.sampling.tuning.learn import run
-from scoresde.sampling.tuning.others import choose_path, descend, find_levels, place_at
+from scoresde.sampling.tuning.others import choose_path, descend, find_levels, place_at, pull_back
 from scoresde.sampling.tuning.pairs import Errors, make_pairs
 from scoresde.solvers.tuned import PARTS, Layout
 
@@ -100,6 +100,13 @@ def test_a_soft_objective_moves_the_start_states_within_the_radius() -> None:
     torch.testing.assert_close(seen[-1], whole[-1], rtol=0.1, atol=0.1)
     out = run(model, layout, hard[-1].expand(16, -1), pairs)
     assert bool(torch.isfinite(out).all())
+
+
+def test_moves_are_pulled_back_to_the_radius() -> None:
+    moves = torch.tensor([[3.0, 4.0], [0.03, 0.04], [0.0, 0.0]])
+    back = pull_back(moves, 0.5)
+    torch.testing.assert_close(back[0], torch.tensor([0.3, 0.4]) * 2**0.5)
+    torch.testing.assert_close(back[1:], moves[1:])
 
 
 FAULTS: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
