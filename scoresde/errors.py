@@ -11,6 +11,8 @@ import difflib
 import functools
 import inspect
 import math
+import numbers
+import operator
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from os import PathLike
@@ -40,7 +42,10 @@ __all__ = [
     "check_path",
     "check_samples",
     "explain_keywords",
+    "keep_integer",
+    "keep_number",
     "pick",
+    "read_integer",
     "unknown",
 ]
 
@@ -210,14 +215,39 @@ def check_path(path: object, name: str = "path") -> Path:
     return Path(path)
 
 
+def read_integer(value: object) -> int | None:
+    """Return a whole number of any make as an int: Python's, NumPy's, a tensor or an array without dimensions.
+
+    None for anything else, booleans among it.
+    """
+    if type(value) is int:
+        return value
+    kind = getattr(value, "dtype", None)
+    if isinstance(value, bool) or getattr(value, "ndim", 0) != 0 or str(kind) in ("bool", "torch.bool"):
+        return None
+    try:
+        return operator.index(value)  # type: ignore[arg-type]
+    except (TypeError, RuntimeError):
+        return None
+
+
 def check_integer(value: object, name: str, minimum: int = 0, maximum: int | None = None) -> int:
-    """Return ``value`` if it is an int (not a bool) in [minimum, maximum], else raise DTypeError or DomainError."""
-    if isinstance(value, bool) or not isinstance(value, int):
+    """Return ``value`` as an int in [minimum, maximum]; DTypeError if it is no whole number, DomainError outside.
+
+    ``read_integer`` says what is one.
+    """
+    number = read_integer(value)
+    if number is None:
         raise _misfit(name, value, "an integer")
-    if value < minimum or (maximum is not None and value > maximum):
+    if number < minimum or (maximum is not None and number > maximum):
         allowed = f"at least {minimum}" if maximum is None else f"in [{minimum}, {maximum}]"
-        raise DomainError(f"{name} must be {allowed}, got {value}", parameter=name, got=value, allowed=allowed)
-    return value
+        raise DomainError(f"{name} must be {allowed}, got {number}", parameter=name, got=number, allowed=allowed)
+    return number
+
+
+def keep_integer(owner: object, name: str, minimum: int = 0, maximum: int | None = None) -> None:
+    """Check the integer of this name of a frozen dataclass as ``check_integer`` does, and keep it as an int."""
+    object.__setattr__(owner, name, check_integer(getattr(owner, name), name, minimum, maximum))
 
 
 def check_number(
@@ -229,10 +259,14 @@ def check_number(
     open_low: bool = False,
     open_high: bool = False,
 ) -> float:
-    """Return ``value`` as a finite float in the stated interval, else raise DTypeError or DomainError."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    """Return ``value`` as a finite float in the stated interval, else raise DTypeError or DomainError.
+
+    A number is Python's, NumPy's, or a real tensor or array without dimensions.
+    """
+    found = _read_number(value)
+    if found is None:
         raise _misfit(name, value, "a number")
-    number = float(value)
+    number = found
     below = low is not None and (number <= low if open_low else number < low)
     above = high is not None and (number >= high if open_high else number > high)
     if not math.isfinite(number) or below or above:
@@ -241,6 +275,37 @@ def check_number(
         allowed = f"in {left}, {right}"
         raise DomainError(f"{name} must lie {allowed}, got {value}", parameter=name, got=number, allowed=allowed)
     return number
+
+
+def keep_number(
+    owner: object,
+    name: str,
+    low: float | None = None,
+    high: float | None = None,
+    *,
+    open_low: bool = False,
+    open_high: bool = False,
+) -> None:
+    """Check the number of this name of a frozen dataclass as ``check_number`` does, and keep it as one of Python's."""
+    given = getattr(owner, name)
+    number = check_number(given, name, low, high, open_low=open_low, open_high=open_high)
+    if type(given) not in (int, float):
+        whole = read_integer(given)
+        object.__setattr__(owner, name, number if whole is None else whole)
+
+
+def _read_number(value: object) -> float | None:
+    """Return a real number of any make as a float; None for anything else, booleans among it."""
+    if isinstance(value, bool) or str(getattr(value, "dtype", "")) in ("bool", "torch.bool"):
+        return None
+    if not isinstance(value, numbers.Real) and getattr(value, "shape", None) != ():
+        return None
+    try:
+        return float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError, RuntimeError):  # complex, words
+        return None
+    except OverflowError:  # 10**400
+        return math.inf if value > 0 else -math.inf  # type: ignore[operator]
 
 
 def _misfit(name: str, got: object, allowed: str) -> DTypeError:

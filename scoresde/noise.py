@@ -34,7 +34,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scoresde.errors import ConfigError, DomainError, DTypeError, ShapeError, check_integer, check_samples
+from scoresde.errors import ConfigError, DomainError, DTypeError, ShapeError, check_samples, keep_integer, read_integer
 
 __all__ = [
     "GeneratorNoise",
@@ -79,12 +79,13 @@ class NoiseSource(Protocol):
 
 def check_seed(seed: object, name: str = "seed") -> int:
     """Return ``seed`` if it is an integer in [0, 2**64), else raise DTypeError or DomainError."""
-    if isinstance(seed, bool) or not isinstance(seed, int):
+    number = read_integer(seed)
+    if number is None:
         raise DTypeError(f"{name} must be an integer or None, got {seed!r} of type {type(seed).__name__}")
-    if not 0 <= seed < 2**64:
+    if not 0 <= number < 2**64:
         allowed = "in [0, 2**64)"
-        raise DomainError(f"{name} must lie {allowed}, got {seed}", parameter=name, got=seed, allowed=allowed)
-    return seed
+        raise DomainError(f"{name} must lie {allowed}, got {number}", parameter=name, got=number, allowed=allowed)
+    return number
 
 
 @contextmanager
@@ -392,7 +393,7 @@ class Randomness:
         given = [name for name, source in sources.items() if source is not None]
         if len(given) > 1:
             raise ConfigError(f"give one source of randomness, got {' and '.join(given)}")
-        check_integer(self.first_sample, "first_sample", 0, 2**63 - 1)
+        keep_integer(self, "first_sample", 0, 2**63 - 1)
         if self.seeds is not None:
             if not isinstance(self.seeds, Sequence):
                 raise DTypeError(

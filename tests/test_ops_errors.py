@@ -7,7 +7,9 @@ import math
 import pickle
 import warnings
 from collections.abc import Callable
+from fractions import Fraction
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -150,6 +152,12 @@ def test_sound_samples_pass_untouched(dtype: torch.dtype) -> None:
         ((True, "n"), errors.DTypeError, "n must be an integer, got True of type bool"),
         (("3", "n"), errors.DTypeError, "n must be an integer, got '3' of type str"),
         ((None, "n"), errors.DTypeError, "n must be an integer, got None of type NoneType"),
+        ((np.float64(2.0), "n"), errors.DTypeError, "n must be an integer, got"),
+        ((np.bool_(True), "n"), errors.DTypeError, "n must be an integer, got"),
+        ((np.array([3]), "n"), errors.DTypeError, "n must be an integer, got"),
+        ((torch.tensor(2.0), "n"), errors.DTypeError, "n must be an integer, got"),
+        ((torch.tensor([2]), "n"), errors.DTypeError, "n must be an integer, got"),
+        ((torch.tensor(True), "n"), errors.DTypeError, "n must be an integer, got"),
         ((-1, "n"), errors.DomainError, "n must be at least 0, got -1"),
         ((0, "n", 1), errors.DomainError, "n must be at least 1, got 0"),
         ((6, "n", 1, 5), errors.DomainError, r"n must be in \[1, 5\], got 6"),
@@ -158,6 +166,15 @@ def test_sound_samples_pass_untouched(dtype: torch.dtype) -> None:
 def test_check_integer(arguments: tuple, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         check_integer(*arguments)
+
+
+@pytest.mark.parametrize("make", [int, np.int64, np.uint8, np.array, torch.tensor, lambda n: torch.tensor(n).int()])
+def test_whole_numbers_of_any_make(make: Callable[[int], object]) -> None:
+    found = check_integer(make(3), "n", 1, 5)
+    assert found == 3
+    assert type(found) is int
+    with pytest.raises(errors.DomainError, match=r"n must be in \[4, 5\], got 3"):
+        check_integer(make(3), "n", 4, 5)
 
 
 @given(st.integers(-5, 5), st.integers(-5, 5), st.integers(-5, 5))
@@ -187,11 +204,16 @@ def test_check_number_intervals(value: float, bounds: tuple, options: dict, mess
 
 
 def test_check_number_types_and_ends() -> None:
-    for bad in (True, "1", None, torch.tensor(1.0)):
+    for bad in (True, "1", None, torch.ones(1), 1j, np.ones(1), torch.tensor(True), np.bool_(True)):
         with pytest.raises(errors.DTypeError, match="c must be a number, got"):
             check_number(bad, "c")
     assert check_number(1, "c", 1.0, 1.0) == 1.0
     assert isinstance(check_number(1, "c"), float)
+    for made in (np.float32(0.5), np.float64(0.5), np.array(0.5), torch.tensor(0.5), Fraction(1, 2)):
+        assert check_number(made, "c") == 0.5
+        assert type(check_number(made, "c")) is float
+    with pytest.raises(errors.DomainError, match="c must lie"):
+        check_number(10**400, "c")
 
 
 def test_unknown_names_the_nearest_and_every_choice() -> None:

@@ -22,6 +22,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import Self
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -37,9 +38,10 @@ from scoresde.errors import (
     check_floating,
     check_integer,
     check_number,
+    read_integer,
     unknown,
 )
-from scoresde.ops import combine, expand
+from scoresde.ops import accept_arrays, combine, expand
 from scoresde.solvers.ancestral import DDIM, VARIANCES, Ancestral, Variance
 from scoresde.solvers.langevin import AnnealedLangevin
 from scoresde.solvers.rows import CLEAN
@@ -121,7 +123,7 @@ class Chain(ABC):
         Raises DTypeError or DomainError unless ``steps`` is an integer in [1, n].
         """
         n = len(self)
-        check_integer(steps, "steps", 1, n)
+        steps = check_integer(steps, "steps", 1, n)
         return self.take(torch.linspace(0, n, steps + 1, dtype=torch.float64).round().long()[1:] - 1)
 
     def ancestral(self, *, variance: Variance = "small", steps: int | None = None) -> Tableau:
@@ -143,7 +145,7 @@ class Chain(ABC):
 
     def ddim(self, eta: float = 0.0, *, steps: int | None = None) -> Tableau:
         """Return DDIM on the chain as a table, with DDIM's own eta (0 deterministic, 1 ancestral)."""
-        check_number(eta, "eta", 0.0)
+        eta = check_number(eta, "eta", 0.0)
         return DDIM(eta).on(self._downwards(steps), self.prior_std)
 
     def annealed_langevin(
@@ -193,8 +195,10 @@ class Chain(ABC):
         Raises:
             DTypeError: floats. ShapeError: another shape. DomainError: out of range.
         """
-        if isinstance(index, int) and not isinstance(index, bool):
-            index = torch.tensor(index)
+        if (number := read_integer(index)) is not None:
+            index = torch.tensor(number)
+        elif isinstance(index, np.ndarray):
+            index = accept_arrays(index, name)
         if not isinstance(index, Tensor) or index.dtype.is_floating_point or index.dtype == torch.bool:
             raise DTypeError(
                 f"{name} of a chain must be an integer in [0, {len(self)}); a real time belongs to its .sde()"
@@ -286,7 +290,7 @@ def rule_times(sde: GaussianSDE, n: int, rule: str) -> Tensor:
 
     Raises DTypeError, DomainError for n and ConfigError for an unknown rule.
     """
-    check_integer(n, "n", 1)
+    n = check_integer(n, "n", 1)
     if rule not in RULES:
         raise unknown("rule", rule, RULES)
     if rule == "song" and n > 1:

@@ -85,7 +85,7 @@ class DDPM(Chain):
 
         Raises DomainError where a beta reaches 1, as at n <= 20 with the default ends.
         """
-        check_integer(n, "n", 1)
+        n = check_integer(n, "n", 1)
         start = check_number(0.1 / n if beta_start is None else beta_start, "beta_start", 0.0, open_low=True)
         end = check_number(20.0 / n if beta_end is None else beta_end, "beta_end", start)
         return cls.from_betas(torch.linspace(start, end, n, dtype=torch.float64))
@@ -97,9 +97,9 @@ class DDPM(Chain):
         betas are cut at ``max_beta``. Source: Nichol and Dhariwal 2021, "Improved denoising diffusion probabilistic
         models", arXiv:2102.09672, eq. 17.
         """
-        check_integer(n, "n", 1)
-        check_number(offset, "offset", 0.0)
-        check_number(max_beta, "max_beta", 0.0, 1.0, open_low=True, open_high=True)
+        n = check_integer(n, "n", 1)
+        offset = check_number(offset, "offset", 0.0)
+        max_beta = check_number(max_beta, "max_beta", 0.0, 1.0, open_low=True, open_high=True)
         angle = (torch.arange(n + 1, dtype=torch.float64) / n + offset) / (1 + offset) * (math.pi / 2)
         # log(cos^2) loses digits where the cosine is near 1, log(1 - sin^2) where it is near 0.
         logs = torch.where(angle < math.pi / 4, torch.log1p(-angle.sin().square()), 2 * angle.cos().abs().log())
@@ -129,11 +129,11 @@ class DDPM(Chain):
         Raises:
             DTypeError, DomainError: options out of range, or so flat an end that neighbouring alpha_bar are equal.
         """
-        check_integer(n, "n", 1)
-        check_number(tau, "tau", 0.0, open_low=True)
+        n = check_integer(n, "n", 1)
+        tau = check_number(tau, "tau", 0.0, open_low=True)
         first = check_number(start, "start")
         low, width = first / tau, (check_number(end, "end", first, open_low=True) - first) / tau
-        check_number(clip, "clip", 0.0, 1.0, open_low=True, open_high=True)
+        clip = check_number(clip, "clip", 0.0, 1.0, open_low=True, open_high=True)
         t = torch.arange(n + 1, dtype=torch.float64) / n
         u = low + width * t
         # S(a) - S(b) = sinh((a - b)/2)/(2 cosh(a/2) cosh(b/2)), so that alpha_bar and 1 - alpha_bar are both products.

@@ -73,7 +73,7 @@ class SMLD(Chain):
         Raises:
             DTypeError, DomainError: n below 1, or not 0 < sigma_min < sigma_max.
         """
-        check_integer(n, "n", 1)
+        n = check_integer(n, "n", 1)
         low = check_number(sigma_min, "sigma_min", 0.0, open_low=True)
         high = check_number(sigma_max, "sigma_max", low, open_low=True)
         share = torch.linspace(0, 1, n, dtype=torch.float64) if n > 1 else torch.ones(1, dtype=torch.float64)

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from scoresde.diffusions.sde import GaussianSDE, curve
-from scoresde.errors import check_number
+from scoresde.diffusions.curves import curve, in_float64
+from scoresde.diffusions.sde import GaussianSDE
+from scoresde.errors import keep_number
 
 __all__ = ["CosineVPSDE"]
 
@@ -36,8 +37,8 @@ class CosineVPSDE(GaussianSDE):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_number(self.offset, "offset", 0.0)
-        check_number(self.t_max, "t_max", 0.0, 1.0)
+        keep_number(self, "offset", 0.0)
+        keep_number(self, "t_max", 0.0, 1.0)
 
     @property
     def speed(self) -> float:
@@ -92,7 +93,7 @@ class CosineVPSDE(GaussianSDE):
         """Return 2 log cos(theta_t) - log(sin(theta_t - theta_0) sin(theta_t + theta_0))."""
         return 2 * torch.sin(self.speed * (1 - t)).log() - self._squared(t).log()
 
-    @curve
+    @in_float64
     def _invert(self, log_snr: Tensor) -> Tensor:
         """Return the t with cos(theta_t)^2 = cos(theta_0)^2 sigmoid(log_snr)."""
         inner = math.cos(self.first)

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from scoresde.diffusions.sde import GaussianSDE, curve
-from scoresde.errors import check_number
+from scoresde.diffusions.curves import curve, in_float64
+from scoresde.diffusions.sde import GaussianSDE
+from scoresde.errors import keep_number
 
 __all__ = ["EDMSDE", "VESDE", "RectifiedFlow"]
 
@@ -51,8 +52,8 @@ class VESDE(_UnitAlpha):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_number(self.sigma_min, "sigma_min", 0.0, open_low=True)
-        check_number(self.sigma_max, "sigma_max", self.sigma_min, open_low=True)
+        keep_number(self, "sigma_min", 0.0, open_low=True)
+        keep_number(self, "sigma_max", self.sigma_min, open_low=True)
 
     @property
     def log_ratio(self) -> float:
@@ -79,7 +80,7 @@ class VESDE(_UnitAlpha):
         """Return -2 log sigma."""
         return -2 * (math.log(self.sigma_min) + t * self.log_ratio)
 
-    @curve
+    @in_float64
     def _invert(self, log_snr: Tensor) -> Tensor:
         """Return log(sigma/sigma_min) / log(sigma_max/sigma_min)."""
         return (-0.5 * log_snr - math.log(self.sigma_min)) / self.log_ratio
@@ -119,8 +120,8 @@ class EDMSDE(_SigmaIsTime, _UnitAlpha):
     sigma_max: float = 80.0
 
     def __post_init__(self) -> None:
-        check_number(self.sigma_min, "sigma_min", 0.0, open_low=True)
-        check_number(self.sigma_max, "sigma_max", self.sigma_min, open_low=True)
+        keep_number(self, "sigma_min", 0.0, open_low=True)
+        keep_number(self, "sigma_max", self.sigma_min, open_low=True)
         object.__setattr__(self, "t_min", float(self.sigma_min))
         object.__setattr__(self, "t_max", float(self.sigma_max))
 
@@ -134,7 +135,7 @@ class EDMSDE(_SigmaIsTime, _UnitAlpha):
         """Return -2 log t."""
         return -2 * t.log()
 
-    @curve
+    @in_float64
     def _invert(self, log_snr: Tensor) -> Tensor:
         """Return e^{-log_snr/2}."""
         return (-0.5 * log_snr).exp()
@@ -155,7 +156,7 @@ class RectifiedFlow(_SigmaIsTime, GaussianSDE):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_number(self.t_max, "t_max", 0.0, 1.0)
+        keep_number(self, "t_max", 0.0, 1.0)
 
     @curve
     def alpha(self, t: Tensor) -> Tensor:
@@ -177,7 +178,7 @@ class RectifiedFlow(_SigmaIsTime, GaussianSDE):
         """Return 2 log((1 - t)/t)."""
         return 2 * (torch.log1p(-t) - t.log())
 
-    @curve
+    @in_float64
     def _invert(self, log_snr: Tensor) -> Tensor:
         """Return sigmoid(-log_snr/2)."""
         return torch.sigmoid(-0.5 * log_snr)

@@ -9,6 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from scoresde.diffusions.curves import unchecked
 from scoresde.errors import DomainError
 
 __all__ = ["Curves", "Pair", "Point"]
@@ -64,9 +65,10 @@ class Point:
     @property
     def rates(self) -> Pair:
         """(d alpha/dt, d sigma/dt); DomainError where the point belongs to no SDE."""
-        if self.owner is None:
+        owner = self.owner
+        if owner is None:
             raise DomainError("a velocity needs the rates of an SDE; this point carries none")
-        return self.owner.alpha_rate(self.t), self.owner.sigma_rate(self.t)
+        return unchecked(lambda: (owner.alpha_rate(self.t), owner.sigma_rate(self.t)))
 
     def __getitem__(self, part: int | slice | Tensor | None) -> Point:
         """Return some of the points; a single one as one of a row for None."""

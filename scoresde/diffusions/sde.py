@@ -19,8 +19,8 @@ differences of log_snr, which do not cancel. Curves are evaluated in float64 and
 from __future__ import annotations
 
 import copy
-import functools
 import html
+import inspect
 import numbers
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -30,6 +30,7 @@ from typing import Any, Protocol, Self, TypeVar, runtime_checkable
 import torch
 from torch import Tensor
 
+from scoresde.diffusions.curves import CURVES, ROOM, curve, in_float64, inside, unchecked
 from scoresde.diffusions.gaussian import Gaussian, Moments
 from scoresde.diffusions.point import Pair, Point
 from scoresde.errors import (
@@ -41,6 +42,7 @@ from scoresde.errors import (
     check_device,
     check_floating,
     check_number,
+    keep_number,
 )
 from scoresde.ops import combine, expand, time_derivative, working_dtype
 
@@ -50,7 +52,6 @@ __all__ = [
     "GaussianSDE",
     "ReverseSDE",
     "check_score",
-    "curve",
     "posterior_weights",
     "transition_weights",
 ]
@@ -90,21 +91,6 @@ def check_score(function: object) -> Callable[..., Any]:
     if not callable(function):
         raise DTypeError(f"model must be a ScoreModel or a callable (x, t) -> score, got {function!r}")
     return function
-
-
-def curve(function: Callable[[Any, Tensor], Tensor]) -> Callable[[Any, Tensor | float], Tensor]:
-    """Let ``function(self, t)`` take numbers and tensors of any floating type: float64 inside, t's own type outside."""
-
-    @functools.wraps(function)
-    def wrapped(self: object, t: Tensor | float) -> Tensor:
-        if not isinstance(t, Tensor):
-            return function(self, torch.tensor(float(t), dtype=torch.float64))
-        if not t.dtype.is_floating_point:
-            raise DTypeError(f"a continuous time must be floating, got {t.dtype}; an index i of n is (i + 1)/n")
-        work = working_dtype(t.device)
-        return function(self, t) if t.dtype == work else function(self, t.to(work)).to(t.dtype)
-
-    return wrapped
 
 
 def _divide(a: Tensor, b: Tensor) -> Tensor:
@@ -150,8 +136,8 @@ class SDE(ABC):
     t_max: float = field(default=1.0, kw_only=True)
 
     def __post_init__(self) -> None:
-        check_number(self.t_min, "t_min", 0.0, open_low=True)
-        check_number(self.t_max, "t_max", self.t_min, open_low=True)
+        keep_number(self, "t_min", 0.0, open_low=True)
+        keep_number(self, "t_max", self.t_min, open_low=True)
 
     @abstractmethod
     def drift(self, x: Tensor, t: Tensor | float) -> Tensor:
@@ -191,8 +177,7 @@ class SDE(ABC):
         if time.ndim > 1 or (time.ndim and x is not None and time.shape[0] != x.shape[0]):
             shapes = "()" if x is None else f"() or ({x.shape[0]},)"
             raise ShapeError(f"{name} must have shape {shapes}, got {tuple(time.shape)}")
-        # A float32 time may lie half a unit in its last place outside the float64 interval.
-        low, high = self.t_min * (1 - 1e-6), self.t_max * (1 + 1e-6)
+        low, high = self.t_min * (1 - ROOM), self.t_max * (1 + ROOM)
         inside = (time >= low) & (time <= high)
         if zero:
             inside |= time == 0
@@ -210,6 +195,14 @@ class GaussianSDE(SDE):
     Rates come from automatic differentiation unless ``alpha_rate``, ``sigma_rate`` or ``diffusion`` are overridden;
     ``log_snr`` and its inverse ``time`` should be overridden where a form without cancellation is known.
     """
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        # The curves of one's own refuse a time outside as those of the library do.
+        for name in CURVES:
+            own = cls.__dict__.get(name)
+            if inspect.isfunction(own) and not getattr(own, "inside", False):
+                setattr(cls, name, inside(own))
 
     @abstractmethod
     def alpha(self, t: Tensor | float) -> Tensor:
@@ -254,7 +247,7 @@ class GaussianSDE(SDE):
         low, high = self.log_snr(torch.tensor([self.t_max, 0.0], dtype=torch.float64)).tolist()
         return low, high
 
-    @curve
+    @in_float64
     def _invert(self, log_snr: Tensor) -> Tensor:
         """Return ``time`` without its check, by bisection to 1e-16 t_max; a class of the library has a closed form.
 
@@ -300,7 +293,7 @@ class GaussianSDE(SDE):
     def at(self, t: Tensor | float) -> Point:
         """Return the points at times t (no check of the interval), in float64 on the CPU."""
         time = t.to("cpu", torch.float64) if isinstance(t, Tensor) else torch.tensor(float(t), dtype=torch.float64)
-        return Point(time, self.alpha(time), self.sigma(time), self.log_snr(time), self)
+        return unchecked(lambda: Point(time, self.alpha(time), self.sigma(time), self.log_snr(time), self))
 
     def match(self, point: Point) -> Point:
         """Return the points of this SDE at the log-SNR of ``point``: itself where it lies on this very SDE.
@@ -415,7 +408,7 @@ class ReverseSDE(SDE):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_number(self.eta, "eta", 0.0)
+        keep_number(self, "eta", 0.0)
         check_score(self.model)
 
     def drift(self, x: Tensor, t: Tensor | float) -> Tensor:

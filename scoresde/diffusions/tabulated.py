@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from scoresde.diffusions.sde import GaussianSDE, curve
+from scoresde.diffusions.curves import curve, in_float64
+from scoresde.diffusions.sde import GaussianSDE
 from scoresde.errors import DomainError, ShapeError
 from scoresde.ops import time_derivative
 
@@ -122,7 +123,7 @@ class TabulatedSDE(GaussianSDE):
     def _log_snr_ends(self) -> tuple[float, float]:
         return float(self.knot_log_snr[-1]), float(self.knot_log_snr[0])
 
-    @curve
+    @in_float64
     def _invert(self, log_snr: Tensor) -> Tensor:
         """Return the t with this log_snr, by bisection between its knots and Newton's method (clamped to the knots)."""
         knots, values, pieces = self.knots.to(log_snr), self.knot_log_snr.to(log_snr), self._snr_pieces.to(log_snr)

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from scoresde.diffusions.sde import GaussianSDE, curve
-from scoresde.errors import DomainError, check_number
+from scoresde.diffusions.curves import curve, in_float64
+from scoresde.diffusions.sde import GaussianSDE
+from scoresde.errors import DomainError, keep_number
 
 __all__ = ["VPSDE", "SubVPSDE"]
 
@@ -24,8 +25,8 @@ class _LinearBeta(GaussianSDE):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_number(self.beta_min, "beta_min", 0.0)
-        check_number(self.beta_max, "beta_max", self.beta_min)
+        keep_number(self, "beta_min", 0.0)
+        keep_number(self, "beta_max", self.beta_min)
         if self.beta_max == 0:
             raise DomainError("beta_max must be positive, got 0: nothing would diffuse")
 
@@ -104,7 +105,7 @@ class VPSDE(_LinearBeta):
         b = self.integral(t)
         return -b - (-torch.expm1(-b)).log()
 
-    @curve
+    @in_float64
     def _invert(self, log_snr: Tensor) -> Tensor:
         """Return the t with B(t) = log(1 + e^{-log_snr})."""
         return self.inverse_integral(softplus(-log_snr, threshold=math.inf))
@@ -138,7 +139,7 @@ class SubVPSDE(_LinearBeta):
         b = self.integral(t)
         return -b - 2 * (-torch.expm1(-b)).log()
 
-    @curve
+    @in_float64
     def _invert(self, log_snr: Tensor) -> Tensor:
         """Return the t with B(t) = 2 asinh(e^{-log_snr/2} / 2)."""
         return self.inverse_integral(2 * torch.asinh(0.5 * (-0.5 * log_snr).exp()))

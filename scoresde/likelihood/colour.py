@@ -57,8 +57,8 @@ def colour(
     check_event(known.moments, data.shape, "x")
     known.check_device(data.device, "x")
     event, size = data.shape[1:], math.prod(data.shape[1:])
-    check_integer(k, "k", 1, max(1, size))
-    check_integer(intervals, "intervals", 1)
+    k = check_integer(k, "k", 1, max(1, size))
+    intervals = check_integer(intervals, "intervals", 1)
     cond = check_condition(cond, len(data), data.device)
     if len(data) == 0 or size > MOST:
         raise ConfigError(

@@ -22,7 +22,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from scoresde.errors import ConfigError, DomainError, DTypeError, check_integer, check_number
+from scoresde.errors import ConfigError, DomainError, DTypeError, keep_integer, keep_number
 from scoresde.ops import working_dtype
 from scoresde.transforms.base import Transform, check_inside, check_interval
 
@@ -100,7 +100,7 @@ class GaussianDecoder:
 
     def __post_init__(self) -> None:
         if self.std is not None:
-            check_number(self.std, "std", 0.0, open_low=True)
+            keep_number(self, "std", 0.0, open_low=True)
 
     @property
     def discrete(self) -> bool:
@@ -192,10 +192,10 @@ class LevelsDecoder:
     std: float | None = None
 
     def __post_init__(self) -> None:
-        check_integer(self.levels, "levels", 2)
+        keep_integer(self, "levels", 2)
         check_interval(self.low, self.high)
         if self.std is not None:
-            check_number(self.std, "std", 0.0, open_low=True)
+            keep_number(self, "std", 0.0, open_low=True)
 
     @property
     def discrete(self) -> bool:

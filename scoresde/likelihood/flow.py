@@ -151,7 +151,7 @@ def bits_per_dim(
         raise DomainError(f"event_shape {tuple(event_shape)} has no coordinates")
     offset = 0.0
     if levels is not None:
-        check_integer(levels, "levels", 2)
+        levels = check_integer(levels, "levels", 2)
         low, high = range
         if not low < high:
             raise DomainError(f"range must be (low, high) with low < high, got {range}")
@@ -226,9 +226,9 @@ def log_likelihood(
         known = known if leads_to == known.sde.t_min else known.with_sde(known.sde.starting_at(leads_to))
     carrier, coarse, factor = choose_carrier(known, solver, steps, times, differentiable)
     check_seed(seed)
-    check_integer(importance, "importance", 1)
-    check_integer(first_sample, "first_sample", 0)
-    check_integer(chunk_size, "chunk_size", 1)
+    importance = check_integer(importance, "importance", 1)
+    first_sample = check_integer(first_sample, "first_sample", 0)
+    chunk_size = check_integer(chunk_size, "chunk_size", 1)
     if importance > 1 and not start.draws:
         raise ConfigError("importance= averages over a decoder's draws, and there is no decoder; pass decoder=")
     wide = data if differentiable else data.detach()

@@ -122,7 +122,7 @@ def path_log_weight(
     model, _ = check_model_and_data(model, path[0], "path[0]")
     check_samples(path, "path")
     cond = check_condition(cond, path.shape[1], path.device)
-    check_integer(chunk_size, "chunk_size", 1)
+    chunk_size = check_integer(chunk_size, "chunk_size", 1)
     closing = _closing(steps, decoder)
     if closing is not None:
         closing.check(path[0], model.transform)

@@ -186,7 +186,7 @@ def classify(
     strange = {"probes": probes, "solver": solver, "steps": steps} if by == "bound" else {"decoder": decoder}
     if given := [name for name, value in strange.items() if value is not None]:
         raise ConfigError(f"classify(by={by!r}) takes no {', '.join(given)}; leave it out")
-    check_integer(draws, "draws", 1)
+    draws = check_integer(draws, "draws", 1)
     check_seed(seed)
     share = torch.zeros(len(classes)) if log_prior is None else log_prior
     if share.shape != (len(classes),):

@@ -32,7 +32,7 @@ from torch import Tensor
 
 from scoresde.diffusions.point import Point
 from scoresde.diffusions.sde import GaussianSDE
-from scoresde.errors import DTypeError, check_integer, unknown
+from scoresde.errors import DTypeError, keep_integer, unknown
 from scoresde.likelihood.bound import choose_std
 from scoresde.likelihood.decoders import Decoder, bin_ends, event_sum
 from scoresde.models.prediction import Condition, Predictor
@@ -134,7 +134,7 @@ class Dequantisation(Start):
     discrete = True
 
     def __post_init__(self) -> None:
-        check_integer(self.levels, "levels", 2)
+        keep_integer(self, "levels", 2)
         check_interval(self.low, self.high)
         if self.law not in get_args(Law):
             raise unknown("law of dequantisation", self.law, get_args(Law))

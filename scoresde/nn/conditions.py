@@ -77,7 +77,7 @@ class ConditionalNetwork(nn.Module):
             ("concat_channels", "concat", concat_channels),
         ):
             counts = read_counts(given, usual, option)
-            setattr(self, option, dict(counts) if isinstance(given, Mapping) else given)
+            setattr(self, option, dict(counts) if isinstance(given, Mapping) else counts.get(usual))
             for name, count in counts.items():
                 if name in self.kinds:
                     raise ConfigError(f"{option} names {name!r}, which {self.kinds[name][0]} names, too; rename one")

@@ -51,7 +51,7 @@ def errors(
         raise DomainError("panels must hold at least one pair (evaluations, error), got empty curves")
     for cost, error in points:
         check_number(cost, "evaluations", 0.0, open_low=True)
-        check_number(error, "error", 0.0, open_low=True)
+        error = check_number(error, "error", 0.0, open_low=True)
     with use_style():
         figure = new_figure(4.3 * len(panels) + 2.4, 4.2)
         axes = [figure.add_subplot(1, len(panels), k + 1) for k in range(len(panels))]

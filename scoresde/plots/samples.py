@@ -173,7 +173,7 @@ def check_images(images: object, name: str, low: float, high: float) -> Array:
             f"{name} must have shape (N, 1, H, W) or (N, 3, H, W), got {tuple(pictures.shape)}; "
             "add a channel with images[:, None] or take three of them"
         )
-    check_number(low, "low")
+    low = check_number(low, "low")
     if check_number(high, "high") <= low:
         raise DomainError(f"high must be above low = {low}, got {high}")
     shown = pictures.detach().to("cpu").double().permute(0, 2, 3, 1)

@@ -66,7 +66,7 @@ def compare(
     Raises what ``sample`` raises.
     """
     model = check_model(model)
-    check_integer(samples, "samples", 1)
+    samples = check_integer(samples, "samples", 1)
     rows: list[Comparison] = []
     drawn: list[Tensor] = []
     event = _event(model)

@@ -18,6 +18,7 @@ from scoresde.errors import (
     check_floating,
     check_integer,
     check_samples,
+    read_integer,
 )
 from scoresde.models.checks import unwrap_model
 from scoresde.models.prediction import Predictor
@@ -52,11 +53,14 @@ def layout(
     device: torch.device | str | None,
 ) -> tuple[tuple[int, ...], torch.dtype, torch.device]:
     """Return shape, type and device of the result."""
-    if isinstance(shape, int):
-        check_integer(shape, "shape", 0)
+    if (count := read_integer(shape)) is not None:
+        number = check_integer(count, "shape", 0)
         if model.moments is None:
-            raise ShapeError(f"shape must be ({shape}, *): the model knows no moments, so no event; e.g. ({shape}, 2)")
-        shape = (shape, *model.moments.mean.shape)
+            raise ShapeError(
+                f"shape must be ({number}, *): the model knows no moments, so no event; e.g. ({number}, 2)"
+            )
+        shape = (number, *model.moments.mean.shape)
+    shape = cast(Sequence[int] | None, shape)
     if x_init is not None:
         check_floating(x_init, "x_init")
         if shape is not None and tuple(shape) != tuple(x_init.shape):
@@ -65,8 +69,7 @@ def layout(
         device = x_init.device if device is None else device
     if shape is None or len(shape) == 0:
         raise ShapeError("shape must be (B, *), e.g. sample(model, (64, 2)); or pass x_init")
-    for k, n in enumerate(shape):
-        check_integer(n, f"shape[{k}]", 0)
+    shape = tuple(check_integer(n, f"shape[{k}]", 0) for k, n in enumerate(shape))
     dtype = torch.float32 if dtype is None else dtype
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
         raise DTypeError(f"dtype must be a real floating type of torch, e.g. torch.float32, got {dtype!r}")

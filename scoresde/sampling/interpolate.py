@@ -45,7 +45,7 @@ def interpolate(
     """
     if path not in get_args(Path):
         raise unknown("path", path, get_args(Path))
-    check_integer(n, "n", 2)
+    n = check_integer(n, "n", 2)
     if check_samples(a, "a").shape != check_samples(b, "b").shape:
         raise ShapeError(f"a and b must have one shape, got {tuple(a.shape)} and {tuple(b.shape)}")
     start, end = (encode(model, x, full_output=True, **options) for x in (a, b))

@@ -32,7 +32,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from scoresde.errors import ConfigError, check_integer, check_number, check_samples, unknown
+from scoresde.errors import ConfigError, check_integer, check_samples, keep_integer, keep_number, unknown
 from scoresde.models.checks import check_model
 from scoresde.models.guidance.methods import METHODS, Method, solve
 from scoresde.models.guidance.operators import Operator
@@ -69,10 +69,10 @@ class SplitGibbs(PosteriorSampler):
     langevin: int = 100
 
     def __post_init__(self) -> None:
-        check_integer(self.inner, "inner", 2)
-        check_number(self.last, "last", 0.0, open_low=True)
-        check_number(self.first, "first", self.last)
-        check_integer(self.langevin, "langevin", 1)
+        keep_integer(self, "inner", 2)
+        keep_number(self, "last", 0.0, open_low=True)
+        keep_number(self, "first", self.last)
+        keep_integer(self, "langevin", 1)
 
     def __call__(self, problem: Problem) -> PosteriorSamples:
         """Draw in turn."""
@@ -115,8 +115,8 @@ class DAPS(PosteriorSampler):
     langevin: int = 100
 
     def __post_init__(self) -> None:
-        check_integer(self.inner, "inner", 2)
-        check_integer(self.langevin, "langevin", 1)
+        keep_integer(self, "inner", 2)
+        keep_integer(self, "langevin", 1)
 
     def __call__(self, problem: Problem) -> PosteriorSamples:
         """Go down the levels."""
@@ -160,8 +160,8 @@ class Replacement(PosteriorSampler):
     solver: str = "ancestral"
 
     def __post_init__(self) -> None:
-        check_integer(self.repeats, "repeats", 1)
-        check_integer(self.stretch, "stretch", 1)
+        keep_integer(self, "repeats", 1)
+        keep_integer(self, "stretch", 1)
 
     def __call__(self, problem: Problem) -> PosteriorSamples:
         """Go down, stretch by stretch."""

@@ -21,7 +21,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from scoresde.errors import ConfigError, check_integer, check_number, unknown
+from scoresde.errors import ConfigError, keep_integer, keep_number, unknown
 from scoresde.models.prediction import Prepared
 from scoresde.noise import NoiseSource
 from scoresde.ops import expand
@@ -86,8 +86,8 @@ class Langevin:
     norms: str = "level"
 
     def __post_init__(self) -> None:
-        check_number(self.snr, "snr", 0.0, open_low=True)
-        check_integer(self.steps, "steps", 1)
+        keep_number(self, "snr", 0.0, open_low=True)
+        keep_integer(self, "steps", 1)
         if self.norms not in NORMS:
             raise unknown("norms", self.norms, NORMS)
 
@@ -140,8 +140,8 @@ class MALA:
     steps: int = 1
 
     def __post_init__(self) -> None:
-        check_number(self.snr, "snr", 0.0, open_low=True)
-        check_integer(self.steps, "steps", 1)
+        keep_number(self, "snr", 0.0, open_low=True)
+        keep_integer(self, "steps", 1)
 
     @property
     def calls(self) -> int:

@@ -83,8 +83,8 @@ def langevin(
     approximations"; Song and Ermon 2019, "Generative modeling by estimating gradients of the data distribution".
     """
     start, known = check_samples(x), unwrap_model(score)
-    check_number(step, "step", 0.0, open_low=True)
-    check_integer(n, "n", 1)
+    step = check_number(step, "step", 0.0, open_low=True)
+    n = check_integer(n, "n", 1)
     if isinstance(known, Predictor) != (times is not None):
         raise ConfigError(
             "a ScoreModel and times= go together: give the times of its noise levels, or the score of one density as a "

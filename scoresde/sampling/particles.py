@@ -185,8 +185,8 @@ def correct(
             "guided(model, scale) with a number alone"
         )
     count = check_integer(n, "n", 1)
-    check_integer(steps, "steps", 1)
-    check_number(threshold, "threshold", 0.0, 1.0)
+    steps = check_integer(steps, "steps", 1)
+    threshold = check_number(threshold, "threshold", 0.0, 1.0)
     check_seed(seed)
     event = _find_event(combined, shape)
     device = combined.device or torch.device("cpu")

@@ -30,7 +30,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from scoresde.diffusions.gaussian import Moments
-from scoresde.errors import ConfigError, check_number
+from scoresde.errors import ConfigError, keep_number
 from scoresde.models.guidance.measured import Measured
 from scoresde.models.guidance.methods import METHODS
 from scoresde.models.prediction import in_mode
@@ -53,7 +53,7 @@ class TwistedSMC(PosteriorSampler):
     threshold: float = 0.5
 
     def __post_init__(self) -> None:
-        check_number(self.threshold, "threshold", 0.0, 1.0)
+        keep_number(self, "threshold", 0.0, 1.0)
 
     def __call__(self, problem: Problem) -> PosteriorSamples:
         """Return samples of equal weight, by resampling at the end, with log p(y) and its error.

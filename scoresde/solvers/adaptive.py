@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scoresde.errors import DomainError, SolverError, check_integer, check_number, unknown
+from scoresde.errors import DomainError, SolverError, keep_integer, keep_number, unknown
 from scoresde.solvers.pairs import EMBEDDED, Embedded, EmbeddedName
 
 __all__ = ["Field", "FlowResult", "FlowSolver", "ProbabilityFlow", "Stage", "check_tolerances"]
@@ -138,9 +138,9 @@ class ProbabilityFlow(FlowSolver):
     max_steps: int = 10_000
 
     def __post_init__(self) -> None:
-        check_number(self.rtol, "rtol", 0.0, open_low=True)
-        check_number(self.atol, "atol", 0.0, open_low=True)
-        check_integer(self.max_steps, "max_steps", 1)
+        keep_number(self, "rtol", 0.0, open_low=True)
+        keep_number(self, "atol", 0.0, open_low=True)
+        keep_integer(self, "max_steps", 1)
         if self.method not in EMBEDDED:
             raise unknown("method", self.method, EMBEDDED)
 

@@ -80,7 +80,7 @@ def ancestral(*, eta: float = 1.0, variance: Variance = "small") -> Solver:
         ConfigError: another variance. DomainError: eta < 0, or another variance than the small one with eta other
             than 1.
     """
-    check_number(eta, "eta", 0.0)
+    eta = check_number(eta, "eta", 0.0)
     if variance not in VARIANCES:
         raise unknown("variance", variance, VARIANCES)
     if variance != "small" and eta != 1.0:
@@ -131,7 +131,7 @@ def ddim(eta: float = 0.0) -> Solver:
     Raises:
         DomainError: eta < 0, or so large that a step has no room for the noise.
     """
-    check_number(eta, "eta", 0.0)
+    eta = check_number(eta, "eta", 0.0)
     return Solver("ddim", DDIM(eta), even(), 1, _declare_order(eta), "Song, Meng and Ermon 2021")
 
 
@@ -181,7 +181,7 @@ def reverse_diffusion(*, eta: float = 1.0) -> Solver:
 
     Source: Song et al. 2021, arXiv:2011.13456, appendix E, eq. 46.
     """
-    check_number(eta, "eta", 0.0)
+    eta = check_number(eta, "eta", 0.0)
     order = _declare_order(eta)
     build = _ReverseDiffusion(f"reverse_diffusion (eta = {eta:g})", "noise", eta, order)
     return Solver("reverse_diffusion", build, even(), 1, order, "Song et al. 2021")

@@ -80,9 +80,9 @@ def exponential(
         raise unknown("prediction of an exponential method", prediction, get_args(Prediction))
     if coefficients not in get_args(Weighting):
         raise unknown("coefficients", coefficients, get_args(Weighting))
-    check_integer(order, "order", 1, 3)
-    check_number(eta, "eta", 0.0)
-    places = STAGES[order] if nodes is None else (0.0, *nodes)
+    order = check_integer(order, "order", 1, 3)
+    eta = check_number(eta, "eta", 0.0)
+    places = STAGES[order] if nodes is None else (0.0, *(check_number(c, f"nodes[{k}]") for k, c in enumerate(nodes)))
     if len(places) != order:
         raise ConfigError(f"nodes of a method of order {order} must be {order - 1} numbers, got {nodes}")
     for k, (low, c) in enumerate(itertools.pairwise(places)):

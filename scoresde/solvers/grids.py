@@ -81,7 +81,7 @@ class Grid:
         n = steps if steps is not None else self.steps
         if n is None:
             raise ConfigError(f"the grid {self.name!r} needs a number of steps; pass steps=")
-        check_integer(n, "steps", 0)
+        n = check_integer(n, "steps", 0)
         fractions = torch.arange(n + 1, dtype=torch.float64) / max(n, 1)
         if jumps and float(sde.log_snr(sde.t_min)) > self.until:
             sde = sde.starting_at(float(sde.time(self.until)))
@@ -107,7 +107,7 @@ def _interpolate(high: Tensor, low: Tensor, fractions: Tensor) -> Tensor:
 
 def uniform(steps: int | None = None, *, power: float = 1.0) -> Grid:
     """Return the grid uniform in t^(1/power): power 1 is uniform in t, 2 is quadratic."""
-    check_number(power, "power", 0.0, open_low=True)
+    power = check_number(power, "power", 0.0, open_low=True)
     return Grid("uniform" if power == 1.0 else f"power {power:g}", _place_uniform, steps, (power,))
 
 
@@ -142,12 +142,12 @@ def log_snr(steps: int | None = None, *, centre: float | None = None, width: flo
         ConfigError: a centre without a width. DomainError: a centre that is not finite, a width that is not positive.
     """
     if centre is not None:
-        check_number(centre, "centre")
+        centre = check_number(centre, "centre")
         if width is None:
             raise ConfigError(f"centre={centre:g} has no effect without a width; pass width= too")
     middle = 0.0 if centre is None else centre
     if width is not None:
-        check_number(width, "width", 0.0, open_low=True)
+        width = check_number(width, "width", 0.0, open_low=True)
     name = "log_snr" if width is None else f"log_snr (centre = {middle:g}, width = {width:g})"
     return Grid(name, _place_log_snr, steps, (middle, width), LAST_LOG_SNR)
 
@@ -163,7 +163,7 @@ def _place_log_snr(sde: GaussianSDE, fractions: Tensor, middle: float, width: fl
 
 def karras(steps: int | None = None, *, rho: float = 7.0) -> Grid:
     """Return EDM's grid, uniform in (sigma/alpha)^(1/rho)."""
-    check_number(rho, "rho", 0.0, open_low=True)
+    rho = check_number(rho, "rho", 0.0, open_low=True)
     return Grid(f"karras (rho = {rho:g})", _place_karras, steps, (rho,), LAST_LOG_SNR)
 
 
@@ -174,7 +174,7 @@ def _place_karras(sde: GaussianSDE, fractions: Tensor, rho: float) -> Tensor:
 
 def rectified(steps: int | None = None, *, power: float = 1.0) -> Grid:
     """Return the grid uniform in u^(1/power), u = sigma/(alpha + sigma), the rectified flow's own time."""
-    check_number(power, "power", 0.0, open_low=True)
+    power = check_number(power, "power", 0.0, open_low=True)
     return Grid("rectified" if power == 1.0 else f"rectified (power = {power:g})", _place_rectified, steps, (power,))
 
 
@@ -192,7 +192,7 @@ def diffused(steps: int | None = None, *, power: float = 4.0) -> Grid:
     close to b_max t^2, and power 4 close to a grid quadratic in its t; written in b it serves every SDE. From alpha = 0
     it is made as if it began at log_snr = -10.
     """
-    check_number(power, "power", 0.0, open_low=True)
+    power = check_number(power, "power", 0.0, open_low=True)
     return Grid(f"diffused (power = {power:g})", _place_diffused, steps, (power,))
 
 

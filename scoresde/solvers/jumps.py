@@ -136,11 +136,11 @@ def churned(
         DTypeError: what is wrapped is no Solver. DomainError: a number out of range.
     """
     _check_solver(solver, "churned")
-    check_number(churn, "churn", 0.0)
-    check_number(s_min, "s_min", 0.0)
+    churn = check_number(churn, "churn", 0.0)
+    s_min = check_number(s_min, "s_min", 0.0)
     if s_max != math.inf:
-        check_number(s_max, "s_max", s_min)
-    check_number(s_noise, "s_noise", 0.0, open_low=True)
+        s_max = check_number(s_max, "s_max", s_min)
+    s_noise = check_number(s_noise, "s_noise", 0.0, open_low=True)
     order = _limit_order(_weaken(solver.order, s_noise == 1.0), solver.build, 1.0) if churn else solver.order
     return _Churned(name or f"{solver.name}, churned", solver, order, churn, s_min, s_max, s_noise).wrap()
 
@@ -239,11 +239,11 @@ def restart(
         DomainError: not 0 < t_min < t_max, or, when built, outside the SDE's interval of time, or at alpha = 0.
     """
     _check_solver(solver, "restart")
-    check_number(t_min, "t_min", 0.0, open_low=True)
-    check_number(t_max, "t_max", t_min, open_low=True)
-    check_integer(repeats, "repeats", 1)
+    t_min = check_number(t_min, "t_min", 0.0, open_low=True)
+    t_max = check_number(t_max, "t_max", t_min, open_low=True)
+    repeats = check_integer(repeats, "repeats", 1)
     if steps is not None:
-        check_integer(steps, "steps", 1)
+        steps = check_integer(steps, "steps", 1)
     order = _limit_order(_weaken(solver.order, steps is None), solver.build, 2.0)
     return _Restarted(name or f"{solver.name}, restarted", solver, order, t_min, t_max, repeats, steps).wrap()
 
@@ -310,7 +310,7 @@ def dpmpp_2s_ancestral(*, eta: float = 1.0) -> Solver:
     Raises:
         DomainError: eta outside [0, 1].
     """
-    check_number(eta, "eta", 0.0, 1.0)
+    eta = check_number(eta, "eta", 0.0, 1.0)
     base = dpmpp_2s()
     order = _weaken(base.order) if eta else base.order
     made = _Ancestral2S("dpmpp_2s_ancestral", base, order, eta).wrap()

@@ -36,7 +36,7 @@ import torch
 from torch import Tensor
 
 from scoresde.diffusions.point import Point
-from scoresde.errors import DomainError, check_integer, check_number
+from scoresde.errors import DomainError, keep_integer, keep_number
 from scoresde.solvers.grids import Grid, log_snr
 from scoresde.solvers.rows import Knot, Row
 from scoresde.solvers.solver import PointMethod, Solver
@@ -116,9 +116,9 @@ class AnnealedLangevin(PointMethod):
     step: float | None
 
     def __post_init__(self) -> None:
-        check_integer(self.repeats, "repeats", 1)
+        keep_integer(self, "repeats", 1)
         if self.step is not None:
-            check_number(self.step, "step", 0.0, 2.0, open_low=True, open_high=True)
+            keep_number(self, "step", 0.0, 2.0, open_low=True, open_high=True)
 
     def __str__(self) -> str:
         size = "NCSNv2 size" if self.step is None else f"{self.step:g} sigma^2"

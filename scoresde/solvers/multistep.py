@@ -97,8 +97,8 @@ def multistep(
         raise unknown("variable", variable, VARIABLES)
     if coefficients not in COEFFICIENTS:
         raise unknown("coefficients", coefficients, COEFFICIENTS)
-    check_integer(order, "order", 1, 4)
-    check_integer(corrector, "corrector", 0, 5)
+    order = check_integer(order, "order", 1, 4)
+    corrector = check_integer(corrector, "corrector", 0, 5)
     rule = COEFFICIENTS[coefficients]
     if rule.order not in (None, order) or (rule.in_log_snr and variable != "log_snr"):
         needed = "" if rule.order is None else f"order={rule.order} and "

@@ -169,7 +169,7 @@ def unipc(
     """
     if variant not in get_args(Rounding):
         raise unknown("variant", variant, get_args(Rounding))
-    check_integer(order, "order", 1, 4)
+    order = check_integer(order, "order", 1, 4)
     return multistep(
         prediction=prediction,
         order=order,
@@ -208,8 +208,8 @@ def sa_solver(
     """
     if coefficients not in get_args(Rounding):
         raise unknown("coefficients", coefficients, get_args(Rounding))
-    check_integer(predictor_order, "predictor_order", 1, 4)
-    check_integer(corrector_order, "corrector_order", 0, 5)
+    predictor_order = check_integer(predictor_order, "predictor_order", 1, 4)
+    corrector_order = check_integer(corrector_order, "corrector_order", 0, 5)
     return multistep(
         prediction=prediction,
         order=predictor_order,

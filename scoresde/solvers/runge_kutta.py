@@ -113,7 +113,7 @@ def runge_kutta(
     """
     if variable not in VARIABLES:
         raise unknown("variable", variable, VARIABLES)
-    check_number(eta, "eta", 0.0)
+    eta = check_number(eta, "eta", 0.0)
     clock, noise = VARIABLES[variable], method.noise
     if eta and (noise is None or not clock.clocked):
         raise ConfigError(

@@ -215,7 +215,7 @@ class Tableau:
             ConfigError: an unknown prediction. DomainError: one that has no finite view at a call, as one of the noise
             where alpha = 0.
         """
-        check_number(variance, "variance", 0.0, open_low=True)
+        variance = check_number(variance, "variance", 0.0, open_low=True)
         return map_errors(self.rows, self.points, self.prediction, prediction, variance)
 
     def amplification(self, prediction: str = "data", variance: float = 1.0) -> float:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from scoresde.errors import check_integer, check_number, unknown
+from scoresde.errors import check_number, keep_integer, unknown
 
 __all__ = ["DECAYS", "DecayName", "LearningRate"]
 
@@ -57,9 +57,11 @@ class LearningRate:
     decay: str
 
     def __post_init__(self) -> None:
-        check_number(self.peak, "learning_rate", 0.0, open_low=True)
+        peak = check_number(self.peak, "learning_rate", 0.0, open_low=True)
+        object.__setattr__(self, "peak", peak)
+        keep_integer(self, "steps")
         if self.warmup is not None:
-            check_integer(self.warmup, "warmup", 0, self.steps)
+            keep_integer(self, "warmup", 0, self.steps)
         if self.decay not in DECAYS:
             raise unknown("decay", self.decay, DECAYS)
 

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Generator, Tensor
 
-from scoresde.errors import ConfigError, DTypeError, check_floating, check_integer, check_number
+from scoresde.errors import ConfigError, DTypeError, check_floating, keep_integer, keep_number
 from scoresde.noise import uniform
 from scoresde.ops import working_dtype
 from scoresde.transforms.base import check_inside, check_interval, read_options
@@ -39,7 +39,7 @@ class Dequantise:
     high: float = 1.0
 
     def __post_init__(self) -> None:
-        check_integer(self.levels, "levels", 2)
+        keep_integer(self, "levels", 2)
         check_interval(self.low, self.high)
 
     @property
@@ -126,7 +126,7 @@ class Logit:
     high: float = 1.0
 
     def __post_init__(self) -> None:
-        check_number(self.epsilon, "epsilon", 0.0, 0.5, open_high=True)
+        keep_number(self, "epsilon", 0.0, 0.5, open_high=True)
         check_interval(self.low, self.high)
 
     def _tails(self, x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

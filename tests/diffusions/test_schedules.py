@@ -139,7 +139,7 @@ any_sde = st.one_of(
 
 @given(any_sde)
 def test_closed_forms_equal_automatic_differentiation(sde: GaussianSDE) -> None:
-    t = torch.logspace(-6, -1e-3, 40, dtype=F64)
+    t = torch.logspace(-6, math.log10(0.99 * sde.t_max), 40, dtype=F64)
     for name in ("alpha_rate", "sigma_rate", "drift_rate", "diffusion"):
         closed, derived = getattr(sde, name)(t), getattr(GaussianSDE, name)(sde, t)
         # torch differentiates expm1 as expm1 + 1, which rounds where e^{-B} is small: absolutely, not relatively.
@@ -150,7 +150,7 @@ def test_closed_forms_equal_automatic_differentiation(sde: GaussianSDE) -> None:
 
 @given(any_sde)
 def test_curves_are_monotone(sde: GaussianSDE) -> None:
-    t = torch.logspace(-7, -1e-3, 500, dtype=F64)
+    t = torch.logspace(-7, math.log10(0.99 * sde.t_max), 500, dtype=F64)
     # Rounding may level alpha where beta t is under 1e-16, and sigma where alpha is.
     assert bool((sde.alpha(t).diff() <= 0).all())
     assert bool((sde.sigma(t).diff() >= 0).all())
@@ -158,7 +158,7 @@ def test_curves_are_monotone(sde: GaussianSDE) -> None:
     assert bool((sde.log_snr(t).exp() / (sde.alpha(t) / sde.sigma(t)).square() - 1).abs().max() < 1e-12)
 
 
-@given(any_sde, st.floats(1e-5, 1.0))
+@given(any_sde, st.floats(1e-5, 0.99))
 def test_numbers_and_tensors_give_the_same(sde: GaussianSDE, t: float) -> None:
     for name in (*CURVES, "time", "prior_std"):
         function = getattr(sde, name)

@@ -62,7 +62,7 @@ REFUSED: dict[str, tuple[Callable[[], object], type[ScoreSDEError], str]] = {
     "beta NaN": (lambda: VPSDE(beta_max=NAN), DomainError, "beta_max must lie in [0.1, inf), got nan"),
     "beta infinite": (lambda: VPSDE(beta_max=INF), DomainError, "beta_max must lie in [0.1, inf), got inf"),
     "beta a string": (lambda: VPSDE("0.1"), DTypeError, "beta_min must be a number, got '0.1' of type str"),
-    "beta a tensor": (lambda: VPSDE(ONE), DTypeError, "beta_min must be a number, got tensor(1.) of type Tensor"),
+    "beta a vector": (lambda: VPSDE(ONE[None]), DTypeError, "beta_min must be a number, got tensor([1.]) of type"),
     "sigma_min 0": (lambda: VESDE(0.0), DomainError, "sigma_min must lie in (0, inf), got 0.0"),
     "sigma_min negative": (lambda: EDMSDE(-1.0), DomainError, "sigma_min must lie in (0, inf), got -1.0"),
     "sigma_min at sigma_max": (lambda: VESDE(2.0, 2.0), DomainError, "sigma_max must lie in (2, inf), got 2.0"),

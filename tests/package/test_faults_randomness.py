@@ -43,7 +43,8 @@ REFUSED: dict[str, tuple[dict[str, object], type[ScoreSDEError], str]] = {
     "seeds of None": ({"seeds": [1, None, 3]}, DTypeError, "seeds[1] must be an integer or None, got None"),
     "seeds of 2**64": ({"seeds": [1, 2, 2**64]}, DomainError, "seeds[2] must lie in [0, 2**64)"),
     "too many seeds": ({"seeds": [1, 2, 3, 4]}, ShapeError, "one seed for each of the 3 samples, got 4"),
-    "seed a tensor": ({"seed": torch.tensor(3)}, DTypeError, "seed must be an integer or None, got tensor(3)"),
+    "seed a vector": ({"seed": torch.tensor([3])}, DTypeError, "seed must be an integer or None, got tensor([3])"),
+    "seed a truth": ({"seed": torch.tensor(True)}, DTypeError, "seed must be an integer or None, got tensor(True)"),
     "seed a string": ({"seed": "3"}, DTypeError, "seed must be an integer or None, got '3' of type str"),
     "generator a seed": ({"generator": 3}, DTypeError, "generator must be a torch.Generator, got 3; a number"),
     "generator NumPy's": (

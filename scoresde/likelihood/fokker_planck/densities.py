@@ -56,7 +56,7 @@ class Densities:
 
     def marginal(self, axis: int) -> Tensor:
         """Return the density of one coordinate, (T, N)."""
-        check_integer(axis, "axis", 0, len(self.axes) - 1)
+        axis = check_integer(axis, "axis", 0, len(self.axes) - 1)
         others = [k + 1 for k in range(len(self.axes)) if k != axis]
         share = self.volume / float(self.axes[axis][1] - self.axes[axis][0])
         return self.values.sum(others) * share if others else self.values
@@ -73,7 +73,7 @@ class Densities:
         if points.ndim != 2 or points.shape[1] != len(self.axes):
             raise ShapeError(f"x must have shape (B, {len(self.axes)}), got {tuple(points.shape)}")
         low, high = sorted((float(self.times[0]), float(self.times[-1])))
-        check_number(t, "t", low, high)
+        t = check_number(t, "t", low, high)
         order = torch.argsort(self.times)
         times = self.times[order]
         k = min(max(int(torch.searchsorted(times, t)), 1), len(times) - 1)

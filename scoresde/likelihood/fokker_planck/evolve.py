@@ -71,9 +71,9 @@ def evolve_density(
         raise DTypeError(f"sde must be an SDE, e.g. VPSDE() or VPSDE().reverse(model), got {sde!r}")
     centres, edges = _grid(box)
     knots = _check_times(sde, times)
-    check_number(tolerance, "tolerance", 0.0, open_low=True)
+    tolerance = check_number(tolerance, "tolerance", 0.0, open_low=True)
     if steps is not None:
-        check_integer(steps, "steps", 1)
+        steps = check_integer(steps, "steps", 1)
     scheme = Scheme(sde, centres, edges, 1.0 if knots[1] > knots[0] else -1.0)
     p = _start(start, scheme)
     kept, taken, tau = [p], 0, abs(knots[-1] - knots[0]) / 100
@@ -125,10 +125,9 @@ def _grid(box: object) -> tuple[list[Array], list[Array]]:
         raise ShapeError(f"box must have one or two axes, got {len(box)}; grids in more dimensions are too large")
     centres, edges = [], []
     for k, (low, high, cells) in enumerate(box):
-        check_number(low, f"box[{k}][0]")
-        check_number(high, f"box[{k}][1]", float(low), open_low=True)
-        check_integer(cells, f"box[{k}][2]", 8)
-        edge = np.linspace(low, high, cells + 1)
+        start = check_number(low, f"box[{k}][0]")
+        stop = check_number(high, f"box[{k}][1]", start, open_low=True)
+        edge = np.linspace(start, stop, check_integer(cells, f"box[{k}][2]", 8) + 1)
         edges.append(edge)
         centres.append(0.5 * (edge[1:] + edge[:-1]))
     return centres, edges

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from scoresde.errors import check_number
+from scoresde.errors import keep_number
 from scoresde.models.prediction import Prediction
 from scoresde.ops import flat
 from scoresde.transforms.base import check_interval
@@ -60,8 +60,8 @@ class DynamicThreshold:
     limit: float = 1.0
 
     def __post_init__(self) -> None:
-        check_number(self.quantile, "quantile", 0.0, 1.0, open_low=True)
-        check_number(self.limit, "limit", 0.0, open_low=True)
+        keep_number(self, "quantile", 0.0, 1.0, open_low=True)
+        keep_number(self, "limit", 0.0, open_low=True)
 
     def __call__(self, prediction: Prediction) -> Tensor:
         """Return the thresholded data prediction."""

@@ -135,10 +135,10 @@ def guided(
             stacklevel=2,
         )
     if not isinstance(scale, Tensor):
-        check_number(scale, "scale")
+        scale = check_number(scale, "scale")
     if interval is not None:
         low = check_number(interval[0], "interval[0]", 0.0)
-        check_number(interval[1], "interval[1]", low)
+        interval = low, check_number(interval[1], "interval[1]", low)
     away = Term(1) if weak is not None else Term(0, "null" if negative is None else dict(negative))
     return CombinedModel(
         [inner] if weak is None else [inner, check_model(weak)],

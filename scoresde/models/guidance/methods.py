@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from scoresde.diffusions.gaussian import Moments
-from scoresde.errors import ConfigError, check_integer, check_number, unknown
+from scoresde.errors import ConfigError, keep_integer, keep_number, unknown
 from scoresde.models.guidance.measured import Linearised
 from scoresde.ops import expand, flat
 
@@ -124,8 +124,8 @@ class MMPS(Method):
     tolerance: float = 1e-4
 
     def __post_init__(self) -> None:
-        check_integer(self.iterations, "iterations", 1)
-        check_number(self.tolerance, "tolerance", 0.0, open_low=True)
+        keep_integer(self, "iterations", 1)
+        keep_number(self, "tolerance", 0.0, open_low=True)
 
     def shift(self, asked: Asked) -> Tensor:
         """Return C A^T S^{-1} (y - A D)."""
@@ -147,11 +147,11 @@ class PiGDM(Method):
     iterations: int = 200
 
     def __post_init__(self) -> None:
-        check_integer(self.iterations, "iterations", 1)
+        keep_integer(self, "iterations", 1)
         if self.covariance != "moments":
             if isinstance(self.covariance, str):
                 raise unknown("covariance", self.covariance, ["moments", "or a number"])
-            check_number(self.covariance, "covariance", 0.0, open_low=True)
+            keep_number(self, "covariance", 0.0, open_low=True)
 
     def shift(self, asked: Asked) -> Tensor:
         """Return (sigma^2/alpha) J^T A^T S^{-1} (y - A D)."""
@@ -189,7 +189,7 @@ class DPS(Method):
     zeta: float = 2.0
 
     def __post_init__(self) -> None:
-        check_number(self.zeta, "zeta", 0.0, open_low=True)
+        keep_number(self, "zeta", 0.0, open_low=True)
 
     def shift(self, asked: Asked) -> Tensor:
         """Return (sigma^2/alpha) J^T A^T zeta (y - A D)/|y - A D|."""
@@ -212,8 +212,8 @@ class DiffPIR(Method):
     jacobian = False
 
     def __post_init__(self) -> None:
-        check_number(self.strength, "strength", 0.0, open_low=True)
-        check_integer(self.iterations, "iterations", 1)
+        keep_number(self, "strength", 0.0, open_low=True)
+        keep_integer(self, "iterations", 1)
 
     def shift(self, asked: Asked) -> Tensor:
         """Return r^2 A^T (s^2 + r^2 A A^T)^{-1} (y - A D), r^2 = nu^2/lambda."""
@@ -240,7 +240,7 @@ class DDNM(Method):
     nonlinear = False
 
     def __post_init__(self) -> None:
-        check_integer(self.iterations, "iterations", 1)
+        keep_integer(self, "iterations", 1)
 
     def shift(self, asked: Asked) -> Tensor:
         """Return min(1, nu/s) A^+ (y - A D)."""
@@ -263,7 +263,7 @@ class DDRM(Method):
     nonlinear = False
 
     def __post_init__(self) -> None:
-        check_number(self.eta, "eta", 0.0, 1.0)
+        keep_number(self, "eta", 0.0, 1.0)
 
     def shift(self, asked: Asked) -> Tensor:
         """Return V diag(w_i/s_i) U^T (y - A D)."""

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from scoresde.errors import ConfigError, DTypeError, ShapeError, check_integer, check_samples
+from scoresde.errors import ConfigError, DTypeError, ShapeError, check_integer, check_samples, keep_integer
 
 __all__ = [
     "Blur",
@@ -157,7 +157,7 @@ class Downsample(Operator):
     factor: int
 
     def __post_init__(self) -> None:
-        check_integer(self.factor, "factor", 1)
+        keep_integer(self, "factor", 1)
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return the means."""

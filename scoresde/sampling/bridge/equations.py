@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from scoresde.errors import ConfigError, SolverError, check_integer, check_number, unknown
+from scoresde.errors import ConfigError, SolverError, keep_integer, keep_number, unknown
 from scoresde.solvers.adaptive import Field, FlowResult, FlowSolver, check_tolerances
 
 if TYPE_CHECKING:
@@ -97,9 +97,9 @@ class ScipyODE(FlowSolver):
     max_calls: int = 100_000
 
     def __post_init__(self) -> None:
-        check_number(self.rtol, "rtol", 0.0, open_low=True)
-        check_number(self.atol, "atol", 0.0, open_low=True)
-        check_integer(self.max_calls, "max_calls", 1)
+        keep_number(self, "rtol", 0.0, open_low=True)
+        keep_number(self, "atol", 0.0, open_low=True)
+        keep_integer(self, "max_calls", 1)
         if self.method not in SCIPY:
             raise unknown("method", self.method, SCIPY)
 
@@ -164,9 +164,9 @@ class TorchDiffEq(FlowSolver):
     differentiable = True
 
     def __post_init__(self) -> None:
-        check_number(self.rtol, "rtol", 0.0, open_low=True)
-        check_number(self.atol, "atol", 0.0, open_low=True)
-        check_integer(self.max_calls, "max_calls", 1)
+        keep_number(self, "rtol", 0.0, open_low=True)
+        keep_number(self, "atol", 0.0, open_low=True)
+        keep_integer(self, "max_calls", 1)
         if self.method not in TORCHDIFFEQ:
             raise unknown("method", self.method, TORCHDIFFEQ)
         _torchdiffeq()

@@ -24,7 +24,15 @@ import torch
 from torch import Tensor
 
 from scoresde.diffusions.sde import SDE, GaussianSDE, ReverseSDE
-from scoresde.errors import ConfigError, DomainError, SolverError, check_integer, check_number, check_samples, unknown
+from scoresde.errors import (
+    ConfigError,
+    DomainError,
+    SolverError,
+    check_integer,
+    check_samples,
+    keep_number,
+    unknown,
+)
 from scoresde.models.prediction import Condition, Predictor
 from scoresde.models.scored_sde import ScoredSDE
 from scoresde.noise import NoiseSource, SampleNoise, check_seed, fresh_seed
@@ -79,8 +87,8 @@ class TorchSDE(Planner):
     def __post_init__(self) -> None:
         _check_method(self.method)
         if self.dt is not None:
-            check_number(self.dt, "dt", 0.0, open_low=True)
-        check_number(self.eta, "eta", 0.0)
+            keep_number(self, "dt", 0.0, open_low=True)
+        keep_number(self, "eta", 0.0)
         _torchsde()
 
     def grid(self, sde: SDE, steps: int | None) -> Tensor:
@@ -146,7 +154,7 @@ def simulate(
     ends = check_times(sde, times, rising=not isinstance(sde, ReverseSDE))
     if isinstance(sde, ReverseSDE):
         check_start(sde.forward, ends)
-    check_integer(substeps, "substeps", 1)
+    substeps = check_integer(substeps, "substeps", 1)
     if seed is not None and noise is not None:
         raise ConfigError("give one source of randomness, got seed and noise")
     if noise is None:

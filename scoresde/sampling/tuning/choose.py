@@ -217,6 +217,7 @@ def select(
             options out of range. SolverError: the flow failed.
     """
     known = check_options(model, steps, samples, tolerance, chunk_size)
+    steps = int(steps)
     if by not in ("both", "rms", "median"):
         raise unknown("by", by, ("both", "rms", "median"))
     with in_mode(known, training=False):

@@ -15,6 +15,7 @@ from scoresde.diffusions.sde import SDE, GaussianSDE
 from scoresde.errors import ConfigError, check_integer, check_number, unknown
 from scoresde.models.checks import check_model
 from scoresde.models.prediction import Predictor, in_mode
+from scoresde.sampling.calibration import Calibration
 from scoresde.sampling.part import Watch
 from scoresde.sampling.plan import Plan, Planner, plan
 from scoresde.sampling.tuning.choose import check_options, check_steps, rank
@@ -157,7 +158,8 @@ def tune(
     """Return a table of ``steps`` evaluations fitted to this model: ``sample(model, 64, solver=tune(model, 8))``.
 
     Its knots, the levels of its calls and the weights of its history are fitted to where the model's own flow leads, by
-    robust Gauss-Newton (``sampling/tuning/learn.py``), from the best of a few fixed tables. What is returned is never
+    robust Gauss-Newton (``sampling/tuning/learn.py``), from the best of a few fixed tables, of which the model's
+    calibration names one where there is one. What is returned is never
     worse than its start on ``held_out`` start states that the fit does not see, neither in rms nor in the median.
 
     Args:
@@ -187,6 +189,7 @@ def tune(
             out of range. SolverError: the flow failed.
     """
     known = check_options(model, steps, 1 if samples is None else samples, tolerance, chunk_size)
+    steps = int(steps)
     count = samples or _count(known, steps, event)
     for name, value in (("held_out", held_out or count), ("starts", starts), ("iterations", iterations)):
         check_integer(value, name, 1)
@@ -212,8 +215,11 @@ def tune(
         names = [first.name] if first is not None else []
         solvers = [by_name(start) if isinstance(start, str) else start]
         if first is None:
+            candidates = list_starts()
+            if known.calibration is not None:
+                candidates += (Calibration.from_json(known.calibration).candidate(steps),)
             rows, _, used = rank(
-                known, train, steps, list_starts(), by="both", noise=False, size=chunk_size, progress=progress
+                known, train, steps, candidates, by="both", noise=False, size=chunk_size, progress=progress
             )
             spent += used
             tables, names = [row.table for row in rows[:starts]], [str(row.candidate) for row in rows[:starts]]

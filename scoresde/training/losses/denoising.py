@@ -25,6 +25,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from scoresde.diffusions.curves import unchecked
 from scoresde.diffusions.point import Point
 from scoresde.errors import DomainError, ShapeError, check_device, check_floating, pick
 from scoresde.models.checks import check_score_model
@@ -85,7 +86,7 @@ def read_scalars(model: ScoreModel, point: Point, weight: Weight) -> Scalars:
     p, q = how.pair
     # p and q have opposite signs, or one is 0, in every parameterisation: nothing cancels here.
     c_out = sigma / (alpha * q - sigma * p)
-    factor = weight(point, model.sde) * c_out.square()
+    factor = unchecked(lambda: weight(point, model.sde)) * c_out.square()
     numbers = (c.expand(point.t.shape) for c in (how.c_in * alpha, how.c_in * sigma, p, q, factor))
     return Scalars(Multipliers(*numbers), how.c_noise.expand(point.t.shape), point.log_snr.expand(point.t.shape))
 

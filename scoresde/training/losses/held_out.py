@@ -78,7 +78,7 @@ def held_out_loss(
     count = check_integer(repeats, "repeats", 1) * size
     if count == 0:
         raise ShapeError("data is empty: a loss needs at least one sample")
-    check_integer(chunk_size, "chunk_size", 1)
+    chunk_size = check_integer(chunk_size, "chunk_size", 1)
     check_seed(seed)
     known = check_condition(accept_arrays(cond, "cond", only_read=True), size)
     weight, times = choose_loss(model, weight, times)

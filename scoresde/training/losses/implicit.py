@@ -87,7 +87,7 @@ def sliced_score_matching(
     score estimation", arXiv:1905.07088.
     """
     x = _widen(x)
-    check_integer(projections, "projections", 1)
+    projections = check_integer(projections, "projections", 1)
     if probes is None:
         if not isinstance(generator, torch.Generator):
             raise ConfigError(f"generator must be a torch.Generator, got {generator!r}; or give probes=, (K, B, *)")

@@ -107,8 +107,8 @@ def log_normal(mean: float, std: float, *, name: str = "") -> TimeLaw:
 
     Raises DTypeError, DomainError where the mean is not finite or std <= 0. Source: arXiv:2206.00364, section 5.
     """
-    check_number(mean, "mean")
-    check_number(std, "std", 0.0, open_low=True)
+    mean = check_number(mean, "mean")
+    std = check_number(std, "std", 0.0, open_low=True)
     return TimeLaw(name or f"log_normal({mean:g}, {std:g})", partial(_in_log_normal, mean=mean, std=std))
 
 

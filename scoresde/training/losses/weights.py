@@ -92,7 +92,7 @@ def min_snr(gamma: float = 5.0) -> Weight:
 
     Source: Hang et al. 2023, "Efficient diffusion training via min-SNR weighting strategy", arXiv:2303.09556.
     """
-    check_number(gamma, "gamma", 0.0, open_low=True)
+    gamma = check_number(gamma, "gamma", 0.0, open_low=True)
     return partial(_weigh_min_snr, gamma=gamma)
 
 
@@ -104,7 +104,7 @@ def edm(sigma_data: float = 0.5) -> Weight:
     Source: Karras et al. 2022, "Elucidating the design space of diffusion-based generative models", arXiv:2206.00364,
     table 1.
     """
-    check_number(sigma_data, "sigma_data", 0.0, open_low=True)
+    sigma_data = check_number(sigma_data, "sigma_data", 0.0, open_low=True)
     return partial(_weigh_edm, sigma_data=sigma_data)
 
 
@@ -114,7 +114,7 @@ def sigmoid(bias: float = 2.0) -> Weight:
     Source: Kingma and Gao 2023, "Understanding diffusion objectives as the ELBO with simple data augmentation",
     arXiv:2303.00848.
     """
-    check_number(bias, "bias")
+    bias = check_number(bias, "bias")
     return partial(_weigh_sigmoid, bias=bias)
 
 
@@ -123,8 +123,8 @@ def p2(k: float = 1.0, gamma: float = 1.0) -> Weight:
 
     Source: Choi et al. 2022, "Perception prioritized training of diffusion models", arXiv:2204.00227.
     """
-    check_number(k, "k", 0.0, open_low=True)
-    check_number(gamma, "gamma", 0.0)
+    k = check_number(k, "k", 0.0, open_low=True)
+    gamma = check_number(gamma, "gamma", 0.0)
     return partial(_weigh_p2, k=k, gamma=gamma)
 
 
