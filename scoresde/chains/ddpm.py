@@ -6,7 +6,9 @@ so that with L_i = sum_{j <= i} log(1 - beta_j) = log(alpha_bar_i)
 
     alpha_i = e^{L_i/2},     sigma_i = sqrt(1 - e^{L_i}),     log_snr_i = L_i - log(1 - e^{L_i}).
 
-The chain carries log(1 - beta), since 1 - beta loses digits. At the knots the transition of the chain's SDE has
+The last beta may be 1 ("zero terminal SNR", Lin et al. 2024, arXiv:2305.08891): nothing of the data is left in x_{n-1},
+and a network must predict the data, v or the velocity there. The chain carries log(1 - beta), since 1 - beta loses
+digits. At the knots the transition of the chain's SDE has
 a^2 = 1 - beta_i and b^2 = beta_i, and the forward posterior (Ho et al. 2020, eq. 6 and 7) is Bayes' rule between
 neighbouring knots.
 """
@@ -28,7 +30,8 @@ __all__ = ["DDPM"]
 
 def _bad_beta(index: int, beta: float) -> DomainError:
     return DomainError(
-        f"every beta must lie in (0, 1); at index {index} it is {beta:g}: use more steps or rule='exact'"
+        f"every beta must lie in (0, 1), the last one in (0, 1]; at index {index} it is {beta:g}: use more steps or "
+        "rule='exact'"
     )
 
 
@@ -49,10 +52,11 @@ class DDPM(Chain):
     Source: Ho et al. 2020, "Denoising diffusion probabilistic models", arXiv:2006.11239.
 
     Args:
-        log_alphas: log(1 - beta_i), (n,), float64, all negative and finite.
+        log_alphas: log(1 - beta_i), (n,), float64, all negative and finite; of two or more the last may be minus
+            infinity.
 
     Raises:
-        ShapeError: no vector. DomainError: a beta outside (0, 1).
+        ShapeError: no vector. DomainError: a beta outside (0, 1), or a last one outside (0, 1].
     """
 
     log_alphas: Tensor
@@ -63,21 +67,27 @@ class DDPM(Chain):
             raise ShapeError(f"log_alphas must be a vector with one number for each index, got {tuple(logs.shape)}")
         if bool(((logs > 0) & (logs < 1)).all()):
             raise DomainError("DDPM takes log(1 - beta), which is negative; for betas use DDPM.from_betas(betas)")
-        if not bool(torch.isfinite(logs).all() and (logs < 0).all()):
-            bad = int((~torch.isfinite(logs) | (logs >= 0)).nonzero()[0])
+        good = torch.isfinite(logs) & (logs < 0)
+        good[-1] |= (logs[-1] == -math.inf) & (len(logs) > 1)
+        if not bool(good.all()):
+            bad = int((~good).nonzero()[0])
             raise _bad_beta(bad, float(-torch.expm1(logs[bad])))
         object.__setattr__(self, "log_alphas", logs)
         self._check_times()
 
     @classmethod
     def from_betas(cls, betas: Tensor) -> DDPM:
-        """Build the chain of given betas, each in (0, 1)."""
-        values = torch.as_tensor(betas).detach().to("cpu", torch.float64)
-        bad = ~((values > 0) & (values < 1))
+        """Build the chain of given betas, each in (0, 1); the last may be 1, as rescaled schedules have it."""
+        return cls._of(torch.as_tensor(betas).detach().to("cpu", torch.float64), most=1.0)
+
+    @classmethod
+    def _of(cls, betas: Tensor, most: float = math.nextafter(1.0, 0.0)) -> DDPM:
+        """Build the chain of betas up to ``most``: a rule that reaches 1 does so by accident."""
+        bad = ~((betas > 0) & (betas <= most))
         if bad.any():
             first = int(bad.reshape(-1).nonzero()[0])
-            raise _bad_beta(first, float(values.reshape(-1)[first]))
-        return cls(torch.log1p(-values))
+            raise _bad_beta(first, float(betas.reshape(-1)[first]))
+        return cls(torch.log1p(-betas))
 
     @classmethod
     def linear(cls, n: int = 1000, *, beta_start: float | None = None, beta_end: float | None = None) -> DDPM:
@@ -88,7 +98,7 @@ class DDPM(Chain):
         n = check_integer(n, "n", 1)
         start = check_number(0.1 / n if beta_start is None else beta_start, "beta_start", 0.0, open_low=True)
         end = check_number(20.0 / n if beta_end is None else beta_end, "beta_end", start)
-        return cls.from_betas(torch.linspace(start, end, n, dtype=torch.float64))
+        return cls._of(torch.linspace(start, end, n, dtype=torch.float64))
 
     @classmethod
     def cosine(cls, n: int = 1000, *, offset: float = 0.008, max_beta: float = 0.999) -> DDPM:
@@ -167,7 +177,7 @@ class DDPM(Chain):
         if float((sde.at(times[times > 0]).r - 1).abs().max()) > 1e-9:
             raise ConfigError(f"a DDPM chain preserves variance, {sde!r} does not; use VPSDE or another such SDE")
         if rule == "song":
-            return cls.from_betas(sde.diffusion(times).square() * sde.t_max / n)
+            return cls._of(sde.diffusion(times).square() * sde.t_max / n)
         logs = torch.nn.functional.logsigmoid(sde.log_snr(times))
         return cls(logs.diff(prepend=torch.zeros(1, dtype=torch.float64)))
 

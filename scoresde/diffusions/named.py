@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import torch
+from torch import Tensor
 
 from scoresde.diffusions.cosine import CosineVPSDE
 from scoresde.diffusions.levels import EDMSDE, VESDE, RectifiedFlow
@@ -39,13 +41,8 @@ def check_sde(sde: object) -> GaussianSDE:
 def sde_to_dict(sde: GaussianSDE) -> dict[str, object]:
     """Return a JSON-able description of a built-in SDE; ConfigError for a class that JSON cannot rebuild."""
     if isinstance(sde, TabulatedSDE):
-        alpha = None if sde.knot_log_alpha is None else sde.knot_log_alpha.tolist()
-        return {
-            "kind": "TabulatedSDE",
-            "t": sde.knots.tolist(),
-            "log_snr": sde.knot_log_snr.tolist(),
-            "log_alpha": alpha,
-        }
+        curves = {"t": sde.knots, "log_snr": sde.knot_log_snr, "log_alpha": sde.knot_log_alpha}
+        return {"kind": "TabulatedSDE", **{name: _write(values) for name, values in curves.items()}}
     kind = type(sde).__name__
     if DIFFUSIONS.get(kind) is not type(sde):
         raise ConfigError(f"{kind} is your own SDE: JSON cannot rebuild it; pass sde= when the model is loaded")
@@ -61,16 +58,23 @@ def sde_from_dict(config: dict[str, object]) -> GaussianSDE:
         for key in ("t", "log_snr"):
             if key not in options:
                 raise ConfigError(f"the description of a TabulatedSDE lacks {key!r}; make one with sde_to_dict")
-        log_alpha = options.get("log_alpha")
-        return TabulatedSDE(
-            torch.tensor(options["t"], dtype=torch.float64),
-            torch.tensor(options["log_snr"], dtype=torch.float64),
-            None if log_alpha is None else torch.tensor(log_alpha, dtype=torch.float64),
-        )
+        alpha = options.get("log_alpha")
+        return TabulatedSDE(_read(options["t"]), _read(options["log_snr"]), None if alpha is None else _read(alpha))
     if not isinstance(kind, str) or kind not in DIFFUSIONS:
         raise unknown("SDE", kind, [*DIFFUSIONS, "TabulatedSDE"])
     _check_keys(kind, options, {f.name for f in dataclasses.fields(DIFFUSIONS[kind]) if f.init})
     return DIFFUSIONS[kind](**{key: check_number(value, key) for key, value in options.items()})
+
+
+def _write(values: Tensor | None) -> list[float | None] | None:
+    """Return numbers for JSON, which has none for minus infinity: null stands there."""
+    return None if values is None else [None if value == -math.inf else value for value in values.tolist()]
+
+
+def _read(values: object) -> Tensor:
+    """Return what ``_write`` wrote."""
+    assert isinstance(values, list)
+    return torch.tensor([-math.inf if value is None else value for value in values], dtype=torch.float64)
 
 
 def _check_keys(kind: str, options: dict[str, object], names: set[str]) -> None:

@@ -374,6 +374,11 @@ class GaussianSDE(SDE):
         object.__setattr__(other, "t_min", check_number(t_min, "t_min", 0.0, self.t_max, open_low=True, open_high=True))
         return other
 
+    @property
+    def how_to_end_earlier(self) -> str:
+        """What to do about an end at which alpha is 0, in words, for errors."""
+        return "lower t_max"
+
     def _repr_html_(self) -> str:
         first, *rest = ("".join(f"<td>{cell}</td>" for cell in row) for row in self._rows())
         body = "".join(f"<tr>{row}</tr>" for row in rest)

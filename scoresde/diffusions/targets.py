@@ -136,6 +136,6 @@ def view(known: Pair, wanted: Pair, point: Point, name: str = "this view") -> Pa
         t, alpha, sigma = (float(c.expand(bad.shape).reshape(-1)[first]) for c in (point.t, point.alpha, point.sigma))
         raise DomainError(
             f"{name} has no finite value at t = {t:g}, where alpha = {alpha:g} and sigma = {sigma:g}; "
-            "stay inside (t_min, t_max) or train another prediction (data, v and flow are finite at both ends)"
+            "stay inside (t_min, t_max) or train another prediction (data, v and velocity are finite at both ends)"
         )
     return a, b

@@ -79,7 +79,8 @@ def continuous_elbo(
     high, low = (float(sde.log_snr(t)) for t in (sde.t_min, sde.t_max))
     if low == -torch.inf:
         raise ConfigError(
-            f"the integral over log_snr begins at minus infinity, since {sde!r} reaches alpha = 0; lower its t_max"
+            f"the integral over log_snr begins at minus infinity, since {sde!r} reaches alpha = 0; "
+            f"{sde.how_to_end_earlier}"
         )
     task = Task(
         model,

@@ -36,7 +36,7 @@ from scoresde.diffusions.named import check_sde
 from scoresde.diffusions.point import Point
 from scoresde.diffusions.sde import GaussianSDE
 from scoresde.diffusions.targets import Kind
-from scoresde.errors import DTypeError, ShapeError, SolverError, unknown
+from scoresde.errors import DomainError, DTypeError, ShapeError, SolverError, unknown
 from scoresde.models import checkpoint
 from scoresde.models.networks import Conditional, Energetic, bare_network, check_conditions, describe_network
 from scoresde.models.parameterization import (
@@ -59,6 +59,7 @@ from scoresde.transforms.base import Transform, check_transform
 __all__ = ["ConditionOn", "PreparedNetwork", "ScoreModel", "Variance"]
 
 C_NOISE_LIMIT = 40.0
+TO_THE_END = ("data", "v", "velocity")  # what says something of the data where alpha is 0
 ConditionOn = Literal["log_snr", "time"]
 Variance = Literal["fixed", "learned"]
 
@@ -114,8 +115,20 @@ class ScoreModel(Predictor):
 
     def _check_start(self) -> None:
         """Raise DomainError where alpha is 0 at t_max and the prediction says nothing of the data there."""
-        if float(self.sde.alpha(torch.tensor(self.sde.t_max, dtype=torch.float64))) == 0:
-            self.readout(self.sde.at(self.sde.t_max)).weights("data")
+        end = self.sde.at(self.sde.t_max)
+        if float(end.alpha) != 0:
+            return
+        try:
+            self.readout(end).weights("data")
+        except DomainError as error:
+            raise DomainError(
+                f"predicts={self.parameterization.name!r} says nothing of the data at t_max = {self.sde.t_max:g}, "
+                "where alpha = 0",
+                parameter="predicts",
+                got=self.parameterization.name,
+                allowed=TO_THE_END,
+                cure=f"train another prediction ({', '.join(TO_THE_END)}), or {self.sde.how_to_end_earlier}",
+            ) from error
 
     @classmethod
     def from_callable(

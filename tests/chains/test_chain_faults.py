@@ -61,7 +61,7 @@ def test_betas_in_the_place_of_logarithms_name_from_betas() -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ([0.1, 1.0], r"every beta must lie in \(0, 1\); at index 1 it is 1: use more steps or rule='exact'"),
+        ([1.0, 0.1], r"every beta must lie in \(0, 1\), the last one in \(0, 1\]; at index 0 it is 1: use more steps"),
         ([0.1, 1.5], "at index 1 it is 1.5"),
         ([0.0, 0.1], "at index 0 it is 0"),
         ([-0.1], "at index 0 it is -0.1"),

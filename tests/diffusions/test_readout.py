@@ -187,7 +187,7 @@ def test_the_message_names_the_time_and_the_cure() -> None:
     with pytest.raises(
         DomainError,
         match=r"the data prediction has no finite value at t = 1, where alpha = 0 and sigma = 1; "
-        r"stay inside \(t_min, t_max\) or train another prediction \(data, v and flow are finite at both ends\)",
+        r"stay inside \(t_min, t_max\) or train another prediction \(data, v and velocity are finite at both ends\)",
     ):
         view(target("noise", p), target("data", p), p, "the data prediction")
 

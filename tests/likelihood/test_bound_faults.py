@@ -63,7 +63,7 @@ FAULTS: dict[str, tuple[type[Exception], str, Callable[[], object]]] = {
     "tape's shape": (ShapeError, r"noise\[0\]", lambda: continuous_elbo(silent(), VPSDE(), X, noise=[X[:1]] * 17)),
     "cond": (ShapeError, "cond", lambda: continuous_elbo(silent(), VPSDE(), X, cond={"label": torch.zeros(2)})),
     "prior": (DTypeError, "Gaussian", lambda: variational_bound(silent(), DDPM.linear(25), X, prior=1.0)),
-    "alpha 0": (ConfigError, "lower its t_max", lambda: continuous_elbo(gaussian(), RectifiedFlow(), vector(0.1))),
+    "alpha 0": (ConfigError, "lower t_max", lambda: continuous_elbo(gaussian(), RectifiedFlow(), vector(0.1))),
     "decoder": (DTypeError, "LevelsDecoder", lambda: variational_bound(silent(), DDPM.linear(25), X, decoder=0.1)),
     "std": (DomainError, "std", lambda: GaussianDecoder(0.0)),
     "levels": (DomainError, "levels", lambda: LevelsDecoder(1)),

@@ -132,17 +132,17 @@ REFUSED: dict[str, tuple[Callable[[], object], type[ScoreSDEError], str]] = {
     "noise where alpha is 0": (
         lambda: ScoreModel(Net(), RectifiedFlow()),
         DomainError,
-        "the data prediction has no finite value at t = 1, where alpha = 0",
+        "predicts='noise' says nothing of the data at t_max = 1, where alpha = 0; train another prediction (data, v,",
     ),
     "score where alpha is 0": (
         lambda: ScoreModel(Net(), RectifiedFlow(), predicts="score"),
         DomainError,
-        "train another prediction (data, v and flow are finite at both ends)",
+        "predicts='score' says nothing of the data at t_max = 1, where alpha = 0; train another prediction (data, v,",
     ),
     "noise moved where alpha is 0": (
         lambda: ScoreModel(Net(), SDE).with_sde(RectifiedFlow()),
         DomainError,
-        "the data prediction has no finite value at t = 1, where alpha = 0",
+        "predicts='noise' says nothing of the data at t_max = 1, where alpha = 0",
     ),
     "weights of 0": (lambda: mixture(weights=torch.tensor([1.0, 0.0])), DomainError, "weights must be positive and fi"),
     "std negative": (lambda: mixture(std=-0.1), DomainError, "std must not be negative and must be finite, got -0.1"),

@@ -15,7 +15,8 @@ posterior's, at x_0 and at x0_hat, and |x0_hat - x_0|^2 = |z_hat - z|^2/SNR_i, e
 
 At i = 0 the posterior has no density and the decoder stands in, -log N(x_0; x0_hat, s_0^2 e^{2 v r}): for a fixed
 variance s_0 = sigma_0/alpha_0 and v = 0, as in ``bounds``; for a learned one between the posterior's of index 1 and
-b_0, as in ``Chain.reverse``.
+b_0, as in ``Chain.reverse``. At a last index where alpha = 0 the noise is x_i itself and its error 0: L_simple is 0,
+and the last term of the KL is SNR_{i-1}/2 (x0_hat - x_0)^2 e^{-2 v r}.
 
 In L_hybrid the mean of p is held fixed inside L_{i-1}, which then trains the variance alone: L_simple trains the mean.
 
@@ -51,7 +52,7 @@ __all__ = ["ChainLoss", "ImportanceIndices"]
 
 
 def _weigh_by_snr(point: Point, sde: GaussianSDE) -> Tensor:
-    return point.log_snr.exp()
+    return torch.where(point.log_snr == -math.inf, 1.0, point.log_snr.exp())
 
 
 class ImportanceIndices:
@@ -102,7 +103,8 @@ class _Constants(NamedTuple):
     """What a loss needs of each index, (n,): see the module's docstring.
 
     Args:
-        gain: the factor of the noise's squared error in twice the divergence.
+        gain: the factor of the noise's squared error in twice the divergence, or of the data's where alpha = 0.
+        simple: 1, and 0 where alpha = 0 and the noise has no error.
         ratio: r.
         constant: log s_0 and what belongs to it at index 0, else 0.
         first: 1 at index 0, else 0.
@@ -110,6 +112,7 @@ class _Constants(NamedTuple):
     """
 
     gain: Tensor
+    simple: Tensor
     ratio: Tensor
     constant: Tensor
     first: Tensor
@@ -185,7 +188,8 @@ class ChainLoss:
     @functools.cached_property
     def _constants(self) -> _Constants:
         log_snr = self.chain.points.log_snr
-        gain = (log_snr[:-1] - log_snr[1:]).expm1()
+        gone = log_snr[1:] == -math.inf
+        gain = torch.where(gone, log_snr[:-1].exp(), (log_snr[:-1] - log_snr[1:]).expm1())
         small, large = self.chain.learned_range
         if self.variance != "learned":
             # sigma_0/alpha_0, at which the decoder's precision is SNR_0.
@@ -195,7 +199,7 @@ class ChainLoss:
         first[0] = 1.0
         constant = first * (small[0].log() + 0.5 * math.log(2 * math.pi))
         fraction = (1 - first) * (self.variance == "large")
-        return _Constants(gain, (large / small).log(), constant, first, fraction)
+        return _Constants(gain, (~gone).double(), (large / small).log(), constant, first, fraction)
 
     def __call__(
         self,
@@ -275,9 +279,9 @@ class ChainLoss:
     ) -> Tensor:
         """Return the losses (B,) as they are, not divided by n p."""
         error, fraction = measure_errors(model, x0, noise, multipliers, c_noise, cond)
-        gain, ratio, constant, first, fixed = constants
-        squares = expand(multipliers.loss, x0) * error.square()  # of the noise's error
-        loss = self.on_simple * squares.reshape(len(x0), -1).mean(1)
+        gain, simple, ratio, constant, first, fixed = constants
+        squares = expand(multipliers.loss, x0) * error.square()  # of the noise's error, or the data's
+        loss = self.on_simple * simple * squares.reshape(len(x0), -1).mean(1)
         if self.on_bound:
             v = expand(fixed, x0) if self.variance != "learned" or fraction is None else fraction.to(x0.dtype)
             spread = -2 * expand(ratio, x0) * v

@@ -131,7 +131,7 @@ def _over_log_snr(point: Point, sde: GaussianSDE) -> Tensor:
     if not bool(torch.isfinite(high - low)):
         raise ConfigError(
             f"times='importance' needs a finite log_snr on [t_min, t_max], {sde!r} reaches alpha = 0; "
-            "lower t_max, or take times='log_snr'"
+            f"{sde.how_to_end_earlier}, or take times='log_snr'"
         )
     ratio: Tensor = (high - low) / (sde.t_max - sde.t_min) * (point.sigma / sde.diffusion(point.t)).square()
     return ratio
