@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from scoresde.errors import PART, DTypeError, ShapeError, check_finite, check_floating
+from scoresde.errors import PART, ConfigError, DTypeError, ShapeError, check_finite, check_floating
 
 __all__ = [
     "Array",
@@ -34,6 +34,7 @@ __all__ = [
     "move",
     "parts",
     "plain_attention",
+    "recording",
     "share_memory",
     "time_derivative",
     "working_dtype",
@@ -214,6 +215,17 @@ def time_derivative(function: Callable[[Tensor], Tensor], t: Tensor) -> Tensor:
     return derivative
 
 
+@contextmanager
+def recording() -> Iterator[None]:
+    """Record for a gradient, also under ``torch.no_grad()``; ConfigError in inference mode, which forbids it."""
+    if torch.is_inference_mode_enabled():
+        raise ConfigError(
+            "this differentiates, which torch.inference_mode() forbids; leave it, torch.no_grad() does as well"
+        )
+    with torch.enable_grad():
+        yield
+
+
 def plain_attention() -> AbstractContextManager[None]:
     """Return a context in which attention is written out, so that it has forward-mode and second derivatives."""
     from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -237,10 +249,10 @@ def jacobian_products(
         x: states (B, *).
         probes: tensors of x's shape, or of its event's.
     """
-    recording = torch.is_grad_enabled()
-    with torch.enable_grad(), plain_attention() if recording else nullcontext():
+    keep = torch.is_grad_enabled()
+    with recording(), plain_attention() if keep else nullcontext():
         # A view of such an x, made without grad mode, says that it requires a gradient and belongs to no graph.
-        point = x if recording and x.requires_grad else x.detach().requires_grad_(True)
+        point = x if keep and x.requires_grad else x.detach().requires_grad_(True)
         value = function(point)
         products = []
         for v in probes:
@@ -248,11 +260,11 @@ def jacobian_products(
                 products.append(x.new_zeros(len(x)))
                 continue
             (product,) = torch.autograd.grad(
-                value, point, v.expand_as(value), create_graph=recording, retain_graph=True, materialize_grads=True
+                value, point, v.expand_as(value), create_graph=keep, retain_graph=True, materialize_grads=True
             )
             wide = (product * v).to(torch.promote_types(product.dtype, torch.float32))
             products.append(wide.reshape(len(x), math.prod(x.shape[1:])).sum(1))
-    return (value, products) if recording else (value.detach(), products)
+    return (value, products) if keep else (value.detach(), products)
 
 
 def divergence(function: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor]:

@@ -20,7 +20,7 @@ from torch import Tensor
 from scoresde.diffusions.gaussian import Gaussian
 from scoresde.diffusions.point import Point
 from scoresde.errors import DTypeError, check_integer
-from scoresde.likelihood.decoders import Decoder, check_decoder
+from scoresde.likelihood.decoders import Decoder, LevelsDecoder, check_decoder, find_levels
 from scoresde.likelihood.figures import Figures
 from scoresde.models.checks import check_model_and_data
 from scoresde.models.prediction import Condition, Predictor, check_condition
@@ -59,6 +59,7 @@ class Bound(Figures):
         log_abs_det: mean of the transform's log |det|; 0 without one, or where the data are levels.
         size: number of coordinates of an event.
         discrete: whether it bounds minus the log of a probability, not of a density.
+        levels: where it bounds a density and the data lie on levels, the decoder that bounds their probability.
     """
 
     per_sample: Tensor
@@ -67,11 +68,14 @@ class Bound(Figures):
     log_abs_det: float
     size: int
     discrete: bool
+    levels: LevelsDecoder | None = None
 
     def _figures(self) -> dict[str, str]:
         if len(self.per_sample) == 0:
             return {"of": "no samples"}
+        said = f"not the probability of the data's levels, which decoder={self.levels} bounds"
         return {
+            **({} if self.levels is None else {"of a density,": said}),
             "total": f"{self.total:.6g} +- {self.standard_error:.2g} nats",
             "bits per dim": f"{self.bits_per_dim:.4g}",
             "prior": f"{self.prior:.4g}",
@@ -143,6 +147,8 @@ class Task:
                 draw.set_state(state)
                 self.log_abs_det = transform.log_abs_det(x, draw).to("cpu", torch.float64)
         self.decoder.check(self.y, transform)
+        spread = transform is not None and transform.random
+        self.levels = None if self.decoder.discrete or spread else find_levels(x)
         self.size = math.prod(x.shape[1:])
         self.source = self._noise(noise)
 
@@ -202,6 +208,7 @@ def assemble_bound(task: Task, prior: Tensor, layers: Tensor, terms: Tensor) -> 
         log_abs_det=float(task.log_abs_det.mean()),
         size=task.size,
         discrete=task.decoder.discrete,
+        levels=task.levels,
     )
 
 

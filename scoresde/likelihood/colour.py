@@ -25,7 +25,7 @@ from scoresde.likelihood.probes import check_groups
 from scoresde.models.checks import check_event, check_model
 from scoresde.models.prediction import Condition, Predictor, Prepared, check_condition, in_mode
 from scoresde.noise import stream
-from scoresde.ops import flat, working_dtype
+from scoresde.ops import flat, recording, working_dtype
 from scoresde.sampling.flow import solve
 from scoresde.solvers.adaptive import ProbabilityFlow
 
@@ -102,7 +102,7 @@ def _measure(model: Predictor, x: Tensor, intervals: int, cond: Condition, progr
 
 def _jacobian(prepared: Prepared, x: Tensor) -> Tensor:
     """Return the Jacobians (B, D, D) of the network's output at states x (B, *) of the prepared point."""
-    with torch.enable_grad():
+    with recording():
         point = x.detach().requires_grad_(True)
         output = flat(prepared.raw(0, point))
         rows = [

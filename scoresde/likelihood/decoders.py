@@ -22,7 +22,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from scoresde.errors import ConfigError, DomainError, DTypeError, keep_integer, keep_number
+from scoresde.errors import PART, ConfigError, DomainError, DTypeError, keep_integer, keep_number
 from scoresde.ops import working_dtype
 from scoresde.transforms.base import Transform, check_inside, check_interval
 
@@ -34,8 +34,11 @@ __all__ = [
     "bin_ends",
     "check_decoder",
     "event_sum",
+    "find_levels",
     "gaussian_nats",
 ]
+
+MOST_LEVELS = 256
 
 
 @runtime_checkable
@@ -164,6 +167,26 @@ def bin_ends(
             "each coordinate by itself and increases"
         )
     return lower, upper, first, last
+
+
+def find_levels(x: Tensor) -> LevelsDecoder | None:
+    """Return the decoder of the levels on which data (B, *) lie, at most 256 and evenly spaced; None for any others.
+
+    A look at some 130 000 of the values.
+    """
+    values = x.detach().reshape(-1)[:PART]
+    found = values.unique().double().cpu()
+    if not 2 <= len(found) <= MOST_LEVELS or len(values) < 4 * len(found):
+        return None
+    gaps = found.diff()
+    # The values are rounded to their type.
+    room = 8 * torch.finfo(x.dtype).eps * float(found.abs().max())
+    step = float(gaps.min())
+    places = (found - found[0]) / step
+    if room > 0.1 * step or float((places - places.round()).abs().max()) * step > room + 1e-6 * step * len(found):
+        return None
+    count = round(float(places[-1])) + 1
+    return LevelsDecoder(count, float(found[0]), float(found[-1])) if count <= MOST_LEVELS else None
 
 
 @dataclass(frozen=True)

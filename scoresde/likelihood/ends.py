@@ -14,7 +14,7 @@ from scoresde.likelihood.probes import Probes
 from scoresde.likelihood.traced import TracedModel
 from scoresde.models.prediction import Condition, Predictor, select
 from scoresde.noise import SampleNoise, stream
-from scoresde.ops import flat
+from scoresde.ops import flat, recording
 
 __all__ = ["measure_mismatch", "measure_truncation"]
 
@@ -70,7 +70,7 @@ def _integrate(model: Predictor, prior: Gaussian, point: Point, x: Tensor, cond:
     total = torch.zeros(len(x), dtype=torch.float64)
     for node, weight in zip(NODES, WEIGHTS, strict=True):
         at = mean + node * (x - mean)
-        with torch.enable_grad():
+        with recording():
             place = at.detach().requires_grad_(True)
             (own,) = torch.autograd.grad(prior.log_prob(place).sum(), place)
         difference = model.at(at, point, cond).score - own

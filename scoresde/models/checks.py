@@ -7,12 +7,19 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from scoresde.diffusions.gaussian import Moments
-from scoresde.errors import DTypeError, ShapeError, check_samples
+from scoresde.errors import ConfigError, DTypeError, ShapeError, check_samples
 from scoresde.models.networks import bare_network
 from scoresde.models.prediction import Predictor
 from scoresde.models.score_model import ScoreModel
 
-__all__ = ["check_event", "check_model", "check_model_and_data", "check_score_model", "unwrap_model"]
+__all__ = [
+    "check_differentiable",
+    "check_event",
+    "check_model",
+    "check_model_and_data",
+    "check_score_model",
+    "unwrap_model",
+]
 
 
 def unwrap_model(model: object) -> object:
@@ -42,6 +49,12 @@ def check_score_model(model: object) -> ScoreModel:
     if not isinstance(known, ScoreModel):
         raise DTypeError(f"this needs the network itself, and {type(known).__name__} changes a model; pass that model")
     return known
+
+
+def check_differentiable(model: object) -> None:
+    """Raise ConfigError where parameters were made in inference mode, in which nothing can be differentiated."""
+    if isinstance(model, nn.Module) and any(p.is_inference() for p in model.parameters()):
+        raise ConfigError("the network was made under torch.inference_mode(), which forbids gradients; make it outside")
 
 
 def check_event(moments: Moments | None, shape: Sequence[int], name: str) -> None:

@@ -17,6 +17,7 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 from scoresde.diffusions.sde import Conditioned
 from scoresde.errors import ConfigError, ShapeError, unknown
 from scoresde.models.prediction import Condition
+from scoresde.ops import recording
 
 __all__ = [
     "Conditional",
@@ -90,12 +91,10 @@ class Gradient(nn.Module):
 
     def forward(self, x: Tensor, c_noise: Tensor, **cond: Tensor) -> Tensor:
         """Return -dE/dx, of x's shape."""
-        recording = torch.is_grad_enabled()
-        with torch.enable_grad():
+        keep = torch.is_grad_enabled()
+        with recording():
             point = x if x.requires_grad else x.detach().requires_grad_(True)
-            (gradient,) = torch.autograd.grad(
-                self.energy(point, c_noise, cond or None).sum(), point, create_graph=recording
-            )
+            (gradient,) = torch.autograd.grad(self.energy(point, c_noise, cond or None).sum(), point, create_graph=keep)
         return -gradient
 
 

@@ -54,6 +54,7 @@ from scoresde.models.prediction import (
     count_writes,
     describe_data,
 )
+from scoresde.ops import recording
 from scoresde.transforms.base import Transform, check_transform
 
 __all__ = ["ConditionOn", "PreparedNetwork", "ScoreModel", "Variance"]
@@ -294,7 +295,7 @@ class PreparedNetwork(Prepared):
         net = self.model.net
         if not isinstance(net, Energetic):
             return super().energies(i, x)
-        with torch.enable_grad():
+        with recording():
             point = x.detach().requires_grad_(True)
             energy = net.energy(self._scale(i, point), self.c_noise[i], self.cond)
             (gradient,) = torch.autograd.grad(energy.sum(), point)

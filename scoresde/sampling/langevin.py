@@ -29,6 +29,7 @@ from scoresde.models.checks import unwrap_model
 from scoresde.models.prediction import Condition, Predictor
 from scoresde.models.score_model import ScoreModel
 from scoresde.noise import NoiseSource, Randomness, check_tape
+from scoresde.ops import recording
 from scoresde.sampling.kernels import take_tested_steps
 from scoresde.sampling.sample import SampleResult, sample
 from scoresde.solvers.langevin import annealed_langevin
@@ -152,7 +153,7 @@ def _adjusted(
     """Run accepted and rejected steps, in at least float32."""
 
     def evaluate(y: Tensor) -> tuple[Tensor, Tensor]:
-        with torch.enable_grad():
+        with recording():
             point = y.detach().requires_grad_(score is None)
             value = energy(point)
             if value.shape != (len(y),):

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from scoresde.errors import ConfigError, DTypeError, ShapeError, check_number, explain_keywords, pick
-from scoresde.models.checks import check_score_model
+from scoresde.models.checks import check_differentiable, check_score_model
 from scoresde.models.prediction import Condition
 from scoresde.models.score_model import ScoreModel
 from scoresde.noise import check_seed, normal, stream
@@ -210,6 +210,9 @@ def _check_trainable(model: object) -> tuple[ScoreModel, nn.Module]:
     """Return a model, out of its wrappers, and its network, in its own, if they can be trained."""
     known = check_score_model(model)
     net = known.net
+    if torch.is_inference_mode_enabled():
+        raise ConfigError("training differentiates, which torch.inference_mode() forbids; train outside of it")
+    check_differentiable(net)
     if not isinstance(net, nn.Module) or not any(p.requires_grad for p in net.parameters()):
         raise ConfigError("the model's network has no trainable parameters; training needs a torch.nn.Module with some")
     outside = set(model.modules()) - set(known.modules()) if isinstance(model, nn.Module) else set()

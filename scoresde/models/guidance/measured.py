@@ -10,6 +10,7 @@ from torch import Tensor
 from scoresde.errors import ConfigError
 from scoresde.models.guidance.operators import Operator
 from scoresde.noise import normal, stream
+from scoresde.ops import recording
 from scoresde.transforms.base import Transform
 
 __all__ = ["Linearised", "Measured"]
@@ -70,7 +71,7 @@ class Linearised:
 
     def __init__(self, measured: Measured, z: Tensor, keep: bool) -> None:
         self.measured, self.keep = measured, keep
-        with torch.enable_grad():
+        with recording():
             self.point = z if keep else z.detach().requires_grad_(True)
             self.graph = measured(self.point)
         self.value = self.graph if keep else self.graph.detach()
@@ -89,7 +90,7 @@ class Linearised:
             if self._base is None:
                 self._base = self.measured(torch.zeros_like(self.point[:1])).detach()
             return self.measured(v) - self._base
-        with torch.enable_grad():
+        with recording():
             slack = torch.zeros_like(self.graph).requires_grad_(True)
             (product,) = torch.autograd.grad(self.graph, self.point, slack, create_graph=True)
             (out,) = torch.autograd.grad(product, slack, v.to(product), retain_graph=True, create_graph=self.keep)

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from scoresde.errors import ConfigError, DTypeError, ShapeError, check_integer, check_samples, keep_integer
+from scoresde.ops import recording
 
 __all__ = [
     "Blur",
@@ -45,7 +46,7 @@ class Operator(ABC):
         """Return A^T y, (B, *event), for measurements y (B, *); ConfigError for an operator that is not linear."""
         if not self.linear:
             raise ConfigError(f"{type(self).__name__} is not linear, and has no adjoint; its Jacobian has one")
-        with torch.enable_grad():
+        with recording():
             x = y.new_zeros(len(y), *event).requires_grad_(True)
             (back,) = torch.autograd.grad(self(x), x, y)
         return back

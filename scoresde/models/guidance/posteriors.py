@@ -47,7 +47,7 @@ from scoresde.models.guidance.methods import METHODS, Asked, Method, MethodName,
 from scoresde.models.guidance.operators import Operator, as_operator, check_measurement
 from scoresde.models.mapped import ChangedModel, PreparedChange
 from scoresde.models.prediction import Condition, Prediction, Predictor, Prepared
-from scoresde.ops import expand, plain_attention, working_dtype
+from scoresde.ops import expand, plain_attention, recording, working_dtype
 
 __all__ = ["MEASUREMENT", "PosteriorModel", "posterior"]
 
@@ -182,7 +182,7 @@ class _PreparedPosterior(PreparedChange):
         """Return D_y at point i, and the inner model's v where the variance is learned."""
         model, batch = self.posterior, len(x)
         keep = torch.is_grad_enabled()
-        with torch.enable_grad(), plain_attention():
+        with recording(), plain_attention():
             state = self.state(i, x)
             state = state if keep and state.requires_grad else state.detach().requires_grad_(True)
             output, fraction = self.inner.outputs(i, state)

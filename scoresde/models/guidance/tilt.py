@@ -23,6 +23,7 @@ from scoresde.diffusions.point import Point
 from scoresde.errors import ConfigError, DTypeError, ShapeError, check_number, unknown
 from scoresde.models.mapped import ChangedModel, PreparedChange
 from scoresde.models.prediction import Condition, Prediction, Predictor, Prepared
+from scoresde.ops import recording
 
 __all__ = ["TiltedModel", "tilted"]
 
@@ -101,7 +102,7 @@ class _PreparedTilt(PreparedChange):
     def outputs(self, i: int, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return the noise prediction less s sigma grad g, and the inner model's v."""
         keep = torch.is_grad_enabled()
-        with torch.enable_grad():
+        with recording():
             state = self.state(i, x)
             state = state if keep and state.requires_grad else state.detach().requires_grad_(True)
             if self.tilt.at_what == "state":

@@ -28,7 +28,7 @@ from scoresde.diffusions.point import Point
 from scoresde.errors import DomainError
 from scoresde.models.prediction import Predictor
 from scoresde.noise import normal, stream
-from scoresde.ops import expand
+from scoresde.ops import expand, recording
 from scoresde.sampling.tuning.pairs import Pairs
 from scoresde.solvers.tuned import Layout, Part
 
@@ -106,7 +106,7 @@ def improve(
         signs = [normal(tuple(train.start.shape), draw).sign() for _ in range(SKETCHES)]
         for part in train.parts(size):
             copies = values.expand(len(part), -1).clone().requires_grad_(True)
-            with torch.enable_grad():
+            with recording():
                 out = run(model, layout, copies, part)
             missed = (out - part.end).detach()
             vectors = [missed, *(drawn[done : done + len(part)].to(out) for drawn in signs)]

@@ -26,7 +26,7 @@ from tqdm.auto import tqdm
 
 from scoresde.diffusions.sde import GaussianSDE
 from scoresde.models.prediction import Predictor
-from scoresde.ops import flat
+from scoresde.ops import flat, recording
 from scoresde.sampling.part import Step
 from scoresde.sampling.sample import sample
 from scoresde.sampling.tuning.learn import FLOOR, run
@@ -83,7 +83,7 @@ def descend(
         each, done = [], 0
         for part in train.parts(size):
             here = slice(done, done + len(part))
-            with torch.enable_grad():
+            with recording():
                 numbers = values.index_add(0, free, moved).expand(len(part), -1)
                 out = run(model, layout, numbers, Pairs(part.start + nearby[here], part.end, part.cond))
                 errors = flat(out.double() - part.end.double()).square().mean(1).sqrt()

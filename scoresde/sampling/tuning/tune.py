@@ -13,7 +13,7 @@ from torch import Tensor
 
 from scoresde.diffusions.sde import SDE, GaussianSDE
 from scoresde.errors import ConfigError, check_integer, check_number, unknown
-from scoresde.models.checks import check_model
+from scoresde.models.checks import check_differentiable, check_model
 from scoresde.models.prediction import Predictor, in_mode
 from scoresde.sampling.calibration import Calibration
 from scoresde.sampling.part import Watch
@@ -189,6 +189,7 @@ def tune(
             out of range. SolverError: the flow failed.
     """
     known = check_options(model, steps, 1 if samples is None else samples, tolerance, chunk_size)
+    check_differentiable(known)
     steps = int(steps)
     count = samples or _count(known, steps, event)
     for name, value in (("held_out", held_out or count), ("starts", starts), ("iterations", iterations)):
