@@ -28,6 +28,17 @@ from scoresde.noise import normal, stream
 X = moons(64)
 
 
+class Well(torch.nn.Module):
+    """An energy, one number a sample."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(()))
+
+    def forward(self, x: Tensor, c_noise: Tensor) -> Tensor:
+        return 0.5 * self.weight * x.square().sum(1)
+
+
 def make() -> ScoreModel:
     return ScoreModel(MLP(2, width=8, depth=1), VPSDE())
 
@@ -59,7 +70,7 @@ def test_inference_mode_is_named_before_anything_changes(made_inside: bool) -> N
 
 def test_what_differentiates_names_the_context_and_the_cure_works() -> None:
     gaussian = GaussianModel(sde=VPSDE(), mean=torch.zeros(2), covariance=torch.eye(2))
-    energy = EnergyModel(MLP(2, width=8, depth=1), VPSDE())
+    energy = EnergyModel(Well(), VPSDE())
     uses = (lambda: log_likelihood(gaussian, X[:3]), lambda: sample(energy, (2, 2), steps=2, seed=0))
     for use in uses:
         with torch.inference_mode(), pytest.raises(ConfigError, match=r"torch.no_grad\(\) does as well"):
