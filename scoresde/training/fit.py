@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import inspect
 import json
 import math
 import os
@@ -11,6 +12,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -19,6 +21,7 @@ from scoresde.diffusions.gaussian import Moments
 from scoresde.errors import (
     CheckpointError,
     ConfigError,
+    DomainError,
     ScoreSDEError,
     TrainingWarning,
     check_integer,
@@ -33,6 +36,7 @@ from scoresde.sampling.tuning.calibrate import COST
 from scoresde.sampling.tuning.calibrate import calibrate as find_calibration
 from scoresde.training.batches import Batches, prepare_data
 from scoresde.training.cautions import warn_of_loss
+from scoresde.training.identity import CHANGE, Run, name_function
 from scoresde.training.loop import CHECKPOINT, LOG, Judge, Loop, Record
 from scoresde.training.losses.times import TimeSampler, TimesName
 from scoresde.training.losses.weights import Weight, WeightName
@@ -140,7 +144,7 @@ def fit(
     folder: str | os.PathLike[str] | None = None,
     save_every: int | None = None,
     log_every: int = 50,
-    resume: bool = False,
+    resume: bool | Literal["change"] = False,
     calibrate: bool | None = None,
     progress: bool = True,
     on_log: Callable[[Record], None] | None = None,
@@ -183,7 +187,10 @@ def fit(
         save_every: steps between checkpoints and held-out losses, by default a tenth of the steps; the last step has
             both in any case.
         log_every: steps between records.
-        resume: go on from the folder's checkpoint, to the same bits as a run that was never interrupted.
+        resume: go on from the folder's checkpoint, to the same bits as a run that was never interrupted. What the run
+            is must be the same: the model, the data to the last bit, and every option that changes a step; what
+            differs is refused by name. "change" goes on with other data or options on purpose, which the checkpoint
+            keeps with the step; the network, its diffusion and what it predicts stay.
         calibrate: whether to find the solver and the grid that suit the trained model (``scoresde.calibrate``) at the
             end, for ``sample`` to use and the checkpoint to keep; None for yes where it takes less than a sixteenth
             of the evaluations of the training, a step's counted three times.
@@ -198,6 +205,7 @@ def fit(
     Raises:
         DTypeError, ShapeError, DomainError, ConfigError: bad options or data, before anything is changed.
         CheckpointError: a folder that is not empty or not writable, a checkpoint that does not fit.
+        ConfigError: a run to go on with that is another one; ``allowed`` names what differs.
         SolverError: the loss stayed non-finite for three checks, or at the end; the last good checkpoint stands.
         KeyboardInterrupt: passed on after a checkpoint is written.
     """
@@ -206,12 +214,15 @@ def fit(
     batch_size = check_integer(batch_size, "batch_size", 1)
     log_every = check_integer(log_every, "log_every", 1)
     save_every = max(1, steps // 10) if save_every is None else check_integer(save_every, "save_every", 1)
+    if resume not in (False, True, CHANGE):
+        raise ConfigError(f"resume must be True, False or 'change', got {resume!r}", parameter="resume", got=resume)
     seed = fresh_seed() if seed is None else check_seed(seed)
     if objective is not None and held_out is not None:
         raise ConfigError("held_out= is judged by the denoising loss; with objective=, use losses.held_out_loss after")
+    rate = LearningRate(learning_rate, warmup, steps, decay)
     trainer = Trainer(
         model,
-        learning_rate=LearningRate(learning_rate, warmup, steps, decay),
+        learning_rate=rate,
         weight=weight,
         times=times,
         objective=objective,
@@ -238,7 +249,13 @@ def fit(
     )
     if transform is None:
         _warn_of_scale(moments)
-    where = _open_folder(folder, trainer, resume)
+    options: dict[str, object] = {"learning_rate": rate.peak, "warmup": rate.warmup, "decay": decay}
+    # Where no rate depends on how many steps there are, a longer run makes the same ones.
+    options["steps"] = None if decay == "constant" and rate.warmup is not None else steps
+    own = {"weight": weight, "times": times}
+    options |= {name: f"your own: {name_function(one)}" for name, one in own.items() if inspect.isroutine(one)}
+    run = None if folder is None else Run.of(trainer, batches, options)
+    where = _open_folder(folder, trainer, run, resume, steps)
     model.moments, model.transform, model.dropout = moments, transform, dropout
     loop = Loop(
         trainer,
@@ -248,6 +265,7 @@ def fit(
         save_every=save_every,
         log_every=log_every,
         on_log=on_log,
+        run=run,
         judge=None if held_out is None else Judge(trainer, held_out, held_out_cond, weight, times),
     )
     losses = loop(progress=progress)
@@ -304,11 +322,17 @@ def _warn_of_scale(moments: Moments) -> None:
         )
 
 
-def _open_folder(path: str | os.PathLike[str] | None, trainer: Trainer, resume: bool) -> Path | None:
+def _open_folder(
+    path: str | os.PathLike[str] | None,
+    trainer: Trainer,
+    run: Run | None,
+    resume: bool | Literal["change"],
+    steps: int,
+) -> Path | None:
     """Make the folder, writable, and empty unless ``resume``, which loads its checkpoint into the trainer."""
     folder = None if path is None else Path(path)
     if resume:
-        _resume(folder, trainer)
+        _resume(folder, trainer, run, steps, change=resume == CHANGE)
     if folder is None:
         return None
     try:
@@ -323,14 +347,20 @@ def _open_folder(path: str | os.PathLike[str] | None, trainer: Trainer, resume: 
     return folder
 
 
-def _resume(folder: Path | None, trainer: Trainer) -> None:
+def _resume(folder: Path | None, trainer: Trainer, run: Run | None, steps: int, *, change: bool) -> None:
     """Load the folder's checkpoint into the network and the trainer; the log's later records are dropped."""
-    if folder is None:
+    if folder is None or run is None:
         raise ConfigError("resume=True needs the folder= of the run to go on with")
     contents = checkpoint.read(folder / CHECKPOINT)
     numbers = contents.document("training")
-    if numbers["seed"] != trainer.seed:
-        raise ConfigError(f"{contents.folder} was trained with seed={numbers['seed']}, got seed={trainer.seed}")
+    run.follow(contents, int(numbers["step"]), folder, change=change)
+    if steps < numbers["step"]:
+        raise DomainError(
+            f"steps must be at least {numbers['step']}, which {folder} has made, got {steps}",
+            parameter="steps",
+            got=steps,
+            allowed=f"at least {numbers['step']}",
+        )
     saving.load_network(contents, "weights", trainer.net)
     trainer.restore(numbers, contents.tensors("training_state"))
     log = folder / LOG

@@ -26,6 +26,7 @@ from scoresde.models import checkpoint
 from scoresde.models.prediction import in_mode
 from scoresde.ops import Array, Rows, recording
 from scoresde.training.batches import Batches
+from scoresde.training.identity import RUN, Run
 from scoresde.training.losses.held_out import held_out_loss
 from scoresde.training.losses.times import TimeSampler, TimesName
 from scoresde.training.losses.weights import Weight, WeightName
@@ -88,11 +89,12 @@ class Loop:
         save_every: int,
         log_every: int,
         on_log: Callable[[Record], None] | None,
+        run: Run | None,
         judge: Callable[[], float] | None,
     ) -> None:
         self.trainer, self.batches, self.folder, self.steps = trainer, batches, folder, steps
         self.save_every, self.log_every, self.on_log = save_every, log_every, on_log
-        self.judge = judge
+        self.run, self.judge = run, judge
         self.first = self.logged = trainer.step
         self.losses = torch.full((max(0, steps - self.first),), math.nan, device=trainer.device)
         self.log: list[Record] = []
@@ -193,9 +195,8 @@ class Loop:
             return
         documents, tensors = self.trainer.model.contents(self.trainer.ema.state_dict())
         numbers, state = self.trainer.state()
-        checkpoint.write(
-            self.folder / CHECKPOINT, {**documents, "training": numbers}, {**tensors, "training_state": state}
-        )
+        documents = {**documents, "training": numbers, **({} if self.run is None else {RUN: self.run.document})}
+        checkpoint.write(self.folder / CHECKPOINT, documents, {**tensors, "training_state": state})
 
 
 def _to_json(value: float) -> float | None:

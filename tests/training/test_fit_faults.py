@@ -91,7 +91,7 @@ def test_folders_that_cannot_serve_are_refused(tmp_path: Path) -> None:
     assert [f.name for f in (tmp_path / "full").iterdir()] == ["notes.txt"]
     assert model.moments is None
     fit(model, DATA, steps=1, folder=tmp_path / "run", **QUIET)
-    with pytest.raises(ConfigError, match="was trained with seed=0, got seed=1"):
+    with pytest.raises(ConfigError, match="run is another run: seed 0, now 1; steps 1, now 2; pass what it had"):
         fit(model, DATA, steps=2, seed=1, folder=tmp_path / "run", resume=True, **QUIET)
     model.save(tmp_path / "other" / "checkpoint")
     with pytest.raises(CheckpointError, match="holds no 'training'"):

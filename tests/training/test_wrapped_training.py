@@ -150,7 +150,7 @@ for name, model in (("net", ScoreModel(DDP(net), VPSDE())), ("model", DDP(inside
     assert same(ScoreModel.load(folder / name).net.state_dict(), expected.model.net.state_dict())
 assert same(net.state_dict(), plain.net.state_dict()) and same(inside.net.state_dict(), plain.net.state_dict())
 wrapped = ScoreModel(DDP(small()), VPSDE())
-longer = {**options, "steps": 9, "resume": True}
+longer = {**options, "steps": 9, "resume": "change"}
 again = fit(wrapped, data, folder=folder / "plain", **longer)
 assert torch.equal(again.losses, fit(ScoreModel(small(), VPSDE()), data, folder=folder / "net", **longer).losses)
 assert type(EMA(DDP(small())).copy()) is MLP

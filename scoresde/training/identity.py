@@ -1,0 +1,167 @@
+"""What a run is: everything that decides its weights, written into its checkpoint and compared when it goes on.
+
+A seed alone names no run. So do the data to the last bit, their transform and conditions, the model that is trained,
+and each option of ``fit`` that changes a step. How often it logs and saves, what it holds out, and the device do not.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import warnings
+from collections.abc import Mapping, Sized
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from scoresde.diffusions.sde import GaussianSDE
+from scoresde.errors import ConfigError, TrainingWarning
+from scoresde.models.checkpoint import Contents
+from scoresde.models.saving import network_to_dict, sde_to_document
+from scoresde.ops import Rows, parts
+from scoresde.training.batches import Batches
+from scoresde.training.trainer import Trainer
+
+__all__ = ["CHANGE", "RUN", "Run", "digest", "name_function"]
+
+RUN = "run"  # the name of the document in a checkpoint
+CHANGE = "change"  # resume="change"
+# What ``resume="change"`` cannot change: another model is another run, which may start from these weights.
+FIXED = ("network", "sde", "predicts", "sigma_data", "condition_on", "variance")
+DIGITS = 16  # of a digest that are kept
+SHOWN = 60  # letters of a value in a message
+
+
+def digest(x: Tensor | Rows) -> str:
+    """Return the SHA-256 of the samples' values, as they are read, by which changed data are known."""
+    found = hashlib.sha256()
+    for part in parts(x):
+        whole = part.detach().cpu().contiguous()
+        # NumPy has no bfloat16.
+        found.update((whole.float() if whole.dtype == torch.bfloat16 else whole).numpy().data)
+    return found.hexdigest()
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """What a run is now, and what was changed on the way.
+
+    Args:
+        identity: by the names of ``fit``'s arguments, as JSON has them.
+        changes: of what was changed on purpose, the step and by name what it was.
+    """
+
+    identity: dict[str, object]
+    changes: list[dict[str, object]]
+
+    @classmethod
+    def of(cls, trainer: Trainer, batches: Batches, options: Mapping[str, object]) -> Run:
+        """Describe a run; ``options`` are those that neither its trainer nor its batches know."""
+        model, how = trainer.model, trainer.model.parameterization
+        network = network_to_dict(trainer.net)
+        config = network["config"]
+        if isinstance(config, dict):
+            # It names the first weights, of which none is left.
+            network["config"] = {name: value for name, value in config.items() if name != "seed"}
+        identity = {
+            "network": network,
+            "sde": _describe_sde(model.sde),
+            "predicts": how.name,
+            "sigma_data": how.sigma_data,
+            "condition_on": model.condition_on if isinstance(model.condition_on, str) else "your own",
+            "variance": model.variance,
+            "data": _describe_values(batches.data),
+            "transform": None if batches.transform is None else batches.transform.to_dict(),
+            "cond": {name: _describe_values(value) for name, value in sorted((batches.cond or {}).items())},
+            "cond_dropout": dict(sorted(batches.dropout.items())),
+            "batch_size": batches.size,
+            "seed": trainer.seed,
+            **(trainer.loss_names or {"objective": name_function(trainer.objective)}),
+            "clip_norm": trainer.clip_norm,
+            "weight_decay": trainer.optimizer.param_groups[0]["weight_decay"],
+            "ema_decay": trainer.ema.decay,
+            "autocast": None if trainer.autocast is None else str(trainer.autocast),
+            **options,
+        }
+        # As a file gives it back.
+        return cls(json.loads(json.dumps(identity)), [])
+
+    def follow(self, contents: Contents, step: int, folder: Path, *, change: bool) -> None:
+        """Go on with the run of a checkpoint; raise unless it is the same, or the caller means to change it.
+
+        Raises:
+            ConfigError: something differs, by its names and values, and ``change`` is not set; another model, in any
+                case.
+        """
+        if RUN not in contents.documents:
+            warnings.warn(
+                f"{folder} was written by an earlier scoresde, which did not keep what its run was: not compared",
+                TrainingWarning,
+                stacklevel=5,
+            )
+            return
+        document = contents.document(RUN)
+        known = document["identity"]
+        names = {**self.identity, **known}
+        differ = [name for name in names if known.get(name) != self.identity.get(name)]
+        forbidden = [name for name in differ if name in FIXED]
+        said = "; ".join(
+            f"{name} {_show(known.get(name))}, now {_show(self.identity.get(name))}" for name in forbidden or differ
+        )
+        if forbidden and change:
+            raise ConfigError(
+                f"{folder} is the run of another model: {said}",
+                parameter="resume",
+                got=CHANGE,
+                allowed=tuple(forbidden),
+                cure="start a new run, from its weights if they fit: ScoreModel.load(folder, weights='raw').net",
+            )
+        if differ and not change:
+            raise ConfigError(
+                f"{folder} is another run: {said}",
+                parameter="resume",
+                got=True,
+                allowed=tuple(differ),
+                cure="pass what it had, choose a new folder, or resume='change' to go on with what is new",
+            )
+        self.changes.extend(document["changes"])
+        if differ:
+            self.changes.append({"step": step, "was": {name: known.get(name) for name in differ}})
+
+    @property
+    def document(self) -> dict[str, object]:
+        """What the checkpoint keeps of it."""
+        return {"identity": self.identity, "changes": self.changes}
+
+
+def _describe_values(x: Tensor | Rows) -> str:
+    """Return number, shape, type and digest of samples."""
+    event = " x ".join(map(str, x.shape[1:])) or "numbers"
+    return f"{len(x)} of {event}, {str(x.dtype).removeprefix('torch.')}, sha256 {digest(x)[:DIGITS]}"
+
+
+def _describe_sde(sde: GaussianSDE) -> dict[str, object]:
+    """Return an SDE's document; of one's own, its curves at five times too."""
+    document = dict(sde_to_document(sde))
+    if document["kind"] is None:
+        t = torch.linspace(sde.t_min, sde.t_max, 5, dtype=torch.float64)
+        for name, values in (("alpha", sde.at(t).alpha), ("sigma", sde.at(t).sigma)):
+            document[name] = [float(f"{value:.6g}") for value in values.tolist()]
+    return document
+
+
+def name_function(function: object) -> str:
+    """Return what a function or an objective is called, with its numbers and words where it is a dataclass."""
+    if not dataclasses.is_dataclass(function) or isinstance(function, type):
+        return str(getattr(function, "__qualname__", type(function).__name__))
+    values = {field.name: getattr(function, field.name) for field in dataclasses.fields(function)}
+    said = [f"{name}={value!r}" for name, value in values.items() if isinstance(value, Sized | int | float)]
+    return f"{type(function).__name__}({', '.join(said)})"
+
+
+def _show(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= SHOWN else f"{text[: SHOWN - 3]}..."
