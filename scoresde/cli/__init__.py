@@ -84,6 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the arguments without the program's name; by default those of this process.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
+    _show_any_letter()
     try:
         with _plain_warnings():
             code = _run(arguments)
@@ -101,6 +102,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"scoresde: error: {_join_lines(error)}", file=sys.stderr)
         return 2
+
+
+def _show_any_letter() -> None:
+    """Let a console without Unicode show what it cannot write, as in the name of a file, in escapes."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="backslashreplace")
 
 
 @contextlib.contextmanager

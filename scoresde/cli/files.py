@@ -1,8 +1,5 @@
 """The user's own data: a folder of images, an array or a tensor of a file, or a table.
 
-The split into training and held-out samples is fixed and draws no random number: samples are ordered by label (within
-a label, and where there are none, as they come), and every fifth of them, the first included, is held out.
-
 Vectors, series and volumes are standardised by channel for the model, images mapped from their range to [-1, 1]; the
 checkpoint keeps the map, and samples come back in the data's own units.
 """
@@ -10,33 +7,42 @@ checkpoint keeps the map, and samples come back in the data's own units.
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from scoresde.cli.presets import DATA, DataSet, Labelled, Levels, Samples, find_kind
+from scoresde.cli.layouts import LAYOUTS, find_layout
+from scoresde.cli.presets import DATA, DataSet
+from scoresde.cli.split import hold_out, make_data
 from scoresde.data.arrays import arrays_from_file
 from scoresde.data.columns import table_from_file
-from scoresde.data.folders import images_from_folder
-from scoresde.data.images import split_by_label
+from scoresde.data.folders import SUFFIXES, FolderImages, count_others, images_from_folder
+from scoresde.data.labels import labels_from_file
 from scoresde.errors import ConfigError, DataError, unknown
-from scoresde.ops import Rows, parts
-from scoresde.transforms.affine import Affine
-from scoresde.transforms.base import Transform
 
-__all__ = ["BAD_IMAGES", "is_name", "open_data"]
+__all__ = ["ARRAYS", "BAD_IMAGES", "is_name", "locate", "open_data"]
 
 ARRAYS = (".npy", ".npz", ".pt", ".pth", ".safetensors")
 TABLES = (".csv", ".parquet")
 KINDS = f"a folder of images, or a file of numbers ({', '.join(ARRAYS + TABLES)})"
 SAMPLES, LABELS = "samples", "labels"
 BAD_IMAGES = ("raise", "skip")
+TRAIN, TEST = ("train", "training"), ("test", "testing", "val", "valid", "validation")
+COLOURS = {"white": (255, 255, 255), "grey": (128, 128, 128), "black": (0, 0, 0)}
+BACKGROUND = "--background white (or 255,255,255) puts a colour behind what is transparent"
 
 
 def open_data(
-    text: str, *, size: int | None = None, on_bad_image: str = "raise", context: str | None = None
+    text: str,
+    *,
+    size: int | None = None,
+    on_bad_image: str = "raise",
+    background: str | None = None,
+    context: str | None = None,
+    layout: str | None = None,
 ) -> DataSet:
     """Return data by name, or those of a folder of images, or of a file; a file is read here.
 
@@ -45,8 +51,10 @@ def open_data(
             "table.csv:name" the column of a table that holds the labels.
         size: side in pixels to which the images of a folder are scaled and cropped.
         on_bad_image: "raise" or "skip", for a folder.
+        background: the colour behind transparent places of a folder's images: a key of ``COLOURS``, or "255,255,255".
         context: what the network is told of each sample: the name of another array of the file, (N,) or (N, k), or the
             names of columns of a table, with commas between them. NaN is a value that is missing.
+        layout: a key of ``LAYOUTS``, for an array; None to tell it from the sizes.
 
     Raises:
         ConfigError: no such name (with the nearest), or samples that no built-in network takes.
@@ -54,38 +62,49 @@ def open_data(
     """
     if on_bad_image not in BAD_IMAGES:
         raise unknown("way for on_bad_image", on_bad_image, BAD_IMAGES, parameter="on_bad_image")
-    path, key = _locate(text)
+    path, key = locate(text)
     ending = path.suffix.lower()
-    if context is not None and (text in DATA or ending not in ARRAYS + TABLES):
+    by_name = text in DATA
+    if context is not None and (by_name or ending not in ARRAYS + TABLES):
         raise ConfigError(
             f"--context {context} names an array or columns of a file, and {text} is none",
             parameter="context",
             got=context,
             cure=f"put it beside the samples in a file ({', '.join((*ARRAYS[1:], *TABLES))})",
         )
-    if text in DATA:
+    if layout is not None and (by_name or ending not in ARRAYS):
+        raise ConfigError(f"--layout is for files of arrays, {text} is none; leave it out", parameter="layout")
+    if background is not None and (by_name or not path.is_dir()):
+        raise ConfigError(
+            f"--background is for folders of images, {text} is none; leave it out", parameter="background"
+        )
+    if by_name:
         return DATA[text]
     if ending in ARRAYS:
-        return _open_arrays(path, key, context)
+        return _open_arrays(path, key, context, layout)
     if ending in TABLES:
         return _open_table(path, key, context)
     if is_name(text):
         error = unknown("data set", text, DATA, parameter="data")
         raise error.with_cure(f"{error.cure}; or {KINDS}")
     if not path.is_dir():
-        what = "is a file of a kind that is not read" if path.exists() else "does not exist"
+        what = "does not exist"
+        if path.exists():
+            picture = path.suffix.lower() in SUFFIXES
+            what = "is a single picture" if picture else "is a file of a kind that is not read"
         raise DataError(f"{path} {what}", parameter="data", got=text, cure=f"give {KINDS}")
-    return _open_folder(path, size, "skip" if on_bad_image == "skip" else "raise")
+    colour = None if background is None else _read_colour(background)
+    return _open_folder(path, size, "skip" if on_bad_image == "skip" else "raise", colour)
 
 
 def is_name(text: str) -> bool:
     """Return whether a text can only be a name: it does not look like a path, and nothing is there."""
-    path = _locate(text)[0]
+    path = locate(text)[0]
     there = path.exists() or path.suffix.lower() in ARRAYS + TABLES
     return text in DATA or not (there or {"/", os.sep} & set(text))
 
 
-def _locate(text: str) -> tuple[Path, str | None]:
+def locate(text: str) -> tuple[Path, str | None]:
     """Return the path of a text, and what stands behind the colon after a file."""
     path, colon, key = text.rpartition(":")
     if colon and Path(path).suffix.lower() in ARRAYS + TABLES:
@@ -93,28 +112,93 @@ def _locate(text: str) -> tuple[Path, str | None]:
     return Path(text), None
 
 
-def _open_folder(path: Path, size: int | None, on_bad_image: Literal["raise", "skip"]) -> DataSet:
+def _read_colour(text: str) -> tuple[int, int, int]:
+    """Return a colour by name or by three numbers."""
+    parts = text.split(",")
+    if text in COLOURS:
+        return COLOURS[text]
+    if len(parts) == 3 and all(part.strip().isdecimal() and int(part) <= 255 for part in parts):
+        red, green, blue = map(int, parts)
+        return red, green, blue
+    raise ConfigError(
+        f"--background must be three numbers from 0 to 255, or {', '.join(COLOURS)}, got {text!r}",
+        parameter="background",
+        got=text,
+        allowed=tuple(COLOURS),
+    )
+
+
+def _open_folder(
+    path: Path, size: int | None, on_bad_image: Literal["raise", "skip"], background: tuple[int, int, int] | None
+) -> DataSet:
+    """Open a folder of images, in which train/ and test/ are the split where both are there."""
+    named = {one.name.lower(): one for one in sorted(path.iterdir()) if one.is_dir()}
+    found = [next((named[name] for name in names if name in named), None) for names in (TRAIN, TEST)]
+    # A folder of trains beside folders of cars is a class.
+    homes = [one for one in found if one is not None] if None not in found else [path]
+    parts = [_read_folder(home, size, on_bad_image, background) for home in homes]
+    notes = [f"left out {file}, which {reason}" for part in parts for file, reason in part.skipped]
+    notes += [
+        f"left out     {count_others(part.others)} in {home}"
+        for part, home in zip(parts, homes, strict=True)
+        if part.others
+    ]
+    if len(homes) == 1:
+        images, labels, classes = _drop_colour(parts)[0], parts[0].labels, parts[0].classes
+        several = len(classes) > 1
+        return hold_out(
+            path, images, labels if several else None, classes if several else (), tuple(notes), kind="images"
+        )
+    return _join(path, homes, parts, notes)
+
+
+def _drop_colour(parts: Sequence[FolderImages]) -> list[Tensor]:
+    """Return the images of each part, with one channel where all are grey."""
+    images = [part.images for part in parts]
+    return [one[:, :1] for one in images] if all(bool((one == one[:, :1]).all()) for one in images) else images
+
+
+def _join(path: Path, homes: Sequence[Path], parts: Sequence[FolderImages], notes: list[str]) -> DataSet:
+    """Return the data of a folder whose subfolders are the split; the classes are those of the training."""
+    train, test = homes
+    if len({part.images.shape[1:] for part in parts}) > 1:
+        sizes = " and ".join(" x ".join(map(str, part.images.shape[2:])) for part in parts)
+        raise DataError(f"the images of {train} and {test} have sizes {sizes}; --size 32 brings them to 32 x 32")
+    beside = sorted(one.name + "/" * one.is_dir() for one in path.iterdir() if one not in homes)
+    more = f"; left out {', '.join(beside)}" if beside else ""
+    notes.append(f"split        {train.name}/ is trained on, {test.name}/ held out{more}")
+    images, (known, other) = _drop_colour(parts), parts
+    if len(known.classes) == 1:
+        return make_data(path, (images[0], None), (images[1], None), (), tuple(notes), kind="images")
+    places = [known.classes.index(name) if name in known.classes else -1 for name in other.classes]
+    labels = torch.tensor(places)[other.labels]
+    kept = labels >= 0
+    if not bool(kept.all()):
+        notes.append(f"left out     {int((~kept).sum())} images of {test.name}/, of classes that {train.name}/ lacks")
+    parted = (images[0], known.labels), (images[1][kept], labels[kept])
+    return make_data(path, *parted, known.classes, tuple(notes), kind="images")
+
+
+def _read_folder(
+    path: Path, size: int | None, on_bad_image: Literal["raise", "skip"], background: tuple[int, int, int] | None
+) -> FolderImages:
     try:
-        found = images_from_folder(path, size, on_bad_image=on_bad_image)
+        return images_from_folder(path, size, on_bad_image=on_bad_image, background=background)
     except DataError as error:
         # In the words of the command line.
         if error.parameter == "size":
             raise error.with_cure("--size 32 scales and crops each to 32 x 32") from error
         if error.parameter == "on_bad_image":
-            raise error.with_cure("repair or remove it, or leave it out with --on-bad-image skip") from error
+            clear = f"; {BACKGROUND}" if "transparent" in str(error) else ""
+            raise error.with_cure(f"repair or remove it, or leave it out with --on-bad-image skip{clear}") from error
         raise
-    images = found.images
-    if bool((images == images[:, :1]).all()):
-        images = images[:, :1]  # all of them grey
-    notes = tuple(f"left out {file}, which {reason}" for file, reason in found.skipped)
-    if len(found.classes) == 1:
-        return _split(path, images, None, 0, notes)
-    return _split(path, images, found.labels, len(found.classes), notes)
 
 
-def _open_arrays(path: Path, key: str | None, context: str | None) -> DataSet:
-    labels, classes = None, 0
+def _open_arrays(path: Path, key: str | None, context: str | None, asked: str | None) -> DataSet:
+    labels: Tensor | None = None
+    classes: tuple[str, ...] = ()
     told = None if context is None else arrays_from_file(path, context, missing=True).float()
+    name = f"{path}"
     try:
         data = arrays_from_file(path, key, mapped=True)
     except ConfigError as error:
@@ -124,25 +208,40 @@ def _open_arrays(path: Path, key: str | None, context: str | None) -> DataSet:
         if SAMPLES not in names:
             # In the words of the command line.
             ways = " or ".join(f"{path}:{name}" for name in names)
-            raise error.with_cure(f"name one behind a colon: {ways}") from error
+            raise error.with_cure(
+                f"name the samples behind a colon: {ways}; or call them {SAMPLES!r}, and their labels {LABELS!r}"
+            ) from error
         # As ``scoresde sample`` writes them.
         data = arrays_from_file(path, SAMPLES)
-        labels = arrays_from_file(path, LABELS) if LABELS in names else None
-    if labels is not None:
-        if labels.is_floating_point() or labels.shape != data.shape[:1] or int(labels.min()) < 0:
-            raise DataError(
-                f"{path}[{LABELS!r}] must hold one integer from 0 on for each of {len(data)} samples, got "
-                f"{labels.dtype} of shape {tuple(labels.shape)}; choose an array without labels: "
-                f"--data {path}:{SAMPLES}"
-            )
-        labels, classes = labels.long(), int(labels.max()) + 1
+        if LABELS in names:
+            labels, classes = _read_labels(path, len(data))
     if told is not None and (told.ndim > 2 or len(told) != len(data)):
         raise DataError(
             f"{path}[{context!r}] must hold a number or a vector for each of {len(data)} samples, got shape "
             f"{tuple(told.shape)}"
         )
-    whole = data[:, None] if data.ndim == 1 else data
-    return _split(path, whole, labels, classes, context=None if told is None else told.reshape(len(told), -1))
+    layout = find_layout(data.shape, name, asked, pixels=data.dtype == torch.uint8)
+    return hold_out(
+        path,
+        layout.read(data),
+        labels,
+        classes,
+        kind=layout.kind,
+        layout=layout,
+        context=None if told is None else told.reshape(len(told), -1),
+    )
+
+
+def _read_labels(path: Path, count: int) -> tuple[Tensor, tuple[str, ...]]:
+    """Return the labels beside the samples of a file, and what the classes are called."""
+    try:
+        labels, classes = labels_from_file(path, LABELS)
+        if len(labels) == count:
+            return labels, classes
+        error = DataError(f"{path} holds {len(labels)} labels and {count} samples", cure="give one for each")
+    except DataError as raised:
+        error = raised
+    raise error.with_cure(f"{error.cure}; or choose the samples without their labels: --data {path}:{SAMPLES}")
 
 
 def _open_table(path: Path, column: str | None, context: str | None) -> DataSet:
@@ -155,67 +254,14 @@ def _open_table(path: Path, column: str | None, context: str | None) -> DataSet:
         ways = " or ".join(f"{path}:{name}" for name in error.allowed)
         cure = "take them out, or write them as numbers"
         raise error.with_cure(cure if column else f"{cure}; or, if one holds the labels, name it: {ways}") from error
-    names = ", ".join(f"{k} {name}" for k, name in enumerate(table.classes))
-    notes = (f"labels       {names}",) if table.classes else ()
+    layout = LAYOUTS["ND"]
     if context is None:
-        return _split(path, table.values, table.labels, len(table.classes), notes)
+        return hold_out(path, table.values, table.labels, table.classes, kind=layout.kind, layout=layout)
     names_of = [name.strip() for name in context.split(",")]
     for name in names_of:
         if name not in table.names:
             raise unknown(f"column of {path}", name, table.names, parameter="context")
     chosen = torch.tensor([name in names_of for name in table.names])
     told = table.values[:, [table.names.index(name) for name in names_of]].float()
-    return _split(path, table.values[:, ~chosen], table.labels, len(table.classes), notes, context=told)
-
-
-def _split(
-    path: Path,
-    data: Tensor,
-    labels: Tensor | None,
-    classes: int,
-    notes: tuple[str, ...] = (),
-    *,
-    context: Tensor | None = None,
-) -> DataSet:
-    """Part samples into those to train on and those held out; both are read from the data as they are used."""
-    kind = find_kind(data.shape[1:], str(path))
-    if len(data) < 3:
-        raise DataError(f"{path} holds {len(data)} samples; a fifth of them is held out and two are needed: add more")
-    order = torch.zeros(len(data), dtype=torch.long) if labels is None else labels
-    places = [split_by_label(order, split) for split in ("train", "test")]
-    train, test = (_take(data, labels, one) for one in places)
-    contexts = None if context is None else (context[places[0]], context[places[1]])
-    if contexts is not None:
-        std, mean = (float(c) for c in torch.std_mean(contexts[0][~contexts[0].isnan()]))
-        if not 0.1 <= std <= 10 or abs(mean) > 10:
-            notes = (*notes, f"context      mean {mean:.3g}, deviation {std:.3g}: a network learns at about unit scale")
-    transform: Transform | None
-    if kind == "images":
-        low, high = (0.0, 255.0) if data.dtype == torch.uint8 else _find_range(train[0])
-        transform = None if (low, high) == (-1.0, 1.0) else Affine.from_range(low, high)
-    else:
-        transform = Affine.standardise(train[0])
-    return DataSet(
-        kind=kind,
-        load=lambda: train,
-        test=lambda: test,
-        classes=classes,
-        transform=lambda: transform,
-        notes=notes,
-        path=path,
-        contexts=contexts,
-        levels=Levels(256, 0.0, 255.0) if kind == "images" and data.dtype == torch.uint8 else None,
-    )
-
-
-def _take(data: Tensor, labels: Tensor | None, places: Tensor) -> Labelled:
-    return Rows(data, torch.float32, places.nonzero()[:, 0]), None if labels is None else labels[places]
-
-
-def _find_range(images: Samples) -> tuple[float, float]:
-    """Return the interval in which pixels lie: [0, 1] or [-1, 1] where they fit into it, else their extremes."""
-    ends = [torch.stack(part.aminmax()) for part in parts(images)]
-    low, high = float(torch.stack(ends).min()), float(torch.stack(ends).max())
-    if high <= 1 and low >= -1:
-        return (0.0, 1.0) if low >= 0 else (-1.0, 1.0)
-    return (low, high) if low < high else (low - 1.0, low + 1.0)
+    values = table.values[:, ~chosen]
+    return hold_out(path, values, table.labels, table.classes, kind=layout.kind, layout=layout, context=told)

@@ -35,7 +35,7 @@ from scoresde.cli.options import (
     show_default,
 )
 from scoresde.cli.presets import DATA, Levels
-from scoresde.cli.run_folder import RunFolder, check_folder, digest, open_run, read_json, write_json
+from scoresde.cli.run_folder import RunFolder, check_folder, open_run, read_json, write_json
 from scoresde.cli.threads import choose_threads, use_threads
 from scoresde.diffusions.sde import GaussianSDE
 from scoresde.errors import CheckpointError, ConfigError, DomainError, check_integer, check_number
@@ -49,6 +49,7 @@ from scoresde.noise import check_seed, stream
 from scoresde.plots.densities import histogram
 from scoresde.plots.style import save, use_style
 from scoresde.solvers.adaptive import ProbabilityFlow
+from scoresde.training.identity import digest
 
 __all__ = ["Likelihood"]
 

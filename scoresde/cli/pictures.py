@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from scoresde.cli.presets import DATA
@@ -26,11 +27,13 @@ __all__ = [
     "PICTURES",
     "SMALL",
     "check_drawable",
+    "name_labels",
     "to_pixels",
     "write_samples",
     "write_whole",
 ]
 
+PANELS = 9  # classes of points that get a panel each
 SMALL = 16  # pixels a side, up to which the eye reads an image better when it is interpolated
 FRAMES = 60  # of an animation, which a longer trajectory is thinned to
 PICTURES, ANIMATIONS, ARRAYS = (".png", ".svg", ".pdf"), (".gif",), (".npy", ".npz")
@@ -51,12 +54,20 @@ def to_pixels(run: RunFolder, x: Tensor) -> Tensor:
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     """Let ``write`` make a file under another name, which takes its place at the end; folders are made."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.part{path.suffix}")
+    # What writes by the ending wants it in small letters.
+    temporary = path.with_name(f".{path.stem}.part{path.suffix.lower()}")
     try:
         write(temporary)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def name_labels(names: Sequence[str], labels: Tensor) -> NDArray[Any]:
+    """Return labels as the data had them: whole numbers where all names are, else words."""
+    whole = all(name.lstrip("-").isdecimal() for name in names)
+    array: NDArray[Any] = np.array([int(name) for name in names] if whole else names)
+    return np.asarray(array[labels.numpy()])
 
 
 def write_samples(
@@ -81,22 +92,29 @@ def write_samples(
         table: for an animation, what they went along.
     """
     ending = path.suffix.lower()
-    if ending == ".npy":
-        write_whole(path, lambda file: np.save(file, x.numpy()))
-    elif ending == ".npz":
-        if labels is None:
-            write_whole(path, lambda file: np.savez(file, samples=x.numpy()))
+    if ending in ARRAYS:
+        values = x if run.layout is None else run.layout.write(x)
+        array = np.ascontiguousarray(values.numpy())
+        if ending == ".npy":
+            write_whole(path, lambda file: np.save(file, array))
+        elif labels is None:
+            write_whole(path, lambda file: np.savez(file, samples=array))
         else:
-            write_whole(path, lambda file: np.savez(file, samples=x.numpy(), labels=labels.numpy()))
+            named = name_labels(run.names, labels)
+            write_whole(path, lambda file: np.savez(file, samples=array, labels=named))
     elif states is not None and table is not None:
         write_whole(path, lambda file: _animate(states, table, file))
     elif x.ndim == 4:
         rows = math.ceil(len(x) / run.classes) if in_turn and run.classes else None
-        grid = image_grid(to_pixels(run, x), rows=rows, smooth=x.shape[-1] <= SMALL)
+        columns = run.names if rows is not None and len(run.names) <= len(x) else ()
+        title = "" if labels is None or in_turn else run.names[int(labels[0])]
+        grid = image_grid(to_pixels(run, x), rows=rows, smooth=x.shape[-1] <= SMALL, column_labels=columns, title=title)
         write_whole(path, lambda file: save(grid, file))
     else:
         behind = DATA[run.data].held_out()[:] if run.data is not None and run.data in DATA else None
-        figure = scatter(x, behind)
+        known = [] if labels is None else sorted(set(labels.tolist()))
+        sets = {run.names[k]: x[labels == k] for k in known} if 0 < len(known) <= PANELS else x
+        figure = scatter(sets, behind)
         write_whole(path, lambda file: save(figure, file))
 
 

@@ -10,6 +10,7 @@ from typing import Final, Literal, NamedTuple
 
 from torch import Tensor, nn
 
+from scoresde.cli.layouts import Kind, Layout
 from scoresde.data.images import LabelledImages, digits, photographs
 from scoresde.data.series import time_series
 from scoresde.data.tables import TABLES, tabular
@@ -18,7 +19,6 @@ from scoresde.diffusions.cosine import CosineVPSDE
 from scoresde.diffusions.levels import EDMSDE, VESDE, RectifiedFlow
 from scoresde.diffusions.sde import GaussianSDE
 from scoresde.diffusions.vp import VPSDE, SubVPSDE
-from scoresde.errors import ConfigError
 from scoresde.nn.mlp import MLP
 from scoresde.nn.unet import UNet
 from scoresde.ops import Rows
@@ -32,18 +32,15 @@ __all__ = [
     "SDES",
     "DataSet",
     "Diffusion",
-    "Kind",
     "Labelled",
     "Levels",
     "Preset",
     "Samples",
-    "find_kind",
 ]
 
 HELD_OUT = 2_000
 TRAINING_SEED, HELD_OUT_SEED, FRESH_SEED = 0, 1, 2
 
-Kind = Literal["points", "vectors", "series", "images", "volumes"]
 Split = Literal["train", "test"]
 Samples = Tensor | Rows
 Labelled = tuple[Samples, Tensor | None]
@@ -104,27 +101,6 @@ PRESETS: Final[Mapping[Kind, Preset]] = {
 }
 
 
-def find_kind(event: Sequence[int], name: str) -> Kind:
-    """Return the kind of data whose samples have this shape.
-
-    Raises:
-        ConfigError: no built-in network takes them.
-    """
-    if len(event) == 3 and event[0] > 4 and event[2] in (1, 3, 4):
-        raise ConfigError(
-            f"{name} holds samples of shape {tuple(event)}, whose channels seem to come last; images are (channels, "
-            "height, width): numpy.moveaxis(array, -1, 1) brings them to the front"
-        )
-    kinds: dict[int, Kind] = {1: "points" if tuple(event) == (2,) else "vectors", 2: "series", 3: "images"}
-    if len(event) not in (1, 2, 3, 4):
-        fits = ", ".join(f"{kind} {preset.shape}" for kind, preset in PRESETS.items() if kind != "points")
-        raise ConfigError(
-            f"{name} holds samples of shape {tuple(event)}, which no built-in network takes: there is one for {fits}; "
-            "reshape them, or train a network of your own with scoresde.fit"
-        )
-    return kinds.get(len(event), "volumes")
-
-
 class Levels(NamedTuple):
     """The values that a coordinate takes: ``number`` of them, evenly spaced from ``low`` to ``high``."""
 
@@ -141,25 +117,27 @@ class DataSet:
         kind: how its samples are drawn and judged, and which network learns them.
         load: training samples and their labels (None where there are none), in the data's units.
         test: the same of real samples that no training sees.
-        classes: number of class labels; 0 where there are none.
+        classes: what the class labels are called; none where there are none.
         transform: from the data's units to those of the model; None where they are the same.
         fresh: draws as many independent samples as asked; None where there are no more than those that were loaded.
         notes: what a reader of the training's output should know, a line each.
         path: the file or folder that they were read from; None for data by name.
         levels: the values that a coordinate takes; None where they are any.
         contexts: vectors that the network is told, (N, k) of the training samples and of the held-out ones; or None.
+        layout: how the array of a file was laid out; None for any other data.
     """
 
     kind: Kind
     load: Callable[[], Labelled]
     test: Callable[[], Labelled]
-    classes: int = 0
+    classes: tuple[str, ...] = ()
     transform: Callable[[], Transform | None] = lambda: None
     fresh: Callable[[int], Tensor] | None = None
     notes: tuple[str, ...] = ()
     path: Path | None = None
     levels: Levels | None = None
     contexts: tuple[Tensor, Tensor] | None = None
+    layout: Layout | None = None
 
     def held_out(self) -> Samples:
         """Return the real samples that no training sees."""
@@ -202,7 +180,7 @@ def _draw_from(kind: Kind, draw: ToyDensity, count: int) -> DataSet:
     )
 
 
-def _take_images(load: Callable[[Split], LabelledImages], classes: int, levels: int) -> DataSet:
+def _take_images(load: Callable[[Split], LabelledImages], classes: tuple[str, ...], levels: int) -> DataSet:
     def part(split: Split) -> tuple[Tensor, Tensor]:
         data = load(split)
         return data.images, data.labels
@@ -213,7 +191,7 @@ def _take_images(load: Callable[[Split], LabelledImages], classes: int, levels: 
     )
 
 
-def _take_table(name: str, classes: int) -> DataSet:
+def _take_table(name: str, classes: tuple[str, ...]) -> DataSet:
     def part(split: Split) -> tuple[Tensor, Tensor]:
         table = tabular(name, split)
         return table.values, table.labels
@@ -227,13 +205,19 @@ def _take_table(name: str, classes: int) -> DataSet:
     )
 
 
-CLASSES: Final[Mapping[str, int]] = {"breast_cancer": 2, "iris": 3, "wine": 3}
+CLASSES: Final[Mapping[str, tuple[str, ...]]] = {
+    "breast_cancer": ("malignant", "benign"),
+    "iris": ("setosa", "versicolor", "virginica"),
+    "wine": ("class_0", "class_1", "class_2"),
+}
 
 DATA: Final[Mapping[str, DataSet]] = {
-    "digits": _take_images(digits, classes=10, levels=17),
+    "digits": _take_images(digits, classes=tuple("0123456789"), levels=17),
     **{name: _draw_from("points", density, 50_000) for name, density in DATASETS.items()},
     "photographs": _take_images(
-        lambda split: photographs(count=10_000 if split == "train" else 1_000, split=split), classes=2, levels=256
+        lambda split: photographs(count=10_000 if split == "train" else 1_000, split=split),
+        classes=("temple", "flower"),
+        levels=256,
     ),
     "time_series": _draw_from("series", time_series, 10_000),
     **{name: _take_table(name, CLASSES[name]) for name in TABLES},

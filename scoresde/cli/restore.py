@@ -12,7 +12,7 @@ import tyro
 from torch import Tensor
 from tqdm import tqdm
 
-from scoresde.cli.options import Float, Int, OptionalInt, Work, find_device, is_interactive, show_choices, show_default
+from scoresde.cli.options import Float, Int, Work, find_device, is_interactive, show_choices, show_default
 from scoresde.cli.pictures import ARRAYS, PICTURES, SMALL, check_drawable, to_pixels, write_whole
 from scoresde.cli.run_folder import RunFolder, check_file, open_run
 from scoresde.cli.threads import choose_threads, use_threads
@@ -49,7 +49,7 @@ class Restore(Work):
         method: how the posterior is sampled; docs/posteriors.md says which is calibrated when.
         steps: number of evaluations of the network for each sample, about.
         n: number of samples of each measurement.
-        label: class of every sample, for conditional models.
+        label: name of the class of every sample, for conditional models.
         seed: of the noise, in [0, 2^64).
         out: file: a picture (.png, .svg, .pdf), a row for each measurement, or the samples (N, n, ...) as an array
             (.npy, .npz).
@@ -64,7 +64,7 @@ class Restore(Work):
     method: Annotated[str, show_choices(NAMES)] = "mmps"
     steps: Int = 50
     n: Int = 4
-    label: Annotated[OptionalInt, show_default("")] = None
+    label: Annotated[str | None, tyro.conf.arg(metavar="NAME"), show_default("")] = None
     seed: Int = 0
     out: Annotated[Path, tyro.conf.arg(metavar="FILE")] = Path("restored.png")
 
@@ -122,6 +122,8 @@ class Restore(Work):
             wanted = tuple(run.event)
         else:
             wanted = tuple(self._operator()(torch.zeros((1, *run.event))).shape[1:])
+        if measured.shape[1:] != wanted and run.layout is not None and len(measured.shape) == run.layout.dimensions:
+            measured = run.layout.read(measured)
         if measured.shape[1:] != wanted:
             raise ConfigError(
                 f"{self.data} holds measurements of shape {tuple(measured.shape[1:])}, and {self.operator} of the "

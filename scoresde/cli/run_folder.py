@@ -11,7 +11,6 @@ A checkpoint that stands alone (``ScoreModel.save``) serves as well, where the d
 from __future__ import annotations
 
 import difflib
-import hashlib
 import json
 import os
 import sys
@@ -22,11 +21,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from scoresde.errors import CheckpointError, ConfigError, DomainError
+from scoresde.cli.files import is_name, locate
+from scoresde.cli.layouts import LAYOUTS, Layout
+from scoresde.errors import CheckpointError, ConfigError, unknown
 from scoresde.models.checkpoint import MANIFEST, find
 from scoresde.models.score_model import ScoreModel
 from scoresde.nn.conditions import ConditionalNetwork
-from scoresde.ops import Rows, parts
 from scoresde.training.loop import CHECKPOINT
 
 __all__ = [
@@ -34,8 +34,9 @@ __all__ = [
     "RunFolder",
     "check_file",
     "check_folder",
-    "digest",
     "find_checkpoint",
+    "find_data",
+    "keep_data",
     "open_run",
     "read_about",
     "read_json",
@@ -57,6 +58,7 @@ class RunFolder:
         data: the name of its data, or where they are; None where no run.json tells.
         event: the shape of one sample.
         classes: the number of class labels of a built-in network; None without labels.
+        names: what the classes are called; "0", "1", ... where the model does not say.
         features: length of the context vector of a built-in network; 0 without.
     """
 
@@ -66,13 +68,21 @@ class RunFolder:
     data: str | None
     event: torch.Size
     classes: int | None
+    names: tuple[str, ...]
     features: int
 
-    def make_labels(self, n: int, label: int | None = None) -> dict[str, Tensor] | None:
+    @property
+    def layout(self) -> Layout | None:
+        """How the array that it was trained on was laid out, if it was one."""
+        options = self.about.get("options")
+        name = options.get("layout") if isinstance(options, dict) else None
+        return LAYOUTS.get(str(name))
+
+    def make_labels(self, n: int, label: str | None = None) -> dict[str, Tensor] | None:
         """Return the labels of n samples: one for all, or the classes in turn; None for a model without labels.
 
         Raises:
-            ConfigError: a label for a model without. DomainError: no such class.
+            ConfigError: a label for a model without, or no such class (with the nearest).
         """
         if self.classes is None:
             if label is not None:
@@ -85,10 +95,9 @@ class RunFolder:
             return None
         if label is None:
             return {"label": torch.arange(n) % self.classes}
-        if not 0 <= label < self.classes:
-            allowed = f"in 0..{self.classes - 1}"
-            raise DomainError(f"--label must lie {allowed}, got {label}", parameter="label", got=label, allowed=allowed)
-        return {"label": torch.full((n,), label)}
+        if label not in self.names:
+            raise unknown("class", label, self.names, parameter="label")
+        return {"label": torch.full((n,), self.names.index(label))}
 
 
 def find_checkpoint(path: Path) -> Path:
@@ -126,12 +135,42 @@ def open_run(path: Path, device: torch.device) -> RunFolder:
     model = ScoreModel.load(checkpoint).to(device)
     if model.moments is None:
         raise CheckpointError(f"{folder} holds no data moments, so no shape of a sample; train it with fit")
-    data = None if about.get("data") is None else str(about["data"])
+    data = find_data(folder, about)
     kinds = model.net.kinds if isinstance(model.net, ConditionalNetwork) else {}
     option, classes = kinds.get("label", ("", 0))
     _, features = kinds.get("context", ("", 0))
-    named = classes if option == "classes" else None
-    return RunFolder(folder, model, about, data, model.moments.mean.shape, named, features)
+    known = classes if option == "classes" else None
+    given = (model.class_names or {}).get("label", ())
+    names = tuple(given) if len(given) == classes else tuple(map(str, range(known or 0)))
+    return RunFolder(folder, model, about, data, model.moments.mean.shape, known, names, features)
+
+
+def find_data(folder: Path, about: Mapping[str, object]) -> str | None:
+    """Return the name of a run's data, or where they are, from wherever this is asked; None where nothing tells.
+
+    A path is kept relative to the run's folder, so that both may move together; where nothing is there, the path that
+    the training was given serves, if something is there.
+    """
+    name, kept = about.get("data"), about.get("data_path")
+    if name is None:
+        return None
+    if kept is None:
+        return str(name)
+    path, key = locate(str(kept))
+    found = os.path.relpath(folder / path)
+    if not os.path.exists(found) and locate(str(name))[0].exists():
+        return str(name)
+    return found if key is None else f"{found}:{key}"
+
+
+def keep_data(folder: Path, name: str) -> str | None:
+    """Return where data are, seen from a run's folder; None for data by name."""
+    if is_name(name):
+        return None
+    path, key = locate(name)
+    # A path of its own stays one.
+    kept = str(path) if path.is_absolute() else os.path.relpath(path, folder)
+    return kept if key is None else f"{kept}:{key}"
 
 
 def read_json(path: Path) -> dict[str, object]:
@@ -155,14 +194,6 @@ def write_json(path: Path, value: object) -> None:
 def read_version() -> str:
     """Return the package's version, from the package itself, which loads before any file of its own."""
     return str(sys.modules["scoresde"].__version__)
-
-
-def digest(x: Tensor | Rows) -> str:
-    """Return the SHA-256 of the samples' values, by which changed data are known."""
-    found = hashlib.sha256()
-    for part in parts(x):
-        found.update(part.detach().cpu().contiguous().numpy().data)
-    return found.hexdigest()
 
 
 def check_folder(option: str, path: Path) -> Path:

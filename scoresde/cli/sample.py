@@ -30,6 +30,7 @@ from scoresde.errors import ConfigError, check_integer, unknown
 from scoresde.models.guidance.combine import guided
 from scoresde.models.prediction import Condition, Predictor, select
 from scoresde.models.score_model import ScoreModel
+from scoresde.nn.unet import UNet
 from scoresde.noise import check_seed
 from scoresde.plots.style import use_style
 from scoresde.sampling.part import Ending
@@ -60,11 +61,13 @@ class Sample(Work):
     Args:
         checkpoint: folder of a run, or of a saved model.
         n: number of samples.
+        size: side in pixels of the images, another than in the training, which a U-Net can draw; they start from noise
+            without the moments of the data.
         solver: sampler, or a table from a file; names as below.
         steps: number of steps, instead of ":STEPS" behind the sampler's name.
         final: what the last step gives: clean data, a sample at the SDE's smallest time, or the mean of that one.
         seed: of the noise, in [0, 2^64).
-        label: class of every sample, for conditional models; by default sample k is of class k modulo their number.
+        label: name of the class of every sample, for conditional models; by default the classes come in turn.
         context: what a model trained with contexts is told: numbers with commas between them for all samples, or a
             file with a row for each (.npy, .npz); by default nothing.
         guidance: scale of classifier-free guidance, for conditional models; 1 is the model itself, more leads away from
@@ -77,6 +80,7 @@ class Sample(Work):
 
     checkpoint: Annotated[Path, tyro.conf.arg(metavar="FOLDER")]
     n: Int = 64
+    size: Annotated[OptionalInt, show_default("as in the training")] = None
     solver: Annotated[
         str, tyro.conf.arg(metavar="NAME:STEPS|FILE", help=f"sampler, with its number of steps. {NAMES}")
     ] = USUAL
@@ -85,7 +89,7 @@ class Sample(Work):
         None
     )
     seed: Int = 0
-    label: Annotated[OptionalInt, show_default("")] = None
+    label: Annotated[str | None, tyro.conf.arg(metavar="NAME"), show_default("")] = None
     context: Annotated[str | None, tyro.conf.arg(metavar="NUMBERS|FILE"), show_default("")] = None
     guidance: Annotated[OptionalFloat, show_default("none")] = None
     out: Annotated[Path, tyro.conf.arg(metavar="FILE")] = Path("samples.png")
@@ -109,8 +113,9 @@ class Sample(Work):
             with use_style():  # says what to do where matplotlib is missing
                 pass
         run = open_run(self.checkpoint, find_device(self.device))
+        event = self._size_event(run)
         if ending not in ARRAYS:
-            check_drawable(run.event)
+            check_drawable(event)
         sampler = self._read_sampler(run.model)
         final = _choose_final(self.final, sampler)
         labels = self._read_conditions(run)
@@ -125,7 +130,7 @@ class Sample(Work):
                 while (done := sum(len(part.x) for part in parts)) < self.n:
                     if done and not is_interactive():
                         print(f"sampling     {done} of {self.n}", file=sys.stderr, flush=True)
-                    parts.append(self._draw(model, run.event, sampler, final, labels, done))
+                    parts.append(self._draw(model, event, sampler, final, labels, done))
         except KeyboardInterrupt as stop:
             if not parts:
                 raise
@@ -139,6 +144,19 @@ class Sample(Work):
         name = sampler.solver.name if sampler.name == USUAL and isinstance(sampler.solver, Tableau) else sampler.name
         print(f"wrote {self.out}: {self.n} samples by {name}, {evaluations}")
         return 0
+
+    def _size_event(self, run: RunFolder) -> torch.Size:
+        """Return the shape of a sample: that of the training, or images of another size."""
+        if self.size is None:
+            return run.event
+        side = check_integer(self.size, "size", 1)
+        if len(run.event) != 3 or not isinstance(run.model.net, UNet):
+            raise ConfigError(
+                f"--size is for images of a U-Net, {run.folder} holds a {type(run.model.net).__name__} for samples of "
+                f"shape {tuple(run.event)}; leave it out",
+                parameter="size",
+            )
+        return torch.Size((run.event[0], side, side))
 
     def _read_sampler(self, model: ScoreModel) -> Sampler:
         # What is calibrated ends in clean data.
@@ -208,6 +226,7 @@ class Sample(Work):
             steps=sampler.steps,
             final=cast(Ending, final),
             kernels=sampler.kernels,
+            prior=None if self.size is None else model.sde.prior(),
             cond=select(labels, slice(first, first + size)),
             seed=self.seed,
             first_sample=first,

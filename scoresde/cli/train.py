@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal, cast
@@ -13,7 +13,9 @@ import torch
 import tyro
 from torch import Tensor
 
-from scoresde.cli.files import BAD_IMAGES, open_data
+from scoresde.cli.files import ARRAYS, BAD_IMAGES, locate, open_data
+from scoresde.cli.held_out import describe_samples
+from scoresde.cli.layouts import LAYOUTS, Layout
 from scoresde.cli.options import (
     Float,
     Int,
@@ -27,8 +29,8 @@ from scoresde.cli.options import (
     show_default,
     show_default_by_kind,
 )
-from scoresde.cli.presets import DATA, DIFFUSIONS, SDES, DataSet, Labelled, Samples
-from scoresde.cli.run_folder import RUN, check_folder, digest, read_json, read_version, write_json
+from scoresde.cli.presets import DATA, DIFFUSIONS, SDES, DataSet, Labelled
+from scoresde.cli.run_folder import RUN, check_folder, find_data, keep_data, read_json, read_version, write_json
 from scoresde.cli.threads import choose_threads, use_threads
 from scoresde.diffusions.sde import GaussianSDE
 from scoresde.errors import CheckpointError, ConfigError, DomainError, check_integer, check_number
@@ -49,7 +51,10 @@ __all__ = ["Train"]
 
 LABEL_DROPOUT = 0.1
 # What does not make a run what it is.
-PASSING = ("config", "out", "resume", "device", "debug")
+PASSING = ("config", "out", "resume", "change", "device", "debug")
+LATER = {"background", "layout"}  # options that run.json of the first versions lack
+SHOWN = 12  # names of classes on a line
+Resume = bool | Literal["change"]
 
 
 def _show_default_of_prediction() -> object:
@@ -90,12 +95,16 @@ class Train(Work):
             "table.csv:name" where the column "name" holds labels.
         size: side in pixels to which the images of a folder are scaled and cropped; by default they stay as they are.
         on_bad_image: what to do about an image of a folder that cannot be used.
+        background: colour behind what is transparent in the images of a folder: white, grey, black or "255,255,255".
+        layout: how an array of a file is laid out, a letter for each dimension: samples (N), channels (C), length (L),
+            depth, height, width (D, H, W), or coordinates (D); by default told from the sizes.
         sde: the diffusion; vp, cosine and subvp shrink the data as they add noise, ve and edm only add noise, rectified
             goes straight from data to noise.
         predicts: what the network predicts.
         weight: of the loss, as a function of time.
         times: how the times of a batch are drawn.
-        conditional: give the network the class labels, for data that have some (a folder's are its subfolders).
+        conditional: give the network the class labels, for data that have some (a folder's are its subfolders); the
+            classes are the distinct labels.
         context: what the network is told of each sample beside: the name of another array of the file, (N,) or (N, k),
             or names of columns of a table, with commas between them.
         label_dropout: share of the labels, and of the contexts, that are hidden in training, in [0, 1); for conditional
@@ -111,11 +120,14 @@ class Train(Work):
         seed: of the network's first weights and of everything random in the training, in [0, 2^64).
         out: new or empty folder for the results.
         resume: folder of an interrupted run, to go on with its own options to the same result.
+        change: go on with a run that is resumed under other options, which are given with it, or on data that changed.
     """
 
     data: Annotated[str, show_choices([*DATA, "FOLDER", "FILE"])] = "digits"
     size: Annotated[OptionalInt, show_default("")] = None
     on_bad_image: Annotated[str, show_choices(BAD_IMAGES)] = "raise"
+    background: Annotated[str | None, tyro.conf.arg(metavar="COLOUR"), show_default("")] = None
+    layout: Annotated[str | None, show_choices(LAYOUTS), show_default("told from the sizes")] = None
     sde: Annotated[str, show_choices(SDES)] = "vp"
     predicts: Annotated[str | None, show_choices(PARAMETERIZATIONS), _show_default_of_prediction()] = None
     weight: Annotated[str | None, show_choices(losses.WEIGHTS), _show_default_of_loss(0)] = None
@@ -134,11 +146,21 @@ class Train(Work):
     seed: Int = 0
     out: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER"), show_default("runs/DATA")] = None
     resume: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER"), show_default("")] = None
+    change: bool = False
 
     def run(self) -> int:
         """Train."""
+        if self.change and self.resume is None:
+            raise ConfigError("--change is for --resume, which goes on with a run; leave it out", parameter="change")
         asked = self if self.resume is None else _read_options(self)
-        data = open_data(asked.data, size=asked.size, on_bad_image=asked.on_bad_image, context=asked.context)
+        data = open_data(
+            asked.data if self.resume is None else _find_data(asked, self.resume),
+            size=asked.size,
+            on_bad_image=asked.on_bad_image,
+            background=asked.background,
+            context=asked.context,
+            layout=asked.layout,
+        )
         options = asked._settle(data)
         train, test = data.load(), data.test()
         samples = train[0]
@@ -147,14 +169,21 @@ class Train(Work):
         options = dataclasses.replace(options, threads=threads)
         folder = self._name_folder(data) if self.resume is None else self.resume
         where = find_device(self.device)
-        about = _describe_run(options, model, samples, test[0])
-        if self.resume is not None and data.path is not None:
+        about = _describe_run(options, model, data, folder)
+        if self.resume is not None and not self.change:
             _check_unchanged(folder, about)
         size = sum(p.numel() for p in model.parameters())
         shape = tuple(samples.shape[1:])
         for note in data.notes:
             print(note, file=sys.stderr)
+        if options.data in DATA and Path(options.data).exists():
+            print(f"note: {options.data} is the built-in set; for what is here write ./{options.data}", file=sys.stderr)
         print(f"data         {options.data}: {len(samples)} {data.kind} of shape {shape}, {len(test[0])} held out")
+        if data.layout is not None:
+            print(f"layout       {data.layout.name}: {data.layout.describe(shape)}; --layout says another")
+        if data.classes and (options.conditional or data.path is not None):
+            unused = "" if options.conditional else "; --conditional gives them to the network"
+            print(f"classes      {_say_classes(data.classes)}{unused}")
         print(f"model        {type(model.net).__name__}, {size} parameters, {options.predicts} under {model.sde}")
         means = f"{where}, {threads} thread{'s' * (threads > 1)}" if where.type == "cpu" else f"{where}"
         print(f"loss         weight {options.weight}, times {options.times}")
@@ -163,7 +192,10 @@ class Train(Work):
         with use_threads(threads):
             told = data.contexts or (None, None)
             conds = _make_condition(train, told[0], options), _make_condition(test, told[1], options)
-            result = _train(options, model.to(where), train, test, conds, folder, about, resume=self.resume is not None)
+            resume: Resume = self.resume is not None
+            if self.change:
+                resume = "change"
+            result = _train(options, model.to(where), train, test, conds, folder, about, resume=resume)
         loss = next((record["loss"] for record in reversed(result.log)), None)
         if loss is not None:
             print(f"done         loss {loss:.4g} after {result.steps} steps, {result.seconds:.0f} seconds")
@@ -219,6 +251,7 @@ class Train(Work):
         batch_size = preset.batch_size if self.batch_size is None else self.batch_size
         return dataclasses.replace(
             self,
+            layout=None if data.layout is None or data.path is None else self._name_layout(data.layout),
             sde=next(name for name, one in SDES.items() if one is diffusion),
             predicts=predicts,
             weight=weight,
@@ -232,11 +265,15 @@ class Train(Work):
             ema_decay=check_number(self.ema_decay, "ema_decay", 0.0, 1.0, open_high=True),
         )
 
+    def _name_layout(self, layout: Layout) -> str | None:
+        """Return the layout to keep: a table has but one."""
+        return layout.name if locate(self.data)[0].suffix.lower() in ARRAYS else None
+
     def _make_model(self, data: DataSet, event: tuple[int, ...]) -> ScoreModel:
         """Return the untrained model of settled options."""
         assert self.predicts is not None
         sde = SDES[self.sde].build()
-        net = data.network(event, classes=data.classes if self.conditional else None, seed=self.seed)
+        net = data.network(event, classes=len(data.classes) if self.conditional else None, seed=self.seed)
         if not _can_stand(self.predicts, sde):
             able = [name for name in PARAMETERIZATIONS if _can_stand(name, sde)]
             able.sort(key=lambda name: name != SDES[self.sde].predicts)
@@ -247,7 +284,9 @@ class Train(Work):
                 parameter="predicts",
                 got=self.predicts,
             )
-        return ScoreModel(net, sde, predicts=PARAMETERIZATIONS[self.predicts], transform=data.transform())
+        model = ScoreModel(net, sde, predicts=PARAMETERIZATIONS[self.predicts], transform=data.transform())
+        model.class_names = {"label": data.classes} if self.conditional else None
+        return model
 
 
 def _can_stand(predicts: str, sde: GaussianSDE) -> bool:
@@ -269,24 +308,37 @@ def _draw_course(folder: Path) -> str:
 
 
 def _read_options(asked: Train) -> Train:
-    """Return the options of the run to go on with."""
+    """Return the options of the run to go on with; those that are given take their place where --change says so."""
     assert asked.resume is not None
-    own, usual = (
-        dataclasses.replace(asked, **{name: getattr(Train(), name) for name in PASSING if name != "out"}),
-        Train(),
-    )
-    given = [field.name for field in dataclasses.fields(own) if getattr(own, field.name) != getattr(usual, field.name)]
-    if given:
+    usual = Train()
+    own = dataclasses.replace(asked, **{name: getattr(usual, name) for name in PASSING if name != "out"})
+    given = {
+        field.name: getattr(own, field.name)
+        for field in dataclasses.fields(own)
+        if getattr(own, field.name) != getattr(usual, field.name)
+    }
+    if given and not asked.change:
+        first = next(iter(given))
         raise ConfigError(
-            f"--resume goes on with the run's own options; leave out --{given[0].replace('_', '-')}", parameter=given[0]
+            f"--resume goes on with the run's own options; leave out --{first.replace('_', '-')}, or change it on "
+            "purpose with --change",
+            parameter=first,
         )
     file = asked.resume / RUN
     if not file.is_file() or not (asked.resume / CHECKPOINT / MANIFEST).is_file():
         raise CheckpointError(f"--resume {asked.resume} holds no run to go on with; start one: --out {asked.resume}")
     options = read_json(file).get("options")
-    if not isinstance(options, dict) or options.keys() != _keep_options(asked).keys():
+    names = _keep_options(asked).keys()
+    # An earlier version had fewer.
+    if not isinstance(options, dict) or not names >= options.keys() or not options.keys() >= names - LATER:
         raise CheckpointError(f"{file} does not hold the options of a training; restore it or start a new run")
-    return Train(**options)
+    return Train(**{**options, **given})
+
+
+def _find_data(asked: Train, folder: Path) -> str:
+    """Return where the data of a run to go on with are: as it was given now, or from wherever this is asked."""
+    about = read_json(folder / RUN)
+    return asked.data if about.get("data") != asked.data else find_data(folder, about) or asked.data
 
 
 def _keep_options(options: Train) -> dict[str, object]:
@@ -294,31 +346,39 @@ def _keep_options(options: Train) -> dict[str, object]:
     return {k: v for k, v in dataclasses.asdict(options).items() if k not in PASSING}
 
 
-def _describe_run(options: Train, model: ScoreModel, samples: Samples, held_out: Samples) -> dict[str, object]:
+def _describe_run(options: Train, model: ScoreModel, data: DataSet, folder: Path) -> dict[str, object]:
     """Return what run.json says: all that the run came from."""
+    place = keep_data(folder, options.data)
     return {
         "data": options.data,
+        **({} if place is None else {"data_path": place}),
         "options": _keep_options(options),
-        "samples": {
-            "shape": list(samples.shape[1:]),
-            "training": len(samples),
-            "held_out": len(held_out),
-            "sha256": digest(samples),
-        },
+        "samples": describe_samples(data),
         "model": {
             "network": network_to_dict(model.net),
             "parameters": sum(p.numel() for p in model.parameters()),
             "sde": repr(model.sde),
             "transform": None if model.transform is None else model.transform.to_dict(),
+            "classes": None if model.class_names is None else [*model.class_names["label"]],
         },
         "versions": {"scoresde": read_version(), "torch": torch.__version__},
     }
 
 
 def _check_unchanged(folder: Path, about: Mapping[str, object]) -> None:
-    """Raise CheckpointError where a file's data are not those that the run began with."""
-    if read_json(folder / RUN).get("samples") != about["samples"]:
-        raise CheckpointError(f"{about['data']} has changed since {folder} began; restore it or start a new run")
+    """Raise CheckpointError where the data are not those that the run began with; ``fit`` compares all else."""
+    known, now = read_json(folder / RUN).get("samples"), about["samples"]
+    if isinstance(known, dict) and isinstance(now, dict) and any(known[key] != now.get(key) for key in known):
+        raise CheckpointError(
+            f"{about['data']} has changed since {folder} began; restore it, start a new run, or go on with what is "
+            f"new: --resume {folder} --change"
+        )
+
+
+def _say_classes(classes: Sequence[str]) -> str:
+    """Return the number of the classes and their names, as many as fit on a line."""
+    shown = ", ".join(classes[:SHOWN])
+    return f"{len(classes)}: {shown}{', ...' if len(classes) > SHOWN else ''}"
 
 
 def _make_condition(part: Labelled, context: Tensor | None, options: Train) -> dict[str, Tensor] | None:
@@ -337,7 +397,7 @@ def _train(
     folder: Path,
     about: Mapping[str, object],
     *,
-    resume: bool,
+    resume: Resume,
 ) -> TrainResult:
     """Train, leave run.json beside whatever checkpoint there is, and say how to go on after Ctrl-C."""
     assert options.steps is not None
@@ -382,6 +442,13 @@ def _train(
         )
         complete = True
         return result
+    except ConfigError as error:
+        if error.parameter != "resume":
+            raise
+        # In the words of the command line.
+        changed = "data" in (error.allowed or ())
+        first = "bring the data back as they were, or" if changed else "start a new run, or"
+        raise error.with_cure(f"{first} go on with what is new: --resume {folder} --change") from error
     except KeyboardInterrupt as stop:
         if not (folder / CHECKPOINT / MANIFEST).is_file():
             raise

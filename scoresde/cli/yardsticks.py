@@ -72,7 +72,7 @@ def _measure_distances(name: str, data: DataSet, classes: int | None) -> Yardsti
     measures = {one: MEASURES[one] for one in data.preset.metrics}
 
     def scaled(x: Tensor) -> Tensor:
-        return x.cpu() if transform is None else transform.forward(x.cpu())
+        return (x.cpu() if transform is None else transform.forward(x.cpu())).float()
 
     target = scaled(held_out)
     told = _count_up(classes) if labels is None else labels[permutation(len(labels), stream(0, "labels"))]

@@ -8,6 +8,7 @@
 | tabular | a ``Table`` (N, D) with the names of its columns |
 | images_from_folder | ``FolderImages`` of your own files |
 | arrays_from_file | an array (N, *) of an .npy, .npz, .pt, .pth or .safetensors file |
+| labels_from_file | the class of each sample of such a file, and what the classes are called |
 | table_from_file | a ``FileTable`` (N, D) of a .csv or .parquet file, with classes where a column names them |
 
 The toy laws and photographs return the same for the same seed, and nothing touches the global random state.
@@ -19,6 +20,7 @@ from scoresde.data.arrays import arrays_from_file
 from scoresde.data.columns import FileTable, table_from_file
 from scoresde.data.folders import FolderImages, images_from_folder
 from scoresde.data.images import LabelledImages, digits, photographs
+from scoresde.data.labels import labels_from_file
 from scoresde.data.series import time_series
 from scoresde.data.tables import TABLES, Table, tabular
 from scoresde.data.toys import (
@@ -45,6 +47,7 @@ __all__ = [
     "digits",
     "eight_gaussians",
     "images_from_folder",
+    "labels_from_file",
     "moons",
     "photographs",
     "pinwheel",

@@ -18,7 +18,7 @@ from torch import Tensor
 from scoresde.errors import ConfigError, DataError, ScoreSDEError, check_path, check_samples, unknown
 from scoresde.ops import share_memory
 
-__all__ = ["arrays_from_file"]
+__all__ = ["arrays_from_file", "words_from_file"]
 
 # The types that are read, and what they become; the first of them are torch's own.
 NUMBERS: Final = {
@@ -61,6 +61,25 @@ def arrays_from_file(
     if x.is_floating_point():
         check_samples(x.nan_to_num(nan=0.0, posinf=math.inf, neginf=-math.inf) if missing else x, name)
     return x
+
+
+def words_from_file(path: str | os.PathLike[str], key: str | None = None) -> NDArray[np.str_] | None:
+    """Return an array of words of an .npy or .npz file; None where it holds no words, or the file is another.
+
+    Raises:
+        DataError, ConfigError, DTypeError, DomainError: as ``arrays_from_file``.
+    """
+    file = check_path(path)
+    if file.suffix.lower() in READERS:
+        return None
+    with _explain_failures(file), file.open("rb") as opened:
+        loaded = np.load(opened, allow_pickle=False)
+        if isinstance(loaded, np.ndarray):
+            _name_single(file, key)
+            array = loaded
+        else:
+            array = np.asarray(loaded[_choose(file, loaded.files, key)[0]])
+    return array.astype(np.str_) if array.dtype.kind in "US" else None
 
 
 def _map_numpy(file: Path, key: str | None) -> tuple[Tensor, str]:

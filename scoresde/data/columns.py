@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from scoresde.data.images import needing
+from scoresde.data.labels import number_classes
 from scoresde.errors import ConfigError, DataError, check_path, unknown
 
 if TYPE_CHECKING:
@@ -186,7 +187,4 @@ def _read_classes(file: Path, column: Series) -> tuple[Tensor, tuple[str, ...]]:
             allowed="words or whole numbers",
             cure="name a column of words or whole numbers",
         )
-    classes = column.unique().sort()
-    places = {value: place for place, value in enumerate(classes.to_list())}
-    labels = torch.tensor([places[value] for value in column.to_list()])
-    return labels, tuple(str(value) for value in places)
+    return number_classes(column.to_list())

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
@@ -27,9 +27,9 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from PIL.ImageFile import ImageFile
 
-__all__ = ["FolderImages", "images_from_folder"]
+__all__ = ["FolderImages", "count_others", "images_from_folder"]
 
-SUFFIXES: Final = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+SUFFIXES: Final = (".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 CURE = "repair or remove it, or pass on_bad_image='skip'"
 
 Size = tuple[int, int]
@@ -45,6 +45,7 @@ class FolderImages:
         labels: int64 (N,), the place in ``classes``.
         classes: the folders in which the images lie, relative to the one that was read ("." is that one itself).
         skipped: the bad files that were left out, each with its reason.
+        others: the files that are no images by their ending, and links that lead nowhere: how many of each.
     """
 
     images: Tensor
@@ -52,6 +53,7 @@ class FolderImages:
     labels: Tensor
     classes: tuple[str, ...]
     skipped: tuple[tuple[Path, str], ...]
+    others: Mapping[str, int]
 
 
 class _BadImage(Exception):
@@ -69,6 +71,8 @@ def images_from_folder(
     max_pixels: int = 2**26,
 ) -> FolderImages:
     """Return the images of a folder and its subfolders, in the order of their paths; hidden files are left out.
+
+    Links to folders are followed, each folder once. Files of other kinds are left out and counted.
 
     Args:
         path: the folder.
@@ -95,7 +99,7 @@ def images_from_folder(
     behind = None if background is None else _check_colour(background)
     with needing("image folders", "Pillow"):
         import PIL.Image  # noqa: F401 only looked for: the helpers below import what they use
-    files = _list(folder)
+    files, others = _list(folder)
     pixels: list[Tensor] = []
     kept: list[Path] = []
     skipped: list[tuple[Path, str]] = []
@@ -127,6 +131,7 @@ def images_from_folder(
         labels=torch.tensor([classes.index(home) for home in homes]),
         classes=classes,
         skipped=tuple(skipped),
+        others=others,
     )
 
 
@@ -151,21 +156,39 @@ def _check_integers(value: object, name: str, form: str, count: int) -> Sequence
     return value
 
 
-def _list(folder: Path) -> list[Path]:
-    """Return the image files of a folder and its subfolders, sorted."""
+def _list(folder: Path) -> tuple[list[Path], dict[str, int]]:
+    """Return the image files of a folder and its subfolders, sorted, and how many others there are of each ending."""
     if not folder.is_dir():
-        what = "is a file" if folder.exists() else "does not exist"
+        what = "is a single file" if folder.exists() else "does not exist"
         raise DataError(f"the image folder {folder} {what}; give a folder that holds {', '.join(SUFFIXES)} files")
-    files = sorted(
-        file
-        for file in folder.rglob("*")
-        if file.suffix.lower() in SUFFIXES
-        and file.is_file()
-        and not any(part.startswith(".") for part in file.relative_to(folder).parts)
-    )
+    files: list[Path] = []
+    others: Counter[str] = Counter()
+    seen: set[Path] = set()
+    for place, folders, names in os.walk(folder, followlinks=True):
+        real = Path(place).resolve()
+        if real in seen:  # a link led here before
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = [name for name in sorted(folders) if not name.startswith(".")]
+        for file in (Path(place, name) for name in names if not name.startswith(".")):
+            if not file.is_file():
+                others["links that lead nowhere" if file.is_symlink() else "no files"] += 1
+            elif file.suffix.lower() in SUFFIXES:
+                files.append(file)
+            else:
+                others[file.suffix.lower() or "files without an ending"] += 1
     if not files:
-        raise DataError(f"the image folder {folder} holds no images; looked for {', '.join(SUFFIXES)} in it and below")
-    return files
+        found = f", found {count_others(others)}" if others else ""
+        raise DataError(
+            f"the image folder {folder} holds no images; looked for {', '.join(SUFFIXES)} in it and below{found}"
+        )
+    return sorted(files), dict(sorted(others.items()))
+
+
+def count_others(others: Mapping[str, int]) -> str:
+    """Say how many files there are of each ending."""
+    return ", ".join(f"{count} {ending}" for ending, count in others.items())
 
 
 def _open(file: Path, limit: int) -> ImageFile:

@@ -118,7 +118,12 @@ def needing(what: str, packages: str) -> Iterator[None]:
 
 
 def split_by_label(labels: Tensor, split: Split) -> Tensor:
-    """Return which samples (N,) belong to a split: in the order of the labels, every fifth is a test sample."""
+    """Return which samples (N,) belong to a split: in the order of the labels, every fifth is a test sample.
+
+    The only sample of a class is for training: a class that no training sees has no samples to learn from.
+    """
     test = torch.zeros(labels.shape[0], dtype=torch.bool)
     test[labels.argsort(stable=True)[::5]] = True
+    if labels.numel():
+        test &= torch.bincount(labels)[labels] > 1
     return test if split == "test" else ~test

@@ -61,7 +61,10 @@ def check_event(moments: Moments | None, shape: Sequence[int], name: str) -> Non
     """Raise ShapeError where samples of this shape (B, *) are no events of the model's data."""
     if moments is not None and moments.mean.shape not in ((), tuple(shape[1:])):
         raise ShapeError(
-            f"{name} must be (B, *) with the event {tuple(moments.mean.shape)} of the model's data, got {tuple(shape)}"
+            f"{name} must be (B, *) with the event {tuple(moments.mean.shape)} of the model's data, got {tuple(shape)}",
+            parameter=name,
+            got=tuple(shape),
+            cure="where the network can, pass prior=model.sde.prior() for another size" if name == "shape" else None,
         )
 
 

@@ -55,7 +55,7 @@ class EnergyModel(ScoreModel):
     def energy(self, x: Tensor, t: Tensor | float, cond: Condition = None) -> Tensor:
         """Return the energy of x (B, *) at t, (B,): minus the log density of x_t up to a constant of t, in nats."""
         self.check_device(check_floating(x).device)
-        check_condition(cond, x.shape[0], x.device)
+        cond = check_condition(cond, x.shape[0], x.device)
         readout = self.readout(self.sde.at(self.sde.check_time(t, x)))
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
         scaled = combine((readout.c_in, wide)).to(self.dtype or wide.dtype)

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Self
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -24,7 +25,7 @@ from scoresde.diffusions.point import Pair, Point
 from scoresde.diffusions.sde import GaussianSDE
 from scoresde.diffusions.targets import target, view
 from scoresde.errors import ConfigError, DTypeError, ShapeError, check_device, check_floating
-from scoresde.ops import combine
+from scoresde.ops import accept_arrays, combine
 from scoresde.transforms.base import Transform
 
 __all__ = [
@@ -271,7 +272,7 @@ class Predictor(nn.Module, ABC):
             raise DTypeError(f"conditions go in one dict: pass cond={{{pairs}}}, got {', '.join(stray)}= by itself")
         check_floating(x)
         self.check_device(x.device)
-        check_condition(cond, x.shape[0], x.device)
+        cond = check_condition(cond, x.shape[0], x.device)
         return self.at(x, self.sde.at(self.sde.check_time(t, x)), cond)
 
     def at(self, x: Tensor, point: Point, cond: Condition = None) -> Prediction:
@@ -305,21 +306,46 @@ def check_output(out: object, x: Tensor, who: str) -> Tensor:
     return out
 
 
-def check_condition(cond: object, batch: int, device: torch.device | None = None) -> Condition:
+def check_condition(cond: object, batch: int, device: torch.device | None = None, *, each: bool = False) -> Condition:
     """Return ``cond`` if it is None or a mapping of tensors whose first dimension is the batch.
+
+    One condition for many samples, a number or a tensor (1, *), stands for all of them.
+
+    Args:
+        cond: what was given.
+        batch: number of samples.
+        device: of the samples.
+        each: whether each sample needs a condition of its own, as data do.
 
     Raises:
         ConfigError: no mapping of tensors, or of tensors elsewhere than on ``device``. ShapeError: another batch size.
     """
     if cond is None:
         return None
-    if not isinstance(cond, Mapping) or not all(isinstance(v, Tensor) for v in cond.values()):
+    if not isinstance(cond, Mapping):
         raise ConfigError('cond must be a dict of tensors, e.g. {"label": labels}')
-    for key, value in cond.items():
+    known: dict[str, Tensor] = {}
+    for key, given in cond.items():
+        value = given if each else _read_condition(given, key, device)
+        if not isinstance(value, Tensor):
+            raise ConfigError('cond must be a dict of tensors, e.g. {"label": labels}')
+        if not each and (value.ndim == 0 or value.shape[0] == 1):
+            value = value.expand(batch, *value.shape[1:])
         if value.ndim == 0 or value.shape[0] != batch:
-            raise ShapeError(f"cond[{key!r}] must have a first dimension of {batch}, got shape {tuple(value.shape)}")
+            one = "" if each else " (or 1, for all)"
+            raise ShapeError(
+                f"cond[{key!r}] must have a first dimension of {batch}{one}, got shape {tuple(value.shape)}"
+            )
         check_device(value.device, f"cond[{key!r}]", device or value.device, "x")
-    return cond
+        known[key] = value
+    return known
+
+
+def _read_condition(value: object, name: str, device: torch.device | None) -> object:
+    """Return a number as a tensor without dimensions, an array as a tensor, anything else as it is."""
+    if isinstance(value, int | float | np.number) and not isinstance(value, bool):
+        return torch.tensor(value, device=device)
+    return accept_arrays(value, f"cond[{name!r}]", only_read=True)
 
 
 def select(cond: Condition, rows: slice | Tensor, device: torch.device | None = None) -> Condition:

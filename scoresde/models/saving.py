@@ -77,6 +77,7 @@ def take_apart(model: ScoreModel, ema: Mapping[str, Tensor] | None = None) -> tu
         "transform": None if model.transform is None else model.transform.to_dict(),
         "variance": model.variance,
         "dropout": None if model.dropout is None else dict(model.dropout),
+        "class_names": None if model.class_names is None else {k: [*v] for k, v in model.class_names.items()},
     }
     net = model.net
     tensors = {"weights": network_state(net) if isinstance(net, nn.Module) else {}}
@@ -149,6 +150,8 @@ def build(
             variance=config.get("variance", "fixed"),
         )
     model.dropout = config.get("dropout")
+    names = config.get("class_names")
+    model.class_names = None if names is None else {name: tuple(values) for name, values in names.items()}
     if "groups" in contents.parts:
         model.groups = {int(count): groups for count, groups in contents.tensors("groups").items()}
     if "tables" in contents.documents:

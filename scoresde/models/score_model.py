@@ -24,7 +24,7 @@ Dhariwal 2021, arXiv:2102.09672, eq. 15). All views are those of F.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
 from typing import Literal, Self, get_args
 
@@ -79,7 +79,8 @@ class ScoreModel(Predictor):
         variance: "fixed", or "learned": the network returns (B, 2C, *) for x of (B, C, *), and a sampler with the
             learned variance, e.g. ``solvers.ancestral(variance="learned")``, reads the second half.
 
-    ``dropout`` holds the share of each condition that training replaced by its null, where it is known.
+    ``dropout`` holds the share of each condition that training replaced by its null, where it is known;
+    ``class_names`` what the classes of a condition are called, ``{"label": ("cat", "dog")}``. Both are saved.
 
     Raises:
         DTypeError: a net, an SDE or moments that are none. ConfigError: an unknown parameterisation, conditioning or
@@ -112,6 +113,7 @@ class ScoreModel(Predictor):
         self.parameterization = find_parameterization(predicts, sigma_data)
         self.condition_on = condition_on
         self.dropout: Mapping[str, float] | None = None
+        self.class_names: Mapping[str, Sequence[str]] | None = None
         self._check_start()
 
     def _check_start(self) -> None:

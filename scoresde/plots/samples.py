@@ -27,6 +27,7 @@ def image_grid(
     *,
     rows: int | None = None,
     row_labels: Sequence[str] = (),
+    column_labels: Sequence[str] = (),
     title: str = "",
     low: float = -1.0,
     high: float = 1.0,
@@ -38,6 +39,7 @@ def image_grid(
         images: (N, 1, H, W) in grey or (N, 3, H, W) in colour; values outside [low, high] are clipped.
         rows: number of rows; by default one for each label, else about as many as columns.
         row_labels: names beside the rows, for instance of samplers.
+        column_labels: names above the columns, for instance of classes; they stand upright where they are too wide.
         title: text above the mosaic.
         low: value shown as black.
         high: value shown as white.
@@ -47,13 +49,18 @@ def image_grid(
     Raises:
         DTypeError, ShapeError, DomainError: not finite images of these shapes, no image, more rows than images, or
             low >= high.
-        ConfigError: another number of labels than of rows, or matplotlib is missing.
+        ConfigError: another number of labels than of rows or columns, or matplotlib is missing.
     """
     pictures = check_images(images, "images", low, high)
     count, tall, wide = pictures.shape[:3]
     lines = check_integer((len(row_labels) or math.isqrt(count)) if rows is None else rows, "rows", 1, count)
     if row_labels and len(row_labels) != lines:
         raise ConfigError(f"row_labels must name all {lines} rows, got {len(row_labels)} names; give one for each row")
+    columns = math.ceil(count / lines)
+    if column_labels and len(column_labels) != columns:
+        raise ConfigError(
+            f"column_labels must name all {columns} columns, got {len(column_labels)} names; give one for each column"
+        )
     if smooth:
         pictures = enlarge(pictures)
     sheet = mosaic(pictures, lines)
@@ -62,8 +69,13 @@ def image_grid(
         from matplotlib.textpath import TextPath
 
         # Constrained layout does not know pictures of a fixed shape, so the room for the words is measured here.
-        sizes = [TextPath((0.0, 0.0), label, size=12.0).get_extents().width / 72.0 for label in row_labels]
-        left, above = (max(sizes) + 0.25 if sizes else 0.1), (0.4 if title else 0.1)
+        def measure(labels: Sequence[str]) -> list[float]:
+            return [TextPath((0.0, 0.0), label, size=12.0).get_extents().width / 72.0 for label in labels]
+
+        sizes, tops = measure(row_labels), measure(column_labels)
+        upright = bool(tops) and max(tops) > 0.95 * cell * pictures.shape[2]
+        over = (max(tops) if upright else 0.2) + 0.1 if tops else 0.0
+        left, above = (max(sizes) + 0.25 if sizes else 0.1), (0.4 if title else 0.1) + over
         wide, tall = sheet.shape[1] * cell, sheet.shape[0] * cell
         figure = new_figure(left + wide + 0.1, tall + above + 0.1)
         figure.set_layout_engine("none")
@@ -71,7 +83,13 @@ def image_grid(
         axes = figure.add_axes((left / width, 0.1 / height, wide / width, tall / height))
         axes.imshow(sheet, cmap="gray", vmin=0.0, vmax=1.0, interpolation="nearest", aspect="auto")
         dress(axes, title=title, grid=False)
-        axes.set_xticks([])
+        across = (sheet.shape[1] - pictures.shape[2]) / max(columns - 1, 1)
+        axes.set_xticks(
+            [(pictures.shape[2] - 1) / 2 + k * across for k in range(len(column_labels))],
+            list(column_labels),
+            rotation=90.0 if upright else 0.0,
+        )
+        axes.xaxis.tick_top()
         step = (sheet.shape[0] - pictures.shape[1]) / max(lines - 1, 1)
         axes.set_yticks([(pictures.shape[1] - 1) / 2 + k * step for k in range(len(row_labels))], list(row_labels))
         axes.tick_params(length=0, labelsize=12.0)

@@ -195,14 +195,16 @@ def sample(
         kernels: Markov kernels applied in order before each step, e.g. ``[Langevin(snr=0.16)]``.
         cond: tensors passed to the network, split along the batch.
         x_init: start state at the table's first time, in the model's coordinates; not written to.
-        prior: law of the start state; by default from the data's moments if the model knows them.
+        prior: law of the start state; by default from the data's moments if the model knows them. With
+            ``prior=model.sde.prior()`` a network that can draws events of another size than its data's.
         seed: every sample k has a stream of its own keyed (seed, k); None draws a seed and reports it.
         seeds: one seed for each sample instead.
         first_sample: number of the first sample: ``first_sample=k`` with B = 1 redraws sample k alone.
         generator: an ordinary torch generator instead of a seed.
         noise: recorded tensors used in order (the start state first, unless x_init is given).
         device: by default the model's, or x_init's.
-        dtype: type of the result, by default x_init's or float32. Half types are carried in float32 and cast.
+        dtype: type of the result, by default x_init's or float32, or float64 where the model's transform leads to data
+            that float32 does not hold. Half types are carried in float32 and cast.
         chunk_size: largest batch given to the network at once.
         on_step: called with a ``Step`` after each row.
         on_nonfinite: "raise" checks once after the loop and replays to find the step; "freeze" checks every step.
@@ -218,6 +220,7 @@ def sample(
     check_calls(kernels, on_step)
     model = as_model(model, sde)
     method, steps, kernels = read_solver(solver, model, steps, kernels)
+    wide = dtype is None
     shape, dtype, device = layout(model, shape, x_init, dtype, device)
     cond = check_condition(cond, shape[0])
     randomness = Randomness(
@@ -246,7 +249,8 @@ def sample(
     if noise is not None:
         check_tape(noise, run.draws + 1 - first_draw, shape)
     if x_init is None:
-        check_event(model.moments, shape, "shape")
+        # A law of one's own may be of images of another size, where the network takes them.
+        check_event(model.moments if prior is None else None, shape, "shape")
         prior = model.sde.prior(run.times[0]) if prior is None and run.start is None else prior
     begin = _Begin(x_init, prior, run.start, model.moments)
     parts = [Part.empty(shape, dtype, device)]
@@ -262,10 +266,12 @@ def sample(
             bar.update(len(x))
     whole = Part.joined(parts)
     x = whole.x if model.transform is None else model.transform.inverse(whole.x)
+    # A transform goes to float64 where float32 does not hold the data.
+    x = x if wide and x.dtype == torch.float64 else x.to(dtype)
     if not full_output:
-        return x.to(dtype)
+        return x
     counts = whole.status, whole.accepted, whole.rejected
-    return SampleResult(x.to(dtype), whole.nfe, run.times, whole.trajectory, *counts, randomness.seed)
+    return SampleResult(x, whole.nfe, run.times, whole.trajectory, *counts, randomness.seed)
 
 
 @dataclass(frozen=True, eq=False)

@@ -108,7 +108,7 @@ def prepare_data(
     rows = accept_rows(data, "data")
     if len(rows) == 0:
         raise ShapeError("data is empty: training needs at least one sample")
-    known = check_condition(accept_arrays(cond, "cond", only_read=True), len(rows))
+    known = check_condition(accept_arrays(cond, "cond", only_read=True), len(rows), each=True)
     for name in dropout:
         if name not in (known or {}):
             held = "nothing" if known is None else ", ".join(known)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,6 +15,8 @@ from scoresde.ops import Array, Rows, accept_rows, gather_moments, parts, workin
 from scoresde.transforms.base import check_interval, read_options
 
 __all__ = ["Affine"]
+
+FAR = 1e-3 / 2**-23  # a shift, in units of the scale
 
 
 @dataclass(frozen=True)
@@ -61,9 +64,14 @@ class Affine:
 
         # Less its first value, so that a channel of one value has exactly no deviation.
         first = channels(rows[:1])[:, :1]
+        unit = torch.ones_like(first)
         count, mean, scatter = gather_moments((channels(part) - first).T for part in parts(rows))
-        std = (scatter / (count - 1)).sqrt()
-        mean = mean + first.squeeze(1)
+        if not bool(torch.isfinite(scatter).all()):
+            # Values whose squares overflow.
+            unit = torch.stack([channels(part).abs().amax(1) for part in parts(rows)]).amax(0)[:, None].clamp_min(1.0)
+            count, mean, scatter = gather_moments((channels(part) / unit - first / unit).T for part in parts(rows))
+        std = (scatter / (count - 1)).sqrt() * unit.squeeze(1)
+        mean = mean * unit.squeeze(1) + first.squeeze(1)
         return cls(tuple(mean.tolist()), tuple(torch.where(std > 0, std, torch.ones_like(std)).tolist()))
 
     @classmethod
@@ -87,15 +95,28 @@ class Affine:
         """False: nothing is drawn."""
         return False
 
+    @functools.cached_property
+    def far(self) -> bool:
+        """Whether the data lie so far from 0 that float32 would round them by a thousandth of their deviation."""
+        shift, scale = (torch.tensor(value, dtype=torch.float64) for value in (self.shift, self.scale))
+        return float((shift.abs() / scale).max()) > FAR or float(scale.max()) > torch.finfo(torch.float32).max
+
+    def _widen(self, x: Tensor) -> Tensor:
+        """Return x in a type that holds the data."""
+        return x.to(working_dtype(x.device)) if self.far and x.dtype == torch.float32 else x
+
     def forward(self, x: Tensor, generator: Generator | None = None) -> Tensor:
-        """Map data (B, *) to the model's coordinates; DTypeError for integers, which would round the numbers."""
-        check_floating(x, "data")
-        return (x - self._numbers(self.shift, x)) / self._numbers(self.scale, x)
+        """Map data (B, *) to the model's coordinates; DTypeError for integers, which would round the numbers.
+
+        Data that are far from 0 are centred in float64, whatever their type.
+        """
+        wide = self._widen(check_floating(x, "data"))
+        return ((wide - self._numbers(self.shift, wide)) / self._numbers(self.scale, wide)).to(x.dtype)
 
     def inverse(self, y: Tensor) -> Tensor:
-        """Map the model's coordinates (B, *) to data."""
-        check_floating(y, "y")
-        return self._numbers(self.shift, y) + self._numbers(self.scale, y) * y
+        """Map the model's coordinates (B, *) to data, from float32 to float64 where the data are ``far`` from 0."""
+        wide = self._widen(check_floating(y, "y"))
+        return self._numbers(self.shift, wide) + self._numbers(self.scale, wide) * wide
 
     def log_abs_det(self, x: Tensor, generator: Generator | None = None) -> Tensor:
         """Return -sum_i log scale_i over the D coordinates of an event, (B,), in nats; it does not depend on x."""

@@ -74,7 +74,7 @@ UNITS = {
     },
     "sample": {
         "n": "number of samples",
-        "label": "class",
+        "size": "side in pixels",
         "guidance": "scale of classifier-free",
         "steps": "number of steps",
         "seed": "[0, 2^64)",
@@ -87,7 +87,6 @@ UNITS = {
         "noise-std": "in the unit of the data",
         "steps": "number of evaluations",
         "n": "number of samples",
-        "label": "class",
         "seed": "[0, 2^64)",
         "threads": "number of threads on the CPU",
     },

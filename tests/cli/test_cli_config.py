@@ -76,12 +76,12 @@ out = "runs/first"
 def test_sample_and_compare_read_files_too(
     toml: Writer, ran: list[Command], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    file = toml('checkpoint = "runs/digits"\nsolver = "heun:5"\nlabel = 3\n')
+    file = toml('checkpoint = "runs/digits"\nsolver = "heun:5"\nlabel = "3"\n')
     assert main(["sample", "--config", file, "--n", "2"]) == 0
     file = toml('checkpoint = "runs/digits"\nsamplers = ["ddim:5", "ddim:10"]\n')
     assert main(["compare", "--config", file]) == 0
     assert ran == [
-        Sample(config=Path(file), checkpoint=Path("runs/digits"), solver="heun:5", label=3, n=2),
+        Sample(config=Path(file), checkpoint=Path("runs/digits"), solver="heun:5", label="3", n=2),
         Compare(config=Path(file), checkpoint=Path("runs/digits"), samplers=("ddim:5", "ddim:10")),
     ]
     # What has no default is still asked for.
@@ -101,7 +101,10 @@ def test_help_shows_the_file_s_values_as_defaults(toml: Writer, capsys: pytest.C
             "unknown key 'lerning_rate' (line 12 of run.toml); did you mean 'learning_rate'?",
         ),
         ("steps = 3\nbatch-size = 4\n", "unknown key 'batch-size' (line 2 of run.toml); did you mean 'batch_size'?"),
-        ("[train]\nsteps = 3\n", "unknown key 'train' (line 1 of run.toml); keys: batch_size, clip_norm, conditional"),
+        (
+            "[train]\nsteps = 3\n",
+            "unknown key 'train' (line 1 of run.toml); keys: background, batch_size, change, ",
+        ),
         ("xyzzy.steps = 3\n", "unknown key 'xyzzy' (line 1 of run.toml); keys: "),
         ("debug = true\n", "unknown key 'debug' (line 1 of run.toml)"),
         ('config = "other.toml"\n', "unknown key 'config' (line 1 of run.toml)"),

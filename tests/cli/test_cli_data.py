@@ -17,8 +17,9 @@ from PIL import Image
 
 from scoresde import ScoreModel
 from scoresde.cli.files import is_name, open_data
+from scoresde.cli.layouts import Kind
 from scoresde.cli.pictures import to_pixels
-from scoresde.cli.presets import DATA, PRESETS, Kind, find_kind
+from scoresde.cli.presets import DATA, PRESETS
 from scoresde.cli.run_folder import open_run
 from scoresde.cli.yardsticks import make_yardstick
 from scoresde.data import tabular
@@ -61,7 +62,7 @@ def test_every_fifth_sample_is_held_out_and_the_model_sees_standardised_columns(
     data = open_data("x.npy")
     (train, labels), (test, _) = data.load(), data.test()
     train, test = train[:], test[:]
-    assert (data.kind, data.classes, labels) == ("vectors", 0, None)
+    assert (data.kind, data.classes, labels) == ("vectors", (), None)
     assert torch.equal(test, torch.from_numpy(x)[::5])
     assert len(train) == 18
     assert {tuple(row) for row in torch.cat([train, test]).tolist()} == {tuple(row) for row in x.tolist()}
@@ -78,7 +79,7 @@ def test_labels_of_an_archive_and_an_array_by_name(here: Path) -> None:
     data = open_data("x.npz")
     (train, seen), (test, unseen) = data.load(), data.test()
     train, test = train[:], test[:]
-    assert (data.kind, data.classes) == ("points", 3)
+    assert (data.kind, data.classes) == ("points", ("0", "1", "2"))
     assert seen is not None
     assert unseen is not None
     # In the order of the labels every fifth: each class has its share.
@@ -89,7 +90,7 @@ def test_labels_of_an_archive_and_an_array_by_name(here: Path) -> None:
         places = [int((x == row).all(1).nonzero()) for row in part]
         assert labels[places].tolist() == own.tolist()
     other = open_data("x.npz:others")
-    assert (other.kind, other.classes, other.load()[0].shape) == ("series", 0, (7, 1, 8))
+    assert (other.kind, other.classes, other.load()[0].shape) == ("series", (), (7, 1, 8))
     np.savez("y.npz", pictures=numbers(10, 1, 2, 2))
     assert open_data("y.npz").kind == "images"
 
@@ -117,11 +118,11 @@ def test_a_folder_s_subfolders_are_its_classes_and_grey_images_have_one_channel(
     pets = open_data("pets", size=4)
     train, labels = pets.load()
     train = train[:]
-    assert (pets.kind, pets.classes, tuple(train.shape[1:])) == ("images", 2, (3, 4, 4))
+    assert (pets.kind, pets.classes, tuple(train.shape[1:])) == ("images", ("cat", "dog"), (3, 4, 4))
     assert labels is not None
     assert labels.bincount().tolist() == [2, 2]
     grey = open_data("grey")
-    assert (grey.classes, tuple(grey.load()[0].shape[1:])) == (0, (1, 6, 6))
+    assert (grey.classes, tuple(grey.load()[0].shape[1:])) == ((), (1, 6, 6))
     expected = torch.from_numpy(photo(6, 6, 0, channels=1)).permute(2, 0, 1) / 127.5 - 1
     assert torch.allclose(grey.test()[0][:][0], expected, atol=1e-6)
 
@@ -135,7 +136,6 @@ def test_networks_follow_the_shape() -> None:
         "volumes": (1, 3, 4, 5),
     }
     for kind, event in shapes.items():
-        assert find_kind(event, "x") == kind
         net = dataclasses.replace(some, kind=kind).network(event, classes=2, seed=0)
         assert isinstance(net, MLP if kind == "vectors" else UNet)
         assert net(torch.zeros(2, *event), torch.zeros(2), torch.tensor([0, 1])).shape == (2, *event)
@@ -184,7 +184,7 @@ def test_a_folder_goes_through_training_sampling_and_comparing(here: Path, capsy
     assert "left out pets/cat/bad.png, which is empty (0 bytes)" in err
     assert main(["sample", "--checkpoint", "run", "--n", "6", "--out", "x.npz"]) == 0
     with np.load("x.npz", allow_pickle=False) as arrays:
-        assert arrays["labels"].tolist() == [0, 1, 0, 1, 0, 1]
+        assert arrays["labels"].tolist() == ["cat", "dog"] * 3
     # The size and what to do about bad images are the run's; metrics of images have no energy distance.
     assert main(["compare", "--checkpoint", "run", "--n", "6", "--samplers", "ddim:2"]) == 0
     (row,) = json.loads(Path("run/comparison/table.json").read_text())["rows"]
@@ -265,7 +265,7 @@ def test_series_have_fresh_floors_and_photographs_no_energy() -> None:
 
 def test_faults_of_arrays(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     np.save("five.npy", numbers(6, 1, 2, 2, 2, 2))
-    np.save("last.npy", numbers(6, 8, 8, 3))
+    np.save("square.npy", numbers(6, 8, 8))
     np.save("few.npy", numbers(2, 3))
     np.save("nan.npy", np.array([[1.0, np.nan]] * 4))
     np.save("text.npy", np.array(["a", "b"]))
@@ -277,14 +277,14 @@ def test_faults_of_arrays(here: Path, capsys: pytest.CaptureFixture[str]) -> Non
     Path("notes.txt").write_text("no data")
     cases = {
         "five.npy": "samples of shape (1, 2, 2, 2, 2), which no built-in network takes: there is one for vectors (D,)",
-        "last.npy": "(8, 8, 3), whose channels seem to come last; images are (channels, height, width)",
+        "square.npy": "samples of shape (8, 8), whose sizes do not tell what they are; say it with --layout: NCL",
         "few.npy": "few.npy holds 2 samples; a fifth of them is held out and two are needed",
         "nan.npy": "4 non-finite values",
         "text.npy": "text.npy has dtype <U1",
         "objects.npy": "may run any code: refused",
-        "two.npz": "two.npz holds 2 arrays; name one behind a colon: two.npz:a or two.npz:b",
+        "two.npz": "two.npz holds 2 arrays; name the samples behind a colon: two.npz:a or two.npz:b; or call them",
         "two.npz:c": "unknown array in two.npz 'c'; choices: a, b",
-        "labels.npz": "labels.npz['labels'] must hold one integer from 0 on for each of 5 samples, got torch.int64",
+        "labels.npz": "labels.npz holds 3 labels and 5 samples; give one for each; or choose the samples without",
         "cut.npy": "cut.npy is damaged",
         "empty.npy": "empty.npy is damaged",
         "absent.npy": "absent.npy cannot be read: No such file or directory",

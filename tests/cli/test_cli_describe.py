@@ -189,12 +189,12 @@ def test_a_saved_table_draws_the_same_samples(run: Path, here: Path, capsys: pyt
 
 
 def test_steps_and_chunks_are_options_of_their_own(run: Path, here: Path) -> None:
-    argv = ["sample", "--checkpoint", str(run), "--n", "7", "--label", "1"]
+    argv = ["sample", "--checkpoint", str(run), "--n", "7", "--label", "versicolor"]
     assert main([*argv, "--solver", "heun:4", "--out", "x.npz"]) == 0
     assert main([*argv, "--solver", "heun", "--steps", "4", "--chunk-size", "3", "--out", "y.npz"]) == 0
     with np.load("x.npz", allow_pickle=False) as x, np.load("y.npz", allow_pickle=False) as y:
         assert np.allclose(x["samples"], y["samples"], atol=1e-5)
-        assert x["labels"].tolist() == y["labels"].tolist() == [1] * 7
+        assert x["labels"].tolist() == y["labels"].tolist() == ["versicolor"] * 7
 
 
 def test_an_animation_runs_from_noise_to_the_samples(

@@ -45,14 +45,13 @@ def test_a_table_is_split_by_the_labels_that_its_column_names(file: str, here: P
     data = open_data(f"{file}:species")
     (train, labels), (test, held_out) = data.load(), data.test()
     train, test = train[:], test[:]
-    assert (data.kind, data.classes, data.path) == ("vectors", 3, Path(file))
-    assert data.notes == ("labels       0 aster, 1 rose, 2 tulip",)
+    assert (data.kind, data.classes, data.path) == ("vectors", ("aster", "rose", "tulip"), Path(file))
     assert labels is not None
     assert held_out is not None
     assert (labels.bincount().tolist(), held_out.bincount().tolist()) == ([8, 8, 8], [2, 2, 2])
     for part, own in ((train, labels), (test, held_out)):
         rows = [int((x - one).norm(dim=1).argmin()) for one in part]
-        assert torch.allclose(part, x[rows], rtol=1e-6)
+        assert torch.allclose(part, x[rows].double(), rtol=1e-6)
         assert own.tolist() == [(1, 2, 0)[row % 3] for row in rows]
 
 
@@ -61,16 +60,24 @@ def test_a_table_goes_through_training_sampling_and_comparing(here: Path, capsys
     assert main(["train", "--data", "flowers.csv:species", "--conditional", *QUICK]) == 0
     out, err = capsys.readouterr()
     assert "flowers.csv:species: 24 vectors of shape (3,), 6 held out" in out
-    assert "labels       0 aster, 1 rose, 2 tulip" in err
+    assert "classes      3: aster, rose, tulip\n" in out
+    assert "layout       ND: vectors of 3" in out
+    assert err.count("\n") >= 1
     assert ScoreModel.load("runs/flowers/checkpoint").net.classes == 3
-    assert main(["sample", "--checkpoint", "runs/flowers", "--n", "4", "--label", "1", "--out", "x.npy"]) == 0
+    assert main(["sample", "--checkpoint", "runs/flowers", "--n", "4", "--label", "rose", "--out", "x.npy"]) == 0
     assert np.load("x.npy", allow_pickle=False).shape == (4, 3)
     assert main(["compare", "--checkpoint", "runs/flowers", "--n", "6", "--samplers", "ddim:2"]) == 0
     assert "note: " not in capsys.readouterr().err
     assert json.loads(Path("runs/flowers/comparison/table.json").read_text())["data"] == "flowers.csv:species"
     text = Path("flowers.csv").read_text().splitlines()
     Path("flowers.csv").write_text("\n".join(text[:-1]))
-    assert "flowers.csv:species has changed since" in refused(capsys, ["train", "--resume", "runs/flowers"])
+    said = refused(capsys, ["train", "--resume", "runs/flowers"])
+    assert "flowers.csv:species has changed since runs/flowers began" in said
+    assert "go on with what is new: --resume runs/flowers --change" in said
+    assert main(["train", "--resume", "runs/flowers", "--change", "--steps", "6"]) == 0
+    out = capsys.readouterr().out
+    assert "flowers.csv:species: 23 vectors of shape (3,), 6 held out" in out
+    assert "after 6 steps" in out
 
 
 @pytest.mark.parametrize("ending", [".pt", ".PTH", ".safetensors", ".npz"])
@@ -87,13 +94,13 @@ def test_tensors_are_read_as_arrays_are(ending: str, here: Path) -> None:
     data = open_data(file)
     (train, own), (test, _) = data.load(), data.test()
     train, test = train[:], test[:]
-    assert (data.kind, data.classes, len(train), len(test)) == ("series", 3, 12, 3)
+    assert (data.kind, data.classes, len(train), len(test)) == ("series", ("0", "1", "2"), 12, 3)
     assert own is not None
     assert own.bincount().tolist() == [4, 4, 4]
     # In the order of the labels, 0, 3, 6, ..., 1, 4, ..., 2, 5, ..., every fifth is held out.
     assert torch.equal(test, x[[0, 1, 2]])
     other = open_data(f"{file}:others")
-    assert (other.kind, other.classes, other.load()[0].shape) == ("points", 0, (7, 2))
+    assert (other.kind, other.classes, other.load()[0].shape) == ("points", (), (7, 2))
 
 
 def test_a_single_tensor_needs_no_name(here: Path) -> None:
@@ -122,10 +129,10 @@ def test_faults_of_files(here: Path, capsys: pytest.CaptureFixture[str]) -> None
         "few.csv": "few.csv holds 2 samples; a fifth of them is held out",
         "absent.Parquet": "absent.Parquet cannot be read: No such file or directory",
         "net.pt": "net.pt is damaged or no .pt file of tensors alone",
-        "two.safetensors": "two.safetensors holds 2 arrays; name one behind a colon: two.safetensors:a or ",
+        "two.safetensors": "two.safetensors holds 2 arrays; name the samples behind a colon: two.safetensors:a or ",
         "two.safetensors:c": "unknown array in two.safetensors 'c'; choices: a, b",
         "x.xlsx": f"x.xlsx is a file of a kind that is not read; give {kinds}",
-        "cat.png": f"cat.png is a file of a kind that is not read; give {kinds}",
+        "cat.png": f"cat.png is a single picture; give {kinds}",
         "sub/absent": f"sub/absent does not exist; give {kinds}",
         "flower": f"or {kinds}",
     }

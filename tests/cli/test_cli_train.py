@@ -27,6 +27,8 @@ def test_train_leaves_a_model_a_log_and_its_options(runs: Folders, capsys: pytes
         "data": "moons",
         "size": None,
         "on_bad_image": "raise",
+        "background": None,
+        "layout": None,
         "sde": "vp",
         "predicts": "noise",
         "weight": "simple",
@@ -46,7 +48,10 @@ def test_train_leaves_a_model_a_log_and_its_options(runs: Folders, capsys: pytes
         "threads": 1,
     }
     digest = hashlib.sha256(moons(50_000, seed=0).numpy().tobytes()).hexdigest()
-    assert about["samples"] == {"shape": [2], "training": 50_000, "held_out": 2_000, "sha256": digest}
+    held_out = hashlib.sha256(moons(2_000, seed=1).numpy().tobytes()).hexdigest()
+    samples = {"shape": [2], "training": 50_000, "held_out": 2_000, "sha256": digest, "held_out_sha256": held_out}
+    assert about["samples"] == samples
+    assert "data_path" not in about
     assert (about["data"], about["complete"]) == ("moons", True)
     assert about["versions"] == {"scoresde": scoresde.__version__, "torch": torch.__version__}
     left = sorted(f.name for f in points.iterdir() if f.name != "comparison")
@@ -126,7 +131,9 @@ def test_interrupted_training_goes_on_to_the_same_bits(
     assert f"go on with: scoresde train --resume {cut}" in err.splitlines()[-1]
     assert "Traceback" not in err
     assert read(cut / "checkpoint").documents["training"]["step"] == 50
-    assert "leave out --data" in refused(capsys, ["train", "--resume", str(cut), "--data", "moons"])
+    assert "leave out --data, or change it on purpose with --change" in refused(
+        capsys, ["train", "--resume", str(cut), "--data", "moons"]
+    )
     assert main(["train", "--resume", str(cut)]) == 0
     assert contents(cut / "checkpoint") == contents(whole / "checkpoint")
     assert (cut / "run.json").read_bytes() == (whole / "run.json").read_bytes()

@@ -258,7 +258,7 @@ def test_folders_without_images(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"the image folder .*nowhere does not exist"):
         images_from_folder(tmp_path / "nowhere")
     file = save(tmp_path, "0.png", picture())
-    with pytest.raises(DataError, match=r"the image folder .*0.png is a file; give a folder"):
+    with pytest.raises(DataError, match=r"the image folder .*0.png is a single file; give a folder"):
         images_from_folder(file)
 
 

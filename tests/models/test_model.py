@@ -312,7 +312,9 @@ def test_bad_calls_never_reach_the_network(x: object, t: Tensor | float, error: 
 
 def test_bad_conditions() -> None:
     model = ScoreModel(Recorder(lambda x, c: x), VPSDE())
-    with pytest.raises(ShapeError, match=r"cond\['label'\] must have a first dimension of 3, got shape \(4,\)"):
+    with pytest.raises(
+        ShapeError, match=r"cond\['label'\] must have a first dimension of 3 \(or 1, for all\), got shape \(4,\)"
+    ):
         model(X, 0.5, cond={"label": torch.arange(4)})
     with pytest.raises(ConfigError, match="cond must be a dict of tensors"):
         model(X, 0.5, cond=torch.arange(3))

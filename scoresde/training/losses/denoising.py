@@ -217,7 +217,7 @@ def denoising_score_matching(
 def check_batch(model: object, x0: object, noise: Tensor | None, cond: Condition) -> Condition:
     """Check what the loss of a batch is made of, and return the condition."""
     known, data = check_score_model(model), check_floating(x0, "x0")
-    cond = check_condition(cond, data.shape[0])
+    cond = check_condition(cond, data.shape[0], each=True)
     if noise is not None and check_floating(noise, "noise").shape != data.shape:
         raise ShapeError(f"noise must have the shape {tuple(data.shape)} of x0, got {tuple(noise.shape)}")
     known.check_device(data.device, "x0")

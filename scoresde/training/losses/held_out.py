@@ -80,7 +80,7 @@ def held_out_loss(
         raise ShapeError("data is empty: a loss needs at least one sample")
     chunk_size = check_integer(chunk_size, "chunk_size", 1)
     check_seed(seed)
-    known = check_condition(accept_arrays(cond, "cond", only_read=True), size)
+    known = check_condition(accept_arrays(cond, "cond", only_read=True), size, each=True)
     weight, times = choose_loss(model, weight, times)
     draw = pick("time sampler", times, TIMES)
     weight = correct_weight(pick("weight", weight, WEIGHTS), draw)
