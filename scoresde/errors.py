@@ -19,6 +19,7 @@ from os import PathLike
 from pathlib import Path
 from typing import ParamSpec, Self, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -138,8 +139,12 @@ def check_floating(x: object, name: str = "x") -> Tensor:
             parameter=name,
             got=type(x).__name__,
             allowed="a torch.Tensor",
-            cure=f"use torch.as_tensor({name})",
+            cure=_tell_how(x, name),
         )
+    if x.is_nested or x.layout != torch.strided:
+        what = "nested, whose samples have sizes of their own" if x.is_nested else f"laid out as {x.layout}"
+        how = f"torch.nested.to_padded_tensor({name}, 0.0)" if x.is_nested else f"{name}.to_dense()"
+        raise ShapeError(f"{name} is {what}", parameter=name, allowed="a dense tensor", cure=f"make it dense: {how}")
     if not x.dtype.is_floating_point:
         cure = "take its real and imaginary parts as channels" if x.is_complex() else f"convert it with {name}.float()"
         raise DTypeError(
@@ -158,6 +163,23 @@ def check_floating(x: object, name: str = "x") -> Tensor:
             cure=f"add a batch dimension with {name}[None]",
         )
     return x
+
+
+def _tell_how(x: object, name: str) -> str:
+    """Say how a value becomes a tensor."""
+    if not isinstance(x, list | tuple):
+        return f"use torch.as_tensor({name})"
+    sizes = sorted({str(tuple(_size(part))) for part in x})
+    if len(sizes) > 1:
+        return f"its samples have several sizes, {', '.join(sizes[:3])}: pad or cut them to one, and stack them"
+    return f"use torch.stack({name})" if x and isinstance(x[0], Tensor) else f"use torch.tensor({name})"
+
+
+def _size(x: object) -> tuple[int, ...]:
+    """Return the sizes of nested lists and of what is in them, by their first parts."""
+    if isinstance(x, list | tuple):
+        return (len(x), *(_size(x[0]) if x else ()))
+    return tuple(x.shape) if isinstance(x, Tensor | np.ndarray) else ()
 
 
 def check_samples(x: object, name: str = "x") -> Tensor:

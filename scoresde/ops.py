@@ -59,9 +59,10 @@ def accept_arrays(value: object, name: str = "x", *, only_read: bool = False) ->
     try:
         return share_memory(value)
     except TypeError as error:
-        raise DTypeError(
-            f"{name} must be an array of numbers, got dtype {value.dtype}; convert it with {name}.astype(np.float32)"
-        ) from error
+        cure = f"convert it with {name}.astype(np.float32)"
+        if value.dtype == object:
+            cure = f"make samples of one size and np.stack({name}) them, or convert them to numbers"
+        raise DTypeError(f"{name} must be an array of numbers, got dtype {value.dtype}", cure=cure) from error
 
 
 class _Memory:

@@ -28,6 +28,7 @@ from scoresde.solvers.build import FINALS
 from scoresde.solvers.named import SOLVERS, by_name
 from scoresde.solvers.solver import Solver
 from scoresde.solvers.tableau import Tableau
+from scoresde.training.identity import RUN
 from scoresde.training.loop import LOG
 
 __all__ = ["Describe"]
@@ -128,6 +129,10 @@ def _describe_checkpoint(path: Path) -> list[str]:
         f"transform    {json.dumps(model['transform']) if model['transform'] else 'none'}",
         f"moments      {_describe_moments(contents)}",
     ]
+    lines += [
+        f"classes      {name}: {len(names)}, {', '.join(names)}"
+        for name, names in (model.get("class_names") or {}).items()
+    ]
     if "tables" in contents.documents:
         counts = sorted(int(steps) for steps in contents.document("tables"))
         lines.append(f"tuned        {', '.join(map(str, counts))} evaluations")
@@ -138,6 +143,14 @@ def _describe_checkpoint(path: Path) -> list[str]:
     if "training" in contents.documents:
         state = contents.document("training")
         lines.append(f"training     {', '.join(f'{key} {value}' for key, value in state.items())}")
+    if RUN in contents.documents:
+        kept = contents.document(RUN)
+        lines.append(f"trained on   {kept['identity']['data']}")
+        lines += [
+            f"changed      at step {one['step']}, {name} was {value}"
+            for one in kept["changes"]
+            for name, value in one["was"].items()
+        ]
     last = _read_last_record(run / LOG)
     numbers = {key: value for key, value in last.items() if isinstance(value, int | float)}
     if numbers:

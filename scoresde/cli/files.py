@@ -189,8 +189,8 @@ def _read_folder(
         if error.parameter == "size":
             raise error.with_cure("--size 32 scales and crops each to 32 x 32") from error
         if error.parameter == "on_bad_image":
-            clear = f"; {BACKGROUND}" if "transparent" in str(error) else ""
-            raise error.with_cure(f"repair or remove it, or leave it out with --on-bad-image skip{clear}") from error
+            clear = f"{BACKGROUND}; " if "transparent" in str(error) else ""
+            raise error.with_cure(f"{clear}repair or remove it, or leave it out with --on-bad-image skip") from error
         raise
 
 

@@ -114,7 +114,10 @@ def write_samples(
         behind = DATA[run.data].held_out()[:] if run.data is not None and run.data in DATA else None
         known = [] if labels is None else sorted(set(labels.tolist()))
         sets = {run.names[k]: x[labels == k] for k in known} if 0 < len(known) <= PANELS else x
-        figure = scatter(sets, behind)
+        if behind is None and isinstance(sets, dict) and len(sets) > 1:
+            figure = scatter(sets, x, reference_label="samples of all classes")
+        else:
+            figure = scatter(sets, behind)
         write_whole(path, lambda file: save(figure, file))
 
 

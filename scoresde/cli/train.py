@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal, cast
+from typing import Annotated, Literal
 
 import torch
 import tyro
-from torch import Tensor
 
 from scoresde.cli.files import ARRAYS, BAD_IMAGES, locate, open_data
-from scoresde.cli.held_out import describe_samples
 from scoresde.cli.layouts import LAYOUTS, Layout
 from scoresde.cli.options import (
     Float,
@@ -24,37 +22,40 @@ from scoresde.cli.options import (
     Work,
     choose,
     find_device,
-    is_interactive,
     show_choices,
     show_default,
     show_default_by_kind,
 )
-from scoresde.cli.presets import DATA, DIFFUSIONS, SDES, DataSet, Labelled
-from scoresde.cli.run_folder import RUN, check_folder, find_data, keep_data, read_json, read_version, write_json
+from scoresde.cli.presets import DATA, DIFFUSIONS, SDES, DataSet
+from scoresde.cli.run_folder import RUN, check_folder, find_data, keep_data, read_json
 from scoresde.cli.threads import choose_threads, use_threads
+from scoresde.cli.train_run import (
+    PASSING,
+    Resume,
+    check_unchanged,
+    describe_run,
+    keep_options,
+    make_condition,
+    run_training,
+)
 from scoresde.diffusions.sde import GaussianSDE
 from scoresde.errors import CheckpointError, ConfigError, DomainError, check_integer, check_number
 from scoresde.models.checkpoint import MANIFEST
 from scoresde.models.parameterization import PARAMETERIZATIONS
-from scoresde.models.saving import network_to_dict
 from scoresde.models.score_model import ScoreModel
 from scoresde.noise import check_seed
 from scoresde.plots.progress import read_log, training
 from scoresde.plots.style import save
 from scoresde.sampling.tuning.calibrate import RUNGS
 from scoresde.training import losses
-from scoresde.training.fit import TrainResult, fit
 from scoresde.training.loop import CHECKPOINT, LOG
 from scoresde.training.losses.defaults import name_loss
 
 __all__ = ["Train"]
 
 LABEL_DROPOUT = 0.1
-# What does not make a run what it is.
-PASSING = ("config", "out", "resume", "change", "device", "debug")
 LATER = {"background", "layout"}  # options that run.json of the first versions lack
 SHOWN = 12  # names of classes on a line
-Resume = bool | Literal["change"]
 
 
 def _show_default_of_prediction() -> object:
@@ -153,8 +154,9 @@ class Train(Work):
         if self.change and self.resume is None:
             raise ConfigError("--change is for --resume, which goes on with a run; leave it out", parameter="change")
         asked = self if self.resume is None else _read_options(self)
+        source = asked.data if self.resume is None else _find_data(asked, self.resume)
         data = open_data(
-            asked.data if self.resume is None else _find_data(asked, self.resume),
+            source,
             size=asked.size,
             on_bad_image=asked.on_bad_image,
             background=asked.background,
@@ -169,9 +171,9 @@ class Train(Work):
         options = dataclasses.replace(options, threads=threads)
         folder = self._name_folder(data) if self.resume is None else self.resume
         where = find_device(self.device)
-        about = _describe_run(options, model, data, folder)
+        about = describe_run(options, model, data, keep_data(folder, source))
         if self.resume is not None and not self.change:
-            _check_unchanged(folder, about)
+            check_unchanged(folder, about)
         size = sum(p.numel() for p in model.parameters())
         shape = tuple(samples.shape[1:])
         for note in data.notes:
@@ -191,11 +193,11 @@ class Train(Work):
         print(f"results      {folder}/", flush=True)
         with use_threads(threads):
             told = data.contexts or (None, None)
-            conds = _make_condition(train, told[0], options), _make_condition(test, told[1], options)
+            conds = make_condition(train, told[0], options), make_condition(test, told[1], options)
             resume: Resume = self.resume is not None
             if self.change:
                 resume = "change"
-            result = _train(options, model.to(where), train, test, conds, folder, about, resume=resume)
+            result = run_training(options, model.to(where), train, test, conds, folder, about, resume=resume)
         loss = next((record["loss"] for record in reversed(result.log)), None)
         if loss is not None:
             print(f"done         loss {loss:.4g} after {result.steps} steps, {result.seconds:.0f} seconds")
@@ -328,7 +330,7 @@ def _read_options(asked: Train) -> Train:
     if not file.is_file() or not (asked.resume / CHECKPOINT / MANIFEST).is_file():
         raise CheckpointError(f"--resume {asked.resume} holds no run to go on with; start one: --out {asked.resume}")
     options = read_json(file).get("options")
-    names = _keep_options(asked).keys()
+    names = keep_options(asked).keys()
     # An earlier version had fewer.
     if not isinstance(options, dict) or not names >= options.keys() or not options.keys() >= names - LATER:
         raise CheckpointError(f"{file} does not hold the options of a training; restore it or start a new run")
@@ -341,120 +343,7 @@ def _find_data(asked: Train, folder: Path) -> str:
     return asked.data if about.get("data") != asked.data else find_data(folder, about) or asked.data
 
 
-def _keep_options(options: Train) -> dict[str, object]:
-    """Return the options that make a run what it is."""
-    return {k: v for k, v in dataclasses.asdict(options).items() if k not in PASSING}
-
-
-def _describe_run(options: Train, model: ScoreModel, data: DataSet, folder: Path) -> dict[str, object]:
-    """Return what run.json says: all that the run came from."""
-    place = keep_data(folder, options.data)
-    return {
-        "data": options.data,
-        **({} if place is None else {"data_path": place}),
-        "options": _keep_options(options),
-        "samples": describe_samples(data),
-        "model": {
-            "network": network_to_dict(model.net),
-            "parameters": sum(p.numel() for p in model.parameters()),
-            "sde": repr(model.sde),
-            "transform": None if model.transform is None else model.transform.to_dict(),
-            "classes": None if model.class_names is None else [*model.class_names["label"]],
-        },
-        "versions": {"scoresde": read_version(), "torch": torch.__version__},
-    }
-
-
-def _check_unchanged(folder: Path, about: Mapping[str, object]) -> None:
-    """Raise CheckpointError where the data are not those that the run began with; ``fit`` compares all else."""
-    known, now = read_json(folder / RUN).get("samples"), about["samples"]
-    if isinstance(known, dict) and isinstance(now, dict) and any(known[key] != now.get(key) for key in known):
-        raise CheckpointError(
-            f"{about['data']} has changed since {folder} began; restore it, start a new run, or go on with what is "
-            f"new: --resume {folder} --change"
-        )
-
-
 def _say_classes(classes: Sequence[str]) -> str:
     """Return the number of the classes and their names, as many as fit on a line."""
     shown = ", ".join(classes[:SHOWN])
     return f"{len(classes)}: {shown}{', ...' if len(classes) > SHOWN else ''}"
-
-
-def _make_condition(part: Labelled, context: Tensor | None, options: Train) -> dict[str, Tensor] | None:
-    """Return the labels and contexts of a part of the data, where the model is given them."""
-    labels = part[1]
-    cond = {"label": labels} if options.conditional and labels is not None else {}
-    return {**cond, **({} if context is None else {"context": context})} or None
-
-
-def _train(
-    options: Train,
-    model: ScoreModel,
-    train: Labelled,
-    test: Labelled,
-    conds: tuple[dict[str, Tensor] | None, dict[str, Tensor] | None],
-    folder: Path,
-    about: Mapping[str, object],
-    *,
-    resume: Resume,
-) -> TrainResult:
-    """Train, leave run.json beside whatever checkpoint there is, and say how to go on after Ctrl-C."""
-    assert options.steps is not None
-    assert options.batch_size is not None
-    assert options.learning_rate is not None
-    assert options.weight is not None
-    assert options.times is not None
-    steps, shown, complete = options.steps, 0, False
-
-    def note(record: Mapping[str, object]) -> None:
-        nonlocal shown
-        if not (folder / RUN).exists():
-            write_json(folder / RUN, {**about, "complete": False})
-        step = record["step"]
-        assert isinstance(step, int)
-        if 10 * step // steps > shown and not is_interactive():
-            shown = 10 * step // steps
-            print(f"training     step {step}, loss {record['loss']:.4g}", file=sys.stderr, flush=True)
-
-    try:
-        result = fit(
-            model,
-            train[0],
-            steps=steps,
-            batch_size=options.batch_size,
-            learning_rate=options.learning_rate,
-            warmup=options.warmup,
-            weight=cast(losses.WeightName, options.weight),
-            times=cast(losses.TimesName, options.times),
-            weight_decay=options.weight_decay,
-            clip_norm=options.clip_norm or None,
-            ema_decay=options.ema_decay,
-            cond=conds[0],
-            cond_dropout=dict.fromkeys(conds[0] or (), options.label_dropout or 0.0),
-            held_out=test[0] if options.held_out_loss else None,
-            held_out_cond=conds[1] if options.held_out_loss else None,
-            seed=options.seed,
-            folder=folder,
-            resume=resume,
-            progress=is_interactive(),
-            on_log=note,
-        )
-        complete = True
-        return result
-    except ConfigError as error:
-        if error.parameter != "resume":
-            raise
-        # In the words of the command line.
-        changed = "data" in (error.allowed or ())
-        first = "bring the data back as they were, or" if changed else "start a new run, or"
-        raise error.with_cure(f"{first} go on with what is new: --resume {folder} --change") from error
-    except KeyboardInterrupt as stop:
-        if not (folder / CHECKPOINT / MANIFEST).is_file():
-            raise
-        raise KeyboardInterrupt(
-            f"the checkpoint is in {folder / CHECKPOINT}/; go on with: scoresde train --resume {folder}"
-        ) from stop
-    finally:
-        if (folder / CHECKPOINT / MANIFEST).is_file():
-            write_json(folder / RUN, {**about, "complete": complete})

@@ -57,7 +57,11 @@ class FolderImages:
 
 
 class _BadImage(Exception):
-    """Why a file is not used; becomes a DataError or an entry of ``skipped``."""
+    """Why a file is not used, and what may be done beside what always may; becomes a DataError or is ``skipped``."""
+
+    def __init__(self, why: str, cure: str = "") -> None:
+        super().__init__(why)
+        self.cure = cure
 
 
 def images_from_folder(
@@ -111,7 +115,10 @@ def images_from_folder(
         except _BadImage as bad:
             if on_bad_image == "raise":
                 raise DataError(
-                    f"image {index} of {len(files)}, {file}, {bad}", parameter="on_bad_image", got="raise", cure=CURE
+                    f"image {index} of {len(files)}, {file}, {bad}",
+                    parameter="on_bad_image",
+                    got="raise",
+                    cure=bad.cure + CURE,
                 ) from bad
             skipped.append((file, str(bad)))
         if pixels and pixels[-1].shape != pixels[0].shape:
@@ -173,11 +180,11 @@ def _list(folder: Path) -> tuple[list[Path], dict[str, int]]:
         folders[:] = [name for name in sorted(folders) if not name.startswith(".")]
         for file in (Path(place, name) for name in names if not name.startswith(".")):
             if not file.is_file():
-                others["links that lead nowhere" if file.is_symlink() else "no files"] += 1
+                others["broken links" if file.is_symlink() else "no files"] += 1
             elif file.suffix.lower() in SUFFIXES:
                 files.append(file)
             else:
-                others[file.suffix.lower() or "files without an ending"] += 1
+                others[file.suffix.lower() or "without an ending"] += 1
     if not files:
         found = f", found {count_others(others)}" if others else ""
         raise DataError(
@@ -231,7 +238,7 @@ def _read(file: Path, limit: int, colour: bool, behind: tuple[int, int, int] | N
                 layers = turned.convert("RGBA")
                 if layers.getchannel("A").getextrema() != (255, 255):
                     if behind is None:
-                        raise _BadImage("is transparent in places; flatten it, or pass background=(255, 255, 255)")
+                        raise _BadImage("is transparent in places", "flatten it, or pass background=(255, 255, 255); ")
                     layers = PIL.Image.alpha_composite(PIL.Image.new("RGBA", layers.size, (*behind, 255)), layers)
                 turned = layers
             return turned.convert("RGB").convert("RGB" if colour else "L")

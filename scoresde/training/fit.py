@@ -37,7 +37,7 @@ from scoresde.sampling.tuning.calibrate import calibrate as find_calibration
 from scoresde.training.batches import Batches, prepare_data
 from scoresde.training.cautions import warn_of_loss
 from scoresde.training.identity import CHANGE, Run, name_function
-from scoresde.training.loop import CHECKPOINT, LOG, Judge, Loop, Record
+from scoresde.training.loop import CHECKPOINT, LOG, Judge, Loop, Progress, Record
 from scoresde.training.losses.times import TimeSampler, TimesName
 from scoresde.training.losses.weights import Weight, WeightName
 from scoresde.training.rates import DecayName, LearningRate
@@ -146,7 +146,7 @@ def fit(
     log_every: int = 50,
     resume: bool | Literal["change"] = False,
     calibrate: bool | None = None,
-    progress: bool = True,
+    progress: Progress = True,
     on_log: Callable[[Record], None] | None = None,
 ) -> TrainResult:
     """Train a model's network by denoising score matching on data in memory or in a mapped file.
@@ -194,7 +194,8 @@ def fit(
         calibrate: whether to find the solver and the grid that suit the trained model (``scoresde.calibrate``) at the
             end, for ``sample`` to use and the checkpoint to keep; None for yes where it takes less than a sixteenth
             of the evaluations of the training, a step's counted three times.
-        progress: show a bar with the loss and the time left.
+        progress: show a bar with the loss and the time left; or a function of the steps made, the steps in all and the
+            seconds since the first of this call began, called after every step.
         on_log: called with every record.
 
     Warns:
@@ -272,7 +273,7 @@ def fit(
     averaged = model.with_sde(model.sde)
     averaged.net = trainer.ema.copy()
     if SHARE * 3 * steps * batch_size >= COST if calibrate is None else calibrate:
-        _calibrate(averaged, batches, progress=progress)
+        _calibrate(averaged, batches, progress=progress is True)
         if where is not None and averaged.calibration is not None:
             saving.keep_tables(where / CHECKPOINT, averaged)
     return TrainResult(

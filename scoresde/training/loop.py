@@ -32,10 +32,11 @@ from scoresde.training.losses.times import TimeSampler, TimesName
 from scoresde.training.losses.weights import Weight, WeightName
 from scoresde.training.trainer import Trainer
 
-__all__ = ["CHECKPOINT", "LOG", "Judge", "Loop", "Record"]
+__all__ = ["CHECKPOINT", "LOG", "Judge", "Loop", "Progress", "Record"]
 
 PATIENCE = 3
 CHECKPOINT, LOG = "checkpoint", "log.jsonl"
+Progress = bool | Callable[[int, int, float], None]
 
 
 class Record(TypedDict):
@@ -101,12 +102,12 @@ class Loop:
         self.bad_checks = 0
         self.started = time.perf_counter()
 
-    def __call__(self, *, progress: bool) -> Tensor:
-        """Go on to the last step, with a bar where ``progress`` is set, and return the losses."""
+    def __call__(self, *, progress: Progress) -> Tensor:
+        """Go on to the last step, with a bar where ``progress`` is True, and return the losses."""
         trainer = self.trainer
-        bar = tqdm(
-            total=self.steps, initial=trainer.step, desc="training", unit="step", disable=not progress, leave=False
-        )
+        shown = progress is True
+        bar = tqdm(total=self.steps, initial=trainer.step, desc="training", unit="step", disable=not shown, leave=False)
+        begun = time.perf_counter()
         try:
             with bar, in_mode(trainer.net, training=True), recording(), _defer_interrupt() as interrupted:
                 while trainer.step < self.steps and not interrupted():
@@ -114,6 +115,8 @@ class Loop:
                     loss = trainer(*self.batches(k))
                     self.losses[k - self.first] = loss.masked_fill(trainer.skipped, math.nan)
                     bar.update()
+                    if not isinstance(progress, bool):
+                        progress(trainer.step, self.steps, time.perf_counter() - begun)
                     last = trainer.step == self.steps
                     due = last or trainer.step % self.save_every == 0
                     if last or trainer.step % self.log_every == 0 or (due and self.judge is not None):

@@ -71,7 +71,7 @@ class Affine:
             unit = torch.stack([channels(part).abs().amax(1) for part in parts(rows)]).amax(0)[:, None].clamp_min(1.0)
             count, mean, scatter = gather_moments((channels(part) / unit - first / unit).T for part in parts(rows))
         std = (scatter / (count - 1)).sqrt() * unit.squeeze(1)
-        mean = mean * unit.squeeze(1) + first.squeeze(1)
+        mean = (mean + first.squeeze(1) / unit.squeeze(1)) * unit.squeeze(1)
         return cls(tuple(mean.tolist()), tuple(torch.where(std > 0, std, torch.ones_like(std)).tolist()))
 
     @classmethod

@@ -13,8 +13,7 @@ from cli_helpers import QUICK, Folders, main, refused, said
 
 from scoresde.cli import compare as compare_verb
 from scoresde.cli import sample as sample_verb
-from scoresde.cli import threads
-from scoresde.cli import train as train_verb
+from scoresde.cli import threads, train_run
 from scoresde.cli.threads import choose_threads, count_idle_cores, use_threads
 from scoresde.nn import MLP, UNet
 
@@ -86,7 +85,7 @@ def test_every_verb_that_computes_uses_as_many_as_asked(
     runs: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before, seen = torch.get_num_threads(), []
-    for verb, name in ((train_verb, "fit"), (sample_verb, "sample"), (compare_verb, "compare")):
+    for verb, name in ((train_run, "fit"), (sample_verb, "sample"), (compare_verb, "compare")):
         work = getattr(verb, name)
 
         def watched(*args: object, work: Callable[..., object] = work, **options: object) -> object:

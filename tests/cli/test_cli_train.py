@@ -12,7 +12,7 @@ from cli_helpers import QUICK, Folders, contents, main, refused
 
 import scoresde
 from scoresde import VESDE, VPSDE, ScoreModel, SubVPSDE, training
-from scoresde.cli import train as train_verb
+from scoresde.cli import train_run
 from scoresde.cli.presets import DATA, PRESETS
 from scoresde.cli.threads import use_threads
 from scoresde.data import moons
@@ -124,7 +124,7 @@ def test_interrupted_training_goes_on_to_the_same_bits(
         raise KeyboardInterrupt
 
     # The first record, at step 50, is when run.json is written; Ctrl-C arrives then.
-    monkeypatch.setattr(train_verb, "write_json", stop)
+    monkeypatch.setattr(train_run, "write_json", stop)
     capsys.readouterr()
     assert main(["train", *options, "--out", str(cut)]) == 130
     err = capsys.readouterr().err

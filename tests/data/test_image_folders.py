@@ -212,7 +212,7 @@ BAD = {
     "animation": "has several frames; save each as a file of its own",
     "huge": "has 12000 x 12000 pixels, above max_pixels=67108864",
     "bomb": r"has more pixels than Pillow opens \(.*3600000000 pixels.*\); scale it down",
-    "transparent": "is transparent in places; flatten it",
+    "transparent": "is transparent in places",
 }
 
 
