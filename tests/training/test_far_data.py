@@ -61,9 +61,6 @@ def test_squares_that_overflow() -> None:
     y = Affine.standardise(x).forward(x)
     torch.testing.assert_close(y.mean(0), torch.zeros(3, dtype=F64), rtol=0, atol=1e-9)
     torch.testing.assert_close(y.std(0), torch.ones(3, dtype=F64), rtol=1e-9, atol=0)
-    big = torch.full((4, 1), 1.5e308, dtype=F64)
-    big[0] = -1.5e308
-    assert bool(torch.isfinite(Affine.standardise(big).forward(big)).all())
 
 
 def test_whole_numbers_and_arrays() -> None:
