@@ -172,7 +172,7 @@ def _tell_how(x: object, name: str) -> str:
     sizes = sorted({str(tuple(_size(part))) for part in x})
     if len(sizes) > 1:
         return f"its samples have several sizes, {', '.join(sizes[:3])}: pad or cut them to one, and stack them"
-    return f"use torch.stack({name})" if x and isinstance(x[0], Tensor) else f"use torch.tensor({name})"
+    return f"use torch.stack({name})" if x and isinstance(x[0], Tensor) else f"use torch.as_tensor({name})"
 
 
 def _size(x: object) -> tuple[int, ...]:

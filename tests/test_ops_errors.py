@@ -126,6 +126,32 @@ def test_check_floating(x: object, error: type[Exception], message: str) -> None
             check(x, "y")
 
 
+@pytest.mark.parametrize(
+    ("x", "kind", "words"),
+    [
+        ([[1.0, 2.0], [3.0]], errors.DTypeError, r"several sizes, \(1,\), \(2,\): pad or cut them to one"),
+        ([np.zeros(2), np.zeros(3)], errors.DTypeError, r"several sizes, \(2,\), \(3,\): pad or cut them to one"),
+        ([torch.zeros(2), torch.zeros(2)], errors.DTypeError, r"got list; use torch.stack\(y\)"),
+        (([1.0, 2.0], [3.0, 4.0]), errors.DTypeError, r"got tuple; use torch.as_tensor\(y\)"),
+        ({}, errors.DTypeError, r"got dict; use torch.as_tensor\(y\)"),
+        (
+            torch.zeros(3, 2).to_sparse(),
+            errors.ShapeError,
+            r"laid out as torch.sparse_coo; make it dense: y.to_dense\(\)",
+        ),
+    ],
+)
+def test_the_cure_for_what_is_no_tensor_works(x: object, kind: type[Exception], words: str) -> None:
+    with pytest.raises(kind, match=words):
+        check_samples(x, "y")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        nested = torch.nested.nested_tensor([torch.zeros(2), torch.zeros(3)])
+    with pytest.raises(errors.ShapeError, match=r"nested, .*: torch.nested.to_padded_tensor\(y, 0.0\)"):
+        check_samples(nested, "y")
+    assert check_samples(torch.nested.to_padded_tensor(nested, 0.0), "y").shape == (2, 3)
+
+
 @given(st.integers(1, 20), st.data())
 def test_check_samples_counts_and_places_bad_values(size: int, data: st.DataObject) -> None:
     bad = data.draw(st.sets(st.tuples(st.integers(0, size - 1), st.integers(0, 2)), min_size=1))
