@@ -43,6 +43,8 @@ from scoresde.likelihood.paths import forward_path, path_log_weight
 from scoresde.likelihood.ratios import Classification, classify, log_likelihood_ratio
 from scoresde.likelihood.starts import Dequantisation
 from scoresde.models import guidance
+from scoresde.models.adapters import adapt
+from scoresde.models.diffusers_files import from_diffusers
 from scoresde.models.energy import EnergyModel
 from scoresde.models.exact import EmpiricalModel, GaussianMixtureModel, GaussianModel
 from scoresde.models.guidance.combine import CombinedModel, guided, product
@@ -64,6 +66,8 @@ from scoresde.sampling.particles import Particles, correct
 from scoresde.sampling.problem import PosteriorSamples
 from scoresde.sampling.sample import SampleResult, sample
 from scoresde.sampling.samplers import Sampler
+from scoresde.sampling.schedulers import to_diffusers
+from scoresde.sampling.stepper import Stepper
 from scoresde.sampling.tuning.calibrate import calibrate
 from scoresde.sampling.tuning.choose import select
 from scoresde.sampling.tuning.tune import tune
@@ -144,6 +148,7 @@ __all__ = [
     "SolverError",
     "SplitGibbs",
     "Step",
+    "Stepper",
     "SubVPSDE",
     "Tableau",
     "TabulatedSDE",
@@ -151,6 +156,7 @@ __all__ = [
     "TrainingWarning",
     "TwistedSMC",
     "UnstableSamplerWarning",
+    "adapt",
     "bits_per_dim",
     "bridge",
     "build_table",
@@ -169,6 +175,7 @@ __all__ = [
     "evolve_density",
     "fit",
     "forward_path",
+    "from_diffusers",
     "grids",
     "guidance",
     "guided",
@@ -194,6 +201,7 @@ __all__ = [
     "sliced_score_matching",
     "solvers",
     "tilted",
+    "to_diffusers",
     "training",
     "transforms",
     "tune",

@@ -7,6 +7,7 @@ the names of its weights. The wrapper is what is called; the network inside is w
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Protocol, TypeVar, runtime_checkable
 
@@ -29,6 +30,7 @@ __all__ = [
     "describe_network",
     "network_state",
     "plain_names",
+    "warn_of_timesteps",
 ]
 
 Network = TypeVar("Network", bound=Callable[..., object])
@@ -51,6 +53,19 @@ class Conditional(Protocol):
 
     def null_conditions(self, cond: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return what stands for no conditions, for each of ``cond``."""
+
+
+def warn_of_timesteps(net: object) -> None:
+    """Warn of a network of diffusers, which knows timesteps 0 ... 999 and is about to be told log-SNR."""
+    inner = bare_network(net) if isinstance(net, nn.Module) else net
+    if type(inner).__module__.partition(".")[0] == "diffusers":
+        name = type(inner).__name__
+        warnings.warn(
+            f"{name} of diffusers was made for timesteps 0 ... 999, and condition_on='log_snr' tells it numbers from "
+            "-10 to 14: for trained weights take adapt(net, time='index', betas=betas), or from_diffusers(folder)",
+            UserWarning,
+            stacklevel=3,
+        )
 
 
 class Gradient(nn.Module):

@@ -38,7 +38,14 @@ from scoresde.diffusions.sde import GaussianSDE
 from scoresde.diffusions.targets import Kind
 from scoresde.errors import DomainError, DTypeError, ShapeError, SolverError, unknown
 from scoresde.models import checkpoint
-from scoresde.models.networks import Conditional, Energetic, bare_network, check_conditions, describe_network
+from scoresde.models.networks import (
+    Conditional,
+    Energetic,
+    bare_network,
+    check_conditions,
+    describe_network,
+    warn_of_timesteps,
+)
 from scoresde.models.parameterization import (
     Parameterization,
     Predicts,
@@ -115,6 +122,8 @@ class ScoreModel(Predictor):
         self.dropout: Mapping[str, float] | None = None
         self.class_names: Mapping[str, Sequence[str]] | None = None
         self._check_start()
+        if condition_on == "log_snr":
+            warn_of_timesteps(net)
 
     def _check_start(self) -> None:
         """Raise DomainError where alpha is 0 at t_max and the prediction says nothing of the data there."""

@@ -29,7 +29,7 @@ from scoresde.sampling.part import Observer, Step
 from scoresde.solvers.rows import Row
 from scoresde.solvers.tableau import Tableau
 
-__all__ = ["execute"]
+__all__ = ["Run", "Stage", "execute"]
 
 Term = tuple[float, int]
 OUTPUT, START = 0, 1  # the buffers of the network's output and of the start state
@@ -44,7 +44,7 @@ class _Sum(NamedTuple):
     rest: tuple[Term, ...]
 
 
-class _Stage(NamedTuple):
+class Stage(NamedTuple):
     """One row as buffer numbers: call at x, draw into ``draw`` (0: none), then the sums.
 
     ``spread`` is (buffer of the draw's large part, log large - log small) for a learned variance.
@@ -80,12 +80,12 @@ class _Program:
         x = y = START
         draws: list[int] = []
         past: list[int] = []
-        self.lift: tuple[_Stage, ...] = ()
+        self.lift: tuple[Stage, ...] = ()
         if table.lift != (1.0, 0.0):
             draws = [self._take()] if weight != 0.0 else []
             x = y = self._take()
             terms = [(scale, START), *((weight, k) for k in draws)]
-            self.lift = (_Stage(START, START, draws[0] if draws else 0, (_sum(x, terms),), x),)
+            self.lift = (Stage(START, START, draws[0] if draws else 0, (_sum(x, terms),), x),)
         drawn = max((len(w) for row in table.rows for w in (row.noise, row.anchor_noise)), default=0)
         stages, memory = [], table.memory
         for row, needed, on_x, on_output in zip(table.rows, _reused(table.rows), a, b, strict=True):
@@ -117,7 +117,7 @@ class _Program:
                 if not still:
                     new_y = self._take()
                     sums.append(_sum(new_y, _terms(row.anchor or (), y, newest, past, row.anchor_noise, noises)))
-            stages.append(_Stage(x, y, draws[0] if row.draws else 0, tuple(sums), new, spread))
+            stages.append(Stage(x, y, draws[0] if row.draws else 0, tuple(sums), new, spread))
             if spread is not None:
                 self._free.append(spread[0])
             if needed:
@@ -207,36 +207,66 @@ def execute(
             f"{table.name!r} takes its variance from the network, and this model learns none; pass "
             'ScoreModel(..., variance="learned"), or use the table with variance="small" or "large"'
         )
-    program = _compiled(table, *model.weights(table.prediction))
-    # ``held`` is where a sum is written: the buffers themselves, or None for a new tensor.
-    buffers = [x, x, *(torch.empty_like(x) for _ in range(program.size - 2))]
-    held: list[Tensor | None] = [None] * program.size if differentiable else list(buffers)
-    for stage in program.lift:
-        if stage.draw:
-            noise.fill(buffers[stage.draw])
-        _add_up(buffers, held, stage.sums)
-    outputs = model.outputs
-    for i, stage in enumerate(program.stages):
+    run = Run(table, model.weights(table.prediction), x, noise, differentiable=differentiable)
+    outputs, buffers = model.outputs, run.buffers
+    for i, stage in enumerate(run.stages):
         if kernels and stage.x == stage.y:
             for kernel in kernels:
                 buffers[stage.x] = kernel(buffers[stage.x], i, model, noise)
-        buffers[OUTPUT], fraction = outputs(i, buffers[stage.x])
-        if stage.draw:
-            if differentiable:
-                buffers[stage.draw] = torch.empty_like(x)
-            noise.fill(buffers[stage.draw])
-        if stage.spread is not None:
-            assert fraction is not None
-            _split(buffers, held, stage.draw, stage.spread, fraction)
-        _add_up(buffers, held, stage.sums)
+        run.advance(stage, *outputs(i, buffers[stage.x]))
         if guard is not None:
             buffers[stage.new] = guard(i, buffers[stage.y], buffers[stage.new])
         if observers:
             s = table.rows[i + 1].at.t if i + 1 < len(table.rows) else table.end.t
-            prediction = Prediction(buffers[stage.x], buffers[OUTPUT], model.reading(i), fraction)
+            prediction = Prediction(buffers[stage.x], buffers[OUTPUT], model.reading(i), run.fraction)
             for observer in observers:
                 observer(Step(i, table.rows[i].at.t, s, buffers[stage.new], prediction))
-    return buffers[program.result]
+    return buffers[run.result]
+
+
+class Run:
+    """A table under way: its buffers, and one row at a time, whose output is given.
+
+    Args:
+        table: the sampler.
+        weights: a and b of the prediction P = a x + b F at each row.
+        x: start state (B, *), whose memory is used unless ``differentiable``.
+        noise: where the draws come from.
+        differentiable: keep the graph; every sum is then a new tensor.
+    """
+
+    def __init__(
+        self,
+        table: Tableau,
+        weights: tuple[tuple[float, ...], tuple[float, ...]],
+        x: Tensor,
+        noise: NoiseSource,
+        *,
+        differentiable: bool = False,
+    ) -> None:
+        program = _compiled(table, *weights)
+        self.stages, self.result, self.noise, self.fresh = program.stages, program.result, noise, differentiable
+        # ``held`` is where a sum is written: the buffers themselves, or None for a new tensor.
+        self.buffers = [x, x, *(torch.empty_like(x) for _ in range(program.size - 2))]
+        self.held: list[Tensor | None] = [None] * program.size if differentiable else list(self.buffers)
+        self.fraction: Tensor | None = None
+        for stage in program.lift:
+            if stage.draw:
+                noise.fill(self.buffers[stage.draw])
+            _add_up(self.buffers, self.held, stage.sums)
+
+    def advance(self, stage: Stage, output: Tensor, fraction: Tensor | None = None) -> None:
+        """Do what follows a call of the network: its output F, and v where it learns a variance."""
+        buffers, self.fraction = self.buffers, fraction
+        buffers[OUTPUT] = output
+        if stage.draw:
+            if self.fresh:
+                buffers[stage.draw] = torch.empty_like(buffers[stage.x])
+            self.noise.fill(buffers[stage.draw])
+        if stage.spread is not None:
+            assert fraction is not None
+            _split(buffers, self.held, stage.draw, stage.spread, fraction)
+        _add_up(buffers, self.held, stage.sums)
 
 
 def _add_up(buffers: list[Tensor], held: Sequence[Tensor | None], sums: Sequence[_Sum]) -> None:

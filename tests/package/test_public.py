@@ -166,6 +166,7 @@ OBJECTS: dict[str, Callable[[], object]] = {
     "Prediction": torch.no_grad()(lambda: MODEL(X, 0.5)),
     "Step": seen,
     "SamplingModule": lambda: SamplingModule(MODEL, (2, 2), steps=3),
+    "Stepper": lambda: scoresde.Stepper(build_table(VPSDE(), "ancestral", steps=3), seed=1),
     "SampleResult": lambda: sample(MODEL, 3, steps=3, seed=0, full_output=True),
     "Sampler": lambda: Sampler("mine", solvers.heun(), 7, kernels=(Langevin(),)),
     "Solver": lambda: solvers.dpmpp_2m(eta=0.5),

@@ -1,0 +1,335 @@
+"""Networks of other libraries: what they are told, what they answer, and that samples are those of their own loops."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import warnings
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from scoresde import (
+    DDPM,
+    EDMSDE,
+    VPSDE,
+    CheckpointError,
+    ConfigError,
+    DomainError,
+    DTypeError,
+    GaussianModel,
+    RectifiedFlow,
+    ScoreModel,
+    ShapeError,
+    adapt,
+    fit,
+    from_diffusers,
+    sample,
+    solvers,
+)
+from scoresde.data import moons
+from scoresde.models.diffusers_files import read_betas
+from scoresde.noise import normal, stream
+
+F64 = torch.float64
+CHAIN = DDPM.linear(100)
+MEAN, COVARIANCE = torch.tensor([1.0, -0.5], dtype=F64), torch.tensor([[1.0, 0.6], [0.6, 0.5]], dtype=F64)
+
+
+def gaussian(sde: Any) -> GaussianModel:
+    return GaussianModel(sde=sde, mean=MEAN, covariance=COVARIANCE)
+
+
+class Says(nn.Module):
+    """A network of another library: it answers for a Gaussian, and keeps what it was told."""
+
+    def __init__(self, answer: Any) -> None:
+        super().__init__()
+        self.answer, self.told = answer, []
+        self.weight = nn.Parameter(torch.ones(()))
+
+    def forward(self, x: Tensor, time: Tensor) -> Any:
+        self.told.append(time.detach().clone())
+        return self.weight * self.answer(x, time)
+
+
+@pytest.mark.parametrize("kind", ["noise", "data", "v"])
+@pytest.mark.parametrize("whole", [False, True])
+def test_indices_of_a_chain(kind: str, whole: bool) -> None:
+    exact = gaussian(CHAIN.sde())
+
+    def answer(x: Tensor, index: Tensor) -> Tensor:
+        return exact(x, (index.double() + 1) / 100).view(kind).to(x)
+
+    net = Says(answer)
+    model = adapt(net, time="index", betas=CHAIN.betas, predicts=kind, whole=whole)
+    z = normal((5, 2), stream(0), dtype=F64)
+    for table in (CHAIN.ddim(), CHAIN.strided(20).ddim()):
+        net.told.clear()
+        with torch.no_grad():
+            x = sample(model, x_init=z, solver=table)
+        assert all(bool((told == told.round()).all()) for told in net.told), "at the knots it is told whole numbers"
+        assert net.told[0].tolist() == [99] * 5
+        assert net.told[0].dtype == (torch.int64 if whole else torch.float32)
+        torch.testing.assert_close(x, sample(exact, x_init=z, solver=table), rtol=0, atol=1e-6)
+    # Between the knots too, by any solver.
+    x = sample(model, x_init=z, solver="flow_abm", steps=20)
+    torch.testing.assert_close(
+        x.detach(), sample(exact, x_init=z, solver="flow_abm", steps=20), rtol=0, atol=0.1 if whole else 1e-5
+    )
+
+
+def test_times_levels_and_edms_preconditioning() -> None:
+    z = normal((5, 2), stream(0), dtype=F64)
+    vp, edm = gaussian(VPSDE()), gaussian(EDMSDE())
+    by_time = adapt(Says(lambda x, t: vp(x, t.double()).score.to(x)), time="time", predicts="score")
+    denoiser = adapt(Says(lambda x, sigma: edm(x, sigma.double()).data.to(x)), time="sigma")
+    for model, exact, start in ((by_time, vp, z), (denoiser, edm, 80 * z)):
+        with torch.no_grad():
+            x = sample(model, x_init=start, solver="heun", steps=20)
+        torch.testing.assert_close(x, sample(exact, x_init=start, solver="heun", steps=20), rtol=0, atol=1e-5)
+
+    def preconditioned(scaled: Tensor, c_noise: Tensor) -> Tensor:
+        # F of EDM's equation 7, with sigma_data = 0.5, for D of the Gaussian.
+        sigma = (4 * c_noise.double()).exp()[:, None]
+        width = (sigma**2 + 0.25).sqrt()
+        x = scaled * width
+        skip, out = 0.25 / width**2, 0.5 * sigma / width
+        return ((edm(x, sigma[:, 0]).data - skip * x) / out).to(scaled)
+
+    model = adapt(Says(preconditioned), time="edm")
+    with torch.no_grad():
+        x = sample(model, x_init=80 * z, solver="heun", steps=20)
+    torch.testing.assert_close(x, sample(edm, x_init=80 * z, solver="heun", steps=20), rtol=0, atol=1e-5)
+
+
+def test_flow_matching_runs_the_other_way() -> None:
+    flow = gaussian(RectifiedFlow())
+
+    def velocity(x: Tensor, t: Tensor) -> Tensor:
+        return -flow(x, (1 - t.double()).clamp(1e-5, 1.0)).view("velocity").to(x)  # data - noise at t = 1 - ours
+
+    z = normal((5, 2), stream(0), dtype=F64)
+    model = adapt(Says(velocity), time="flow_matching")
+    with torch.no_grad():
+        x = sample(model, x_init=z, solver="flow_abm", steps=20)
+    torch.testing.assert_close(x, sample(flow, x_init=z, solver="flow_abm", steps=20), rtol=0, atol=1e-5)
+    # Its own Euler loop from t = 0 to 1 is ours on the same times, but for where ours begins to be a jump to the data.
+    y, times = z.clone(), torch.linspace(0, 1, 11, dtype=F64)
+    for a, b in itertools.pairwise(times):
+        y = y + (b - a) * velocity(y, a.expand(5))
+    ours = sample(model, x_init=z, solver="ddim", times=(1 - times[:-1])).detach()
+    torch.testing.assert_close(ours, y, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("wrap", [lambda x: SimpleNamespace(sample=x), lambda x: (x, None), lambda x: x])
+def test_records_and_tuples_are_taken_apart_and_the_network_trains(wrap: Any) -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(0.3 * normal((2, 3), stream(4)))
+
+        def forward(self, x: Tensor, timestep: Tensor) -> Any:
+            return wrap(torch.cat([x, timestep[:, None] / 100], 1) @ self.weight.T)
+
+    model = adapt(Net(), time="index", betas=CHAIN.betas)
+    done = fit(model, moons(256), steps=30, progress=False)
+    assert bool(torch.isfinite(done.losses).all())
+    assert not torch.equal(done.losses[:1], done.losses[-1:])
+    assert bool(torch.isfinite(sample(done.model, 8, seed=0)).all())
+
+
+def test_an_adapted_network_is_saved_and_read_with_its_module(tmp_path: Path) -> None:
+    def build() -> ScoreModel:
+        return adapt(Says(lambda x, i: x * 0.01), time="index", betas=CHAIN.betas)
+
+    model = build()
+    model.save(tmp_path / "m")
+    again = ScoreModel.load(tmp_path / "m", net=build().net)
+    z = normal((3, 2), stream(0))
+    assert torch.equal(sample(again, x_init=z, steps=5), sample(model, x_init=z, steps=5))
+
+
+def test_bad_words() -> None:
+    net = Says(lambda x, t: x)
+    cases: dict[str, tuple[dict[str, Any], type[Exception]]] = {
+        "unknown time 'indices'; did you mean 'index'": ({"time": "indices"}, ConfigError),
+        "betas= go with time='index', got time='index' and no betas": ({"time": "index"}, ConfigError),
+        "betas= go with time='index', got time='sigma'": ({"time": "sigma", "betas": CHAIN.betas}, ConfigError),
+        "is of a diffusion of its own; leave out sde=": ({"time": "edm", "sde": VPSDE()}, ConfigError),
+        "answers the velocity data - noise, not 'noise'": ({"time": "flow_matching", "predicts": "noise"}, ConfigError),
+        "take time='edm'": ({"time": "sigma", "predicts": "edm"}, ConfigError),
+        "betas must be a vector": ({"time": "index", "betas": torch.zeros(2, 2)}, ShapeError),
+        "at index 1 it is 2": ({"time": "index", "betas": torch.tensor([0.1, 2.0])}, DomainError),
+    }
+    for words, (options, kind) in cases.items():
+        with pytest.raises(kind, match=words):
+            adapt(net, **options)
+    with pytest.raises(DTypeError, match="net must be a network"):
+        adapt(3, time="time")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# diffusers
+
+
+@pytest.fixture(scope="module")
+def unet() -> nn.Module:
+    diffusers = pytest.importorskip("diffusers")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return diffusers.UNet2DModel(
+            sample_size=8,
+            in_channels=1,
+            out_channels=1,
+            block_out_channels=(32, 32),
+            layers_per_block=1,
+            num_class_embeds=3,
+            down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+            up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+        ).eval()
+
+
+Z = normal((2, 1, 8, 8), stream(5))
+LABEL = torch.tensor([1, 2])
+
+
+def loop(scheduler: Any, net: nn.Module, steps: int) -> Tensor:
+    """Run diffusers' own loop."""
+    scheduler.set_timesteps(steps)
+    x = Z.clone()
+    with torch.no_grad():
+        for t in scheduler.timesteps:
+            x = scheduler.step(net(x, t, class_labels=LABEL).sample, t, x).prev_sample
+    return x
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "sample", "v_prediction"])
+def test_ddim_of_a_saved_pipeline_is_diffusers_own(kind: str, unet: nn.Module, tmp_path: Path) -> None:
+    import diffusers
+
+    scheduler = diffusers.DDIMScheduler(num_train_timesteps=200, clip_sample=False, prediction_type=kind)
+    diffusers.DDIMPipeline(unet, scheduler).save_pretrained(tmp_path)
+    own = diffusers.DDIMScheduler.from_config(scheduler.config)
+    expected = loop(own, unet, 20)
+    model = from_diffusers(tmp_path)
+    chain = DDPM.from_betas(read_betas(scheduler.config)).take(own.timesteps.flip(0))
+    found = sample(model, x_init=Z, solver=chain.ddim(), cond={"label": LABEL})
+    assert float((found - expected).abs().max() / expected.abs().max()) < 5e-5
+
+
+def test_ddpm_of_a_saved_pipeline_is_diffusers_own(
+    unet: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import diffusers
+    from diffusers.schedulers import scheduling_ddpm
+
+    scheduler = diffusers.DDPMScheduler(num_train_timesteps=30, clip_sample=False, beta_end=0.4)
+    diffusers.DDPMPipeline(unet, scheduler).save_pretrained(tmp_path)
+    tape = [normal(Z.shape, stream(6, k)) for k in range(30)]
+    left = iter(tape)
+    monkeypatch.setattr(scheduling_ddpm, "randn_tensor", lambda *args, **options: next(left))
+    expected = loop(scheduler, unet, 30)
+    chain = DDPM.from_betas(read_betas(scheduler.config))
+    found = sample(
+        from_diffusers(tmp_path), solver=chain.ancestral(), noise=[Z, *tape], cond={"label": LABEL}, shape=Z.shape
+    )
+    assert float((found - expected).abs().max() / expected.abs().max()) < 5e-5
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+@pytest.mark.parametrize(
+    ("name", "solver"), [("DPMSolverMultistepScheduler", "dpmpp_2m"), ("UniPCMultistepScheduler", "unipc")]
+)
+def test_multistep_solvers_of_a_saved_pipeline_are_diffusers_own(
+    name: str, solver: str, unet: nn.Module, tmp_path: Path
+) -> None:
+    import diffusers
+
+    options = {"solver_order": 2, "lower_order_final": True, "final_sigmas_type": "zero"}
+    scheduler = getattr(diffusers, name)(num_train_timesteps=200, **options)
+    scheduler.save_pretrained(tmp_path)
+    unet.save_pretrained(tmp_path)
+    expected = loop(scheduler, unet, 10)
+    model = from_diffusers(tmp_path)
+    times = (scheduler.timesteps.double() + 1) / 200
+    made = (
+        solvers.dpmpp_2m(lower_order_final=True)
+        if solver == "dpmpp_2m"
+        else solvers.unipc(order=2, lower_order_final=True)
+    )
+    found = sample(model, x_init=Z, solver=made, times=times, cond={"label": LABEL})
+    assert float((found - expected).abs().max() / expected.abs().max()) < 2e-3
+    assert "Scheduler" in json.loads((tmp_path / "scheduler_config.json").read_text())["_class_name"]
+
+
+def test_flow_matching_of_a_saved_pipeline_is_diffusers_own(unet: nn.Module, tmp_path: Path) -> None:
+    import diffusers
+
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler()
+    scheduler.save_pretrained(tmp_path / "scheduler")
+    unet.save_pretrained(tmp_path / "unet")
+    scheduler.set_timesteps(12)
+    x = Z.clone()
+    with torch.no_grad():
+        for t in scheduler.timesteps:
+            x = scheduler.step(unet(x, t.expand(2), class_labels=LABEL).sample, t, x).prev_sample
+    model = from_diffusers(tmp_path)
+    found = sample(model, x_init=Z, solver="ddim", times=scheduler.sigmas[:-1].double(), cond={"label": LABEL})
+    assert float((found - x).abs().max() / x.abs().max()) < 1e-5
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"beta_schedule": "linear"},
+        {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012},
+        {"beta_schedule": "squaredcos_cap_v2"},
+        {"beta_schedule": "linear", "rescale_betas_zero_snr": True},
+        {"trained_betas": [0.1, 0.2, 0.3], "num_train_timesteps": 3},
+    ],
+)
+def test_schedules_are_diffusers_own(config: dict[str, Any]) -> None:
+    diffusers = pytest.importorskip("diffusers")
+    expected = diffusers.DDIMScheduler(**config).betas.double()
+    torch.testing.assert_close(read_betas(config), expected, rtol=2e-4, atol=2e-6)
+
+
+def test_other_files_are_refused(unet: nn.Module, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="is no folder of diffusers"):
+        from_diffusers(tmp_path / "none")
+    with pytest.raises(CheckpointError, match=r"scheduler_config.json cannot be read"):
+        from_diffusers(tmp_path)
+    (tmp_path / "scheduler_config.json").write_text(json.dumps({"_class_name": "EDMEulerScheduler"}))
+    with pytest.raises(ConfigError, match="has a scheduler 'EDMEulerScheduler' of another kind"):
+        from_diffusers(tmp_path, net=unet)
+    config = {"_class_name": "DDIMScheduler", "prediction_type": "epsilon", "beta_schedule": "exp"}
+    (tmp_path / "scheduler_config.json").write_text(json.dumps(config))
+    with pytest.raises(ConfigError, match="unknown beta_schedule 'exp'"):
+        from_diffusers(tmp_path, net=unet)
+    (tmp_path / "scheduler_config.json").write_text(json.dumps({**config, "beta_schedule": "linear"}))
+    (tmp_path / "config.json").write_text(json.dumps({"_class_name": "os.system"}))
+    with pytest.raises(CheckpointError, match=r"holds a 'os.system'; built are DiTTransformer2DModel, UNet1DModel"):
+        from_diffusers(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"_class_name": "UNet2DModel"}))
+    with pytest.raises(CheckpointError, match="cannot be loaded by diffusers"):
+        from_diffusers(tmp_path)
+    assert math.isfinite(
+        float(sample(from_diffusers(tmp_path, net=unet), (1, 1, 8, 8), steps=2, cond={"label": 1}).sum())
+    )
+
+
+def test_log_snr_fed_to_a_network_of_diffusers_is_noticed(unet: nn.Module) -> None:
+    with pytest.warns(
+        UserWarning, match="UNet2DModel of diffusers was made for timesteps 0 ... 999, and condition_on='log_"
+    ):
+        ScoreModel(unet, VPSDE())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        adapt(unet, time="index", betas=CHAIN.betas)
+        ScoreModel(unet, VPSDE(), condition_on=lambda t: 1000 * t)
