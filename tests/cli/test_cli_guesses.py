@@ -16,7 +16,9 @@ from cli_helpers import QUICK, contents, main, refused
 from PIL import Image
 
 from scoresde import ScoreModel
+from scoresde.cli.held_out import open_data_of
 from scoresde.cli.layouts import LAYOUTS, find_layout
+from scoresde.cli.run_folder import open_run
 from scoresde.cli.train_run import Pace, say_time
 from scoresde.errors import ConfigError
 from scoresde.noise import normal, stream
@@ -97,6 +99,9 @@ def test_labels_of_other_data_go_by_their_names(here: Path, capsys: pytest.Captu
     np.savez("some.npz", samples=numbers(30, 3), labels=np.where(labels == "a", "c", labels))
     np.savez("other.npz", samples=numbers(30, 3), labels=np.where(labels == "a", "d", labels))
     assert main(train("x.npz", "run", "--conditional")) == 0
+    _, data = open_data_of(open_run(Path("run"), torch.device("cpu")), "some.npz", None)
+    for part, at in ((data.load(), data.load()[0].index), (data.test(), data.test()[0].index)):
+        assert part[1].tolist() == [1 if labels[k] == "b" else 2 for k in at.tolist()]
     args = ["likelihood", "--checkpoint", "run", "--n", "6", "--draws", "1"]
     assert main([*args, "--data", "some.npz", "--out", "one"]) == 0
     assert "the model's 'd'; choices: a, b, c" in refused(capsys, [*args, "--data", "other.npz", "--out", "two"])
@@ -122,6 +127,10 @@ def test_numbers_far_from_zero_keep_their_precision(centre: float, width: float,
     x = (centre + width * normal((800, 2), stream(3), dtype=torch.float64).numpy()).astype(kind)
     np.save("x.npy", x)
     assert main(["train", "--data", "x.npy", "--out", "run", "--steps", "150", "--batch-size", "128"]) == 0
+    transform = ScoreModel.load("run").transform
+    held = np.arange(800) % 5 > 0
+    assert np.allclose(transform.scale, x[held].astype(np.float64).std(0, ddof=1), rtol=1e-9)
+    assert np.allclose(transform.shift, x[held].astype(np.float64).mean(0), rtol=1e-14)
     assert main(["sample", "--checkpoint", "run", "--n", "400", "--out", "y.npy"]) == 0
     y = np.load("y.npy", allow_pickle=False)
     assert y.dtype == np.float64
@@ -430,6 +439,15 @@ def test_the_first_step_of_a_slow_training_is_timed_and_the_time_left_said() -> 
     assert words[0] == "the first step took 6 seconds: at this pace 10 minutes left"
     assert words[1] == "step 11, 9 minutes left"
     assert len(words) == 10
+    # A run that goes on counts the steps of this call alone.
+    words.clear()
+    pace = Pace(words.append)
+    for step in range(51, 71):
+        pace(step, 100, 6.0 * (step - 50))
+    assert words == [
+        "the first step took 6 seconds: at this pace 4.9 minutes left".replace("4.9", "5"),
+        "step 61, 4 minutes left",
+    ]
     fast: list[str] = []
     pace = Pace(fast.append)
     for step in range(1, 101):

@@ -26,6 +26,7 @@ from scoresde import (
     sample,
     to_diffusers,
 )
+from scoresde.diffusions.targets import target, view
 from scoresde.noise import normal, stream
 from scoresde.solvers.catalogue import catalogue
 
@@ -76,13 +77,20 @@ def test_velocities_states_of_ones_own_and_gradients() -> None:
     torch.testing.assert_close(x.detach(), sample(flow, x_init=Z, solver=table), rtol=0, atol=1e-9)
     (gradient,) = torch.autograd.grad(x.sum(), z)
     assert bool((gradient.abs() > 0.1).all())
-    # A state that is changed on the way is the one that goes on: here the samples are pinned at every step.
-    stepper = Stepper(build_table(VPSDE(), "ddim", steps=6), predicts="data")
+
+
+def test_a_state_that_is_changed_on_the_way_is_the_one_that_goes_on() -> None:
+    table = build_table(VPSDE(), "ddim", steps=6)
+    stepper = Stepper(table, predicts="data")
     x = stepper.start(Z)
-    for at in stepper:
-        x = at.alpha * torch.ones_like(x)
-        x = stepper(x, torch.ones_like(x))
-    torch.testing.assert_close(x, torch.ones_like(x))
+    for row, _ in zip(table.rows, stepper, strict=True):
+        pinned = normal((4, 2), stream(1, stepper.place), dtype=F64)
+        x = stepper(pinned, torch.ones_like(x))
+        points = row.at.point()
+        on_x, on_data = row.state
+        # P is what the table extrapolates, of x and the data.
+        a, b = view(target("data", points), target(table.prediction, points), points)
+        torch.testing.assert_close(x, (on_x + on_data * a) * pinned + on_data * b, rtol=0, atol=1e-9)
 
 
 def test_what_is_returned_is_never_written_to_again() -> None:
@@ -159,6 +167,10 @@ def test_a_pipeline_runs_our_solver(name: str, steps: int, unet: nn.Module) -> N
     table = next(table for k in range(1, steps + 1) if (table := build_table(model.sde, name, steps=k)).nfe == steps)
     expected = (sample(model, x_init=z, solver=table) / 2 + 0.5).clamp(0, 1)
     torch.testing.assert_close(found, expected, rtol=0, atol=2e-5)
+    scheduler = to_diffusers(name, betas=BETAS)
+    scheduler.set_timesteps(steps)
+    torch.testing.assert_close(scheduler.timesteps, (200 * table.points.t - 1).float())
+    assert float(scheduler.timesteps[0]) == 199
 
 
 def test_noise_comes_from_the_pipelines_generator(unet: nn.Module) -> None:

@@ -130,6 +130,18 @@ def test_what_is_changed_on_purpose_is_kept_with_its_step(tmp_path: Path, name: 
         fit(conditional(), DATA, folder=tmp_path / "run", resume=True, cond={"label": LABELS}, **OPTIONS)
 
 
+def test_changes_add_up(tmp_path: Path) -> None:
+    begin(tmp_path / "run")
+    given = {**OPTIONS, "cond": {"label": LABELS}, "folder": tmp_path / "run", "resume": "change"}
+    fit(conditional(), DATA, **{**given, "steps": 14})
+    fit(conditional(), DATA, **{**given, "steps": 16, "batch_size": 8})
+    kept = checkpoint.read(tmp_path / "run" / "checkpoint").document("run")
+    assert [(one["step"], one["was"]) for one in kept["changes"]] == [
+        (8, {"steps": 12}),
+        (14, {"batch_size": 16, "steps": 14}),
+    ]
+
+
 def test_the_same_run_goes_on_to_the_same_bits(run: Path, tmp_path: Path) -> None:
     begin(tmp_path / "run")
     whole = conditional()

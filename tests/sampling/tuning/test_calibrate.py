@@ -31,6 +31,7 @@ from scoresde import (
     fit,
     product,
     sample,
+    tune,
 )
 from scoresde.cli import main
 from scoresde.nn import MLP
@@ -351,3 +352,13 @@ def test_bad_options_are_refused(fault: str) -> None:
     act, kind, message = FAULTS[fault]
     with pytest.raises(kind, match=message):
         act()
+
+
+def test_tune_begins_from_the_calibrations_table_too() -> None:
+    plain, known = (
+        GaussianMixtureModel(sde=VPSDE(), weights=torch.ones(2), means=torch.tensor([[-1.0], [1.0]]), std=0.3)
+        for _ in range(2)
+    )
+    calibrate(known, samples=8, event=(1,))
+    options = {"samples": 8, "iterations": 1, "starts": 1, "event": (1,), "keep": False}
+    assert tune(known, 4, **options).evaluations > tune(plain, 4, **options).evaluations
