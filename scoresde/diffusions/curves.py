@@ -18,7 +18,7 @@ from torch import Tensor
 from scoresde.errors import DomainError, DTypeError
 from scoresde.ops import working_dtype
 
-__all__ = ["CURVES", "ROOM", "curve", "in_float64", "inside", "unchecked"]
+__all__ = ["CURVES", "ROOM", "check_domain", "curve", "in_float64", "inside", "unchecked"]
 
 CURVES = ("alpha", "sigma", "log_snr", "alpha_rate", "sigma_rate", "diffusion", "drift_rate", "prior_std")
 ROOM = 1e-6  # a float32 time may lie half a unit in its last place outside the float64 interval
@@ -51,14 +51,15 @@ def inside(function: Method) -> Method:
         # A traced graph (torch.export, torch.compile) holds no values to look at.
         if torch.compiler.is_compiling() or _unchecked.get():
             return function(self, t)
-        _check(t, self.t_max)
+        check_domain(t, self.t_max)
         return unchecked(lambda: function(self, t))
 
     wrapped.inside = True  # type: ignore[attr-defined]
     return wrapped
 
 
-def _check(t: Tensor | float, t_max: float) -> None:
+def check_domain(t: Tensor | float, t_max: float) -> None:
+    """Raise DomainError where a time lies outside [0, t_max] or is NaN."""
     time = torch.as_tensor(t).detach()
     if isinstance(t, Tensor) and not time.is_floating_point():
         return  # for the function to refuse

@@ -30,7 +30,7 @@ from typing import Any, Protocol, Self, TypeVar, runtime_checkable
 import torch
 from torch import Tensor
 
-from scoresde.diffusions.curves import CURVES, ROOM, curve, in_float64, inside, unchecked
+from scoresde.diffusions.curves import CURVES, ROOM, check_domain, curve, in_float64, inside, unchecked
 from scoresde.diffusions.gaussian import Gaussian, Moments
 from scoresde.diffusions.point import Pair, Point
 from scoresde.errors import (
@@ -295,6 +295,12 @@ class GaussianSDE(SDE):
         time = t.to("cpu", torch.float64) if isinstance(t, Tensor) else torch.tensor(float(t), dtype=torch.float64)
         return unchecked(lambda: Point(time, self.alpha(time), self.sigma(time), self.log_snr(time), self))
 
+    def _ask(self, t: Tensor | float) -> Point:
+        """Return the points at times in [0, t_max]; DomainError for any other."""
+        if not torch.compiler.is_compiling():
+            check_domain(t, self.t_max)
+        return self.at(t)
+
     def match(self, point: Point) -> Point:
         """Return the points of this SDE at the log-SNR of ``point``: itself where it lies on this very SDE.
 
@@ -321,7 +327,7 @@ class GaussianSDE(SDE):
 
     def transition_weights(self, s: Tensor | float, t: Tensor | float) -> Pair:
         """Return (a, b) of x_t | x_s ~ N(a x_s, b^2) for s <= t, in float64."""
-        return transition_weights(self.at(s), self.at(t))
+        return transition_weights(*(self._ask(time) for time in (s, t)))
 
     def transition(self, x_s: Tensor, s: Tensor | float, t: Tensor | float) -> tuple[Tensor, Tensor]:
         """Return mean, of shape (B, *), and standard deviation, of t's shape, of x_t | x_s for s <= t."""
@@ -331,7 +337,7 @@ class GaussianSDE(SDE):
 
     def posterior_weights(self, s: Tensor | float, t: Tensor | float) -> tuple[Tensor, Tensor, Tensor]:
         """Return the weights of x_t and x_0 in the mean of x_s | x_t, x_0, and its standard deviation, in float64."""
-        return posterior_weights(self.at(s), self.at(t))
+        return posterior_weights(*(self._ask(time) for time in (s, t)))
 
     def posterior(self, x0: Tensor, x_t: Tensor, s: Tensor | float, t: Tensor | float) -> tuple[Tensor, Tensor]:
         """Return mean, of shape (B, *), and standard deviation, of t's shape, of x_s | x_t, x_0 for s <= t (Bayes)."""

@@ -62,6 +62,15 @@ def test_the_loops_door_takes_any_time(sde: GaussianSDE) -> None:
     assert torch.equal(sde.at(t).alpha, sde.alpha(t))
 
 
+@pytest.mark.parametrize("sde", SDES, ids=lambda sde: type(sde).__name__)
+def test_weights_between_times_outside_are_refused(sde: GaussianSDE) -> None:
+    for s, t in ((0.5 * sde.t_max, 2 * sde.t_max), (-0.1, 0.5 * sde.t_max), (0.5 * sde.t_max, math.nan)):
+        for weights in (sde.transition_weights, sde.posterior_weights):
+            with pytest.raises(DomainError, match=r"t must lie in \[0, .*\], got"):
+                weights(s, t)
+    assert float(sde.transition_weights(0.0, sde.t_max)[1]) > 0
+
+
 def test_integers_are_still_told_apart() -> None:
     with pytest.raises(DTypeError, match="a continuous time must be floating"):
         VPSDE().alpha(torch.tensor([5]))
