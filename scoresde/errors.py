@@ -47,6 +47,7 @@ __all__ = [
     "keep_number",
     "pick",
     "read_integer",
+    "read_number",
     "unknown",
 ]
 
@@ -285,7 +286,7 @@ def check_number(
 
     A number is Python's, NumPy's, or a real tensor or array without dimensions.
     """
-    found = _read_number(value)
+    found = read_number(value)
     if found is None:
         raise _misfit(name, value, "a number")
     number = found
@@ -316,7 +317,7 @@ def keep_number(
         object.__setattr__(owner, name, number if whole is None else whole)
 
 
-def _read_number(value: object) -> float | None:
+def read_number(value: object) -> float | None:
     """Return a real number of any make as a float; None for anything else, booleans among it."""
     if isinstance(value, bool) or str(getattr(value, "dtype", "")) in ("bool", "torch.bool"):
         return None

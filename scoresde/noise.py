@@ -408,7 +408,7 @@ class Randomness:
         if self.generator is not None:
             check_generator(self.generator, self.device)
         if self.seed is not None:
-            check_seed(self.seed)
+            object.__setattr__(self, "seed", check_seed(self.seed))
         elif not given:
             object.__setattr__(self, "seed", fresh_seed())
 

@@ -110,8 +110,8 @@ def find_layout(shape: Sequence[int], name: str, asked: str | None, *, pixels: b
         chosen = LAYOUTS[asked]
         fits = len(shape) == chosen.dimensions or (len(shape) == 1 and asked == "ND")
         if not fits or (asked == "points" and event != (2,)):
-            able = [one.name for one in LAYOUTS.values() if one.dimensions == max(2, len(shape))] or ["none"]
-            able.remove("points") if "points" in able and event != (2,) else None
+            same = [one for one in LAYOUTS.values() if one.dimensions == max(2, len(shape))]
+            able = [one.name for one in same if one.kind != "points" or event == (2,)] or ["none"]
             raise ConfigError(
                 f"--layout {asked} does not fit {name} of shape {tuple(shape)}",
                 parameter="layout",

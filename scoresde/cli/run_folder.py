@@ -23,6 +23,7 @@ from torch import Tensor
 
 from scoresde.cli.files import is_name, locate
 from scoresde.cli.layouts import LAYOUTS, Layout
+from scoresde.cli.presets import DATA
 from scoresde.errors import CheckpointError, ConfigError, unknown
 from scoresde.models.checkpoint import MANIFEST, find
 from scoresde.models.score_model import ScoreModel
@@ -160,6 +161,8 @@ def find_data(folder: Path, about: Mapping[str, object]) -> str | None:
     found = os.path.relpath(folder / path)
     if not os.path.exists(found) and locate(str(name))[0].exists():
         return str(name)
+    if found in DATA:
+        return os.path.join(os.curdir, found)  # a folder with the name of a built-in set is still the folder
     return found if key is None else f"{found}:{key}"
 
 

@@ -159,7 +159,7 @@ def run_training(
         complete = True
         return result
     except ConfigError as error:
-        if error.parameter != "resume":
+        if error.parameter != "resume" or error.got == "change":
             raise
         # In the words of the command line.
         changed = "data" in (error.allowed or ())

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from scoresde.data.images import from_bytes, needing
-from scoresde.errors import DataError, DTypeError, check_integer, check_path, unknown
+from scoresde.errors import DataError, DTypeError, check_integer, check_path, read_integer, unknown
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -145,7 +145,8 @@ def images_from_folder(
 def _check_size(size: int | Size | None) -> Size | None:
     if size is None:
         return None
-    both = (size, size) if isinstance(size, int) else _check_integers(size, "size", "an integer or (height, width)", 2)
+    side = read_integer(size)
+    both = (side, side) if side is not None else _check_integers(size, "size", "an integer or (height, width)", 2)
     height, width = both
     return check_integer(height, "size", 1), check_integer(width, "size", 1)
 

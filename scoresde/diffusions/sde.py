@@ -21,7 +21,6 @@ from __future__ import annotations
 import copy
 import html
 import inspect
-import numbers
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -43,6 +42,7 @@ from scoresde.errors import (
     check_floating,
     check_number,
     keep_number,
+    read_number,
 )
 from scoresde.ops import combine, expand, time_derivative, working_dtype
 
@@ -170,10 +170,10 @@ class SDE(ABC):
             if not t.dtype.is_floating_point:
                 raise DTypeError(f"{name} must be floating for a continuous SDE, got {t.dtype}; see DDPM for a chain")
             time = t.to("cpu", torch.float64)
-        elif isinstance(t, bool) or not isinstance(t, numbers.Real):
+        elif (number := read_number(t)) is None:
             raise DTypeError(f"{name} must be a number or a floating tensor, got {t!r} of type {type(t).__name__}")
         else:
-            time = torch.tensor(float(t), dtype=torch.float64)
+            time = torch.tensor(number, dtype=torch.float64)
         if time.ndim > 1 or (time.ndim and x is not None and time.shape[0] != x.shape[0]):
             shapes = "()" if x is None else f"() or ({x.shape[0]},)"
             raise ShapeError(f"{name} must have shape {shapes}, got {tuple(time.shape)}")

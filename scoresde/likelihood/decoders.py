@@ -25,7 +25,7 @@ from torch import Tensor
 
 from scoresde.errors import PART, ConfigError, DomainError, DTypeError, keep_integer, keep_number
 from scoresde.ops import working_dtype
-from scoresde.transforms.base import Transform, check_inside, check_interval
+from scoresde.transforms.base import Transform, check_inside, keep_interval
 
 __all__ = [
     "Decoder",
@@ -217,7 +217,7 @@ class LevelsDecoder:
 
     def __post_init__(self) -> None:
         keep_integer(self, "levels", 2)
-        check_interval(self.low, self.high)
+        keep_interval(self)
         if self.std is not None:
             keep_number(self, "std", 0.0, open_low=True)
 

@@ -36,7 +36,7 @@ from scoresde.errors import DTypeError, keep_integer, unknown
 from scoresde.likelihood.bound import choose_std
 from scoresde.likelihood.decoders import Decoder, bin_ends, event_sum
 from scoresde.models.prediction import Condition, Predictor
-from scoresde.transforms.base import Transform, check_interval
+from scoresde.transforms.base import Transform, keep_interval
 
 __all__ = ["Dequantisation", "Start", "choose_start"]
 
@@ -135,7 +135,7 @@ class Dequantisation(Start):
 
     def __post_init__(self) -> None:
         keep_integer(self, "levels", 2)
-        check_interval(self.low, self.high)
+        keep_interval(self)
         if self.law not in get_args(Law):
             raise unknown("law of dequantisation", self.law, get_args(Law))
 

@@ -31,6 +31,8 @@ RUN = "run"  # the name of the document in a checkpoint
 CHANGE = "change"  # resume="change"
 # What ``resume="change"`` cannot change: another model is another run, which may start from these weights.
 FIXED = ("network", "sde", "predicts", "sigma_data", "condition_on", "variance")
+SAME_RUN = "pass what it had, choose a new folder, or resume='change' to go on with what is new"
+NEW_RUN = "start a new run, from its weights if they fit: ScoreModel.load(folder, weights='raw').net"
 DIGITS = 16  # of a digest that are kept
 SHOWN = 60  # letters of a value in a message
 
@@ -108,24 +110,15 @@ class Run:
         names = {**self.identity, **known}
         differ = [name for name in names if known.get(name) != self.identity.get(name)]
         forbidden = [name for name in differ if name in FIXED]
-        said = "; ".join(
-            f"{name} {_show(known.get(name))}, now {_show(self.identity.get(name))}" for name in forbidden or differ
-        )
-        if forbidden and change:
+        named = forbidden or differ
+        if named and (forbidden or not change):
+            said = "; ".join(f"{name} {_show(known.get(name))}, now {_show(self.identity.get(name))}" for name in named)
             raise ConfigError(
-                f"{folder} is the run of another model: {said}",
+                f"{folder} is {'the run of another model' if forbidden else 'another run'}: {said}",
                 parameter="resume",
-                got=CHANGE,
-                allowed=tuple(forbidden),
-                cure="start a new run, from its weights if they fit: ScoreModel.load(folder, weights='raw').net",
-            )
-        if differ and not change:
-            raise ConfigError(
-                f"{folder} is another run: {said}",
-                parameter="resume",
-                got=True,
-                allowed=tuple(differ),
-                cure="pass what it had, choose a new folder, or resume='change' to go on with what is new",
+                got=CHANGE if change else True,
+                allowed=tuple(named),
+                cure=NEW_RUN if forbidden else SAME_RUN,
             )
         self.changes.extend(document["changes"])
         if differ:

@@ -24,7 +24,7 @@ from tqdm.auto import tqdm
 from scoresde.errors import SolverError
 from scoresde.models import checkpoint
 from scoresde.models.prediction import in_mode
-from scoresde.ops import Array, Rows, recording
+from scoresde.ops import Array, Rows
 from scoresde.training.batches import Batches
 from scoresde.training.identity import RUN, Run
 from scoresde.training.losses.held_out import held_out_loss
@@ -109,7 +109,7 @@ class Loop:
         bar = tqdm(total=self.steps, initial=trainer.step, desc="training", unit="step", disable=not shown, leave=False)
         begun = time.perf_counter()
         try:
-            with bar, in_mode(trainer.net, training=True), recording(), _defer_interrupt() as interrupted:
+            with bar, in_mode(trainer.net, training=True), _defer_interrupt() as interrupted:
                 while trainer.step < self.steps and not interrupted():
                     k = trainer.step
                     loss = trainer(*self.batches(k))

@@ -26,7 +26,7 @@ from scoresde.models.checks import check_differentiable, check_score_model
 from scoresde.models.prediction import Condition
 from scoresde.models.score_model import ScoreModel
 from scoresde.noise import check_seed, normal, stream
-from scoresde.ops import move
+from scoresde.ops import move, recording
 from scoresde.training.ema import EMA, choose_stride
 from scoresde.training.losses.bins import LossBins
 from scoresde.training.losses.defaults import choose_loss, describe_loss
@@ -165,6 +165,10 @@ class Trainer:
 
     def __call__(self, x0: Tensor, cond: Condition = None) -> Tensor:
         """Make one step with data x0 (B, *) of the network's type (at least float32) and device."""
+        with recording():
+            return self._step(x0, cond)
+
+    def _step(self, x0: Tensor, cond: Condition) -> Tensor:
         losses, bins = self._losses(x0, cond)
         loss = losses.mean()
         if bins is not None:

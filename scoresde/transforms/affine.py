@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
-from scoresde.errors import DomainError, DTypeError, ShapeError, check_floating
+from scoresde.errors import DomainError, DTypeError, ShapeError, check_floating, read_number
 from scoresde.ops import Array, Rows, accept_rows, gather_moments, parts, working_dtype
 from scoresde.transforms.base import check_interval, read_options
 
@@ -40,12 +40,14 @@ class Affine:
         for name in ("shift", "scale"):
             given = getattr(self, name)
             many = isinstance(given, tuple)
-            if not all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in (given if many else (given,))):
+            numbers = tuple(v if type(v) is int else read_number(v) for v in (given if many else (given,)))
+            if None in numbers:
                 raise DTypeError(f"{name} must be a number or a tuple of numbers, got {given!r}")
-            values = torch.tensor(given, dtype=torch.float64)
+            object.__setattr__(self, name, numbers if many else numbers[0])
+            values = torch.tensor(numbers, dtype=torch.float64)
             if not bool(torch.isfinite(values).all()) or (name == "scale" and bool((values <= 0).any())):
-                raise DomainError(f"{name} must be finite{' and positive' if name == 'scale' else ''}, got {values}")
-            lengths |= {len(given)} if many else set()
+                raise DomainError(f"{name} must be finite{' and positive' if name == 'scale' else ''}, got {given}")
+            lengths |= {len(numbers)} if many else set()
         if len(lengths) > 1 or 0 in lengths:
             raise ShapeError(
                 f"shift and scale must have one number for each channel, got {sorted(lengths)} numbers; "

@@ -8,10 +8,18 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch import Generator, Tensor
 
-from scoresde.errors import ConfigError, DomainError, DTypeError, check_number, unknown
+from scoresde.errors import ConfigError, DomainError, DTypeError, check_number, keep_number, unknown
 from scoresde.ops import Rows, parts
 
-__all__ = ["Transform", "check_inside", "check_interval", "check_transform", "forward_parts", "read_options"]
+__all__ = [
+    "Transform",
+    "check_inside",
+    "check_interval",
+    "check_transform",
+    "forward_parts",
+    "keep_interval",
+    "read_options",
+]
 
 
 @runtime_checkable
@@ -95,6 +103,13 @@ def check_interval(low: float, high: float) -> tuple[float, float]:
     if low >= high:
         raise DomainError(f"low must be below high, got low={low:g} and high={high:g}")
     return low, high
+
+
+def keep_interval(owner: object) -> None:
+    """Check ``low`` and ``high`` of a frozen dataclass as ``check_interval`` does; keep them as Python's numbers."""
+    keep_number(owner, "low")
+    keep_number(owner, "high")
+    check_interval(getattr(owner, "low"), getattr(owner, "high"))  # noqa: B009 any dataclass with both
 
 
 def check_inside(good: Tensor, x: Tensor, where: str) -> None:

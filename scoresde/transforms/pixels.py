@@ -12,7 +12,7 @@ from torch import Generator, Tensor
 from scoresde.errors import ConfigError, DTypeError, check_floating, keep_integer, keep_number
 from scoresde.noise import uniform
 from scoresde.ops import working_dtype
-from scoresde.transforms.base import check_inside, check_interval, read_options
+from scoresde.transforms.base import check_inside, keep_interval, read_options
 
 __all__ = ["Dequantise", "Logit"]
 
@@ -40,7 +40,7 @@ class Dequantise:
 
     def __post_init__(self) -> None:
         keep_integer(self, "levels", 2)
-        check_interval(self.low, self.high)
+        keep_interval(self)
 
     @property
     def width(self) -> float:
@@ -127,7 +127,7 @@ class Logit:
 
     def __post_init__(self) -> None:
         keep_number(self, "epsilon", 0.0, 0.5, open_high=True)
-        check_interval(self.low, self.high)
+        keep_interval(self)
 
     def _tails(self, x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Return log u and log(1 - u), each from its own end, so that neither loses digits."""

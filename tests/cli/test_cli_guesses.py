@@ -256,6 +256,11 @@ def test_a_folder_with_the_name_of_a_built_in_set_is_said(here: Path, capsys: py
     out, err = capsys.readouterr()
     assert "note" not in err
     assert "3 images of shape (3, 8, 8), 1 held out" in out
+    # It is still the folder where it is read again.
+    assert main(["compare", "--checkpoint", "two", "--n", "4", "--samplers", "ddim:2"]) == 0
+    assert "note" not in capsys.readouterr().err
+    assert main(["train", "--resume", "two"]) == 0
+    assert json.loads(Path("two/run.json").read_text())["data_path"] == "../moons"
 
 
 def test_data_are_found_from_any_folder_and_with_the_run_when_both_move(
@@ -427,7 +432,11 @@ def test_a_run_goes_on_under_other_options_on_purpose(here: Path, capsys: pytest
     assert main(["train", "--resume", "run"]) == 0
     capsys.readouterr()
     assert main(["train", "--resume", "run", "--change", "--predicts", "v"]) == 2
-    assert "is the run of another model: predicts 'noise', now 'v'" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert (
+        "is the run of another model: predicts 'noise', now 'v'; start a new run, from its weights if they fit" in said
+    )
+    assert "--change" not in said, "which would not help"
     assert "--change is for --resume" in refused(capsys, train("x.npy", "new", "--change"))
 
 

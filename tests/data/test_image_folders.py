@@ -89,6 +89,12 @@ def test_grey_palette_and_bilevel_images_become_the_channels_that_are_asked_for(
     assert np.abs(((luma[2, 0] + 1) * 127.5).numpy() - few @ weights).max() <= 1.0
 
 
+@pytest.mark.parametrize("size", [np.int64(4), torch.tensor(4), (np.int64(4), 4)])
+def test_a_size_of_any_make(size: object, tmp_path: Path) -> None:
+    Image.fromarray(picture()).save(tmp_path / "a.png")
+    assert images_from_folder(tmp_path, size).images.shape == (1, 3, 4, 4)
+
+
 def test_exif_orientation_is_applied(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # shown turned by 90 degrees clockwise

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from foreign import small_unet
 from torch import Tensor, nn
 
 from scoresde import (
@@ -180,19 +181,8 @@ def test_bad_words() -> None:
 
 @pytest.fixture(scope="module")
 def unet() -> nn.Module:
-    diffusers = pytest.importorskip("diffusers")
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return diffusers.UNet2DModel(
-            sample_size=8,
-            in_channels=1,
-            out_channels=1,
-            block_out_channels=(32, 32),
-            layers_per_block=1,
-            num_class_embeds=3,
-            down_block_types=("DownBlock2D", "AttnDownBlock2D"),
-            up_block_types=("AttnUpBlock2D", "UpBlock2D"),
-        ).eval()
+    pytest.importorskip("diffusers")
+    return small_unet(num_class_embeds=3)
 
 
 Z = normal((2, 1, 8, 8), stream(5))

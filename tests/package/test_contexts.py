@@ -24,6 +24,7 @@ from scoresde.data import digits, moons
 from scoresde.likelihood.decoders import find_levels
 from scoresde.nn import MLP
 from scoresde.noise import normal, stream
+from scoresde.training import Trainer
 
 X = moons(64)
 
@@ -46,7 +47,9 @@ def make() -> ScoreModel:
 def test_training_without_gradients_around_it_is_training() -> None:
     inside, outside = make(), make()
     expected = fit(outside, X, steps=6, progress=False)
+    trainer = Trainer(make())
     with torch.no_grad():
+        assert bool(torch.isfinite(trainer(X)))
         done = fit(inside, X, steps=6, progress=False)
         assert not torch.is_grad_enabled()
     assert torch.equal(done.losses, expected.losses)

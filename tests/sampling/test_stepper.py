@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from foreign import small_unet
 from torch import Tensor, nn
 
 from scoresde import (
@@ -136,18 +137,8 @@ BETAS = DDPM.linear(200).betas
 
 @pytest.fixture(scope="module")
 def unet() -> nn.Module:
-    diffusers = pytest.importorskip("diffusers")
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return diffusers.UNet2DModel(
-            sample_size=8,
-            in_channels=1,
-            out_channels=1,
-            block_out_channels=(32, 32),
-            layers_per_block=1,
-            down_block_types=("DownBlock2D", "AttnDownBlock2D"),
-            up_block_types=("AttnUpBlock2D", "UpBlock2D"),
-        ).eval()
+    pytest.importorskip("diffusers")
+    return small_unet()
 
 
 def draw(pipeline: Any, steps: int) -> Tensor:

@@ -98,7 +98,10 @@ def test_what_differs_is_refused_by_name_before_anything_changes(run: Path, name
     given = {**OPTIONS, "cond": {"label": LABELS}, **options}
     data, model = given.pop("data", DATA), make()
     before = weights(model), {file: file.read_bytes() for file in run.rglob("*") if file.is_file()}
-    with pytest.raises(ConfigError, match=rf"run is another run: {name} .*, now .*; pass what it had") as caught:
+    what, cure = (
+        ("the run of another model", "start a new run") if name in MODELS else ("another run", "pass what it had")
+    )
+    with pytest.raises(ConfigError, match=rf"run is {what}: {name} .*, now .*; {cure}") as caught:
         fit(model, data, folder=run, resume=True, **given)
     assert caught.value.allowed == (name,)
     assert same(weights(model), before[0])
@@ -183,7 +186,7 @@ def test_functions_and_diffusions_of_ones_own_are_told_apart(tmp_path: Path) -> 
         return ScoreModel(MLP(2, width=16, depth=1, classes=3), Own(beta_max=beta))
 
     begin(tmp_path / "own", model(20.0))
-    with pytest.raises(ConfigError, match="another run: sde "):
+    with pytest.raises(ConfigError, match="another model: sde "):
         fit(model(10.0), DATA, folder=tmp_path / "own", resume=True, cond={"label": LABELS}, **OPTIONS)
     fit(model(20.0), DATA, folder=tmp_path / "own", resume=True, cond={"label": LABELS}, **OPTIONS)
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from scoresde.errors import keep_number
 from scoresde.models.prediction import Prediction
 from scoresde.ops import flat
-from scoresde.transforms.base import check_interval
+from scoresde.transforms.base import keep_interval
 
 __all__ = ["Clamp", "DynamicThreshold"]
 
@@ -35,7 +35,7 @@ class Clamp:
     high: float = 1.0
 
     def __post_init__(self) -> None:
-        check_interval(self.low, self.high)
+        keep_interval(self)
 
     def __call__(self, prediction: Prediction) -> Tensor:
         """Return the clamped data prediction."""
