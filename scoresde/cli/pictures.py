@@ -105,10 +105,10 @@ def write_samples(
     elif states is not None and table is not None:
         write_whole(path, lambda file: _animate(states, table, file))
     elif x.ndim == 4:
-        rows = math.ceil(len(x) / run.classes) if in_turn and run.classes else None
-        columns = run.names if rows is not None and len(run.names) <= len(x) else ()
+        # One column a class, where the classes come in turn.
+        columns = run.names if in_turn and labels is not None and len(run.names) <= len(x) else ()
         title = "" if labels is None or in_turn else run.names[int(labels[0])]
-        grid = image_grid(to_pixels(run, x), rows=rows, smooth=x.shape[-1] <= SMALL, column_labels=columns, title=title)
+        grid = image_grid(to_pixels(run, x), smooth=x.shape[-1] <= SMALL, column_labels=columns, title=title)
         write_whole(path, lambda file: save(grid, file))
     else:
         behind = DATA[run.data].held_out()[:] if run.data is not None and run.data in DATA else None

@@ -140,7 +140,8 @@ def _draw(
 
 def _sheet(pictures: Array, smooth: bool) -> Array:
     """Return the mosaic of pictures (N, H, W, C), about as many rows as columns."""
-    return mosaic(enlarge(pictures) if smooth else pictures, math.isqrt(len(pictures)))
+    lines = math.isqrt(len(pictures))
+    return mosaic(enlarge(pictures) if smooth else pictures, lines, math.ceil(len(pictures) / lines))
 
 
 def _reach(arrays: Sequence[Array]) -> tuple[float, float, float, float]:

@@ -37,7 +37,8 @@ def image_grid(
 
     Args:
         images: (N, 1, H, W) in grey or (N, 3, H, W) in colour; values outside [low, high] are clipped.
-        rows: number of rows; by default one for each label, else about as many as columns.
+        rows: number of rows; by default one for each label, else as many as named columns leave, else about as many as
+            columns.
         row_labels: names beside the rows, for instance of samplers.
         column_labels: names above the columns, for instance of classes; they stand upright where they are too wide.
         title: text above the mosaic.
@@ -53,18 +54,19 @@ def image_grid(
     """
     pictures = check_images(images, "images", low, high)
     count, tall, wide = pictures.shape[:3]
-    lines = check_integer((len(row_labels) or math.isqrt(count)) if rows is None else rows, "rows", 1, count)
+    usual = len(row_labels) or (math.ceil(count / len(column_labels)) if column_labels else math.isqrt(count))
+    lines = check_integer(usual if rows is None else rows, "rows", 1, count)
+    columns = len(column_labels) or math.ceil(count / lines)
+    if column_labels and math.ceil(count / columns) != lines:
+        raise ConfigError(
+            f"column_labels must name the columns of {count} images in {lines} rows, got {len(column_labels)} names"
+        )
     if row_labels and len(row_labels) != lines:
         raise ConfigError(f"row_labels must name all {lines} rows, got {len(row_labels)} names; give one for each row")
-    columns = math.ceil(count / lines)
-    if column_labels and len(column_labels) != columns:
-        raise ConfigError(
-            f"column_labels must name all {columns} columns, got {len(column_labels)} names; give one for each column"
-        )
     if smooth:
         pictures = enlarge(pictures)
-    sheet = mosaic(pictures, lines)
-    cell = min(0.6, 9.0 / math.ceil(count / lines)) / pictures.shape[2]  # inches for a pixel
+    sheet = mosaic(pictures, lines, columns)
+    cell = min(0.6, 9.0 / columns) / pictures.shape[2]  # inches for a pixel
     with use_style():
         from matplotlib.textpath import TextPath
 
@@ -215,10 +217,10 @@ def enlarge(pictures: Array) -> Array:
     return result
 
 
-def mosaic(pictures: Array, lines: int) -> Array:
-    """Return pictures (N, H, W, C) in ``lines`` rows on white paper, an eighth of a picture's height apart."""
-    count, tall, wide, channels = pictures.shape
-    columns, gap = math.ceil(count / lines), max(1, tall // 8)
+def mosaic(pictures: Array, lines: int, columns: int) -> Array:
+    """Return pictures (N, H, W, C) in rows and columns on white paper, an eighth of a picture's height apart."""
+    _, tall, wide, channels = pictures.shape
+    gap = max(1, tall // 8)
     sheet = np.ones((lines * (tall + gap) - gap, columns * (wide + gap) - gap, channels))
     for k, picture in enumerate(pictures):
         top, left = (k // columns) * (tall + gap), (k % columns) * (wide + gap)

@@ -10,16 +10,19 @@ import numpy as np
 import pytest
 import torch
 from cli_helpers import Folders, contents, main, refused
+from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
 from scoresde import VPSDE, ScoreModel, sample, training
+from scoresde.cli import pictures
 from scoresde.cli.presets import DATA, SDES
 from scoresde.cli.yardsticks import make_yardstick
 from scoresde.data import DATASETS, TABLES, digits, moons
 from scoresde.diffusions.named import DIFFUSIONS
 from scoresde.metrics import Comparison, energy_distance, sliced_wasserstein
 from scoresde.nn import MLP
+from scoresde.plots.style import save
 from scoresde.sampling import compare as comparison
 from scoresde.sampling.compare import format_table
 
@@ -60,13 +63,27 @@ def test_labels_come_in_turn_or_as_asked(runs: Folders, tmp_path: Path, capsys: 
     assert "unknown class '-1'; " in refused(capsys, [*base, "--label", "-1"])
 
 
-def test_pictures_show_images_in_columns_of_a_class_and_points_with_the_data(runs: Folders, tmp_path: Path) -> None:
+def test_pictures_show_images_in_columns_of_a_class_and_points_with_the_data(
+    runs: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     grid, points, vectors = tmp_path / "grid.png", tmp_path / "points.png", tmp_path / "points.svg"
     common = ["--solver", "ddim:2", "--n", "40"]
     assert main(["sample", "--checkpoint", str(runs[2]), *common, "--out", str(grid)]) == 0
     with Image.open(grid) as picture:
         wide, tall = picture.size
     assert 2.0 < wide / tall < 2.6, "four rows of ten"
+    # Any number of them: a class keeps its column, and there are no columns for classes where some have no sample.
+    for count, shape in ((23, (3, 10)), (12, (2, 10)), (10, (1, 10)), (7, (2, 4))):
+        seen: list[Figure] = []
+        argv = ["sample", "--checkpoint", str(runs[2]), *common[:2], "--n", str(count), "--out", str(grid)]
+        with monkeypatch.context() as patch:
+            patch.setattr(pictures, "save", lambda figure, file, seen=seen: seen.append(figure) or save(figure, file))
+            assert main(argv) == 0
+        axes = seen[0].axes[0]
+        assert [one.get_text() for one in axes.get_xticklabels()] == (list("0123456789") if shape[1] == 10 else [])
+        height, width = np.asarray(axes.images[0].get_array()).shape[:2]
+        side = height // shape[0] if shape[0] == 1 else (height + 8) // shape[0] - 8
+        assert (shape[0] * (side + 8) - 8, shape[1] * (side + 8) - 8) == (height, width)
     assert main(["sample", "--checkpoint", str(runs[0]), *common, "--out", str(points)]) == 0
     with Image.open(points) as picture:
         colors = {color for _, color in picture.convert("RGB").getcolors(2**24) or []}

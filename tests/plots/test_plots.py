@@ -141,7 +141,7 @@ def test_smoothing_interpolates_each_image_by_itself() -> None:
 
 
 def test_mosaic_of_colour_images_keeps_the_channels() -> None:
-    assert mosaic(np.zeros((4, 16, 16, 3)), 2).shape == (34, 34, 3)
+    assert mosaic(np.zeros((4, 16, 16, 3)), 2, 2).shape == (34, 34, 3)
 
 
 def test_bad_images_are_refused() -> None:
@@ -157,6 +157,8 @@ def test_bad_images_are_refused() -> None:
         plots.image_grid(images(2, 1, 8, 8), rows=3)
     with pytest.raises(ConfigError, match="row_labels must name all 2 rows, got 1 names"):
         plots.image_grid(images(2, 1, 8, 8), rows=2, row_labels=["a"])
+    with pytest.raises(ConfigError, match="column_labels must name the columns of 6 images in 3 rows, got 4 names"):
+        plots.image_grid(images(6, 1, 8, 8), rows=3, column_labels=list("abcd"))
     with pytest.raises(DTypeError, match=r"images must have a real floating dtype, got torch\.uint8"):
         plots.image_grid(torch.zeros(2, 1, 8, 8, dtype=torch.uint8))
 
