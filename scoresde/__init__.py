@@ -79,10 +79,11 @@ from scoresde.solvers.solver import Solver
 from scoresde.solvers.tableau import Tableau
 from scoresde.training import losses
 from scoresde.training.ema import EMA
-from scoresde.training.fit import TrainResult, fit
+from scoresde.training.fit import fit
 from scoresde.training.losses.denoising import denoising_score_matching
 from scoresde.training.losses.held_out import held_out_loss
 from scoresde.training.losses.implicit import implicit_score_matching, sliced_score_matching
+from scoresde.training.result import TrainResult
 from scoresde.transforms.affine import Affine
 from scoresde.transforms.compose import Compose
 from scoresde.transforms.pixels import Dequantise, Logit

@@ -14,8 +14,8 @@ state, the draws after it are the steps'. Three sources serve it:
 * ``GeneratorNoise``: the ordinary stream of a ``torch.Generator``.
 * ``TapeNoise``: recorded tensors, in order.
 
-The global generators of torch, numpy and random are never used and never touched. Normal numbers are drawn in float32
-and cast, so that a float64 run sees the same noise as a float32 run.
+The global generators of torch, numpy and random are never used here, and left as they were. Normal numbers are drawn in
+float32 and cast, so that a float64 run sees the same noise as a float32 run.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import hashlib
 import math
 import random
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -49,6 +49,7 @@ __all__ = [
     "normal",
     "on_cpu",
     "permutation",
+    "seeded",
     "stream",
     "undisturbed",
     "uniform",
@@ -97,6 +98,29 @@ def undisturbed() -> Iterator[None]:
     finally:
         random.setstate(python)
         np.random.set_state(numbers)  # noqa: NPY002
+
+
+@contextmanager
+def seeded(seed: int, *key: int | str) -> Iterator[Callable[..., None]]:
+    """Set the global generators of torch, NumPy and Python from ``(seed, *key)``; put them back at the end.
+
+    Around somebody's code that draws from them, so that what it draws is named by a seed. It yields a function that
+    sets them anew, from ``(seed, *key)`` and a further key.
+    """
+
+    def begin(*further: int | str) -> None:
+        number = stream(seed, *key, *further).initial_seed()
+        torch.default_generator.manual_seed(number)
+        random.seed(number)
+        np.random.seed(number % 2**32)  # noqa: NPY002
+
+    state = torch.default_generator.get_state()
+    with undisturbed():
+        try:
+            begin()
+            yield begin
+        finally:
+            torch.default_generator.set_state(state)
 
 
 def fresh_seed() -> int:

@@ -29,7 +29,7 @@ from scoresde.solvers.named import SOLVERS, by_name
 from scoresde.solvers.solver import Solver
 from scoresde.solvers.tableau import Tableau
 from scoresde.training.identity import RUN
-from scoresde.training.loop import LOG
+from scoresde.training.log import LOG
 
 __all__ = ["Describe"]
 

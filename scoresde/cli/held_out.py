@@ -12,7 +12,7 @@ from scoresde.cli.files import ARRAYS, is_name, locate, open_data
 from scoresde.cli.presets import DataSet, Labelled
 from scoresde.cli.run_folder import RunFolder
 from scoresde.errors import ConfigError, DataError, unknown
-from scoresde.training.identity import digest
+from scoresde.training.sources import digest
 
 __all__ = ["describe_samples", "open_data_of"]
 

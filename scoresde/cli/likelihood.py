@@ -49,7 +49,7 @@ from scoresde.noise import check_seed, stream
 from scoresde.plots.densities import histogram
 from scoresde.plots.style import save, use_style
 from scoresde.solvers.adaptive import ProbabilityFlow
-from scoresde.training.identity import digest
+from scoresde.training.sources import digest
 
 __all__ = ["Likelihood"]
 

@@ -28,7 +28,7 @@ from scoresde.errors import CheckpointError, ConfigError, unknown
 from scoresde.models.checkpoint import MANIFEST, find
 from scoresde.models.score_model import ScoreModel
 from scoresde.nn.conditions import ConditionalNetwork
-from scoresde.training.loop import CHECKPOINT
+from scoresde.training.keeping import CHECKPOINT
 
 __all__ = [
     "RUN",

@@ -31,6 +31,7 @@ from scoresde.cli.run_folder import RUN, check_folder, find_data, keep_data, rea
 from scoresde.cli.threads import choose_threads, use_threads
 from scoresde.cli.train_run import (
     PASSING,
+    PRECISIONS,
     Resume,
     check_unchanged,
     describe_run,
@@ -48,13 +49,26 @@ from scoresde.plots.progress import read_log, training
 from scoresde.plots.style import save
 from scoresde.sampling.tuning.calibrate import RUNGS
 from scoresde.training import losses
-from scoresde.training.loop import CHECKPOINT, LOG
+from scoresde.training.keeping import CHECKPOINT, is_unfinished
+from scoresde.training.log import LOG, TRACKERS
 from scoresde.training.losses.defaults import name_loss
 
 __all__ = ["Train"]
 
 LABEL_DROPOUT = 0.1
-LATER = {"background", "layout"}  # options that run.json of the first versions lack
+# Options that run.json of the first versions lack.
+LATER = {
+    "background",
+    "layout",
+    "accumulate",
+    "precision",
+    "uncertainty",
+    "flip",
+    "patience",
+    "watch",
+    "keep",
+    "tracker",
+}
 SHOWN = 12  # names of classes on a line
 
 
@@ -117,7 +131,15 @@ class Train(Work):
         weight_decay: decoupled from the gradient, a share of the learning rate, at least 0.
         clip_norm: largest norm of the gradient; 0 for no limit.
         ema_decay: of the average of the weights that is sampled from, each step, in [0, 1).
+        accumulate: number of parts in which a batch goes through the network, one after the other, to save memory.
+        precision: in which the network computes; the weights stay in 32 bits.
+        uncertainty: learn the weight of each noise level beside the network.
+        flip: mirror images and series at random, in training alone.
         held_out_loss: log the loss of held-out samples too, ten times in the run, at the same noise and times.
+        patience: number of held-out losses without a better one after which the training stops, with the best model.
+        watch: with every checkpoint draw samples, log their distances to held-out data, and keep a picture.
+        keep: number of the last checkpoints that stay.
+        tracker: send the log to tensorboard, wandb or mlflow too, which must be installed.
         seed: of the network's first weights and of everything random in the training, in [0, 2^64).
         out: new or empty folder for the results.
         resume: folder of an interrupted run, to go on with its own options to the same result.
@@ -143,7 +165,15 @@ class Train(Work):
     weight_decay: Float = 0.0
     clip_norm: Float = 1.0
     ema_decay: Float = 0.995
+    accumulate: Int = 1
+    precision: Annotated[str, show_choices(PRECISIONS)] = "fp32"
+    uncertainty: bool = False
+    flip: bool = False
     held_out_loss: bool = False
+    patience: Annotated[OptionalInt, show_default("")] = None
+    watch: bool = False
+    keep: Int = 1
+    tracker: Annotated[str | None, show_choices(TRACKERS), show_default("")] = None
     seed: Int = 0
     out: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER"), show_default("runs/DATA")] = None
     resume: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER"), show_default("")] = None
@@ -197,7 +227,7 @@ class Train(Work):
             resume: Resume = self.resume is not None
             if self.change:
                 resume = "change"
-            result = run_training(options, model.to(where), train, test, conds, folder, about, resume=resume)
+            result = run_training(options, model.to(where), data, train, test, conds, folder, about, resume=resume)
         loss = next((record["loss"] for record in reversed(result.log)), None)
         if loss is not None:
             print(f"done         loss {loss:.4g} after {result.steps} steps, {result.seconds:.0f} seconds")
@@ -213,7 +243,7 @@ class Train(Work):
         """Return the new folder of the run."""
         name = self.data if data.path is None else data.path.resolve().stem
         folder = check_folder("out", Path("runs", name) if self.out is None else self.out)
-        if folder.is_dir() and any(folder.iterdir()):
+        if folder.is_dir() and any(folder.iterdir()) and not is_unfinished(folder):
             raise ConfigError(
                 f"--out {folder} is not empty; choose another, or go on with --resume {folder}", parameter="out"
             )
@@ -228,6 +258,11 @@ class Train(Work):
         weight, times = usual if self.weight is None else self.weight, law if self.times is None else self.times
         choose("weight", weight, losses.WEIGHTS)
         choose("times", times, losses.TIMES, "time sampler")
+        choose("precision", self.precision, PRECISIONS)
+        if self.tracker is not None:
+            choose("tracker", self.tracker, dict.fromkeys(TRACKERS))
+        if self.flip and data.kind in ("points", "vectors"):
+            raise ConfigError(f"--flip mirrors images and series, {self.data} are {data.kind}; leave it out")
         if self.size is not None:
             check_integer(self.size, "size", 1)
             if data.path is None or not data.path.is_dir():
@@ -264,6 +299,9 @@ class Train(Work):
             learning_rate=check_number(rate, "learning_rate", 0.0, open_low=True),
             weight_decay=check_number(self.weight_decay, "weight_decay", 0.0),
             clip_norm=check_number(self.clip_norm, "clip_norm", 0.0),
+            accumulate=check_integer(self.accumulate, "accumulate", 1),
+            patience=None if self.patience is None else check_integer(self.patience, "patience", 1),
+            keep=check_integer(self.keep, "keep", 1),
             ema_decay=check_number(self.ema_decay, "ema_decay", 0.0, 1.0, open_high=True),
         )
 

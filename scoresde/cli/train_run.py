@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import sys
 from collections.abc import Callable, Mapping
@@ -15,22 +16,36 @@ from scoresde.cli.held_out import describe_samples
 from scoresde.cli.options import is_interactive
 from scoresde.cli.presets import DataSet, Labelled
 from scoresde.cli.run_folder import RUN, read_json, read_version, write_json
+from scoresde.cli.watch import make_watch
 from scoresde.errors import CheckpointError, ConfigError
 from scoresde.models.checkpoint import MANIFEST
 from scoresde.models.saving import network_to_dict
 from scoresde.models.score_model import ScoreModel
 from scoresde.training import losses
-from scoresde.training.fit import TrainResult, fit
-from scoresde.training.loop import CHECKPOINT
+from scoresde.training.fit import fit
+from scoresde.training.keeping import CHECKPOINT
+from scoresde.training.log import LOG
+from scoresde.training.result import TrainResult
+from scoresde.transforms.augment import RandomFlip
 
 if TYPE_CHECKING:
     from scoresde.cli.train import Train
 
-__all__ = ["PASSING", "Resume", "check_unchanged", "describe_run", "keep_options", "make_condition", "run_training"]
+__all__ = [
+    "PASSING",
+    "PRECISIONS",
+    "Resume",
+    "check_unchanged",
+    "describe_run",
+    "keep_options",
+    "make_condition",
+    "run_training",
+]
 
 # What does not make a run what it is.
 PASSING = ("config", "out", "resume", "change", "device", "debug")
 Resume = bool | Literal["change"]
+PRECISIONS: Mapping[str, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 SLOW, OFTEN = 20.0, 60.0  # seconds that a training takes at least for its time to be told, and between two words of it
 
 
@@ -104,6 +119,7 @@ def make_condition(part: Labelled, context: Tensor | None, options: Train) -> di
 def run_training(
     options: Train,
     model: ScoreModel,
+    data: DataSet,
     train: Labelled,
     test: Labelled,
     conds: tuple[dict[str, Tensor] | None, dict[str, Tensor] | None],
@@ -119,20 +135,24 @@ def run_training(
     assert options.weight is not None
     assert options.times is not None
     steps, shown, complete = options.steps, 0, False
+    judged = options.held_out_loss or options.patience is not None
 
     def say(what: str) -> None:
         print(f"training     {what}", file=sys.stderr, flush=True)
 
     def note(record: Mapping[str, object]) -> None:
         nonlocal shown
-        if not (folder / RUN).exists():
-            write_json(folder / RUN, {**about, "complete": False})
-        step = record["step"]
+        step, loss = record["step"], record["loss"]
         assert isinstance(step, int)
         if 10 * step // steps > shown and not is_interactive():
             shown = 10 * step // steps
-            say(f"step {step}, loss {record['loss']:.4g}")
+            say(f"step {step}, loss {loss:.4g}" if isinstance(loss, float) else f"step {step}, loss not finite")
 
+    if not resume:
+        # First, so that a run that is killed at once says what it was.
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / RUN, {**about, "complete": False})
+    every = max(1, steps // 10)
     try:
         result = fit(
             model,
@@ -148,10 +168,19 @@ def run_training(
             ema_decay=options.ema_decay,
             cond=conds[0],
             cond_dropout=dict.fromkeys(conds[0] or (), options.label_dropout or 0.0),
-            held_out=test[0] if options.held_out_loss else None,
-            held_out_cond=conds[1] if options.held_out_loss else None,
+            held_out=test[0] if judged else None,
+            held_out_cond=conds[1] if judged else None,
+            patience=options.patience,
+            watch=make_watch(options, data, tuple(train[0].shape[1:]), folder, every) if options.watch else None,
+            accumulate=options.accumulate,
+            uncertainty=options.uncertainty,
+            augment=RandomFlip() if options.flip else None,
+            autocast=PRECISIONS[options.precision],
             seed=options.seed,
             folder=folder,
+            save_every=every,
+            keep=options.keep,
+            trackers=() if options.tracker is None else (options.tracker,),
             resume=resume,
             progress=is_interactive() or Pace(say),
             on_log=note,
@@ -174,3 +203,8 @@ def run_training(
     finally:
         if (folder / CHECKPOINT / MANIFEST).is_file():
             write_json(folder / RUN, {**about, "complete": complete})
+        elif not resume and not (folder / LOG).exists():
+            # Refused before it began.
+            (folder / RUN).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                folder.rmdir()

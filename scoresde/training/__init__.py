@@ -1,9 +1,11 @@
-"""Training: ``fit`` for data in memory, ``Trainer`` for one step of your own loop, ``EMA`` for averaged weights."""
+"""Training: ``fit`` for data of any kind, ``Trainer`` for one step of your own loop, ``EMA`` for averaged weights."""
 
+from scoresde.training.averages import rebuild_average
 from scoresde.training.ema import EMA
-from scoresde.training.fit import TrainResult, fit
-from scoresde.training.loop import Record
+from scoresde.training.fit import fit
+from scoresde.training.log import Record
 from scoresde.training.rates import DECAYS
+from scoresde.training.result import TrainResult
 from scoresde.training.trainer import Objective, Trainer
 
-__all__ = ["DECAYS", "EMA", "Objective", "Record", "TrainResult", "Trainer", "fit"]
+__all__ = ["DECAYS", "EMA", "Objective", "Record", "TrainResult", "Trainer", "fit", "rebuild_average"]

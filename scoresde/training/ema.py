@@ -1,4 +1,4 @@
-r"""The exponential moving average of the weights, in float32 without stagnation.
+r"""Moving averages of the weights, exponential or by a power of the step, in float32 without stagnation.
 
 The average of a weight p is s <- d s + (1 - d) p. Near d = 1 a float32 s stops moving while it is still 2^-24/(1 - d)
 of itself away from p. Here s is the unevaluated sum b + e of a base and a small offset, both float32: e <- e + (1 - d)
@@ -9,6 +9,13 @@ of the weights do not linger.
 Weights of neighbouring steps are all but the same, so an average over many steps may take every m-th of them with d^m:
 its mean age is the same and the cost is an m-th. ``choose_stride(decay)`` is the m at which one update moves by a
 hundredth.
+
+The power-function average (Karras et al. 2024, arXiv:2312.02696) has d_t = (1 - 1/t)^{gamma + 1} at its t-th update,
+and so the profile p(s) ~ s^gamma over the steps s <= t: it forgets the first values by itself and is as wide, in shares
+of the training, at any time. Over m updates it keeps ((t - m)/t)^{gamma + 1} exactly. The width is the standard
+deviation of the profile over t,
+
+    sigma_rel^2 = (gamma + 1)/((gamma + 2)^2 (gamma + 3)).
 """
 
 from __future__ import annotations
@@ -18,13 +25,16 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from scoresde.errors import ConfigError, check_integer, check_number
 from scoresde.models.networks import bare_network, network_state, plain_names
 
-__all__ = ["EMA", "choose_stride"]
+__all__ = ["EMA", "WIDEST", "choose_stride", "power_of"]
+
+WIDEST = 12**-0.5  # sigma_rel of the plain mean, gamma = 0
 
 REBASE_EVERY = 64
 LONGEST_STRIDE = 8
@@ -35,8 +45,16 @@ def choose_stride(decay: float) -> int:
     return max(1, min(LONGEST_STRIDE, round(0.01 / (1 - decay))))
 
 
+def power_of(sigma_rel: float) -> float:
+    """Return gamma >= 0 of a relative width; DomainError outside (0, 12^-1/2], the width of the plain mean."""
+    check_number(sigma_rel, "sigma_rel", 0.0, WIDEST, open_low=True)
+    # (gamma + 2)^2 (gamma + 3) = (gamma + 1)/sigma_rel^2 has one root that is not negative.
+    t = sigma_rel**-2
+    return max(0.0, float(np.roots([1.0, 7.0, 16.0 - t, 12.0 - t]).real.max()))
+
+
 class EMA:
-    """The exponential moving average of a network's trainable parameters; the network itself is never changed.
+    """The moving average of a network's trainable parameters; the network itself is never changed.
 
     Args:
         module: the network; of one in a wrapper (``torch.compile``, ``DistributedDataParallel``) the network inside is
@@ -44,14 +62,25 @@ class EMA:
         decay: d in [0, 1), of one step.
         warmup: take min(decay, (1 + k)/(10 + k)) at step k = 0, 1, ...
         every: steps that one update stands for: every so many calls of ``update`` move the average, by d^every.
+        sigma_rel: the relative width of a power-function average, which this then is: decay and warmup say nothing.
 
     Raises:
-        DomainError: a decay outside [0, 1), ``every`` < 1. ConfigError: on update, parameters that are not those it
-            began with.
+        DomainError: a decay outside [0, 1), ``every`` < 1, a width outside (0, 12^-1/2]. ConfigError: on update,
+            parameters that are not those it began with.
     """
 
-    def __init__(self, module: nn.Module, decay: float = 0.999, *, warmup: bool = False, every: int = 1) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        decay: float = 0.999,
+        *,
+        warmup: bool = False,
+        every: int = 1,
+        sigma_rel: float | None = None,
+    ) -> None:
         self.decay = check_number(decay, "decay", 0.0, 1.0, open_high=True)
+        self.sigma_rel = sigma_rel
+        self.power = None if sigma_rel is None else power_of(sigma_rel)
         self.every = check_integer(every, "every", 1)
         self.module, self.warmup, self.updates = bare_network(module), warmup, 0
         plain = plain_names(self.module)
@@ -78,11 +107,17 @@ class EMA:
         self.updates = k + 1
         if self.updates % self.every:
             return
-        decay = min(self.decay, (1 + k) / (10 + k)) if self.warmup else self.decay
-        torch._foreach_lerp_(self.offset, torch._foreach_sub(self._values, self.base), 1 - decay**self.every)
+        torch._foreach_lerp_(self.offset, torch._foreach_sub(self._values, self.base), 1 - self._keep(k))
         if self.updates // self.every % REBASE_EVERY == 0:
             self._check()
             self._rebase()
+
+    def _keep(self, k: int) -> float:
+        """Return how much of the average an update leaves that stands for ``every`` steps up to k + 1."""
+        if self.power is not None:
+            return float((1 - self.every / (k + 1)) ** (self.power + 1))
+        decay = min(self.decay, (1 + k) / (10 + k)) if self.warmup else self.decay
+        return float(decay**self.every)
 
     def _rebase(self) -> None:
         """Replace (base, offset) by their rounded sum and its rounding error."""
@@ -100,24 +135,29 @@ class EMA:
                 "(replaced, frozen or moved to another device); make a new EMA after such a change"
             )
 
+    def values(self) -> dict[str, Tensor]:
+        """Return the averages by the parameters' names, in at least float32; copies."""
+        return {name: total.to(b.dtype) for name, total, b in zip(self.names, self._sums(), self.base, strict=True)}
+
+    def _sums(self) -> Iterator[Tensor]:
+        for b, e in zip(self.base, self.offset, strict=True):
+            yield b.double() + e.double() if b.device.type != "mps" else b + e
+
     def state_dict(self) -> dict[str, Tensor]:
         """Return the network's state dict with averages, in the parameters' types, for parameters; copies.
 
         Its names carry no prefixes of wrappers around the network or its parts.
         """
         self._check()
-        average = {
-            id(p): (b.double() + e.double() if b.device.type != "mps" else b + e).to(p.dtype)
-            for p, b, e in zip(self._parameters, self.base, self.offset, strict=True)
-        }
+        average = {id(p): total.to(p.dtype) for p, total in zip(self._parameters, self._sums(), strict=True)}
         state, plain = self.module.state_dict(keep_vars=True), plain_names(self.module)
         return {plain[name]: average[id(v)] if id(v) in average else v.detach().clone() for name, v in state.items()}
 
-    def copy(self) -> nn.Module:
-        """Return a copy of the network with the averaged weights."""
+    def copy(self, weights: Mapping[str, Tensor] | None = None) -> nn.Module:
+        """Return a copy of the network with the averaged weights, or with others that ``state_dict`` gave before."""
         made = copy.deepcopy(self.module)
         made.zero_grad(set_to_none=True)
-        _set_state(made, self.state_dict())
+        _set_state(made, self.state_dict() if weights is None else weights)
         return made
 
     @contextmanager

@@ -2,103 +2,62 @@
 
 from __future__ import annotations
 
-import html
 import inspect
-import json
 import math
 import os
 import time
 import warnings
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from scoresde.diffusions.gaussian import Moments
 from scoresde.errors import (
-    CheckpointError,
     ConfigError,
-    DomainError,
+    DTypeError,
     ScoreSDEError,
+    ShapeError,
     TrainingWarning,
     check_integer,
     check_number,
     explain_keywords,
 )
-from scoresde.models import checkpoint, saving
+from scoresde.models import saving
+from scoresde.models.prediction import check_condition
 from scoresde.models.score_model import ScoreModel
 from scoresde.noise import check_seed, fresh_seed
-from scoresde.ops import Array, Rows
+from scoresde.ops import Array, Rows, accept_arrays, accept_rows
 from scoresde.sampling.tuning.calibrate import COST
 from scoresde.sampling.tuning.calibrate import calibrate as find_calibration
-from scoresde.training.batches import Batches, prepare_data
+from scoresde.training.batches import Batches
 from scoresde.training.cautions import warn_of_loss
+from scoresde.training.datasets import Items
 from scoresde.training.identity import CHANGE, Run, name_function
-from scoresde.training.loop import CHECKPOINT, LOG, Judge, Loop, Progress, Record
+from scoresde.training.items import Unpack
+from scoresde.training.judge import Judge, Watch
+from scoresde.training.keeping import CHECKPOINT
+from scoresde.training.log import Log, Record, Tracker, check_trackers, open_trackers
+from scoresde.training.loop import Loop, Progress
 from scoresde.training.losses.times import TimeSampler, TimesName
 from scoresde.training.losses.weights import Weight, WeightName
-from scoresde.training.rates import DecayName, LearningRate
+from scoresde.training.opening import USUAL_BATCH, open_source, read_all
+from scoresde.training.rates import DecayName, read_rate
+from scoresde.training.result import TrainResult
+from scoresde.training.start import begin, open_folder
 from scoresde.training.trainer import Objective, Trainer
+from scoresde.training.updates import MakeOptimizer
+from scoresde.transforms.augment import Augmentation
 from scoresde.transforms.base import Transform, check_transform
 
-__all__ = ["TrainResult", "fit"]
+__all__ = ["fit"]
 
+Data = Array | Rows | Items | Iterable[Any]
 SCALES = 0.1, 10.0  # least standard deviation, largest root of the mean square, of data without a transform
-ROWS = 10  # of the log in a notebook
 SHARE = 1 / 16  # of the training's evaluations that a calibration may cost
 STEPS_OF_EPOCHS = "steps= with steps = epochs * len(data) / batch_size"
-
-
-@dataclass(frozen=True, eq=False)
-class TrainResult:
-    """What a training gave.
-
-    Args:
-        model: the model with the averaged weights, to sample from; the trained model itself keeps the raw ones.
-        losses: the mean loss of each step of this call, (steps,), on the CPU; NaN where the step was skipped.
-        log: the records that went to the log; ``plots.training`` draws them.
-        steps: steps made in all.
-        seconds: time spent in this call.
-        seed: the seed that was used.
-        weight: the name of the loss's weight, "your own" for a function, None where there was an ``objective``.
-        times: the name of the law of the times, likewise.
-        folder: where the log and the checkpoint are, or None.
-    """
-
-    model: ScoreModel
-    losses: Tensor
-    log: tuple[Record, ...]
-    steps: int
-    seconds: float
-    seed: int
-    weight: str | None
-    times: str | None
-    folder: Path | None
-
-    def __repr__(self) -> str:
-        where = "" if self.folder is None else f", in {self.folder}"
-        loss = self.log[-1]["loss"] if self.log else None
-        text = "" if loss is None else f", loss {loss:.4g}"
-        how = "" if self.weight is None else f", weight {self.weight}, times {self.times}"
-        return f"<TrainResult {self.steps} steps in {self.seconds:.3g} s{text}{how}, seed {self.seed}{where}>"
-
-    def _repr_html_(self) -> str:
-        """Show the figures, the model and the last records of the log as a table, for notebooks."""
-        names = ("step", "loss", "held_out_loss", "learning_rate", "gradient_norm", "seconds")
-        rows: list[Mapping[str, object]] = [*self.log[-ROWS:]]
-        shown = [name for name in names if any(name in row for row in rows)]
-        title = "".join(f"<th>{name.replace('_', ' ')}</th>" for name in shown)
-        lines = ("".join(f"<td>{_show(row.get(name, ''))}</td>" for name in shown) for row in rows)
-        table = "".join(f"<tr>{line}</tr>" for line in (title, *lines))
-        figures = "<br>".join(html.escape(repr(part)) for part in (self, self.model))
-        return f"<p>{figures}</p><table>{table}</table>"
-
-
-def _show(value: object) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else "not finite" if value is None else str(value)
 
 
 @explain_keywords(
@@ -113,43 +72,62 @@ def _show(value: object) -> str:
     **dict.fromkeys(("labels", "label", "y"), 'cond={"label": labels}'),
     **dict.fromkeys(("val_data", "validation"), "held_out"),
     **dict.fromkeys(("loss", "loss_fn"), "objective"),
-    **dict.fromkeys(("amp", "mixed_precision"), "autocast=torch.bfloat16"),
+    **dict.fromkeys(("amp", "mixed_precision", "fp16", "bf16", "precision"), "autocast=torch.bfloat16"),
+    **dict.fromkeys(("gradient_accumulation_steps", "accumulate_grad_batches", "accumulation_steps"), "accumulate"),
+    **dict.fromkeys(("optim", "optimiser"), "optimizer"),
+    **dict.fromkeys(("num_workers", "n_workers"), "workers"),
+    **dict.fromkeys(("early_stopping", "early_stop"), "patience"),
+    **dict.fromkeys(("logger", "loggers", "report_to", "log_with"), "trackers"),
+    **dict.fromkeys(("save_total_limit", "keep_last", "save_top_k"), "keep"),
+    **dict.fromkeys(("augmentation", "augmentations"), "augment"),
     **dict.fromkeys(("output_dir", "save_dir", "checkpoint_dir"), "folder"),
     callback="on_log",
     verbose="progress",
 )
 def fit(
     model: ScoreModel,
-    data: Array | Rows,
+    data: Data,
     *,
     steps: int,
-    batch_size: int = 128,
-    learning_rate: float = 1e-3,
+    batch_size: int | None = None,
+    learning_rate: float | Callable[[int], float] | None = None,
     warmup: int | None = None,
-    decay: DecayName = "cosine",
+    decay: DecayName | None = None,
+    optimizer: MakeOptimizer | None = None,
     weight: WeightName | Weight | None = None,
     times: TimesName | TimeSampler | None = None,
     objective: Objective | None = None,
+    uncertainty: bool = False,
     weight_decay: float = 0.0,
     clip_norm: float | None = 1.0,
+    accumulate: int = 1,
     ema_decay: float = 0.999,
+    sigma_rel: float | Sequence[float] | None = None,
     cond: Mapping[str, Array] | None = None,
     label_dropout: float = 0.0,
     cond_dropout: Mapping[str, float] | None = None,
+    unpack: Unpack | None = None,
+    workers: int = 0,
     transform: Transform | None = None,
-    held_out: Array | Rows | None = None,
+    augment: Augmentation | None = None,
+    moments: Moments | None = None,
+    held_out: Data | None = None,
     held_out_cond: Mapping[str, Array] | None = None,
+    patience: int | None = None,
+    watch: Watch | None = None,
     autocast: torch.dtype | None = None,
     seed: int | None = 0,
     folder: str | os.PathLike[str] | None = None,
     save_every: int | None = None,
+    keep: int = 1,
     log_every: int = 50,
     resume: bool | Literal["change"] = False,
     calibrate: bool | None = None,
     progress: Progress = True,
     on_log: Callable[[Record], None] | None = None,
+    trackers: str | Sequence[str | Tracker] = (),
 ) -> TrainResult:
-    """Train a model's network by denoising score matching on data in memory or in a mapped file.
+    """Train a model's network by denoising score matching.
 
     The data pass through the transform (one that draws noise draws it anew for every batch); their moments go to
     ``model.moments``, so that samplers start from the right prior. Every epoch is a new order of the data, drawn from
@@ -160,32 +138,58 @@ def fit(
             in ``torch.compile`` or ``DistributedDataParallel`` is trained through it; a wrapper around the model
             itself is left aside. The result's model has the network without wrappers. Each process of a group has
             data (whose moments its model gets), a seed and a folder (or none) of its own.
-        data: a tensor on any device or a NumPy array, (N, *), finite, or bytes, in the user's units.
+        data: a tensor on any device or a NumPy array, also one mapped from a file, (N, *), finite, or bytes; or a data
+            set of items (torch's ``Dataset`` or one of Hugging Face): x, (x, y) or a mapping; or a ``DataLoader``, an
+            ``IterableDataset`` or any iterable of batches, in its own order. All in the user's units.
         steps: number of steps in all.
-        batch_size: samples of a step; more than N of them repeat.
-        learning_rate: after the warm-up.
+        batch_size: samples of a step, by default 128; more than N of them repeat. A loader has its own.
+        learning_rate: after the warm-up, by default 1e-3; or a function of the step, which then is all of it. With an
+            ``optimizer`` it is a factor on the rates that it was made with, by default 1.
         warmup: steps of linear rise; by default a twentieth of the steps, at most 1000.
-        decay: a key of ``DECAYS``, how the rate falls afterwards: "cosine" and "linear" to zero, or "constant".
-        weight: a key of ``losses.WEIGHTS`` or a function; None for what suits the prediction and the diffusion.
+        decay: a key of ``DECAYS``, how the rate falls afterwards: "cosine", the default, and "linear" to zero, or
+            "constant".
+        optimizer: of the network's parameters, or a function that makes one of a list of parameters, e.g.
+            ``functools.partial(torch.optim.SGD, lr=0.1)``; None for AdamW.
+        weight: a key of ``losses.WEIGHTS`` or a function; None for what suits the prediction and the diffusion. A
+            network that predicts the data is trained with the velocity's loss by ``weight="velocity"``.
         times: a key of ``losses.TIMES`` or a function; None for what suits. ``TrainResult`` says what was taken.
         objective: a function (model, x0, generator, cond) -> losses (B,) in the place of the denoising loss, e.g.
-            ``losses.ChainLoss.hybrid(chain)``; the log then has no losses by log-SNR, and ``held_out`` is not taken.
-        weight_decay: decoupled, a share of the learning rate.
+            ``losses.ChainLoss.hybrid(chain)``; the log then has no losses by log-SNR.
+        uncertainty: learn the weight of each log-SNR beside the network (``losses.uncertainty``); the log's losses are
+            those before it.
+        weight_decay: of AdamW, decoupled, a share of the learning rate.
         clip_norm: largest norm of the gradient; None for no limit.
+        accumulate: parts in which a step's batch goes through the network, one after the other, which takes the memory
+            of one part and gives the same step up to rounding.
         ema_decay: in [0, 1).
-        cond: conditions of the data, tensors or arrays (N, *), e.g. ``{"label": labels}``.
+        sigma_rel: relative widths of power-function averages in the place of ``ema_decay``, e.g. (0.05, 0.1); the first
+            is the model's. A folder keeps them with every checkpoint, and ``training.rebuild_average`` makes any other
+            width of them afterwards.
+        cond: conditions of data that are arrays, tensors or arrays (N, *), e.g. ``{"label": labels}``. Items and
+            batches of anything else have them beside x.
         label_dropout: share of the labels in ``cond["label"]`` that become -1, for guidance.
         cond_dropout: the same for any conditions, by name: ``{"context": 0.1}``; each is dropped by draws of its own,
             to -1 or NaN. The model remembers which (``model.dropout``).
+        unpack: a function of an item of a data set, or of a batch of a loader, that returns x or (x, {"name":
+            condition}); by default (x, y) has the network's label or only condition second, and of a mapping the
+            entries that the network takes are conditions and the one other is x.
+        workers: processes that read a data set's items ahead; neither the order nor what items draw depends on them.
         transform: from the data's units to the model's; by default the model's own, if it has one.
+        augment: what only training sees, (x, generator) -> x in the data's units, e.g. ``transforms.RandomFlip()``.
+        moments: of the data as the model sees them; by default they are measured in one pass (over the first 65 536
+            samples of a loader of unknown length).
         held_out: data (M, *) that are not trained on; their loss at fixed noise and times, with the averaged weights,
-            goes into the log with every checkpoint that is due.
+            goes into the log with every checkpoint that is due. The folder keeps the best checkpoint beside the last.
         held_out_cond: their conditions.
-        autocast: None or torch.bfloat16.
+        patience: stop after so many held-out losses without a better one; the result's model is then the best.
+        watch: a function of the model with the averaged weights, called with every checkpoint that is due; the numbers
+            that it returns, {"name": value}, go into the log. It may draw samples and save pictures of them.
+        autocast: None, torch.bfloat16 or torch.float16 (whose loss is scaled).
         seed: of everything random; None draws one and reports it.
-        folder: for log.jsonl and the checkpoint; new or empty unless ``resume``. None to write nothing.
+        folder: for log.jsonl, log.csv and the checkpoint; new or empty unless ``resume``. None to write nothing.
         save_every: steps between checkpoints and held-out losses, by default a tenth of the steps; the last step has
             both in any case.
+        keep: how many of the last checkpoints stay in the folder.
         log_every: steps between records.
         resume: go on from the folder's checkpoint, to the same bits as a run that was never interrupted. What the run
             is must be the same: the model, the data to the last bit, and every option that changes a step; what
@@ -197,6 +201,7 @@ def fit(
         progress: show a bar with the loss and the time left; or a function of the steps made, the steps in all and the
             seconds since the first of this call began, called after every step.
         on_log: called with every record.
+        trackers: "tensorboard", "wandb" or "mlflow" (through accelerate), or anything with log(values, step=).
 
     Warns:
         TrainingWarning: a weight and times under which a twentieth of the times carries nearly all of the weight on the
@@ -205,6 +210,7 @@ def fit(
 
     Raises:
         DTypeError, ShapeError, DomainError, ConfigError: bad options or data, before anything is changed.
+        DataError: an iterable that ends before the steps are made.
         CheckpointError: a folder that is not empty or not writable, a checkpoint that does not fit.
         ConfigError: a run to go on with that is another one; ``allowed`` names what differs.
         SolverError: the loss stayed non-finite for three checks, or at the end; the last good checkpoint stands.
@@ -212,15 +218,16 @@ def fit(
     """
     started = time.perf_counter()
     steps = check_integer(steps, "steps", 1)
-    batch_size = check_integer(batch_size, "batch_size", 1)
+    batch_size = None if batch_size is None else check_integer(batch_size, "batch_size", 1)
     log_every = check_integer(log_every, "log_every", 1)
     save_every = max(1, steps // 10) if save_every is None else check_integer(save_every, "save_every", 1)
+    keep, workers = check_integer(keep, "keep", 1), check_integer(workers, "workers", 0)
     if resume not in (False, True, CHANGE):
         raise ConfigError(f"resume must be True, False or 'change', got {resume!r}", parameter="resume", got=resume)
+    _check_functions(unpack=unpack, augment=augment, watch=watch, on_log=on_log)
+    patience = _check_patience(patience, held_out)
     seed = fresh_seed() if seed is None else check_seed(seed)
-    if objective is not None and held_out is not None:
-        raise ConfigError("held_out= is judged by the denoising loss; with objective=, use losses.held_out_loss after")
-    rate = LearningRate(learning_rate, warmup, steps, decay)
+    rate, options = read_rate(learning_rate, warmup, decay, steps=steps, own=optimizer is not None)
     trainer = Trainer(
         model,
         learning_rate=rate,
@@ -230,6 +237,10 @@ def fit(
         weight_decay=weight_decay,
         clip_norm=clip_norm,
         ema_decay=ema_decay,
+        sigma_rel=sigma_rel,
+        optimizer=optimizer,
+        accumulate=accumulate,
+        uncertainty=uncertainty,
         autocast=autocast,
         seed=seed,
     )
@@ -237,27 +248,32 @@ def fit(
     if objective is None:
         warn_of_loss(model, weight, times)
     transform = model.transform if transform is None else check_transform(transform)
-    dropout = _read_dropout(label_dropout, cond_dropout)
-    batches, moments = prepare_data(
-        data,
-        cond,
-        transform,
-        batch_size=batch_size,
-        dropout=dropout,
+    source = open_source(data, cond, model.net, batch_size=batch_size, seed=seed, unpack=unpack, workers=workers)
+    batches = Batches(
+        source,
+        dropout=_read_dropout(label_dropout, cond_dropout),
         seed=seed,
         device=trainer.device,
         dtype=trainer.dtype,
+        transform=transform,
+        augment=augment,
     )
+    moments = batches.measure() if moments is None else _check_moments(moments)
     if transform is None:
         _warn_of_scale(moments)
-    options: dict[str, object] = {"learning_rate": rate.peak, "warmup": rate.warmup, "decay": decay}
-    # Where no rate depends on how many steps there are, a longer run makes the same ones.
-    options["steps"] = None if decay == "constant" and rate.warmup is not None else steps
     own = {"weight": weight, "times": times}
     options |= {name: f"your own: {name_function(one)}" for name, one in own.items() if inspect.isroutine(one)}
     run = None if folder is None else Run.of(trainer, batches, options)
-    where = _open_folder(folder, trainer, run, resume, steps)
-    model.moments, model.transform, model.dropout = moments, transform, dropout
+    judge = None
+    if held_out is not None:
+        held_out, held_out_cond = _read_held_out(held_out, held_out_cond, model, unpack)
+        judge = Judge(trainer, held_out, held_out_cond, weight, times)
+    sinks = check_trackers(trackers)
+    where = open_folder(folder, resume=resume)
+    log = Log(where, on_log)
+    start = begin(where, trainer, batches, run, log, resume=resume, steps=steps, patience=patience)
+    log.trackers = open_trackers(sinks, where)
+    model.moments, model.transform, model.dropout = moments, transform, batches.dropout
     loop = Loop(
         trainer,
         batches,
@@ -265,33 +281,75 @@ def fit(
         steps=steps,
         save_every=save_every,
         log_every=log_every,
-        on_log=on_log,
+        log=log,
         run=run,
-        judge=None if held_out is None else Judge(trainer, held_out, held_out_cond, weight, times),
+        judge=judge,
+        best=start.best,
+        watch=watch,
+        keep=keep,
+        carried=start.carried,
     )
     losses = loop(progress=progress)
     averaged = model.with_sde(model.sde)
-    averaged.net = trainer.ema.copy()
-    if SHARE * 3 * steps * batch_size >= COST if calibrate is None else calibrate:
+    averaged.net = trainer.ema.copy(start.best.weights)
+    seen = 3 * steps * (batch_size or USUAL_BATCH)
+    if seen * SHARE >= COST if calibrate is None else calibrate:
         _calibrate(averaged, batches, progress=progress is True)
         if where is not None and averaged.calibration is not None:
             saving.keep_tables(where / CHECKPOINT, averaged)
     return TrainResult(
         averaged,
         losses,
-        tuple(loop.log),
+        tuple(log.records),
         trainer.step,
         time.perf_counter() - started,
         seed,
         trainer.loss_names.get("weight"),
         trainer.loss_names.get("times"),
         where,
+        start.best.step or None,
     )
+
+
+def _check_functions(**given: object) -> None:
+    """Raise DTypeError for what can be called but is no function."""
+    for name, one in given.items():
+        if one is not None and not callable(one):
+            raise DTypeError(f"{name} must be a function or None, got {one!r:.60}")
+
+
+def _check_moments(moments: object) -> Moments:
+    if not isinstance(moments, Moments):
+        raise DTypeError(f"moments must be scoresde.Moments, as Moments.of(data) makes, got {moments!r:.60}")
+    return moments
+
+
+def _check_patience(patience: int | None, held_out: object) -> int | None:
+    if patience is None:
+        return None
+    if held_out is None:
+        raise ConfigError("patience= counts held-out losses; pass held_out= data, or leave it out")
+    return check_integer(patience, "patience", 1)
+
+
+def _read_held_out(
+    data: Data, cond: Mapping[str, Array] | None, model: ScoreModel, unpack: Unpack | None
+) -> tuple[Array | Rows, Mapping[str, Array] | None]:
+    """Return held-out data and their conditions in memory, checked."""
+    if not isinstance(data, Tensor | np.ndarray | Rows | list):
+        if cond is not None:
+            raise ConfigError("held_out_cond= is for arrays; a data set gives the conditions with its items (unpack=)")
+        data, cond = read_all(data, model.net, unpack)
+    rows = accept_rows(data, "held_out")
+    if len(rows) == 0:
+        raise ShapeError("held_out is empty: a loss needs at least one sample")
+    check_condition(accept_arrays(cond, "held_out_cond", only_read=True), len(rows), each=True)
+    return rows, cond
 
 
 def _calibrate(model: ScoreModel, batches: Batches, *, progress: bool) -> None:
     """Calibrate a trained model under conditions of its data; warn where that fails."""
-    cond = None if batches.cond is None else batches.spread_conditions
+    cond = batches.spread_conditions if batches.source.cond_names else None
     try:
         find_calibration(model, cond=cond, progress=progress)
     except (ScoreSDEError, torch.OutOfMemoryError) as error:
@@ -321,52 +379,3 @@ def _warn_of_scale(moments: Moments) -> None:
             TrainingWarning,
             stacklevel=4,
         )
-
-
-def _open_folder(
-    path: str | os.PathLike[str] | None,
-    trainer: Trainer,
-    run: Run | None,
-    resume: bool | Literal["change"],
-    steps: int,
-) -> Path | None:
-    """Make the folder, writable, and empty unless ``resume``, which loads its checkpoint into the trainer."""
-    folder = None if path is None else Path(path)
-    if resume:
-        _resume(folder, trainer, run, steps, change=resume == CHANGE)
-    if folder is None:
-        return None
-    try:
-        if folder.is_dir() and not resume and any(folder.iterdir()):
-            raise CheckpointError(f"{folder} is not empty; choose a new folder, or resume=True to go on from there")
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / LOG).open("a", encoding="utf-8").close()
-    except OSError as error:
-        raise CheckpointError(
-            f"{folder} cannot be written: {error.strerror or error}; choose another folder"
-        ) from error
-    return folder
-
-
-def _resume(folder: Path | None, trainer: Trainer, run: Run | None, steps: int, *, change: bool) -> None:
-    """Load the folder's checkpoint into the network and the trainer; the log's later records are dropped."""
-    if folder is None or run is None:
-        raise ConfigError("resume=True needs the folder= of the run to go on with")
-    contents = checkpoint.read(folder / CHECKPOINT)
-    numbers = contents.document("training")
-    run.follow(contents, int(numbers["step"]), folder, change=change)
-    if steps < numbers["step"]:
-        raise DomainError(
-            f"steps must be at least {numbers['step']}, which {folder} has made, got {steps}",
-            parameter="steps",
-            got=steps,
-            allowed=f"at least {numbers['step']}",
-        )
-    saving.load_network(contents, "weights", trainer.net)
-    trainer.restore(numbers, contents.tensors("training_state"))
-    log = folder / LOG
-    if log.is_file():
-        lines = log.read_text(encoding="utf-8").splitlines(keepends=True)
-        # A line that was being written when the run was killed has no end.
-        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= trainer.step]
-        log.write_text("".join(kept), encoding="utf-8")

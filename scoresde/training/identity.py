@@ -7,7 +7,6 @@ and each option of ``fit`` that changes a step. How often it logs and saves, wha
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import warnings
 from collections.abc import Mapping, Sized
@@ -15,17 +14,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from scoresde.diffusions.sde import GaussianSDE
 from scoresde.errors import ConfigError, TrainingWarning
 from scoresde.models.checkpoint import Contents
 from scoresde.models.saving import network_to_dict, sde_to_document
-from scoresde.ops import Rows, parts
 from scoresde.training.batches import Batches
 from scoresde.training.trainer import Trainer
+from scoresde.training.updates import describe_optimizer
 
-__all__ = ["CHANGE", "RUN", "Run", "digest", "name_function"]
+__all__ = ["CHANGE", "RUN", "Run", "name_function"]
 
 RUN = "run"  # the name of the document in a checkpoint
 CHANGE = "change"  # resume="change"
@@ -33,18 +31,7 @@ CHANGE = "change"  # resume="change"
 FIXED = ("network", "sde", "predicts", "sigma_data", "condition_on", "variance")
 SAME_RUN = "pass what it had, choose a new folder, or resume='change' to go on with what is new"
 NEW_RUN = "start a new run, from its weights if they fit: ScoreModel.load(folder, weights='raw').net"
-DIGITS = 16  # of a digest that are kept
 SHOWN = 60  # letters of a value in a message
-
-
-def digest(x: Tensor | Rows) -> str:
-    """Return the SHA-256 of the samples' values, as they are read, by which changed data are known."""
-    found = hashlib.sha256()
-    for part in parts(x):
-        whole = part.detach().cpu().contiguous()
-        # NumPy has no bfloat16.
-        found.update((whole.float() if whole.dtype == torch.bfloat16 else whole).numpy().data)
-    return found.hexdigest()
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,17 +62,16 @@ class Run:
             "sigma_data": how.sigma_data,
             "condition_on": model.condition_on if isinstance(model.condition_on, str) else "your own",
             "variance": model.variance,
-            "data": _describe_values(batches.data),
+            **batches.source.describe(),
             "transform": None if batches.transform is None else batches.transform.to_dict(),
-            "cond": {name: _describe_values(value) for name, value in sorted((batches.cond or {}).items())},
             "cond_dropout": dict(sorted(batches.dropout.items())),
-            "batch_size": batches.size,
             "seed": trainer.seed,
             **(trainer.loss_names or {"objective": name_function(trainer.objective)}),
             "clip_norm": trainer.clip_norm,
-            "weight_decay": trainer.optimizer.param_groups[0]["weight_decay"],
+            "weight_decay": trainer.weight_decay,
             "ema_decay": trainer.ema.decay,
             "autocast": None if trainer.autocast is None else str(trainer.autocast),
+            **_describe_extras(trainer, batches),
             **options,
         }
         # As a file gives it back.
@@ -130,10 +116,16 @@ class Run:
         return {"identity": self.identity, "changes": self.changes}
 
 
-def _describe_values(x: Tensor | Rows) -> str:
-    """Return number, shape, type and digest of samples."""
-    event = " x ".join(map(str, x.shape[1:])) or "numbers"
-    return f"{len(x)} of {event}, {str(x.dtype).removeprefix('torch.')}, sha256 {digest(x)[:DIGITS]}"
+def _describe_extras(trainer: Trainer, batches: Batches) -> dict[str, object]:
+    """Return the options that are named only where they are used, as checkpoints of earlier versions have none."""
+    extras = {
+        "optimizer": describe_optimizer(trainer.update),
+        "accumulate": trainer.accumulate if trainer.accumulate > 1 else None,
+        "sigma_rel": None if trainer.ema.sigma_rel is None else [average.sigma_rel for average in trainer.averages],
+        "uncertainty": trainer.uncertainty is not None or None,
+        "augment": None if batches.augment is None else name_function(batches.augment),
+    }
+    return {name: value for name, value in extras.items() if value is not None}
 
 
 def _describe_sde(sde: GaussianSDE) -> dict[str, object]:

@@ -5,17 +5,14 @@ Losses stay on the device until they are logged.
 
 from __future__ import annotations
 
-import json
 import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import NotRequired, TypedDict
 
 import torch
 from torch import Tensor
@@ -24,57 +21,19 @@ from tqdm.auto import tqdm
 from scoresde.errors import SolverError
 from scoresde.models import checkpoint
 from scoresde.models.prediction import in_mode
-from scoresde.ops import Array, Rows
+from scoresde.training.averages import keep_averages
 from scoresde.training.batches import Batches
 from scoresde.training.identity import RUN, Run
-from scoresde.training.losses.held_out import held_out_loss
-from scoresde.training.losses.times import TimeSampler, TimesName
-from scoresde.training.losses.weights import Weight, WeightName
+from scoresde.training.judge import Best, Watch, look
+from scoresde.training.keeping import BEST, CHECKPOINT, copy_checkpoint, keep_last
+from scoresde.training.log import Log, Record
 from scoresde.training.trainer import Trainer
 
-__all__ = ["CHECKPOINT", "LOG", "Judge", "Loop", "Progress", "Record"]
+__all__ = ["RECENT", "Loop", "Progress"]
 
 PATIENCE = 3
-CHECKPOINT, LOG = "checkpoint", "log.jsonl"
+RECENT = "recent_losses"  # in the training's state: since the last record
 Progress = bool | Callable[[int, int, float], None]
-
-
-class Record(TypedDict):
-    """One line of the log; None stands for what is not finite.
-
-    Keys: the step; the mean loss since the last record, and by bins of log(alpha^2/sigma^2), whose middles are
-    ``log_snr`` (None: an empty bin); the learning rate; the gradient's norm before clipping; the steps since the last
-    record that were not made, their loss or gradient being not finite; the seconds since the start; and from time to
-    time the loss of held-out data with the averaged weights.
-    """
-
-    step: int
-    loss: float | None
-    log_snr: list[float]
-    loss_by_log_snr: list[float | None]
-    learning_rate: float
-    gradient_norm: float | None
-    skipped: int
-    seconds: float
-    held_out_loss: NotRequired[float | None]
-
-
-@dataclass(frozen=True, eq=False)
-class Judge:
-    """The loss of held-out data with the averaged weights."""
-
-    trainer: Trainer
-    data: Array | Rows
-    cond: Mapping[str, Array] | None
-    weight: WeightName | Weight | None
-    times: TimesName | TimeSampler | None
-
-    def __call__(self) -> float:
-        trainer = self.trainer
-        with trainer.ema.applied():
-            return held_out_loss(
-                trainer.model, self.data, weight=self.weight, times=self.times, cond=self.cond, seed=trainer.seed
-            ).mean
 
 
 class Loop:
@@ -89,16 +48,22 @@ class Loop:
         steps: int,
         save_every: int,
         log_every: int,
-        on_log: Callable[[Record], None] | None,
+        log: Log,
         run: Run | None,
         judge: Callable[[], float] | None,
+        best: Best,
+        watch: Watch | None = None,
+        keep: int = 1,
+        carried: Tensor | None = None,
     ) -> None:
         self.trainer, self.batches, self.folder, self.steps = trainer, batches, folder, steps
-        self.save_every, self.log_every, self.on_log = save_every, log_every, on_log
-        self.run, self.judge = run, judge
-        self.first = self.logged = trainer.step
+        self.save_every, self.log_every, self.log = save_every, log_every, log
+        self.run, self.judge, self.best, self.watch, self.keep = run, judge, best, watch, keep
+        self.first = trainer.step
+        # Losses since the last record that an earlier process made.
+        self.carried = torch.empty(0) if carried is None else carried.float()
+        self.logged = self.first
         self.losses = torch.full((max(0, steps - self.first),), math.nan, device=trainer.device)
-        self.log: list[Record] = []
         self.bad_checks = 0
         self.started = time.perf_counter()
 
@@ -110,7 +75,7 @@ class Loop:
         begun = time.perf_counter()
         try:
             with bar, in_mode(trainer.net, training=True), _defer_interrupt() as interrupted:
-                while trainer.step < self.steps and not interrupted():
+                while trainer.step < self.steps and not interrupted() and not self.best.is_over:
                     k = trainer.step
                     loss = trainer(*self.batches(k))
                     self.losses[k - self.first] = loss.masked_fill(trainer.skipped, math.nan)
@@ -119,10 +84,13 @@ class Loop:
                         progress(trainer.step, self.steps, time.perf_counter() - begun)
                     last = trainer.step == self.steps
                     due = last or trainer.step % self.save_every == 0
-                    if last or trainer.step % self.log_every == 0 or (due and self.judge is not None):
-                        bar.set_postfix_str(f"loss {self.record(judged=due):.4g}")
+                    looked = due and (self.judge is not None or self.watch is not None)
+                    is_best = False
+                    if last or trainer.step % self.log_every == 0 or looked:
+                        mean, is_best = self.record(judged=due)
+                        bar.set_postfix_str(f"loss {mean:.4g}")
                     if due:
-                        self.save()
+                        self.save(is_best=is_best)
                 if interrupted():
                     raise KeyboardInterrupt
         except KeyboardInterrupt:
@@ -130,15 +98,22 @@ class Loop:
             if not trainer.updating:
                 self.save()
             raise
-        return self.losses.cpu()
+        finally:
+            self.batches.source.close()
+        return self.losses[: trainer.step - self.first].cpu()
 
     def split_recent(self) -> tuple[Tensor, Tensor]:
         """Return the losses since the last record, and the finite ones among them, in float64 on the CPU."""
-        losses = self.losses[self.logged - self.first : self.trainer.step - self.first].double().cpu()
+        here = self.losses[self.logged - self.first : self.trainer.step - self.first].cpu()
+        losses = torch.cat([self.carried, here]).double()
         return losses, losses[torch.isfinite(losses)]
 
-    def record(self, *, judged: bool = False) -> float:
-        """Write a record, return its loss, and raise where the loss has stayed non-finite too long."""
+    def record(self, *, judged: bool = False) -> tuple[float, bool]:
+        """Write a record; return its loss and whether the held-out loss is the best so far.
+
+        Raises:
+            SolverError: the loss has stayed non-finite too long.
+        """
         trainer = self.trainer
         recent, good = self.split_recent()
         mean = float(good.mean()) if len(good) else math.nan
@@ -147,35 +122,40 @@ class Loop:
             "loss": _to_json(mean),
             "log_snr": trainer.bins.centres,
             "loss_by_log_snr": trainer.bins.take_means(),
-            "learning_rate": trainer.rate(trainer.step - 1),
+            "learning_rate": trainer.rate(trainer.step - 1) * (trainer.update.rates[0] if trainer.update.own else 1.0),
             "gradient_norm": _to_json(float(trainer.gradient_norm)),
             "skipped": len(recent) - len(good),
             "seconds": round(time.perf_counter() - self.started, 3),
         }
+        is_best = False
         if judged and self.judge is not None:
-            record["held_out_loss"] = _to_json(self.judge())
-        self.logged = trainer.step
-        self.log.append(record)
-        if self.folder is not None:
-            with (self.folder / LOG).open("a", encoding="utf-8") as file:
-                file.write(json.dumps(record) + "\n")
-        if self.on_log is not None:
-            self.on_log(record.copy())
+            held_out = self.judge()
+            record["held_out_loss"] = _to_json(held_out)
+            is_best = self.best.see(held_out, trainer)
+        if judged and self.watch is not None:
+            record["watched"] = look(trainer, self.watch)
+        self.logged, self.carried = trainer.step, torch.empty(0)
+        self.log.add(record)
         self.bad_checks = self.bad_checks + 1 if 2 * len(good) < len(recent) else 0
         if self.bad_checks == PATIENCE or (self.bad_checks and trainer.step == self.steps):
             raise self.describe_failure()
-        return mean
+        return mean, is_best
 
     def describe_failure(self) -> SolverError:
         """Describe the last step that was skipped; where no other came after it, with the weights that it had."""
         trainer = self.trainer
         done = trainer.step
-        step = trainer.step = self.first + int(torch.isnan(self.losses[: done - self.first]).nonzero()[-1])
-        x0, cond = self.batches(step)
-        with torch.no_grad():
-            bad = ~torch.isfinite(trainer.losses(x0, cond)).cpu()
-        trainer.step = done
-        where = "the gradient is not"
+        skipped = torch.isnan(self.losses[: done - self.first]).nonzero()
+        step = self.first + int(skipped[-1]) if len(skipped) else done - 1
+        where, bad = "the gradient is not", torch.zeros(0, dtype=torch.bool)
+        if not self.batches.source.state():  # any batch can be read again
+            trainer.step = step
+            x0, cond = self.batches(step)
+            with torch.no_grad():
+                bad = ~torch.isfinite(trainer.losses(x0, cond)).cpu()
+            trainer.step = done
+        else:
+            where = "the loss or its gradient is not"
         if bool(bad.any()):
             where = f"{int(bad.sum())} of {len(bad)} samples"
             if trainer.objective is None:
@@ -189,17 +169,28 @@ class Loop:
             "Lower learning_rate, lengthen warmup, lower clip_norm or look at the data's scale"
         )
 
-    def save(self) -> None:
+    def save(self, *, is_best: bool = False) -> None:
         """Write a checkpoint, unless the loss is not finite at present."""
         if self.folder is None or self.bad_checks:
             return
         recent, good = self.split_recent()
         if 2 * len(good) < len(recent):
             return
-        documents, tensors = self.trainer.model.contents(self.trainer.ema.state_dict())
-        numbers, state = self.trainer.state()
+        trainer, best = self.trainer, self.best
+        over = best.is_over or trainer.step == self.steps
+        # The model of a training with patience is the best one; what goes on is in the training's state.
+        averaged = best.weights if over and best.weights is not None else trainer.ema.state_dict()
+        documents, tensors = trainer.model.contents(averaged)
+        numbers, state = trainer.state()
+        numbers |= {"source": self.batches.source.state(), "best": best.to_dict()}
+        state |= {RECENT: recent.float()}
         documents = {**documents, "training": numbers, **({} if self.run is None else {RUN: self.run.document})}
         checkpoint.write(self.folder / CHECKPOINT, documents, {**tensors, "training_state": state})
+        keep_last(self.folder, trainer.step, self.keep)
+        if is_best:
+            copy_checkpoint(self.folder / CHECKPOINT, self.folder / BEST)
+        if trainer.ema.sigma_rel is not None:
+            keep_averages(self.folder, trainer.step, trainer.averages)
 
 
 def _to_json(value: float) -> float | None:

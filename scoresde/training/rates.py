@@ -11,9 +11,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from scoresde.errors import check_number, keep_integer, unknown
+from scoresde.errors import ConfigError, check_number, keep_integer, unknown
 
-__all__ = ["DECAYS", "DecayName", "LearningRate"]
+__all__ = ["DECAYS", "DecayName", "LearningRate", "read_rate"]
 
 DecayName = Literal["cosine", "linear", "constant"]
 
@@ -71,3 +71,35 @@ class LearningRate:
         if step < rise:
             return self.peak * ((step + 1) / (rise + 1))
         return self.peak * DECAYS[self.decay]((step - rise) / (self.steps - rise))
+
+
+def read_rate(
+    learning_rate: float | Callable[[int], float] | None,
+    warmup: int | None,
+    decay: DecayName | None,
+    *,
+    steps: int,
+    own: bool,
+) -> tuple[Callable[[int], float], dict[str, object]]:
+    """Return the rate of each step, and what names it in a run.
+
+    Args:
+        learning_rate: a number, None for the usual one, or a function of the step, which leaves nothing to the others.
+        warmup: see ``LearningRate``.
+        decay: a key of ``DECAYS``; None for "cosine".
+        steps: in all.
+        own: whether the optimiser has rates of its own, of which this is then a share.
+    """
+    if callable(learning_rate):
+        if warmup is not None or decay is not None:
+            raise ConfigError(
+                "warmup= and decay= shape a rate that is a number; a function has its own, leave them out"
+            )
+        name = str(getattr(learning_rate, "__qualname__", type(learning_rate).__name__))
+        return learning_rate, {"learning_rate": f"your own: {name}", "warmup": None, "decay": None, "steps": None}
+    peak = learning_rate if learning_rate is not None else 1.0 if own else 1e-3
+    rate = LearningRate(peak, warmup, steps, decay or "cosine")
+    options: dict[str, object] = {"learning_rate": rate.peak, "warmup": rate.warmup, "decay": rate.decay}
+    # Where no rate depends on how many steps there are, a longer run makes the same ones.
+    options["steps"] = None if rate.decay == "constant" and rate.warmup is not None else steps
+    return rate, options

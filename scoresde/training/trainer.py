@@ -2,7 +2,8 @@ r"""One step of training.
 
 A step draws times and noise, takes the gradient of the mean loss, scales it to a norm of at most ``clip_norm``, makes
 one Adam step (Kingma, Ba 2015, arXiv:1412.6980; decoupled weight decay of Loshchilov, Hutter 2019, arXiv:1711.05101)
-and moves the average of the weights.
+or one of an optimiser of your own, and moves the averages of the weights. The batch may be given to the network in
+parts, whose gradients add up to that of the whole.
 A step whose loss or gradient is not finite changes nothing. Whatever is random in step k depends on (seed, k) alone, so
 that a run can stop anywhere and go on without the state of any generator. Nothing in a step waits for the device.
 
@@ -13,7 +14,8 @@ chain's (``losses.ChainLoss``), whose generator of step k comes from (seed, k) a
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -21,18 +23,21 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from scoresde.errors import ConfigError, DTypeError, ShapeError, check_number, explain_keywords, pick
+from scoresde.diffusions.sde import GaussianSDE
+from scoresde.errors import ConfigError, DTypeError, ShapeError, check_integer, check_number, explain_keywords, pick
 from scoresde.models.checks import check_differentiable, check_score_model
-from scoresde.models.prediction import Condition
+from scoresde.models.prediction import Condition, select
 from scoresde.models.score_model import ScoreModel
 from scoresde.noise import check_seed, normal, stream
-from scoresde.ops import move, recording
+from scoresde.ops import chunks, move, recording
 from scoresde.training.ema import EMA, choose_stride
 from scoresde.training.losses.bins import LossBins
 from scoresde.training.losses.defaults import choose_loss, describe_loss
 from scoresde.training.losses.denoising import Multipliers, check_scalars, measure_losses, read_scalars
 from scoresde.training.losses.times import TIMES, TimeSampler, TimesName, correct_weight
+from scoresde.training.losses.uncertainty import Uncertainty
 from scoresde.training.losses.weights import WEIGHTS, Weight, WeightName
+from scoresde.training.updates import MakeOptimizer, Update
 
 __all__ = ["Objective", "Trainer"]
 
@@ -40,17 +45,8 @@ Objective = Callable[[ScoreModel, Tensor, torch.Generator, Condition], Tensor]
 
 # Times are turned into coefficients for many steps at once, where that saves more than it costs.
 BLOCK_STEPS, BLOCK_SIZE = 64, 32768
-
-
-class _AdamW(torch.optim.AdamW):
-    """Adam whose kernel divides the gradient by ``grad_scale`` and does nothing where ``found_inf`` is 1."""
-
-    grad_scale: Tensor
-    found_inf: Tensor
-
-    def __getstate__(self) -> dict[str, Any]:
-        # Torch's own leaves out which options were found to serve.
-        return vars(self).copy()
+MOST_AVERAGES = 8
+UNCERTAINTY = "uncertainty"  # before the names of its parameters
 
 
 class Trainer:
@@ -59,14 +55,23 @@ class Trainer:
     Args:
         model: the model; its network must be on the device on which it is to stay. Both may be in wrappers: of the
             network (``torch.compile``, ``DistributedDataParallel``) they are called, of the model they are left aside.
-        learning_rate: a number, or a function of the step k = 0, 1, ...
+        learning_rate: a number, or a function of the step k = 0, 1, ...; by default 1e-3. With an ``optimizer``, a
+            factor on the rates that it was made with, by default 1.
         weight: a key of ``losses.WEIGHTS`` or a function; None for what suits the prediction (``losses.defaults``).
         times: a key of ``losses.TIMES``, a ``losses.TimeLaw`` or a function; None for what suits.
         objective: the losses (B,) of a batch in the place of the denoising loss with this weight and these times.
         weight_decay: decoupled, a share of the learning rate.
         clip_norm: largest norm of the gradient of the mean loss; None for no limit.
         ema_decay: of the average of the weights.
-        autocast: torch.bfloat16 to let the network compute in it where torch thinks it safe.
+        sigma_rel: relative widths of power-function averages, at most eight, in the place of that average
+            (``training.ema``); the first is the model's.
+        optimizer: a ``torch.optim.Optimizer`` of the network's parameters, or a function of a list of parameters that
+            makes one; None for AdamW. Clipping is done before it. One without a fused kernel waits for the device.
+        accumulate: parts in which a step's batch goes through the network, one after the other: the same step up to
+            rounding, in the memory of a part. An objective draws for each part what it draws.
+        uncertainty: learn the weight of each log-SNR beside the network (``losses.uncertainty``).
+        autocast: torch.bfloat16 or torch.float16 to let the network compute in it where torch thinks it safe; for
+            float16 the loss is scaled.
         seed: times and noise of step k come from (seed, k).
 
     Raises:
@@ -75,18 +80,22 @@ class Trainer:
             its network in a group of several processes.
     """
 
-    @explain_keywords(lr="learning_rate", ema="ema_decay", loss="objective", grad_clip="clip_norm")
+    @explain_keywords(lr="learning_rate", ema="ema_decay", loss="objective", grad_clip="clip_norm", optim="optimizer")
     def __init__(
         self,
         model: ScoreModel,
         *,
-        learning_rate: float | Callable[[int], float] = 1e-3,
+        learning_rate: float | Callable[[int], float] | None = None,
         weight: WeightName | Weight | None = None,
         times: TimesName | TimeSampler | None = None,
         objective: Objective | None = None,
         weight_decay: float = 0.0,
         clip_norm: float | None = 1.0,
         ema_decay: float = 0.999,
+        sigma_rel: float | Sequence[float] | None = None,
+        optimizer: MakeOptimizer | None = None,
+        accumulate: int = 1,
+        uncertainty: bool = False,
         autocast: torch.dtype | None = None,
         seed: int = 0,
     ) -> None:
@@ -102,24 +111,41 @@ class Trainer:
         if objective is None:
             ends = torch.linspace(sde.t_min, sde.t_max, 9, dtype=torch.float64)
             check_scalars(read_scalars(self.model, sde.at(ends), self.weight), ends)
+        if learning_rate is None:
+            learning_rate = 1e-3 if optimizer is None else 1.0
         self.rate = learning_rate if callable(learning_rate) else _hold_rate(learning_rate)
         self.clip_norm = None if clip_norm is None else check_number(clip_norm, "clip_norm", 0.0, open_low=True)
-        if autocast not in (None, torch.bfloat16):
-            raise ConfigError(f"autocast must be None or torch.bfloat16, got {autocast}; float16 gradients underflow")
+        if autocast not in (None, torch.bfloat16, torch.float16):
+            raise ConfigError(f"autocast must be None, torch.bfloat16 or torch.float16, got {autocast}")
         self.autocast, self.seed = autocast, check_seed(seed)
-        average = check_number(ema_decay, "ema_decay", 0.0, 1.0, open_high=True)
-        self.ema = EMA(self.net, average, warmup=True, every=choose_stride(average))
-        self.parameters = [p for p in self.net.parameters() if p.requires_grad]
+        self.accumulate = check_integer(accumulate, "accumulate", 1)
+        self.averages = _make_averages(self.net, ema_decay, sigma_rel)
+        self.ema = self.averages[0]
+        trained = [p for p in self.net.parameters() if p.requires_grad]
+        self.device = trained[0].device
+        self.dtype = torch.promote_types(torch.float32, trained[0].dtype)
+        named = dict(zip(self.ema.names, trained, strict=True))
+        self.uncertainty = _make_uncertainty(uncertainty, objective, sde, self.device)
+        if self.uncertainty is not None:
+            named |= {f"{UNCERTAINTY}.{name}": p for name, p in self.uncertainty.named_parameters()}
+        self.parameters = list(named.values())
         decay = check_number(weight_decay, "weight_decay", 0.0)
-        self.optimizer = _AdamW(self.parameters, lr=0.0, weight_decay=decay, fused=True)
-        self.device = self.parameters[0].device
-        self.dtype = torch.promote_types(torch.float32, self.parameters[0].dtype)
+        self.update = Update(
+            named, optimizer, weight_decay=decay, clip_norm=self.clip_norm, scaled=autocast == torch.float16
+        )
+        self.weight_decay = decay
         self.gradient_norm = torch.zeros((), device=self.device)
         self.skipped = torch.zeros((), dtype=torch.bool, device=self.device)
         self.step, self.updating = 0, False
         self.bins = LossBins(sde, self.device)
         self._block: tuple[int, int] | None = None
-        self._prepared: tuple[tuple[Tensor, ...], ...] = ()  # multipliers (5, B), c_noise and bins (B,) of each step
+        # Multipliers (5, B), c_noise, bins and places of log-SNR (B,) of each step.
+        self._prepared: tuple[tuple[Tensor, ...], ...] = ()
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """The optimiser."""
+        return self.update.optimizer
 
     def draw_times(self, batch: int, step: int) -> Tensor:
         """Return the times (B,) of a step, in float64 on the CPU."""
@@ -129,8 +155,8 @@ class Trainer:
         """Return the noise of a step, like x0."""
         return normal(x0.shape, stream(self.seed, "noise", step, device=x0.device), dtype=x0.dtype)
 
-    def _prepare(self, batch: int, dtype: torch.dtype) -> tuple[Multipliers, Tensor, Tensor]:
-        """Return this step's multipliers in the data's type, c_noise, and the bins of log-SNR, on the device."""
+    def _prepare(self, batch: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
+        """Return a step's multipliers (5, B) in the data's type, c_noise, bins and places of log-SNR, on the device."""
         # Blocks begin at multiples of their length whatever step a run starts at: a vectorised exponential may differ
         # in its last bit with the position in the array.
         length = max(1, min(BLOCK_STEPS, BLOCK_SIZE // batch))
@@ -140,28 +166,42 @@ class Trainer:
             scalars = read_scalars(self.model, self.model.sde.at(t), self.weight)
             numbers = torch.stack(scalars.multipliers, dim=1).to(dtype)  # (length, 5, B)
             c_noise = self.model.c_noise_for(scalars.c_noise, numbers)
-            parts = (numbers, c_noise, self.bins.find(scalars.log_snr))
+            parts = [numbers, c_noise, self.bins.find(scalars.log_snr)]
+            if self.uncertainty is not None:
+                parts.append(self.uncertainty.places(scalars.log_snr))
             self._prepared = tuple(move(part, self.device).unbind(0) for part in parts)
             self._block = block, batch
-        numbers, c_noise, bins = (part[place] for part in self._prepared)
-        return Multipliers(*numbers.unbind(0)), c_noise, bins
+        return tuple(part[place] for part in self._prepared)
 
     def losses(self, x0: Tensor, cond: Condition = None) -> Tensor:
-        """Return the losses (B,) that this step would minimise the mean of."""
-        return self._losses(x0, cond)[0]
+        """Return the losses (B,) of this step, before a learned weight."""
+        return torch.cat([losses for _, losses, _ in self._losses(x0, cond)])
 
-    def _losses(self, x0: Tensor, cond: Condition) -> tuple[Tensor, Tensor | None]:
-        """Return the losses and their bins, (B,) each; an objective has no bins."""
+    def _losses(self, x0: Tensor, cond: Condition) -> Iterator[tuple[slice, Tensor, tuple[Tensor, ...]]]:
+        """Yield the parts of a batch with their losses (b,) and, but for an objective's, bins and places of log-SNR."""
+        slices = list(chunks(len(x0), math.ceil(len(x0) / self.accumulate)))
         if self.objective is not None:
             generator = stream(self.seed, "objective", self.step)
-            with torch.autocast(x0.device.type, self.autocast, enabled=self.autocast is not None):
-                losses = self.objective(self.model, x0, generator, cond)
-            if losses.shape != x0.shape[:1]:
-                raise ShapeError(f"objective must return losses of shape ({len(x0)},), got {tuple(losses.shape)}")
-            return losses, None
-        multipliers, c_noise, bins = self._prepare(len(x0), x0.dtype)
+            for part in slices:
+                x, told = (x0, cond) if len(slices) == 1 else (x0[part], select(cond, part))
+                with torch.autocast(x0.device.type, self.autocast, enabled=self.autocast is not None):
+                    losses = self.objective(self.model, x, generator, told)
+                if losses.shape != x.shape[:1]:
+                    raise ShapeError(f"objective must return losses of shape ({len(x)},), got {tuple(losses.shape)}")
+                yield part, losses, ()
+            return
         noise = self.draw_noise(x0, self.step)
-        return measure_losses(self.model, x0, noise, multipliers, c_noise, cond, self.autocast), bins
+        numbers, c_noise, *places = self._prepare(len(x0), x0.dtype)
+        if len(slices) == 1:
+            multipliers = Multipliers(*numbers.unbind(0))
+            losses = measure_losses(self.model, x0, noise, multipliers, c_noise, cond, self.autocast)
+            yield slices[0], losses, tuple(places)
+            return
+        for part in slices:
+            multipliers = Multipliers(*numbers[:, part].unbind(0))
+            told = select(cond, part)
+            losses = measure_losses(self.model, x0[part], noise[part], multipliers, c_noise[part], told, self.autocast)
+            yield part, losses, tuple(place[part] for place in places)
 
     def __call__(self, x0: Tensor, cond: Condition = None) -> Tensor:
         """Make one step with data x0 (B, *) of the network's type (at least float32) and device."""
@@ -169,45 +209,95 @@ class Trainer:
             return self._step(x0, cond)
 
     def _step(self, x0: Tensor, cond: Condition) -> Tensor:
-        losses, bins = self._losses(x0, cond)
-        loss = losses.mean()
-        if bins is not None:
-            self.bins.add(bins, losses.detach())
         for p in self.parameters:
             p.grad = None
-        loss.backward()  # type: ignore[no-untyped-call]
+        means: list[Tensor] = []
+        scale = self.update.scale
+        for part, losses, places in self._losses(x0, cond):
+            share = (part.stop - part.start) / len(x0)
+            if places:
+                self.bins.add(places[0], losses.detach())
+            weighed = losses if self.uncertainty is None else self.uncertainty.weigh(losses, places[1])
+            mean = weighed.mean() if share == 1 else weighed.mean() * share
+            shown = mean if self.uncertainty is None else losses.mean() * share
+            means.append(shown.detach())
+            last = part.stop == len(x0)
+            with nullcontext() if last else not_yet(self.net):
+                total = mean if scale is None else mean * scale
+                total.backward()
+        loss = means[0] if len(means) == 1 else torch.stack(means).sum()
         gradients = [p.grad for p in self.parameters if p.grad is not None]
         norms = torch._foreach_norm(gradients, 2, self.dtype)
-        self.gradient_norm = norm = torch.linalg.vector_norm(torch.stack(norms))
-        # Clipping costs no pass of its own: Adam's kernel divides by this scale as it reads the gradient.
-        limit = math.inf if self.clip_norm is None else self.clip_norm
-        self.optimizer.grad_scale = (norm / limit).clamp_min(1.0).float()
-        self.skipped = torch.isfinite(norm + loss.detach()).logical_not()
-        self.optimizer.found_inf = self.skipped.float()
-        self.optimizer.param_groups[0]["lr"] = self.rate(self.step)
+        norm = torch.linalg.vector_norm(torch.stack(norms))
+        self.gradient_norm = norm = norm if scale is None else norm / scale
+        self.skipped = torch.isfinite(norm + loss).logical_not()
         self.updating = True
-        self.optimizer.step()
-        self.ema.update()
+        self.update(norm, self.skipped, self.rate(self.step))
+        for average in self.averages:
+            average.update()
         self.step, self.updating = self.step + 1, False
-        return loss.detach()
+        return loss
 
     def state(self) -> tuple[dict[str, object], dict[str, Tensor]]:
         """Return what another Trainer of the same options needs to go on: numbers, and tensors by name."""
-        tensors: dict[str, Tensor] = {}
-        for name, p, base, offset in zip(self.ema.names, self.parameters, self.ema.base, self.ema.offset, strict=True):
-            tensors[f"base.{name}"], tensors[f"offset.{name}"] = base, offset
-            tensors |= {f"{key}.{name}": value for key, value in self.optimizer.state[p].items()}
-        return {"step": self.step, "updates": self.ema.updates, "seed": self.seed, **self.loss_names}, tensors
+        numbers, tensors = self.update.state()
+        for k, average in enumerate(self.averages):
+            mark = "" if k == 0 else str(k)
+            for name, base, offset in zip(average.names, average.base, average.offset, strict=True):
+                tensors[f"base{mark}.{name}"], tensors[f"offset{mark}.{name}"] = base, offset
+        if self.uncertainty is not None:
+            tensors |= {f"value.{UNCERTAINTY}.{k}": v.detach() for k, v in self.uncertainty.named_parameters()}
+        # The sums since the last record of the log.
+        tensors["loss_bins"] = self.bins.sums
+        return {
+            "step": self.step,
+            "updates": self.ema.updates,
+            "seed": self.seed,
+            **self.loss_names,
+            **numbers,
+        }, tensors
 
+    @torch.no_grad()
     def restore(self, numbers: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
         """Go on from ``state``; the network's own weights must be those of that moment already."""
-        self.step, self.ema.updates = int(numbers["step"]), int(numbers["updates"])
-        for i, (name, p) in enumerate(zip(self.ema.names, self.parameters, strict=True)):
-            self.ema.base[i].copy_(tensors[f"base.{name}"])
-            self.ema.offset[i].copy_(tensors[f"offset.{name}"])
-            if f"step.{name}" in tensors:
-                keys = ("step", "exp_avg", "exp_avg_sq")
-                self.optimizer.state[p] = {key: tensors[f"{key}.{name}"].to(self.device, copy=True) for key in keys}
+        self.step = int(numbers["step"])
+        for k, average in enumerate(self.averages):
+            mark, average.updates = "" if k == 0 else str(k), int(numbers["updates"])
+            for i, name in enumerate(average.names):
+                average.base[i].copy_(tensors[f"base{mark}.{name}"])
+                average.offset[i].copy_(tensors[f"offset{mark}.{name}"])
+        if self.uncertainty is not None:
+            for name, p in self.uncertainty.named_parameters():
+                p.copy_(tensors[f"value.{UNCERTAINTY}.{name}"])
+        self.update.restore(numbers, tensors)
+        if "loss_bins" in tensors:  # checkpoints of earlier versions have none
+            self.bins.sums.copy_(tensors["loss_bins"])
+
+
+def _make_averages(net: nn.Module, ema_decay: float, sigma_rel: float | Sequence[float] | None) -> list[EMA]:
+    """Return the averages to keep, the model's first."""
+    decay = check_number(ema_decay, "ema_decay", 0.0, 1.0, open_high=True)
+    if sigma_rel is None:
+        return [EMA(net, decay, warmup=True, every=choose_stride(decay))]
+    widths = sigma_rel if isinstance(sigma_rel, Sequence) else [sigma_rel]
+    if not 1 <= len(widths) <= MOST_AVERAGES:
+        raise ConfigError(f"sigma_rel must be 1 to {MOST_AVERAGES} widths, got {len(widths)}")
+    return [EMA(net, sigma_rel=width) for width in widths]
+
+
+def _make_uncertainty(
+    uncertainty: bool, objective: object, sde: GaussianSDE, device: torch.device
+) -> Uncertainty | None:
+    if not uncertainty:
+        return None
+    if objective is not None:
+        raise ConfigError("uncertainty= weighs the denoising loss by log-SNR; an objective= has a weight of its own")
+    return Uncertainty(sde, device)
+
+
+def not_yet(net: nn.Module) -> AbstractContextManager[None]:
+    """Return a context in which a wrapper for several processes does not add up gradients yet."""
+    return net.no_sync() if isinstance(net, DistributedDataParallel) else nullcontext()
 
 
 def _check_trainable(model: object) -> tuple[ScoreModel, nn.Module]:

@@ -12,6 +12,8 @@ and the checkpoint stores it. With y = forward(x), the density of the data follo
 | ``Dequantise`` | x + width (U - 1/2), U uniform on [0, 1) | 0 |
 | ``Compose`` | one after the other | the sum of its parts' |
 
+``RandomFlip`` and ``RandomCrop`` are augmentations: only training sees them (``fit(augment=...)``).
+
 Data on a lattice have no density: a model of them can be made infinitely good without learning anything. ``Dequantise``
 spreads each value over its bin (Uria, Murray, Larochelle 2013, arXiv:1306.0186); the density then bounds the
 probability of x, log P(x) >= E_U log p(x + width (U - 1/2)) + D log width for D coordinates (Theis, van den Oord,
@@ -21,8 +23,19 @@ Bethge 2016, arXiv:1511.01844).
 from __future__ import annotations
 
 from scoresde.transforms.affine import Affine
+from scoresde.transforms.augment import RandomCrop, RandomFlip
 from scoresde.transforms.base import Transform
 from scoresde.transforms.compose import TRANSFORMS, Compose, transform_from_dict
 from scoresde.transforms.pixels import Dequantise, Logit
 
-__all__ = ["TRANSFORMS", "Affine", "Compose", "Dequantise", "Logit", "Transform", "transform_from_dict"]
+__all__ = [
+    "TRANSFORMS",
+    "Affine",
+    "Compose",
+    "Dequantise",
+    "Logit",
+    "RandomCrop",
+    "RandomFlip",
+    "Transform",
+    "transform_from_dict",
+]

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import fields
 from typing import Any, Protocol, runtime_checkable
 
 from torch import Generator, Tensor
 
 from scoresde.errors import ConfigError, DomainError, DTypeError, check_number, keep_number, unknown
-from scoresde.ops import Rows, parts
+from scoresde.transforms.augment import RandomCrop, RandomFlip
 
 __all__ = [
     "Transform",
@@ -56,13 +56,15 @@ def check_transform(transform: object) -> Transform | None:
     """Return ``transform`` if it is None or a transform; DTypeError otherwise."""
     if transform is None or (isinstance(transform, Transform) and not isinstance(transform, type)):
         return transform
+    if isinstance(transform, RandomFlip | RandomCrop):
+        raise DTypeError(f"{transform} is not inverted: it is no transform of the model; pass it to fit as augment=")
     raise DTypeError(f"transform must be one of scoresde.transforms, e.g. Affine(), got {transform!r}")
 
 
-def forward_parts(transform: Transform | None, x: Tensor | Rows, generator: Generator) -> Iterator[Tensor]:
-    """Yield data (N, *) in the model's coordinates, part by part; DomainError says in which part a bad value is."""
+def forward_parts(transform: Transform | None, x: Iterable[Tensor], generator: Generator) -> Iterator[Tensor]:
+    """Yield data that come in parts in the model's coordinates; DomainError says in which part a bad value is."""
     low = 0
-    for part in parts(x):
+    for part in x:
         try:
             y = part if transform is None else transform.forward(part, generator)
         except DomainError as error:

@@ -12,12 +12,12 @@ from cli_helpers import QUICK, Folders, contents, main, refused
 
 import scoresde
 from scoresde import VESDE, VPSDE, ScoreModel, SubVPSDE, training
-from scoresde.cli import train_run
 from scoresde.cli.presets import DATA, PRESETS
 from scoresde.cli.threads import use_threads
 from scoresde.data import moons
 from scoresde.models.checkpoint import read
 from scoresde.nn import MLP, UNet
+from scoresde.training.log import Log, Record
 
 
 def test_train_leaves_a_model_a_log_and_its_options(runs: Folders, capsys: pytest.CaptureFixture[str]) -> None:
@@ -43,7 +43,15 @@ def test_train_leaves_a_model_a_log_and_its_options(runs: Folders, capsys: pytes
         "weight_decay": 0.0,
         "clip_norm": 1.0,
         "ema_decay": 0.995,
+        "accumulate": 1,
+        "precision": "fp32",
+        "uncertainty": False,
+        "flip": False,
         "held_out_loss": False,
+        "patience": None,
+        "watch": False,
+        "keep": 1,
+        "tracker": None,
         "seed": 3,
         "threads": 1,
     }
@@ -55,7 +63,7 @@ def test_train_leaves_a_model_a_log_and_its_options(runs: Folders, capsys: pytes
     assert (about["data"], about["complete"]) == ("moons", True)
     assert about["versions"] == {"scoresde": scoresde.__version__, "torch": torch.__version__}
     left = sorted(f.name for f in points.iterdir() if f.name != "comparison")
-    assert left == ["checkpoint", "log.jsonl", "run.json", "training.png"]
+    assert left == ["checkpoint", "log.csv", "log.jsonl", "run.json", "training.png"]
     assert about["model"]["sde"] == repr(VPSDE())
     assert MLP(**about["model"]["network"]["config"]).config == ScoreModel.load(points / "checkpoint").net.config
     for folder, sde, predicts, net in ((points, VPSDE(), "noise", MLP), (ve, VESDE(), "edm", MLP)):
@@ -119,12 +127,15 @@ def test_interrupted_training_goes_on_to_the_same_bits(
     options = ["--data", "eight_gaussians", "--steps", "120", "--batch-size", "8"]
     assert main(["train", *options, "--out", str(whole)]) == 0
 
-    def stop(path: Path, value: object) -> None:
+    add = Log.add
+
+    def stop(log: Log, record: Record) -> None:
         monkeypatch.undo()
+        add(log, record)
         raise KeyboardInterrupt
 
-    # The first record, at step 50, is when run.json is written; Ctrl-C arrives then.
-    monkeypatch.setattr(train_run, "write_json", stop)
+    # Ctrl-C arrives at the first record, at step 50.
+    monkeypatch.setattr(Log, "add", stop)
     capsys.readouterr()
     assert main(["train", *options, "--out", str(cut)]) == 130
     err = capsys.readouterr().err
@@ -151,3 +162,44 @@ def test_options_that_are_not_a_training_s_do_not_resume(
     for broken in ({}, {**about, "options": {"lerning_rate": 1.0}}):
         (tmp_path / "run.json").write_text(json.dumps(broken))
         assert "does not hold the options of a training" in refused(capsys, ["train", "--resume", str(tmp_path)])
+
+
+def test_watching_a_training_logs_distances_and_keeps_pictures(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    options = ["--data", "moons", "--steps", "20", "--batch-size", "8", "--watch", "--keep", "2", "--precision", "bf16"]
+    assert main(["train", *options, "--accumulate", "2", "--uncertainty", "--patience", "50", "--out", str(out)]) == 0
+    lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    watched = {line["step"]: line["watched"] for line in lines if "watched" in line}
+    assert sorted(watched) == list(range(2, 21, 2))
+    assert all(set(numbers) == {"sliced_wasserstein", "energy_distance"} for numbers in watched.values())
+    assert sorted(f.name for f in (out / "samples").iterdir()) == [f"step-{k:08d}.png" for k in range(2, 21, 2)]
+    assert sorted(f.name for f in (out / "kept").iterdir()) == ["0000000018", "0000000020"]
+    assert all("held_out_loss" in line for line in lines)
+    identity = read(out / "checkpoint").documents["run"]["identity"]
+    assert (identity["accumulate"], identity["uncertainty"], identity["autocast"]) == (2, True, "torch.bfloat16")
+
+
+def test_a_run_that_was_killed_before_its_first_checkpoint_begins_anew(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its folder has run.json and perhaps a log; --resume says to start, and --out takes the folder."""
+    out = tmp_path / "run"
+    out.mkdir()
+    (out / "run.json").write_text("{}", "utf-8")
+    (out / "log.jsonl").write_text('{"step": 5}\n', "utf-8")
+    said = refused(capsys, ["train", "--resume", str(out)])
+    assert f"holds no run to go on with; start one: --out {out}" in said
+    options = ["--data", "moons", "--steps", "4", "--batch-size", "8"]
+    assert main(["train", *options, "--out", str(out)]) == 0
+    assert [json.loads(line)["step"] for line in (out / "log.jsonl").read_text().splitlines()] == [4]
+
+
+def test_a_training_that_is_refused_leaves_no_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    said = refused(capsys, ["train", "--data", "moons", "--flip", "--out", str(tmp_path / "run")])
+    assert "--flip mirrors images and series, moons are points; leave it out" in said
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_loss_that_is_never_finite_is_said_with_the_cure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--data", "moons", "--steps", "200", "--batch-size", "8", "--learning-rate", "1e30", "--clip-norm", "0"]
+    assert "the loss is not finite" in refused(capsys, ["train", *options, "--out", str(tmp_path / "run")])

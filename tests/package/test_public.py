@@ -55,6 +55,7 @@ from scoresde import (
     sample,
     solvers,
     training,
+    transforms,
     variational_bound,
 )
 from scoresde.nn import MLP, UNet
@@ -120,6 +121,8 @@ OBJECTS: dict[str, Callable[[], object]] = {
     "SDE": Relaxation,
     "GaussianSDE": VPSDE,
     "Affine": lambda: Affine((1.0, 2.0), 3.0),
+    "transforms.RandomFlip": lambda: transforms.RandomFlip((-1, -2)),
+    "transforms.RandomCrop": lambda: transforms.RandomCrop((4, 4), padding=1),
     "Compose": lambda: Compose((Affine(1.0, 2.0), Logit())),
     "Dequantise": lambda: Dequantise(16),
     "Logit": Logit,

@@ -149,7 +149,7 @@ def test_checkpoint_holds_both_weights_and_the_model_loads(tmp_path: Path) -> No
     loaded = ScoreModel.load(folder)
     assert loaded.transform == Affine(1.0, 2.0)
     assert torch.equal(loaded.moments.mean, model.moments.mean)
-    assert {f.name for f in (tmp_path / "run").iterdir()} == {"checkpoint", "log.jsonl"}
+    assert {f.name for f in (tmp_path / "run").iterdir()} == {"checkpoint", "log.jsonl", "log.csv"}
 
 
 @pytest.fixture

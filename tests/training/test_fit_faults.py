@@ -13,6 +13,7 @@ from torch import Tensor
 from scoresde import Affine, CheckpointError, ConfigError, DomainError, DTypeError, ShapeError
 from scoresde.nn import MLP
 from scoresde.training import Trainer, fit
+from scoresde.transforms import RandomFlip
 
 
 def broken() -> Tensor:
@@ -38,7 +39,38 @@ def broken() -> Tensor:
         ({"times": "low_discrepency"}, ConfigError, r"unknown time sampler .*did you mean 'low_discrepancy'\?"),
         ({"clip_norm": 0.0}, DomainError, r"clip_norm must lie in \(0, inf\)"),
         ({"weight_decay": -1.0}, DomainError, r"weight_decay must lie in \[0, inf\)"),
-        ({"autocast": torch.float16}, ConfigError, "autocast must be None or torch.bfloat16, got torch.float16"),
+        ({"autocast": torch.float64}, ConfigError, "autocast must be None, torch.bfloat16 or torch.float16, got"),
+        ({"accumulate": 0}, DomainError, "accumulate must be at least 1, got 0"),
+        ({"keep": 0}, DomainError, "keep must be at least 1, got 0"),
+        ({"patience": 3}, ConfigError, "patience= counts held-out losses; pass held_out= data"),
+        ({"patience": 0, "held_out": DATA}, DomainError, "patience must be at least 1"),
+        ({"held_out": DATA[:0]}, ShapeError, "held_out is empty"),
+        ({"held_out": DATA, "held_out_cond": {"label": torch.zeros(3)}}, ShapeError, "must have a first dimension of"),
+        ({"sigma_rel": 0.3}, DomainError, "sigma_rel must lie in"),
+        ({"sigma_rel": ()}, ConfigError, "sigma_rel must be 1 to 8 widths, got 0"),
+        ({"workers": 1}, ConfigError, "workers= are for data sets and loaders; leave them out for arrays"),
+        ({"unpack": lambda item: item}, ConfigError, "unpack= and workers= are for data sets and loaders"),
+        ({"unpack": 3}, DTypeError, "unpack must be a function or None, got 3"),
+        ({"on_log": 3}, DTypeError, "on_log must be a function or None, got 3"),
+        ({"watch": 3}, DTypeError, "watch must be a function or None, got 3"),
+        ({"augment": 3}, DTypeError, "augment must be a function or None, got 3"),
+        ({"moments": 3}, DTypeError, "moments must be scoresde.Moments, as Moments.of.data. makes, got 3"),
+        ({"transform": RandomFlip()}, DTypeError, "is not inverted: .*pass it to fit as augment="),
+        ({"optimizer": 3}, DTypeError, "optimizer must be a torch.optim.Optimizer, or a function .*got 3"),
+        ({"optimizer": lambda p: None}, DTypeError, "optimizer must be a torch.optim.Optimizer"),
+        ({"optimizer": torch.optim.LBFGS}, ConfigError, "LBFGS calls the loss several times a step"),
+        ({"optimizer": torch.optim.SGD, "weight_decay": 0.1}, ConfigError, "weight_decay= is that of the usual"),
+        (
+            {"optimizer": torch.optim.SGD(MLP(2, width=8, depth=1).parameters(), lr=0.1)},
+            ConfigError,
+            "the optimizer holds .* parameters that are not the network's",
+        ),
+        ({"learning_rate": lambda k: 0.1, "warmup": 3}, ConfigError, "a function has its own, leave them out"),
+        ({"uncertainty": True, "objective": lambda m, x, g, c: x.sum(1)}, ConfigError, "uncertainty= weighs the"),
+        ({"trackers": ["tensorbord"]}, ConfigError, "unknown tracker 'tensorbord'; did you mean 'tensorboard'"),
+        ({"trackers": [3]}, DTypeError, "trackers must be names or have a method log"),
+        ({"data": {"x": DATA}}, DTypeError, "data must be a torch.Tensor, got dict"),
+        ({"data": 3}, DTypeError, "data must be a torch.Tensor, got int"),
         ({"seed": -1}, DomainError, r"seed must lie in \[0, 2\*\*64\), got -1"),
         ({"log_every": 0}, DomainError, "log_every must be at least 1"),
         ({"save_every": 0}, DomainError, "save_every must be at least 1"),

@@ -18,6 +18,7 @@ from scoresde.training import Trainer
 from scoresde.training.batches import Batches
 from scoresde.training.losses import TIMES, WEIGHTS, denoising_score_matching
 from scoresde.training.losses.denoising import read_scalars
+from scoresde.training.sources import RowSource
 
 
 @pytest.mark.parametrize("clip_norm", [None, 1e-3, 0.05, 1e3])
@@ -114,7 +115,8 @@ def batches(
     n: int, size: int, cond: dict[str, Tensor] | None = None, dropout: dict[str, float] | None = None, seed: int = 0
 ) -> Batches:
     data = torch.arange(float(n))[:, None]
-    return Batches(data, cond, size=size, dropout=dropout or {}, seed=seed, device=torch.device("cpu"))
+    source = RowSource(data, cond, size=size, seed=seed)
+    return Batches(source, dropout=dropout or {}, seed=seed, device=torch.device("cpu"), dtype=torch.float32)
 
 
 @pytest.mark.parametrize(("n", "size"), [(10, 4), (10, 10), (7, 3), (3, 8), (1, 5)])

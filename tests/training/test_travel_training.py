@@ -15,7 +15,7 @@ from scoresde import DDPM, EMA, VPSDE, ScoreModel, fit
 from scoresde.nn import MLP
 from scoresde.noise import normal, stream
 from scoresde.training import DECAYS, Trainer
-from scoresde.training.loop import Judge
+from scoresde.training.judge import Judge
 from scoresde.training.losses import (
     TIMES,
     WEIGHTS,

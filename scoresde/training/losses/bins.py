@@ -23,7 +23,7 @@ class LossBins:
     def __init__(self, sde: GaussianSDE, device: torch.device) -> None:
         ends = sde.log_snr(torch.tensor([sde.t_max, sde.t_min], dtype=torch.float64)).clamp(-WIDEST, WIDEST)
         self.edges = ends[0] + (ends[1] - ends[0]) * torch.arange(BINS + 1, dtype=torch.float64) / BINS
-        self._sums = torch.zeros(2, BINS, device=device)
+        self.sums = torch.zeros(2, BINS, device=device)
 
     @property
     def centres(self) -> list[float]:
@@ -37,12 +37,12 @@ class LossBins:
     def add(self, index: Tensor, losses: Tensor) -> None:
         """Count finite losses (B,) into the bins ``index`` (B,), both on the device; nothing waits for it."""
         good = torch.isfinite(losses)
-        values = torch.stack([losses.masked_fill(~good, 0.0), good.to(losses.dtype)]).to(self._sums.dtype)
-        self._sums.index_add_(1, index, values)
+        values = torch.stack([losses.masked_fill(~good, 0.0), good.to(losses.dtype)]).to(self.sums.dtype)
+        self.sums.index_add_(1, index, values)
 
     def take_means(self) -> list[float | None]:
         """Return each bin's mean, None where it is empty, and begin anew."""
-        sums, counts = self._sums.tolist()
-        self._sums.zero_()
+        sums, counts = self.sums.tolist()
+        self.sums.zero_()
         means = (s / n if n else math.nan for s, n in zip(sums, counts, strict=True))
         return [mean if math.isfinite(mean) else None for mean in means]

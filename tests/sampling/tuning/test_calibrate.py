@@ -42,7 +42,8 @@ from scoresde.sampling.tuning.choose import Ranked
 from scoresde.sampling.tuning.pairs import Errors, make_pairs
 from scoresde.solvers import grids
 from scoresde.solvers.candidates import find_candidate
-from scoresde.training.batches import prepare_data
+from scoresde.training.batches import Batches
+from scoresde.training.sources import RowSource
 
 SDES = [VPSDE(), SubVPSDE(), EDMSDE(), RectifiedFlow()]
 
@@ -280,16 +281,8 @@ class Bad(nn.Module):
 def test_conditions_are_spread_over_the_data() -> None:
     """Labels that come sorted: all classes are drawn."""
     labels = torch.arange(90) // 30
-    batches, _ = prepare_data(
-        normal((90, 2), stream(5)),
-        {"label": labels},
-        None,
-        batch_size=8,
-        dropout={},
-        seed=0,
-        device=torch.device("cpu"),
-        dtype=torch.float32,
-    )
+    source = RowSource(normal((90, 2), stream(5)), {"label": labels}, size=8, seed=0)
+    batches = Batches(source, dropout={}, seed=0, device=torch.device("cpu"), dtype=torch.float32)
     assert batches.spread_conditions(6)["label"].tolist() == [0, 0, 1, 1, 2, 2]
 
 

@@ -1,0 +1,113 @@
+"""How a run begins: in a new folder, or from the checkpoint of one that was interrupted."""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from scoresde.errors import CheckpointError, ConfigError, DomainError
+from scoresde.models import checkpoint, saving
+from scoresde.training.batches import Batches
+from scoresde.training.identity import CHANGE, Run
+from scoresde.training.judge import Best
+from scoresde.training.keeping import BEST, CHECKPOINT, is_unfinished
+from scoresde.training.log import LOG, Log
+from scoresde.training.loop import RECENT
+from scoresde.training.trainer import Trainer
+
+__all__ = ["Start", "begin", "open_folder"]
+
+Resume = bool | Literal["change"]
+
+
+@dataclass(frozen=True, eq=False)
+class Start:
+    """Where a run stands before its first step here: losses that no record has yet, and the best so far."""
+
+    carried: Tensor | None
+    best: Best
+
+
+def open_folder(path: str | os.PathLike[str] | None, *, resume: Resume) -> Path | None:
+    """Return the folder, writable, and empty unless ``resume``; made where it is not there.
+
+    Raises:
+        CheckpointError: it holds other files, or cannot be written. ConfigError: ``resume`` without a folder.
+    """
+    folder = None if path is None else Path(path)
+    if resume and folder is None:
+        raise ConfigError("resume=True needs the folder= of the run to go on with")
+    if folder is None or resume:
+        return folder
+    try:
+        if folder.is_dir() and any(folder.iterdir()) and not is_unfinished(folder):
+            raise CheckpointError(f"{folder} is not empty; choose a new folder, or resume=True to go on from there")
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / LOG).open("a", encoding="utf-8").close()
+    except OSError as error:
+        raise CheckpointError(
+            f"{folder} cannot be written: {error.strerror or error}; choose another folder"
+        ) from error
+    return folder
+
+
+def begin(
+    folder: Path | None,
+    trainer: Trainer,
+    batches: Batches,
+    run: Run | None,
+    log: Log,
+    *,
+    resume: Resume,
+    steps: int,
+    patience: int | None,
+) -> Start:
+    """Begin a run, or load the folder's checkpoint into the network, the trainer and the data's place.
+
+    Raises:
+        ConfigError: the checkpoint is another run's. DomainError: fewer steps than it has made.
+    """
+    best = Best(patience)
+    if not resume:
+        if folder is not None:
+            log.begin()
+        return Start(None, best)
+    assert folder is not None
+    assert run is not None
+    contents = checkpoint.read(folder / CHECKPOINT)
+    numbers = contents.document("training")
+    run.follow(contents, int(numbers["step"]), folder, change=resume == CHANGE)
+    if steps < numbers["step"]:
+        raise DomainError(
+            f"steps must be at least {numbers['step']}, which {folder} has made, got {steps}",
+            parameter="steps",
+            got=steps,
+            allowed=f"at least {numbers['step']}",
+        )
+    state = contents.tensors("training_state")
+    saving.load_network(contents, "weights", trainer.net)
+    trainer.restore(numbers, state)
+    batches.source.restore(numbers.get("source", {}))
+    _restore_best(best, folder, numbers.get("best"))
+    log.go_on_from(trainer.step)
+    return Start(state.get(RECENT, torch.empty(0, device="cpu")), best)
+
+
+def _restore_best(best: Best, folder: Path, numbers: dict[str, float | None] | None) -> None:
+    """Take up the best so far; its weights from the folder's best checkpoint."""
+    if numbers is None or numbers["loss"] is None:
+        return
+    best.loss, best.step, best.looks = float(numbers["loss"]), int(numbers["step"] or 0), int(numbers["looks"] or 0)
+    if best.patience is None or not (folder / BEST / checkpoint.MANIFEST).is_file():
+        return
+    kept = checkpoint.read(folder / BEST)
+    if int(kept.document("training")["step"]) == best.step:
+        best.weights = kept.tensors("ema")
+    else:  # of a save that was cut off in between: begin to look anew
+        best.loss, best.looks = math.inf, 0

@@ -1,0 +1,277 @@
+"""What a step may be made of: parts of a batch, half precision, optimisers and rates of one's own, learned weights."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from small_models import DATA, F64, same, tiny, weights
+from torch import Tensor, nn
+
+from scoresde import VPSDE, ConfigError, ScoreModel, fit
+from scoresde.nn import MLP
+from scoresde.noise import normal, stream
+from scoresde.training import Trainer
+from scoresde.training.losses.uncertainty import Uncertainty
+from scoresde.transforms import RandomCrop, RandomFlip
+
+OPTIONS: dict[str, Any] = {"steps": 12, "batch_size": 20, "progress": False, "save_every": 4}
+
+
+def double(**options: Any) -> ScoreModel:
+    return ScoreModel(MLP(2, width=16, depth=1).double(), VPSDE(), **options)
+
+
+def run_trainer(trainer: Trainer, steps: int = 6, size: int = 20) -> Trainer:
+    for k in range(steps):
+        trainer(DATA[k * size : (k + 1) * size].to(trainer.dtype))
+    return trainer
+
+
+@pytest.mark.parametrize("parts", [2, 3, 20])
+@pytest.mark.parametrize("uncertainty", [False, True])
+def test_a_batch_in_parts_is_the_same_step(parts: int, uncertainty: bool) -> None:
+    whole, split = (
+        run_trainer(Trainer(double(), accumulate=n, uncertainty=uncertainty, learning_rate=1e-2)) for n in (1, parts)
+    )
+    for one, other in zip(whole.parameters, split.parameters, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(whole.gradient_norm, split.gradient_norm)
+    assert torch.allclose(whole.bins.sums, split.bins.sums)
+    calls: list[int] = []
+    split.net.register_forward_hook(lambda module, args, out: calls.append(len(args[0])))
+    split(DATA[:20].double())
+    assert len(calls) == parts
+    assert sum(calls) == 20
+
+
+def test_an_objective_in_parts_sees_every_sample_and_its_condition() -> None:
+    seen: list[Tensor] = []
+
+    def objective(model: ScoreModel, x: Tensor, generator: torch.Generator, cond: Any) -> Tensor:
+        seen.append(cond["c"])
+        return (model.net(x, torch.zeros(len(x), dtype=F64)) - cond["c"][:, None]).square().mean(1)
+
+    told = {"c": torch.arange(20, dtype=F64)}
+    trained = []
+    for parts in (1, 3):
+        seen.clear()
+        trainer = Trainer(double(), objective=objective, accumulate=parts)
+        trainer(DATA[:20].double(), told)
+        assert torch.equal(torch.cat(seen), told["c"])
+        trained.append(trainer.parameters)
+    for one, other in zip(*trained, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
+
+
+def test_half_precision_scales_the_loss_and_leaves_out_steps_that_overflow(tmp_path: Path) -> None:
+    """Weights stay float32; the scale halves where a gradient overflows, and the step then changes nothing."""
+    trainer = Trainer(tiny(), autocast=torch.float16, learning_rate=1e-3)
+    full = Trainer(tiny(), learning_rate=1e-3)
+    kinds: set[torch.dtype] = set()
+    trainer.net.first[0].register_forward_hook(lambda module, args, out: kinds.add(out.dtype))
+    losses = [(float(trainer(DATA[:64])), float(full(DATA[:64]))) for _ in range(20)]
+    assert kinds == {torch.float16}
+    assert {p.dtype for p in trainer.parameters} == {torch.float32}
+    for half, single in losses:
+        assert half == pytest.approx(single, rel=0.05)
+    assert float(trainer.gradient_norm) == pytest.approx(float(full.gradient_norm), rel=0.1)  # without the scale
+    scale = trainer.update.scale
+    assert scale is not None
+    before, known = float(scale), weights(trainer.model)
+    trainer.update.scale = scale.fill_(2.0**127)
+    trainer(DATA[:64])
+    assert bool(trainer.skipped)
+    assert float(scale) == 2.0**126
+    assert same(known, weights(trainer.model))
+    assert math.log2(before) in range(8, 17)
+    scale.fill_(1024.0)
+    numbers, tensors = trainer.state()
+    heir = Trainer(copy.deepcopy(trainer.model), autocast=torch.float16)
+    heir.restore(numbers, {name: value.clone() for name, value in tensors.items()})
+    assert float(heir.update.scale) == 1024.0
+
+
+def test_the_usual_optimiser_given_as_ones_own_makes_the_same_steps() -> None:
+    """AdamW at rate 1e-3 with a factor is AdamW at that rate, with a fused kernel and without one."""
+    usual = run_trainer(Trainer(double(), learning_rate=lambda k: 1e-3 / (k + 1)))
+    for fused in (True, False):
+        own = functools.partial(torch.optim.AdamW, lr=1e-3, weight_decay=0.0, fused=fused)
+        mine = run_trainer(Trainer(double(), optimizer=own, learning_rate=lambda k: 1 / (k + 1)))
+        assert mine.optimizer.param_groups[0]["lr"] == pytest.approx(1e-3 / 6)
+        for one, other in zip(usual.parameters, mine.parameters, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
+
+
+def test_any_optimiser_gets_the_clipped_gradient_and_skips_what_is_not_finite() -> None:
+    trainer = Trainer(double(), optimizer=functools.partial(torch.optim.SGD, lr=0.5), clip_norm=0.01)
+    before = [p.detach().clone() for p in trainer.parameters]
+    trainer(DATA[:20].double())
+    moved = math.sqrt(
+        sum(float((p.detach() - b).square().sum()) for p, b in zip(trainer.parameters, before, strict=True))
+    )
+    assert moved == pytest.approx(0.5 * 0.01, rel=1e-6)  # SGD moves by the rate times the clipped norm
+    before = [p.detach().clone() for p in trainer.parameters]
+    trainer(torch.full((20, 2), math.inf, dtype=F64))
+    assert bool(trainer.skipped)
+    assert all(torch.equal(p, b) for p, b in zip(trainer.parameters, before, strict=True))
+
+
+OPTIMISERS: dict[str, Callable[[list[nn.Parameter]], torch.optim.Optimizer]] = {
+    "momentum": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9),
+    "two groups": lambda p: torch.optim.Adam([{"params": p[:2], "lr": 1e-2}, {"params": p[2:], "lr": 1e-3}]),
+    "rmsprop": lambda p: torch.optim.RMSprop(p, lr=1e-2, centered=True),
+    "nadam": lambda p: torch.optim.NAdam(p, lr=1e-2),
+    "averaged": lambda p: torch.optim.ASGD(p, lr=1e-2),
+}
+
+
+class Stop(Exception):
+    """Raised in the middle of a run."""
+
+
+def stop_at(step: int) -> Callable[[Any], None]:
+    def stop(record: Any) -> None:
+        if record["step"] == step:
+            raise Stop
+
+    return stop
+
+
+@pytest.mark.parametrize("name", OPTIMISERS)
+def test_a_run_with_any_optimiser_goes_on_to_the_same_bits(tmp_path: Path, name: str) -> None:
+    given = {**OPTIONS, "optimizer": OPTIMISERS[name], "decay": "linear"}
+    whole, cut = tiny(), tiny()
+    fit(whole, DATA, folder=tmp_path / "whole", **given)
+    with pytest.raises(Stop):
+        fit(tiny(), DATA, folder=tmp_path / "cut", log_every=1, on_log=stop_at(9), **given)
+    fit(cut, DATA, folder=tmp_path / "cut", resume=True, **given)
+    assert same(weights(whole), weights(cut))
+    if name == "momentum":
+        other = {**given, "optimizer": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.8)}
+        with pytest.raises(ConfigError, match=r"another run: optimizer .*momentum=0.9.*now .*momentum=0.8"):
+            fit(tiny(), DATA, folder=tmp_path / "cut", resume=True, **other)
+
+
+def test_an_optimiser_that_was_made_is_used() -> None:
+    model = tiny()
+    made = torch.optim.SGD(model.net.parameters(), lr=0.1)
+    fit(model, DATA, optimizer=made, learning_rate=lambda k: 0.5, **OPTIONS)
+    assert made.param_groups[0]["lr"] == pytest.approx(0.05)
+
+
+def test_a_rate_of_ones_own_is_all_of_it(tmp_path: Path) -> None:
+    result = fit(tiny(), DATA, learning_rate=lambda k: 1e-3 * (k + 1), log_every=1, **OPTIONS)
+    assert [record["learning_rate"] for record in result.log] == pytest.approx([1e-3 * (k + 1) for k in range(12)])
+
+
+def test_a_learned_weight_tends_to_the_logarithm_of_the_losses() -> None:
+    """d/du (e^-u l + u) = 0 at u = log l: where l is exp of a line in log-SNR, u is that line, exactly."""
+    sde = VPSDE()
+    weight = Uncertainty(sde, torch.device("cpu")).double()
+    log_snr = torch.linspace(weight.low, weight.high, 400, dtype=F64)
+    losses = torch.exp(0.3 * log_snr - 1)
+    assert torch.equal(weight.weigh(losses, weight.places(log_snr)), losses)  # u starts at 0
+    solver = torch.optim.LBFGS(weight.parameters(), lr=1, max_iter=2000, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        solver.zero_grad()
+        total = weight.weigh(losses, weight.places(log_snr)).mean()
+        total.backward()
+        return total
+
+    solver.step(closure)
+    u = weight(weight.places(log_snr)).detach()
+    torch.testing.assert_close(u, losses.log(), rtol=0, atol=1e-3)
+
+
+def test_training_learns_the_weight_and_a_resumed_run_keeps_it(tmp_path: Path) -> None:
+    """At a network that hardly moves, u is the log of the mean loss at each log-SNR after enough steps."""
+    slow = lambda p: torch.optim.Adam([{"params": p[:-1], "lr": 1e-12}, {"params": p[-1:], "lr": 0.05}])  # noqa: E731
+    trainer = Trainer(double(), uncertainty=True, optimizer=slow, clip_norm=None, times="log_snr")
+    for _ in range(400):
+        loss = trainer(DATA.double())
+    means = torch.tensor([value for value in trainer.bins.take_means() if value is not None])
+    u = trainer.uncertainty(trainer.uncertainty.places(torch.tensor(trainer.bins.centres, dtype=F64))).detach()
+    torch.testing.assert_close(u.float(), means.log(), rtol=0, atol=0.35)
+    assert float(loss) == pytest.approx(float(means.mean()), rel=0.2)  # the log has the loss before the weight
+    given = {**OPTIONS, "uncertainty": True}
+    whole, cut = tiny(), tiny()
+    fit(whole, DATA, folder=tmp_path / "whole", **given)
+    with pytest.raises(Stop):
+        fit(tiny(), DATA, folder=tmp_path / "cut", log_every=1, on_log=stop_at(9), **given)
+    fit(cut, DATA, folder=tmp_path / "cut", resume=True, **given)
+    assert same(weights(whole), weights(cut))
+
+
+def test_the_data_prediction_is_trained_with_the_velocitys_loss() -> None:
+    """weight="velocity" on a network that predicts the data counts |v_hat - v|^2 of the rectified flow, v = z - x_0."""
+    from scoresde import RectifiedFlow, denoising_score_matching
+
+    sde, x0, z = RectifiedFlow(), DATA[:50].double(), normal((50, 2), stream(3), dtype=F64)
+    net = MLP(2, width=8, depth=1, seed=1).double()
+    nn.init.constant_(net.output.weight, 0.1)
+    t = torch.linspace(0.05, 0.95, 50, dtype=F64)
+    model = ScoreModel(net, sde, predicts="data")
+    losses = denoising_score_matching(model, x0, weight="velocity", t=t, noise=z)
+    x = (1 - t)[:, None] * x0 + t[:, None] * z
+    guess = model(x, t).data
+    velocity = (x - guess) / t[:, None]
+    torch.testing.assert_close(losses, (velocity - (z - x0)).square().mean(1), rtol=1e-8, atol=0)
+
+
+def test_flips_mirror_the_stated_share_and_nothing_else() -> None:
+    x = torch.arange(2 * 3 * 4.0).reshape(1, 2, 3, 4).repeat(4000, 1, 1, 1)
+    y = RandomFlip((-1, -2), 0.25)(x, stream(0))
+    turned = [torch.equal(a, x[0].flip(-1)) for a in y], [torch.equal(a, x[0].flip(-2)) for a in y]
+    both = [torch.equal(a, x[0].flip(-1, -2)) for a in y]
+    for found, share in ((turned[0], 3 / 16), (turned[1], 3 / 16), (both, 1 / 16)):
+        assert abs(sum(found) / 4000 - share) < 6 * math.sqrt(share * (1 - share) / 4000)
+    assert sum(map(sum, (*turned, both))) + sum(torch.equal(a, x[0]) for a in y) == 4000
+    assert torch.equal(RandomFlip(probability=0.0)(x, stream(0)), x)
+    assert torch.equal(RandomFlip(probability=1.0)(x.byte(), stream(0)), x.byte().flip(-1))
+
+
+def test_crops_are_parts_of_the_data_at_every_place_alike() -> None:
+    x = torch.arange(5 * 6.0).reshape(1, 1, 5, 6).repeat(6000, 1, 1, 1)
+    y = RandomCrop((3, 4))(x, stream(1))
+    assert y.shape == (6000, 1, 3, 4)
+    corners = y[:, 0, 0, 0].long()
+    row, column = corners // 6, corners % 6
+    assert torch.equal(y, torch.stack([x[0, :, r : r + 3, c : c + 4] for r, c in zip(row, column, strict=True)]))
+    counts = torch.bincount(row * 3 + column, minlength=9).double()
+    assert float(((counts - 6000 / 9).square() / (6000 / 9)).sum()) < 45  # chi-squared of 8: P = 4e-7
+    line = torch.arange(1.0, 5.0).reshape(1, 1, 4).repeat(500, 1, 1)
+    mirrored = {tuple(row.tolist()) for row in RandomCrop((4,), padding=2)(line, stream(2))[:, 0]}
+    assert mirrored == {(3, 2, 1, 2), (2, 1, 2, 3), (1, 2, 3, 4), (2, 3, 4, 3), (3, 4, 3, 2)}
+    empty = {tuple(row.tolist()) for row in RandomCrop((4,), padding=1, fill="zeros")(line, stream(2))[:, 0]}
+    assert empty == {(0, 1, 2, 3), (1, 2, 3, 4), (2, 3, 4, 0)}
+
+
+def test_training_sees_augmented_data_and_their_moments(tmp_path: Path) -> None:
+    """All data lie on one side; mirrored, their mean is 0 on that axis. The model has no transform of it."""
+    data = (0.1 * normal((400, 1, 2, 3), stream(5)) + torch.tensor([-1.0, 0.0, 1.0])).contiguous()
+    seen: list[Tensor] = []
+
+    def augment(x: Tensor, generator: torch.Generator) -> Tensor:
+        seen.append(x)
+        return RandomFlip()(x, generator)
+
+    model = ScoreModel(MLP((1, 2, 3), width=8, depth=1), VPSDE())
+    fit(model, data, augment=augment, folder=tmp_path / "run", **OPTIONS)
+    assert float(model.moments.mean.abs().max()) < 0.2
+    assert model.transform is None
+    assert sum(map(len, seen)) == 400 + 12 * 20
+    cropped = ScoreModel(MLP((1, 2, 2), width=8, depth=1), VPSDE())
+    fit(cropped, data, augment=RandomCrop((2, 2)), **OPTIONS)
+    assert cropped.moments.mean.shape == (1, 2, 2)
+    flipped = {**OPTIONS, "folder": tmp_path / "flips"}
+    fit(model, data, augment=RandomFlip(), **flipped)
+    with pytest.raises(ConfigError, match=r"another run: augment 'RandomFlip\(dims=\(-1,\), prob.*', now None"):
+        fit(model, data, resume=True, **flipped)
