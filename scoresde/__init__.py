@@ -24,6 +24,7 @@ from scoresde.errors import (
     DataError,
     DomainError,
     DTypeError,
+    ProcessError,
     ScoreSDEError,
     ShapeError,
     SolverError,
@@ -64,9 +65,11 @@ from scoresde.sampling.langevin import langevin
 from scoresde.sampling.part import Step
 from scoresde.sampling.particles import Particles, correct
 from scoresde.sampling.problem import PosteriorSamples
+from scoresde.sampling.processes import processes
 from scoresde.sampling.sample import SampleResult, sample
 from scoresde.sampling.samplers import Sampler
 from scoresde.sampling.schedulers import to_diffusers
+from scoresde.sampling.shards import read_shards, write_shards
 from scoresde.sampling.stepper import Stepper
 from scoresde.sampling.tuning.calibrate import calibrate
 from scoresde.sampling.tuning.choose import select
@@ -135,6 +138,7 @@ __all__ = [
     "PosteriorSamples",
     "Prediction",
     "ProbabilityFlow",
+    "ProcessError",
     "RectifiedFlow",
     "Replacement",
     "ReverseSDE",
@@ -195,7 +199,9 @@ __all__ = [
     "path_log_weight",
     "plots",
     "posterior",
+    "processes",
     "product",
+    "read_shards",
     "sample",
     "sample_posterior",
     "select",
@@ -207,6 +213,7 @@ __all__ = [
     "transforms",
     "tune",
     "variational_bound",
+    "write_shards",
 ]
 
 

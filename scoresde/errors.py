@@ -30,6 +30,7 @@ __all__ = [
     "DTypeError",
     "DataError",
     "DomainError",
+    "ProcessError",
     "ScoreSDEError",
     "ShapeError",
     "SolverError",
@@ -122,6 +123,10 @@ class CheckpointError(ScoreSDEError, RuntimeError):
 
 class DataError(ScoreSDEError, RuntimeError):
     """Data could not be read or do not fit together."""
+
+
+class ProcessError(ScoreSDEError, RuntimeError):
+    """Another process of the job has died, or did not come within the time-out."""
 
 
 class TrainingWarning(UserWarning):

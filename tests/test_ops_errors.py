@@ -33,6 +33,7 @@ def test_every_error_is_of_its_builtin_kind() -> None:
         errors.SolverError: RuntimeError,
         errors.CheckpointError: RuntimeError,
         errors.DataError: RuntimeError,
+        errors.ProcessError: RuntimeError,
     }
     for kind, builtin in kinds.items():
         assert issubclass(kind, errors.ScoreSDEError)

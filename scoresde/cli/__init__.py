@@ -3,6 +3,8 @@
 Each verb is a frozen dataclass of options, which tyro reads from the arguments, with a method ``run``. An error is one
 line on stderr that says what to do, with exit code 2 (its traceback with ``--debug``), a warning of the package's own
 one line; Ctrl-C keeps what is done and exits with 130. The extra ``scoresde[cli]`` brings tyro.
+
+Of the processes that ``torchrun`` starts only the first speaks; an error is told by the one that has it.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from typing import TYPE_CHECKING, TextIO
 
 from scoresde.cli.config import read_settings
 from scoresde.errors import ConfigError, ScoreSDEError, TrainingWarning, UnstableSamplerWarning, unknown
+from scoresde.sampling.processes import World, world
 
 if TYPE_CHECKING:
     from scoresde.cli.options import Command
@@ -74,6 +77,8 @@ a file too (--config run.toml). A first session:
   scoresde sample --checkpoint runs/swiss_roll --n 2000 --out samples.png
   scoresde compare --checkpoint runs/swiss_roll"""
 
+# What several processes may do together.
+SHARED = ("sample", "likelihood")
 NO_TYRO = 'the command line needs tyro; in the repository run pip install ".[cli]"'
 
 
@@ -85,9 +90,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     _show_any_letter()
+    who = ""
     try:
-        with _plain_warnings():
-            code = _run(arguments)
+        here = world()
+        who = "" if here.size == 1 else f" in process {here.rank} of {here.size}"
+        with _plain_warnings(), _only_main_speaks(here):
+            code = _run(arguments, here)
         sys.stdout.flush()
         return code
     except KeyboardInterrupt as interrupt:
@@ -100,7 +108,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ScoreSDEError, OSError) as error:
         if "--debug" in arguments:
             raise
-        print(f"scoresde: error: {_join_lines(error)}", file=sys.stderr)
+        print(f"scoresde: error{who}: {_join_lines(error)}", file=sys.stderr)
         return 2
 
 
@@ -136,7 +144,17 @@ def _plain_warnings() -> Iterator[None]:
         yield
 
 
-def _run(arguments: list[str]) -> int:
+@contextlib.contextmanager
+def _only_main_speaks(here: World) -> Iterator[None]:
+    """Leave out what the other processes of a job would print once more; they see no terminal, so draw no bars."""
+    if here.is_main:
+        yield
+        return
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        yield
+
+
+def _run(arguments: list[str], here: World) -> int:
     verb = arguments[0] if arguments else ""
     if not arguments:
         print(USAGE, file=sys.stderr)
@@ -155,6 +173,11 @@ def _run(arguments: list[str]) -> int:
     verbs = _load_verbs()
     if verb not in verbs:
         raise unknown("verb", verb, verbs)
+    if here.size > 1 and verb not in SHARED:
+        raise ConfigError(
+            f"scoresde {verb} is the work of one process, not of {here.size}; start it without torchrun (together work "
+            f"{', '.join(SHARED)})"
+        )
     settings = read_settings(arguments[1:], verbs[verb])
     options = _parse(verbs[verb], verb, arguments[1:], {} if settings is None else settings.values)
     try:

@@ -1,7 +1,8 @@
 """``scoresde likelihood``: what a checkpoint says of held-out data, by the flow and by two bounds, each with its error.
 
 The data are taken in parts of ``PART``. What is done stands in values.safetensors, which is replaced atomically, so
-that an interrupted run goes on where it stopped, with the noise that it would have had.
+that an interrupted run goes on where it stopped, with the noise that it would have had. Of several processes
+(``torchrun``) each takes one part of a round, and the first keeps the values of all: they are the same for any number.
 """
 
 import json
@@ -48,6 +49,7 @@ from scoresde.models.prediction import Condition
 from scoresde.noise import check_seed, stream
 from scoresde.plots.densities import histogram
 from scoresde.plots.style import save, use_style
+from scoresde.sampling.processes import World, processes
 from scoresde.solvers.adaptive import ProbabilityFlow
 from scoresde.training.sources import digest
 
@@ -70,7 +72,7 @@ class Likelihood(Work):
     Data on levels (digits, images) get lower bounds of the levels' log probability, in bits per dimension too; other
     data a log density in their own units. Prints a table with 95% confidence intervals over the data, and what of the
     flow's value is not exact. Writes likelihood.json, values.safetensors (each sample's values) and histogram.png. What
-    is done is kept: the same command goes on where it was stopped.
+    is done is kept: the same command goes on where it was stopped, also with another number of processes.
 
     Args:
         checkpoint: folder of a run, or of a saved model.
@@ -110,13 +112,17 @@ class Likelihood(Work):
 
     def run(self) -> int:
         """Measure, part by part."""
+        with processes(find_device(self.device)) as world:
+            return self._run(world)
+
+    def _run(self, world: World) -> int:
         for name in ("draws", "importance", "samples", "chunk_size"):
             check_integer(getattr(self, name), name, 1)
         check_number(self.tolerance, "tolerance", 0.0, open_low=True)
         check_seed(self.seed)
         with use_style():  # says what to do where matplotlib is missing
             pass
-        run = open_run(self.checkpoint, find_device(self.device))
+        run = open_run(self.checkpoint, world.device)
         name, data = open_data_of(run, self.data, self.on_bad_image)
         held_out, labels = data.test()
         n = min(MOST, len(held_out)) if self.n is None else check_integer(self.n, "n", 1, len(held_out))
@@ -136,29 +142,45 @@ class Likelihood(Work):
         out = check_folder("out", run.folder / "likelihood" if self.out is None else self.out)
         measures = self._make_measures(run, levels)
         with use_threads(choose_threads(self.threads, run.model.net)):
-            found = _Values(out, self._describe(run, name, x, cond, levels), n, fresh=self.fresh)
+            settings = self._describe(run, name, x, cond, levels)
+            found = _Values(out, settings, n, fresh=self.fresh) if world.is_main else None
             print(f"results in {out}/", file=sys.stderr, flush=True)
             try:
-                self._measure(found, measures, x.to(find_device(self.device)), cond)
+                self._measure(world, found, measures, x.to(world.device), cond)
             except KeyboardInterrupt as stop:
-                raise KeyboardInterrupt(
-                    f"{found.done} of {n} samples are in {out}/; the same command goes on"
-                ) from stop
-        found.finish(run, levels, name)
+                done = "what is done is" if found is None else f"{found.done} of {n} samples are"
+                raise KeyboardInterrupt(f"{done} in {out}/; the same command goes on") from stop
+        if found is not None:
+            found.finish(run, levels, name)
         return 0
 
-    def _measure(self, found: "_Values", measures: Sequence[Measure], x: Tensor, told: Mapping[str, Tensor]) -> None:
-        """Measure the samples that are left, part by part."""
-        bar = tqdm(total=len(x), initial=found.done, desc="likelihood", unit="sample", disable=not is_interactive())
+    def _measure(
+        self,
+        world: World,
+        found: "_Values | None",
+        measures: Sequence[Measure],
+        x: Tensor,
+        told: Mapping[str, Tensor],
+    ) -> None:
+        """Measure the samples that are left, a part for each process in a round; the first process keeps them."""
+        done = int(world.gather(torch.tensor([0 if found is None else found.done]))[0])
+        bar = tqdm(total=len(x), initial=done, desc="likelihood", unit="sample", disable=not is_interactive())
         with bar:
-            while (first := found.done) < len(x):
-                rows = slice(first, first + PART)
-                cond = {name: values[rows].to(x.device) for name, values in told.items()} or None
-                started, values = time.perf_counter(), {}
-                for measure in measures:
+            while done < len(x):
+                first, started = done + world.rank * PART, time.perf_counter()
+                rows, values = slice(first, first + PART), dict[str, Tensor]()
+                cond = {name: one[rows].to(x.device) for name, one in told.items()} or None
+                for measure in measures if first < len(x) else ():
                     values.update(measure(x[rows], cond, first))
-                found.add(values, time.perf_counter() - started)
-                bar.update(found.done - first)
+                columns = list(values.values())  # all of them float64 on the CPU
+                # Rows one after another, so that a process without any need not know how many columns there are.
+                flat = torch.stack(columns, 1).flatten() if columns else torch.zeros(0, dtype=torch.float64)
+                everyone = torch.cat(world.gather(flat))
+                if found is not None:
+                    columns = list(everyone.view(-1, len(values)).unbind(1))
+                    found.add(dict(zip(values, columns, strict=True)), time.perf_counter() - started)
+                done, before = min(done + world.size * PART, len(x)), done
+                bar.update(done - before)
 
     def _choose_levels(self, usual: Levels | None) -> Levels | None:
         """Return the values that a coordinate takes: as asked, else the data's."""

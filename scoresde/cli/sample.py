@@ -1,15 +1,18 @@
 """``scoresde sample``: draw samples from a trained model."""
 
+import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, cast
 
 import torch
 import tyro
+from torch import Tensor
 
+from scoresde.cli.files import LABELS
 from scoresde.cli.options import (
     NAMES,
     Int,
@@ -22,7 +25,7 @@ from scoresde.cli.options import (
     show_default,
 )
 from scoresde.cli.pictures import ANIMATIONS, ARRAYS, ENDINGS, check_drawable, write_samples, write_whole
-from scoresde.cli.run_folder import RunFolder, check_file, open_run
+from scoresde.cli.run_folder import RunFolder, check_file, check_folder, open_run
 from scoresde.cli.threads import choose_threads, use_threads
 from scoresde.data.arrays import arrays_from_file
 from scoresde.diffusions.sde import GaussianSDE
@@ -34,8 +37,10 @@ from scoresde.nn.unet import UNet
 from scoresde.noise import check_seed
 from scoresde.plots.style import use_style
 from scoresde.sampling.part import Ending
+from scoresde.sampling.processes import World, processes
 from scoresde.sampling.sample import SampleResult, sample
 from scoresde.sampling.samplers import COMPOSED, USUAL, Sampler, parse_sampler
+from scoresde.sampling.shards import SAMPLES, read_shards, write_shards
 from scoresde.solvers.adaptive import ProbabilityFlow
 from scoresde.solvers.build import FINALS, build_table
 from scoresde.solvers.named import DEFAULT
@@ -44,6 +49,7 @@ from scoresde.solvers.tableau import Tableau
 __all__ = ["Sample", "make_table"]
 
 CHUNK = 512
+Draw = Callable[[int, int], SampleResult]
 
 
 def _name_usual_steps() -> str:
@@ -55,8 +61,8 @@ def _name_usual_steps() -> str:
 class Sample(Work):
     """Draw samples from a trained model: a picture, an animation, or arrays.
 
-    Sample k depends on the seed and k alone, whatever the number of samples and the chunks. Ctrl-C writes the chunks
-    that are done.
+    Sample k depends on the seed and k alone, whatever the number of samples, the chunks and the processes: under
+    torchrun each process draws its share. Ctrl-C in a single one writes the chunks that are done.
 
     Args:
         checkpoint: folder of a run, or of a saved model.
@@ -73,7 +79,8 @@ class Sample(Work):
         guidance: scale of classifier-free guidance, for conditional models; 1 is the model itself, more leads away from
             what is likely without the class.
         out: file: a picture (.png, .svg, .pdf), an animation of the way from noise (.gif), or the samples in the
-            data's units as an array (.npy), or as "samples" with "labels" (.npz).
+            data's units as an array (.npy), or as "samples" with "labels" (.npz). Without an ending a folder, in which
+            each process writes the samples that it draws: they may be more than the memory holds.
         save_table: file (.json) for the sampler as a table of numbers, which the solver option reads.
         chunk_size: number of samples given to the network at once.
     """
@@ -102,48 +109,99 @@ class Sample(Work):
         check_integer(self.chunk_size, "chunk_size", 1)
         check_seed(self.seed)
         ending = self.out.suffix.lower()
-        if ending not in ENDINGS:
+        if ending and ending not in ENDINGS:
             raise unknown("ending of --out", self.out.suffix, ENDINGS, parameter="out")
-        check_file("out", self.out)
+        (check_file if ending else check_folder)("out", self.out)
         if self.save_table is not None:
             if self.save_table.suffix.lower() != ".json":
                 raise unknown("ending of --save-table", self.save_table.suffix, [".json"], parameter="save_table")
             check_file("save_table", self.save_table)
-        if ending not in ARRAYS:
+        if ending and ending not in ARRAYS:
             with use_style():  # says what to do where matplotlib is missing
                 pass
-        run = open_run(self.checkpoint, find_device(self.device))
+        with processes(find_device(self.device)) as world:
+            return self._run(world, ending)
+
+    def _run(self, world: World, ending: str) -> int:
+        if ending in ANIMATIONS and world.size > 1:
+            raise ConfigError(f"--out {self.out} is drawn by one process; start it without torchrun", parameter="out")
+        run = open_run(self.checkpoint, world.device)
         event = self._size_event(run)
-        if ending not in ARRAYS:
+        if ending and ending not in ARRAYS:
             check_drawable(event)
         sampler = self._read_sampler(run.model)
         final = _choose_final(self.final, sampler)
         labels = self._read_conditions(run)
         model = self._guide(run)
-        if self.save_table is not None:
+        if self.save_table is not None and world.is_main:
             table = make_table(sampler, run.model.sde, final)
             write_whole(self.save_table, lambda file: file.write_text(table.to_json() + "\n", encoding="utf-8"))
-        parts: list[SampleResult] = []
         started = time.perf_counter()
+
+        def draw(first: int, last: int) -> SampleResult:
+            return self._draw(model, event, sampler, final, labels, slice(first, last))
+
+        with use_threads(choose_threads(self.threads, run.model.net)):
+            if world.size > 1 or not ending:
+                nfe = self._share(world, run, draw, labels)
+            else:
+                nfe = self._draw_all(run, sampler, final, draw, labels)
+        took = time.perf_counter() - started
+        cost = torch.cat(world.gather(nfe)).double().mean()
+        evaluations = f"{float(cost):.4g} evaluations each, {took:.1f} seconds"
+        name = sampler.solver.name if sampler.name == USUAL and isinstance(sampler.solver, Tableau) else sampler.name
+        print(f"wrote {self.out}{'' if ending else '/'}: {self.n} samples by {name}, {evaluations}")
+        return 0
+
+    def _draw_all(self, run: RunFolder, sampler: Sampler, final: str, draw: Draw, labels: Condition) -> Tensor:
+        """Draw and write one file; return the evaluations of each sample."""
+        parts: list[SampleResult] = []
         try:
-            with use_threads(choose_threads(self.threads, run.model.net)):
-                while (done := sum(len(part.x) for part in parts)) < self.n:
-                    if done and not is_interactive():
-                        print(f"sampling     {done} of {self.n}", file=sys.stderr, flush=True)
-                    parts.append(self._draw(model, event, sampler, final, labels, done))
+            while (done := sum(len(part.x) for part in parts)) < self.n:
+                self._tell(done, self.n)
+                parts.append(draw(done, min(done + self.chunk_size, self.n)))
         except KeyboardInterrupt as stop:
             if not parts:
                 raise
             self._write(run, sampler, final, parts, labels)
             done = sum(len(part.x) for part in parts)
             raise KeyboardInterrupt(f"{done} of {self.n} samples are in {self.out}") from stop
-        took = time.perf_counter() - started
         self._write(run, sampler, final, parts, labels)
-        cost = torch.cat([part.nfe for part in parts]).double().mean()
-        evaluations = f"{float(cost):.4g} evaluations each, {took:.1f} seconds"
-        name = sampler.solver.name if sampler.name == USUAL and isinstance(sampler.solver, Tableau) else sampler.name
-        print(f"wrote {self.out}: {self.n} samples by {name}, {evaluations}")
-        return 0
+        return torch.cat([part.nfe for part in parts])
+
+    def _share(self, world: World, run: RunFolder, draw: Draw, labels: Condition) -> Tensor:
+        """Draw this process's share into a folder, from which the first makes the file that was asked for, if any."""
+        cost = [torch.zeros(0, dtype=torch.int64)]
+        mine, last = world.share(self.n), bool(self.out.suffix)
+        layout = None if last else run.layout
+
+        def draw_rows(rows: slice) -> dict[str, Tensor]:
+            self._tell(rows.start - mine.start, mine.stop - mine.start, f" of process {world.rank}" * (world.size > 1))
+            part = draw(rows.start, rows.stop)
+            cost.append(part.nfe.cpu())
+            found = {SAMPLES: part.x.cpu() if layout is None else layout.write(part.x.cpu())}
+            return found if labels is None or "label" not in labels else {**found, LABELS: labels["label"][rows]}
+
+        folder = self.out.with_name(f".{self.out.name}.shards") if last else self.out
+        about: dict[str, object] = {name: getattr(self, name) for name in ("solver", "steps", "seed", "guidance")}
+        about["checkpoint"] = str(self.checkpoint)
+        about |= {} if run.classes is None else {"classes": list(run.names)}
+        try:
+            write_shards(folder, self.n, draw_rows, world=world, chunk_size=self.chunk_size, about=about)
+            if last and world.is_main:
+                found = None if labels is None or "label" not in labels else labels["label"]
+                write_samples(run, read_shards(folder), self.out, labels=found, in_turn=self.label is None)
+        except KeyboardInterrupt as stop:
+            raise KeyboardInterrupt(f"{self.out} is as it was") from stop
+        finally:
+            if last and world.is_main:
+                shutil.rmtree(folder, ignore_errors=True)
+        return torch.cat(cost)
+
+    def _tell(self, done: int, count: int, whose: str = "") -> None:
+        """Tell how far it is, where no bar does."""
+        if done and not is_interactive():
+            print(f"sampling     {done} of {count}{whose}", file=sys.stderr, flush=True)
 
     def _size_event(self, run: RunFolder) -> torch.Size:
         """Return the shape of a sample: that of the training, or images of another size."""
@@ -215,21 +273,20 @@ class Sample(Work):
         return guided(run.model, self.guidance)
 
     def _draw(
-        self, model: Predictor, event: Sequence[int], sampler: Sampler, final: str, labels: Condition, first: int
+        self, model: Predictor, event: Sequence[int], sampler: Sampler, final: str, labels: Condition, rows: slice
     ) -> SampleResult:
-        """Draw the next samples, of which ``first`` is the first."""
-        size = min(self.chunk_size, self.n - first)
+        """Draw some of the samples."""
         return sample(
             model,
-            (size, *event),
+            (rows.stop - rows.start, *event),
             solver=sampler.solver,
             steps=sampler.steps,
             final=cast(Ending, final),
             kernels=sampler.kernels,
             prior=None if self.size is None else model.sde.prior(),
-            cond=select(labels, slice(first, first + size)),
+            cond=select(labels, rows),
             seed=self.seed,
-            first_sample=first,
+            first_sample=rows.start,
             trajectory=self.out.suffix.lower() in ANIMATIONS,
             progress=is_interactive(),
             full_output=True,

@@ -220,7 +220,7 @@ def test_help_names_the_choices_and_the_defaults(capsys: pytest.CaptureFixture[s
             ["sample", "--checkpoint", "nowhere", "--out", "x.giff"],
             "unknown ending of --out '.giff'; did you mean '.gif'? choices: .gif, .npy, .npz",
         ),
-        (["sample", "--checkpoint", "nowhere", "--out", "samples"], "unknown ending of --out ''"),
+        (["sample", "--checkpoint", "nowhere", "--out", "samples.txt"], "unknown ending of --out '.txt'"),
         (["compare", "--checkpoint", "nowhere"], "checkpoint nowhere does not exist"),
     ],
 )

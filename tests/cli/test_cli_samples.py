@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
-from scoresde import VPSDE, ScoreModel, sample, training
+from scoresde import VPSDE, ScoreModel, read_shards, sample, training
 from scoresde.cli import pictures
 from scoresde.cli.presets import DATA, SDES
 from scoresde.cli.yardsticks import make_yardstick
@@ -44,6 +44,25 @@ def test_arrays_are_the_library_s_samples(runs: Folders, tmp_path: Path, capsys:
     assert main([*base, "--n", "3", "--solver", "heun:5", "--seed", "11", "--chunk-size", "2"]) == 0
     assert np.allclose(np.load(out, allow_pickle=False), written[:3], atol=1e-5)
     assert [f.name for f in out.parent.iterdir()] == ["x.npy"], "no temporary file stays"
+
+
+def test_without_an_ending_the_samples_fill_a_folder(
+    runs: Folders, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = ["sample", "--checkpoint", str(runs[2]), "--n", "12", "--solver", "ddim:3", "--seed", "4"]
+    assert main([*base, "--out", str(tmp_path / "x.npz")]) == 0
+    assert main([*base, "--out", str(tmp_path / "x"), "--chunk-size", "5"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].startswith(f"wrote {tmp_path}/x/: 12 samples by ddim, 3 evalu")
+    with np.load(tmp_path / "x.npz", allow_pickle=False) as arrays:
+        scale = np.abs(arrays["samples"]).max()
+        assert np.abs(read_shards(tmp_path / "x").numpy() - arrays["samples"]).max() < 1e-5 * scale
+        assert (read_shards(tmp_path / "x", "labels").numpy() == arrays["labels"]).all()
+    about = json.loads((tmp_path / "x" / "index.json").read_text())["about"]
+    assert (about["seed"], about["solver"], about["classes"]) == (4, "ddim:3", list("0123456789"))
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").write_text("all of it")
+    assert "holds 'thesis.tex', which is no file of samples" in refused(capsys, [*base, "--out", f"{tmp_path}/mine"])
+    assert contents(tmp_path / "mine") == {"thesis.tex": b"all of it"}
 
 
 def test_labels_come_in_turn_or_as_asked(runs: Folders, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
