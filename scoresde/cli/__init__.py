@@ -78,7 +78,7 @@ a file too (--config run.toml). A first session:
   scoresde compare --checkpoint runs/swiss_roll"""
 
 # What several processes may do together.
-SHARED = ("sample", "likelihood")
+SHARED = ("train", "sample", "likelihood")
 NO_TYRO = 'the command line needs tyro; in the repository run pip install ".[cli]"'
 
 

@@ -47,6 +47,7 @@ from scoresde.models.score_model import ScoreModel
 from scoresde.noise import check_seed
 from scoresde.plots.progress import read_log, training
 from scoresde.plots.style import save
+from scoresde.sampling.processes import World, processes
 from scoresde.sampling.tuning.calibrate import RUNGS
 from scoresde.training import losses
 from scoresde.training.keeping import CHECKPOINT, is_unfinished
@@ -180,7 +181,11 @@ class Train(Work):
     change: bool = False
 
     def run(self) -> int:
-        """Train."""
+        """Train, together with the other processes of a job that ``torchrun`` or ``accelerate launch`` started."""
+        with processes(find_device(self.device)) as world:
+            return self._run(world)
+
+    def _run(self, world: World) -> int:
         if self.change and self.resume is None:
             raise ConfigError("--change is for --resume, which goes on with a run; leave it out", parameter="change")
         asked = self if self.resume is None else _read_options(self)
@@ -199,8 +204,8 @@ class Train(Work):
         model = options._make_model(data, tuple(samples.shape[1:]))
         threads = choose_threads(options.threads, model.net)
         options = dataclasses.replace(options, threads=threads)
-        folder = self._name_folder(data) if self.resume is None else self.resume
-        where = find_device(self.device)
+        folder = self._name_folder(data, world) if self.resume is None else self.resume
+        where = world.device
         about = describe_run(options, model, data, keep_data(folder, source))
         if self.resume is not None and not self.change:
             check_unchanged(folder, about)
@@ -218,6 +223,7 @@ class Train(Work):
             print(f"classes      {_say_classes(data.classes)}{unused}")
         print(f"model        {type(model.net).__name__}, {size} parameters, {options.predicts} under {model.sde}")
         means = f"{where}, {threads} thread{'s' * (threads > 1)}" if where.type == "cpu" else f"{where}"
+        means = f"{world.size} processes, {means}" if world.size > 1 else means
         print(f"loss         weight {options.weight}, times {options.times}")
         print(f"training     {options.steps} steps of {options.batch_size} samples on {means}")
         print(f"results      {folder}/", flush=True)
@@ -227,7 +233,9 @@ class Train(Work):
             resume: Resume = self.resume is not None
             if self.change:
                 resume = "change"
-            result = run_training(options, model.to(where), data, train, test, conds, folder, about, resume=resume)
+            result = run_training(
+                options, model.to(where), data, train, test, conds, folder, about, resume=resume, world=world
+            )
         loss = next((record["loss"] for record in reversed(result.log)), None)
         if loss is not None:
             print(f"done         loss {loss:.4g} after {result.steps} steps, {result.seconds:.0f} seconds")
@@ -235,15 +243,16 @@ class Train(Work):
             counts = f"{RUNGS[0]} to {RUNGS[-1]} evaluations"
             print(f"calibrated   for {counts}, for the default sampler: scoresde describe {folder}")
         print(f"checkpoint   {folder / CHECKPOINT}/")
-        print(f"log          {folder / LOG}{_draw_course(folder)}")
+        print(f"log          {folder / LOG}{_draw_course(folder) if world.is_main else ""}")
         print(f"next         scoresde compare --checkpoint {folder}")
         return 0
 
-    def _name_folder(self, data: DataSet) -> Path:
+    def _name_folder(self, data: DataSet, world: World) -> Path:
         """Return the new folder of the run."""
         name = self.data if data.path is None else data.path.resolve().stem
         folder = check_folder("out", Path("runs", name) if self.out is None else self.out)
-        if folder.is_dir() and any(folder.iterdir()) and not is_unfinished(folder):
+        # Of several processes the first looks: it may have begun to write while another comes here.
+        if world.is_main and folder.is_dir() and any(folder.iterdir()) and not is_unfinished(folder):
             raise ConfigError(
                 f"--out {folder} is not empty; choose another, or go on with --resume {folder}", parameter="out"
             )

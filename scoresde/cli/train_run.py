@@ -21,6 +21,7 @@ from scoresde.errors import CheckpointError, ConfigError
 from scoresde.models.checkpoint import MANIFEST
 from scoresde.models.saving import network_to_dict
 from scoresde.models.score_model import ScoreModel
+from scoresde.sampling.processes import World
 from scoresde.training import losses
 from scoresde.training.fit import fit
 from scoresde.training.keeping import CHECKPOINT
@@ -127,6 +128,7 @@ def run_training(
     about: Mapping[str, object],
     *,
     resume: Resume,
+    world: World,
 ) -> TrainResult:
     """Train, leave run.json beside whatever checkpoint there is, and say how to go on after Ctrl-C."""
     assert options.steps is not None
@@ -148,7 +150,7 @@ def run_training(
             shown = 10 * step // steps
             say(f"step {step}, loss {loss:.4g}" if isinstance(loss, float) else f"step {step}, loss not finite")
 
-    if not resume:
+    if not resume and world.is_main:
         # First, so that a run that is killed at once says what it was.
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / RUN, {**about, "complete": False})
@@ -182,6 +184,7 @@ def run_training(
             keep=options.keep,
             trackers=() if options.tracker is None else (options.tracker,),
             resume=resume,
+            world=world,
             progress=is_interactive() or Pace(say),
             on_log=note,
         )
@@ -201,7 +204,9 @@ def run_training(
             f"the checkpoint is in {folder / CHECKPOINT}/; go on with: scoresde train --resume {folder}"
         ) from stop
     finally:
-        if (folder / CHECKPOINT / MANIFEST).is_file():
+        if not world.is_main:
+            pass
+        elif (folder / CHECKPOINT / MANIFEST).is_file():
             write_json(folder / RUN, {**about, "complete": complete})
         elif not resume and not (folder / LOG).exists():
             # Refused before it began.

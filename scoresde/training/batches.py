@@ -15,7 +15,8 @@ from scoresde.errors import ConfigError, DTypeError, check_finite
 from scoresde.models.prediction import Condition
 from scoresde.noise import stream
 from scoresde.ops import move
-from scoresde.training.sources import Source
+from scoresde.sampling.processes import World
+from scoresde.training.sources import ALONE, Source
 from scoresde.transforms.augment import Augmentation
 from scoresde.transforms.base import Transform, forward_parts
 
@@ -33,6 +34,7 @@ class Batches:
         dtype: of the batches.
         transform: from the data's units to the model's, or None; one that draws noise draws it anew for every batch.
         augment: what only training sees, (x, generator) -> x in the data's units, or None.
+        world: of whose share the batches are; what a batch draws is another for each process.
 
     Raises:
         ConfigError: conditions to drop that are not there.
@@ -48,9 +50,11 @@ class Batches:
         dtype: torch.dtype,
         transform: Transform | None = None,
         augment: Augmentation | None = None,
+        world: World = ALONE,
     ) -> None:
         self.source, self.dropout, self.seed, self.device, self.dtype = source, dict(dropout), seed, device, dtype
         self.transform, self.augment = transform, augment
+        self.who: tuple[int, ...] = () if world.size == 1 else (world.rank,)
         for name in dropout:
             if name not in source.cond_names:
                 held = ", ".join(source.cond_names) or "nothing"
@@ -61,12 +65,12 @@ class Batches:
         x, cond = self.source.read(step)
         device, transform = self.device, self.transform
         if self.augment is not None:
-            x = self.augment(x, stream(self.seed, "augment", step, device=x.device))
+            x = self.augment(x, stream(self.seed, "augment", step, *self.who, device=x.device))
         if transform is not None and not transform.random:
             x = transform.forward(_floating(x))
         x = move(x.to(self.dtype), device)
         if transform is not None and transform.random:
-            x = transform.forward(x, stream(self.seed, "transform", step, device=device))
+            x = transform.forward(x, stream(self.seed, "transform", step, *self.who, device=device))
         if cond is None:
             return x, None
         cond = {key: move(value, device) for key, value in cond.items()}
@@ -74,7 +78,7 @@ class Batches:
             return x, cond
         from scoresde.nn.conditions import drop_conditions  # networks are loaded by who uses them
 
-        draws = {name: stream(self.seed, "dropout", name, step, device=device) for name in self.dropout}
+        draws = {name: stream(self.seed, "dropout", name, step, *self.who, device=device) for name in self.dropout}
         return x, drop_conditions(cond, self.dropout, draws)
 
     def spread_conditions(self, n: int) -> dict[str, Tensor]:

@@ -18,8 +18,9 @@ from torch.utils.data import DataLoader, Dataset
 from scoresde.errors import ConfigError, DataError, ShapeError
 from scoresde.models.prediction import Condition
 from scoresde.noise import seeded, stream
+from scoresde.sampling.processes import World
 from scoresde.training.items import Pair, Reader, join
-from scoresde.training.sources import AtWill, Order, describe_values, spread_over
+from scoresde.training.sources import ALONE, AtWill, Order, describe_values, spread_over
 
 __all__ = ["Batched", "ItemSource", "Items", "Made", "StreamSource"]
 
@@ -76,11 +77,14 @@ class ItemSource(AtWill):
         size: samples of a batch.
         seed: of the order and of what items draw.
         workers: processes that read ahead; 0 to read in this one.
+        world: whose share of each batch is read.
     """
 
-    def __init__(self, items: Items, read: Reader, *, size: int, seed: int, workers: int = 0) -> None:
+    def __init__(
+        self, items: Items, read: Reader, *, size: int, seed: int, workers: int = 0, world: World = ALONE
+    ) -> None:
         self.items, self.size, self.workers = items, size, workers
-        self.order, self.drawn = Order(len(items), size, seed), _Drawn(items, read, seed)
+        self.order, self.drawn = Order(len(items), size, seed, world), _Drawn(items, read, seed)
         self.cond_names = tuple(self.drawn[(-1, 0)][1])
         self._next: tuple[int, Iterator[Pair]] | None = None
 

@@ -8,6 +8,7 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -30,6 +31,7 @@ from scoresde.models.prediction import check_condition
 from scoresde.models.score_model import ScoreModel
 from scoresde.noise import check_seed, fresh_seed
 from scoresde.ops import Array, Rows, accept_arrays, accept_rows
+from scoresde.sampling.processes import World
 from scoresde.sampling.tuning.calibrate import COST
 from scoresde.sampling.tuning.calibrate import calibrate as find_calibration
 from scoresde.training.batches import Batches
@@ -44,8 +46,10 @@ from scoresde.training.loop import Loop, Progress
 from scoresde.training.losses.times import TimeSampler, TimesName
 from scoresde.training.losses.weights import Weight, WeightName
 from scoresde.training.opening import USUAL_BATCH, open_source, read_all
+from scoresde.training.parallel import lost_processes, shared_network
 from scoresde.training.rates import DecayName, read_rate
 from scoresde.training.result import TrainResult
+from scoresde.training.sources import ALONE
 from scoresde.training.start import begin, open_folder
 from scoresde.training.trainer import Objective, Trainer
 from scoresde.training.updates import MakeOptimizer
@@ -126,6 +130,7 @@ def fit(
     progress: Progress = True,
     on_log: Callable[[Record], None] | None = None,
     trackers: str | Sequence[str | Tracker] = (),
+    world: World = ALONE,
 ) -> TrainResult:
     """Train a model's network by denoising score matching.
 
@@ -136,8 +141,7 @@ def fit(
     Args:
         model: the model; its network ends with the raw weights, its ``moments`` and ``transform`` are set. A network
             in ``torch.compile`` or ``DistributedDataParallel`` is trained through it; a wrapper around the model
-            itself is left aside. The result's model has the network without wrappers. Each process of a group has
-            data (whose moments its model gets), a seed and a folder (or none) of its own.
+            itself is left aside. The result's model has the network without wrappers.
         data: a tensor on any device or a NumPy array, also one mapped from a file, (N, *), finite, or bytes; or a data
             set of items (torch's ``Dataset`` or one of Hugging Face): x, (x, y) or a mapping; or a ``DataLoader``, an
             ``IterableDataset`` or any iterable of batches, in its own order. All in the user's units.
@@ -202,6 +206,10 @@ def fit(
             seconds since the first of this call began, called after every step.
         on_log: called with every record.
         trackers: "tensorboard", "wandb" or "mlflow" (through accelerate), or anything with log(values, step=).
+        world: of ``with processes() as world``: every process of the job calls this with the same arguments, and they
+            train one model, each with its share of every batch. What one process would do is done: the same order,
+            times and noise, and the same weights up to rounding (but for what an augmentation, a transform and dropout
+            draw). The first writes the folder and the log. Without it each process has a training of its own.
 
     Warns:
         TrainingWarning: a weight and times under which a twentieth of the times carries nearly all of the weight on the
@@ -228,87 +236,94 @@ def fit(
     patience = _check_patience(patience, held_out)
     seed = fresh_seed() if seed is None else check_seed(seed)
     rate, options = read_rate(learning_rate, warmup, decay, steps=steps, own=optimizer is not None)
-    trainer = Trainer(
-        model,
-        learning_rate=rate,
-        weight=weight,
-        times=times,
-        objective=objective,
-        weight_decay=weight_decay,
-        clip_norm=clip_norm,
-        ema_decay=ema_decay,
-        sigma_rel=sigma_rel,
-        optimizer=optimizer,
-        accumulate=accumulate,
-        uncertainty=uncertainty,
-        autocast=autocast,
-        seed=seed,
-    )
-    model = trainer.model
-    if objective is None:
-        warn_of_loss(model, weight, times)
-    transform = model.transform if transform is None else check_transform(transform)
-    source = open_source(data, cond, model.net, batch_size=batch_size, seed=seed, unpack=unpack, workers=workers)
-    batches = Batches(
-        source,
-        dropout=_read_dropout(label_dropout, cond_dropout),
-        seed=seed,
-        device=trainer.device,
-        dtype=trainer.dtype,
-        transform=transform,
-        augment=augment,
-    )
-    moments = batches.measure() if moments is None else _check_moments(moments)
-    if transform is None:
-        _warn_of_scale(moments)
-    own = {"weight": weight, "times": times}
-    options |= {name: f"your own: {name_function(one)}" for name, one in own.items() if inspect.isroutine(one)}
-    run = None if folder is None else Run.of(trainer, batches, options)
-    judge = None
-    if held_out is not None:
-        held_out, held_out_cond = _read_held_out(held_out, held_out_cond, model, unpack)
-        judge = Judge(trainer, held_out, held_out_cond, weight, times)
-    sinks = check_trackers(trackers)
-    where = open_folder(folder, resume=resume)
-    log = Log(where, on_log)
-    start = begin(where, trainer, batches, run, log, resume=resume, steps=steps, patience=patience)
-    log.trackers = open_trackers(sinks, where)
-    model.moments, model.transform, model.dropout = moments, transform, batches.dropout
-    loop = Loop(
-        trainer,
-        batches,
-        folder=where,
-        steps=steps,
-        save_every=save_every,
-        log_every=log_every,
-        log=log,
-        run=run,
-        judge=judge,
-        best=start.best,
-        watch=watch,
-        keep=keep,
-        carried=start.carried,
-    )
-    losses = loop(progress=progress)
-    averaged = model.with_sde(model.sde)
-    averaged.net = trainer.ema.copy(start.best.weights)
-    seen = 3 * steps * (batch_size or USUAL_BATCH)
-    if seen * SHARE >= COST if calibrate is None else calibrate:
-        _calibrate(averaged, batches, progress=progress is True)
-        if where is not None and averaged.calibration is not None:
-            saving.keep_tables(where / CHECKPOINT, averaged)
-    return TrainResult(
-        averaged,
-        losses,
-        tuple(log.records),
-        trainer.step,
-        time.perf_counter() - started,
-        seed,
-        trainer.loss_names.get("weight"),
-        trainer.loss_names.get("times"),
-        where,
-        start.best.step or None,
-    )
+    with shared_network(model, world) as model:
+        trainer = Trainer(
+            model,
+            learning_rate=rate,
+            weight=weight,
+            times=times,
+            objective=objective,
+            weight_decay=weight_decay,
+            clip_norm=clip_norm,
+            ema_decay=ema_decay,
+            sigma_rel=sigma_rel,
+            optimizer=optimizer,
+            accumulate=accumulate,
+            uncertainty=uncertainty,
+            autocast=autocast,
+            seed=seed,
+        )
+        model = trainer.model
+        if objective is None:
+            warn_of_loss(model, weight, times)
+        trainer.join(world, batch_size or USUAL_BATCH)
+        transform = model.transform if transform is None else check_transform(transform)
+        source = open_source(
+            data, cond, model.net, batch_size=batch_size, seed=seed, unpack=unpack, workers=workers, world=world
+        )
+        batches = Batches(
+            source,
+            dropout=_read_dropout(label_dropout, cond_dropout),
+            seed=seed,
+            device=trainer.device,
+            dtype=trainer.dtype,
+            transform=transform,
+            augment=augment,
+            world=world,
+        )
+        moments = batches.measure() if moments is None else _check_moments(moments)
+        if transform is None:
+            _warn_of_scale(moments)
+        own = {"weight": weight, "times": times}
+        options |= {name: f"your own: {name_function(one)}" for name, one in own.items() if inspect.isroutine(one)}
+        run = None if folder is None else Run.of(trainer, batches, options)
+        judge = None
+        if held_out is not None:
+            held_out, held_out_cond = _read_held_out(held_out, held_out_cond, model, unpack)
+            judge = Judge(trainer, held_out, held_out_cond, weight, times)
+        sinks = check_trackers(trackers)
+        where = open_folder(folder, resume=resume) if world.is_main or folder is None else Path(folder)
+        world.barrier()
+        log = Log(where if world.is_main else None, on_log if world.is_main else None)
+        start = begin(where, trainer, batches, run, log, resume=resume, steps=steps, patience=patience)
+        log.trackers = open_trackers(sinks, where) if world.is_main else []
+        model.moments, model.transform, model.dropout = moments, transform, batches.dropout
+        loop = Loop(
+            trainer,
+            batches,
+            folder=where,
+            steps=steps,
+            save_every=save_every,
+            log_every=log_every,
+            log=log,
+            run=run,
+            judge=judge,
+            best=start.best,
+            watch=watch,
+            keep=keep,
+            carried=start.carried,
+        )
+        with lost_processes(world):
+            losses = loop(progress=progress)
+        averaged = model.with_sde(model.sde)
+        averaged.net = trainer.ema.copy(start.best.weights)
+        seen = 3 * steps * (batch_size or USUAL_BATCH)
+        if seen * SHARE >= COST if calibrate is None else calibrate:
+            _calibrate(averaged, batches, progress=progress is True and world.is_main)
+            if where is not None and averaged.calibration is not None and world.is_main:
+                saving.keep_tables(where / CHECKPOINT, averaged)
+        return TrainResult(
+            averaged,
+            losses,
+            tuple(log.records),
+            trainer.step,
+            time.perf_counter() - started,
+            seed,
+            trainer.loss_names.get("weight"),
+            trainer.loss_names.get("times"),
+            where,
+            start.best.step or None,
+        )
 
 
 def _check_functions(**given: object) -> None:

@@ -70,7 +70,7 @@ class Loop:
     def __call__(self, *, progress: Progress) -> Tensor:
         """Go on to the last step, with a bar where ``progress`` is True, and return the losses."""
         trainer = self.trainer
-        shown = progress is True
+        shown = progress is True and trainer.world.is_main
         bar = tqdm(total=self.steps, initial=trainer.step, desc="training", unit="step", disable=not shown, leave=False)
         begun = time.perf_counter()
         try:
@@ -94,18 +94,22 @@ class Loop:
                 if interrupted():
                     raise KeyboardInterrupt
         except KeyboardInterrupt:
-            # Without _defer_interrupt's help it may come in the middle of an update, which is not worth keeping.
-            if not trainer.updating:
+            # Without _defer_interrupt's help it may come in the middle of an update, which is not worth keeping; of
+            # several processes each is stopped at a step of its own.
+            if not trainer.updating and trainer.world.size == 1:
                 self.save()
             raise
         finally:
             self.batches.source.close()
-        return self.losses[: trainer.step - self.first].cpu()
+        losses = self.losses[: trainer.step - self.first].cpu()
+        return losses if trainer.world.size == 1 else torch.stack(trainer.world.gather(losses)).mean(0)
 
     def split_recent(self) -> tuple[Tensor, Tensor]:
         """Return the losses since the last record, and the finite ones among them, in float64 on the CPU."""
         here = self.losses[self.logged - self.first : self.trainer.step - self.first].cpu()
         losses = torch.cat([self.carried, here]).double()
+        if self.trainer.world.size > 1:
+            losses = torch.stack(self.trainer.world.gather(losses)).mean(0)
         return losses, losses[torch.isfinite(losses)]
 
     def record(self, *, judged: bool = False) -> tuple[float, bool]:
@@ -121,7 +125,7 @@ class Loop:
             "step": trainer.step,
             "loss": _to_json(mean),
             "log_snr": trainer.bins.centres,
-            "loss_by_log_snr": trainer.bins.take_means(),
+            "loss_by_log_snr": trainer.bins.take_means(trainer.world.gather if trainer.world.size > 1 else None),
             "learning_rate": trainer.rate(trainer.step - 1) * (trainer.update.rates[0] if trainer.update.own else 1.0),
             "gradient_norm": _to_json(float(trainer.gradient_norm)),
             "skipped": len(recent) - len(good),
@@ -129,10 +133,11 @@ class Loop:
         }
         is_best = False
         if judged and self.judge is not None:
-            held_out = self.judge()
+            # One answer for all, by which all stop or go on.
+            held_out = float(trainer.world.gather(torch.tensor([self.judge()], dtype=torch.float64))[0])
             record["held_out_loss"] = _to_json(held_out)
             is_best = self.best.see(held_out, trainer)
-        if judged and self.watch is not None:
+        if judged and self.watch is not None and trainer.world.is_main:
             record["watched"] = look(trainer, self.watch)
         self.logged, self.carried = trainer.step, torch.empty(0)
         self.log.add(record)
@@ -170,13 +175,17 @@ class Loop:
         )
 
     def save(self, *, is_best: bool = False) -> None:
-        """Write a checkpoint, unless the loss is not finite at present."""
+        """Write a checkpoint, unless the loss is not finite at present; of several processes the first writes."""
         if self.folder is None or self.bad_checks:
             return
-        recent, good = self.split_recent()
-        if 2 * len(good) < len(recent):
-            return
         trainer, best = self.trainer, self.best
+        recent, good = self.split_recent()
+        if trainer.world.size > 1:
+            trainer.bins.sums.copy_(torch.stack(trainer.world.gather(trainer.bins.sums)).sum(0))
+            if not trainer.world.is_main:
+                trainer.bins.sums.zero_()
+        if 2 * len(good) < len(recent) or not trainer.world.is_main:
+            return
         over = best.is_over or trainer.step == self.steps
         # The model of a training with patience is the best one; what goes on is in the training's state.
         averaged = best.weights if over and best.weights is not None else trainer.ema.state_dict()

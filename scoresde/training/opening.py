@@ -12,9 +12,10 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 from scoresde.errors import ConfigError, ShapeError
 from scoresde.models.prediction import check_condition
 from scoresde.ops import Rows, accept_arrays, accept_rows
+from scoresde.sampling.processes import World
 from scoresde.training.datasets import Batched, Items, ItemSource, Made, StreamSource
 from scoresde.training.items import Pair, Reader, Unpack
-from scoresde.training.sources import RowSource, Source
+from scoresde.training.sources import ALONE, RowSource, Source
 
 __all__ = ["USUAL_BATCH", "open_source", "read_all"]
 
@@ -30,6 +31,7 @@ def open_source(
     seed: int,
     unpack: Unpack | None,
     workers: int,
+    world: World = ALONE,
 ) -> Source:
     """Return the source of anything that data may be.
 
@@ -37,6 +39,8 @@ def open_source(
         DTypeError, ShapeError, DomainError, ConfigError: what cannot be read, and options that do not serve such data.
     """
     size = USUAL_BATCH if batch_size is None else batch_size
+    if size < world.size:
+        raise ConfigError(f"batch_size must be at least {world.size}, a sample for each process, got {size}")
     if isinstance(data, TensorDataset):
         data, told = Reader(net, unpack, "an item")(tuple(data.tensors))
         cond, unpack = {**told, **(cond or {})} or None, None
@@ -45,9 +49,13 @@ def open_source(
     ):
         if unpack is not None or workers:
             raise ConfigError("unpack= and workers= are for data sets and loaders; leave them out for arrays")
-        return _open_rows(data, cond, size, seed)
+        return _open_rows(data, cond, size, seed, world)
     if cond is not None:
         raise ConfigError("cond= is for arrays; a data set or a loader gives the conditions with its items (unpack=)")
+    if world.size > 1 and not isinstance(data, Items):
+        raise ConfigError(
+            "a loader or an iterable of batches cannot be shared out among processes; give the data set of its items"
+        )
     if isinstance(data, DataLoader) or not isinstance(data, Items | IterableDataset):
         return _open_stream(data, net, batch_size, seed, unpack, workers)
     if isinstance(data, IterableDataset):
@@ -59,15 +67,15 @@ def open_source(
         return StreamSource(Batched(data, reader, size), Made(net), seed=seed)
     if len(data) == 0:
         raise ShapeError("data is empty: training needs at least one sample")
-    return ItemSource(data, Reader(net, unpack, "an item"), size=size, seed=seed, workers=workers)
+    return ItemSource(data, Reader(net, unpack, "an item"), size=size, seed=seed, workers=workers, world=world)
 
 
-def _open_rows(data: object, cond: Mapping[str, object] | None, size: int, seed: int) -> RowSource:
+def _open_rows(data: object, cond: Mapping[str, object] | None, size: int, seed: int, world: World) -> RowSource:
     rows = accept_rows(data, "data")
     if len(rows) == 0:
         raise ShapeError("data is empty: training needs at least one sample")
     known = check_condition(accept_arrays(cond, "cond", only_read=True), len(rows), each=True)
-    return RowSource(rows, known, size=size, seed=seed)
+    return RowSource(rows, known, size=size, seed=seed, world=world)
 
 
 def _open_stream(

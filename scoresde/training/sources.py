@@ -16,10 +16,12 @@ from torch import Tensor
 from scoresde.models.prediction import Condition
 from scoresde.noise import permutation, stream
 from scoresde.ops import Rows, move, parts
+from scoresde.sampling.processes import World
 
-__all__ = ["AtWill", "Order", "RowSource", "Source", "describe_values", "digest", "spread_over"]
+__all__ = ["ALONE", "AtWill", "Order", "RowSource", "Source", "describe_values", "digest", "spread_over"]
 
 DIGITS = 16  # of a digest that are kept
+ALONE = World()
 
 
 class Source(Protocol):
@@ -57,20 +59,23 @@ class Source(Protocol):
 
 
 class Order:
-    """The indices of the samples of each step: epoch after epoch, each in an order drawn from (seed, epoch)."""
+    """The indices of the samples of each step: epoch after epoch, each in an order drawn from (seed, epoch).
 
-    def __init__(self, count: int, size: int, seed: int) -> None:
-        self.count, self.size, self.seed = count, size, seed
+    Of several processes each has its share of every step, so that together they have the step of one.
+    """
+
+    def __init__(self, count: int, size: int, seed: int, world: World) -> None:
+        self.count, self.size, self.seed, self.share = count, size, seed, world.share(size)
         self._order: tuple[int, Tensor] = (-1, torch.empty(0, device="cpu"))
 
     def __call__(self, step: int) -> list[tuple[int, Tensor]]:
         """Return the epochs that a step reaches into, each with its indices, on the CPU."""
-        first, found = step * self.size, []
-        while first < (step + 1) * self.size:
+        first, last, found = step * self.size + self.share.start, step * self.size + self.share.stop, []
+        while first < last:
             epoch, place = divmod(first, self.count)
             if self._order[0] != epoch:
                 self._order = epoch, permutation(self.count, stream(self.seed, "epoch", epoch))
-            found.append((epoch, self._order[1][place : place + (step + 1) * self.size - first]))
+            found.append((epoch, self._order[1][place : place + last - first]))
             first += len(found[-1][1])
         return found
 
@@ -96,12 +101,13 @@ class RowSource(AtWill):
         cond: conditions, each (N, *), or None.
         size: samples of a batch; one may reach over the end of an epoch.
         seed: of the order.
+        world: whose share of each batch is read.
     """
 
-    def __init__(self, data: Tensor | Rows, cond: Condition, *, size: int, seed: int) -> None:
+    def __init__(self, data: Tensor | Rows, cond: Condition, *, size: int, seed: int, world: World = ALONE) -> None:
         self.data, self.cond, self.size = data, cond, size
         self.cond_names = tuple(cond or ())
-        self.order = Order(len(data), size, seed)
+        self.order = Order(len(data), size, seed, world)
 
     def read(self, step: int) -> tuple[Tensor, Condition]:
         found = [index for _, index in self.order(step)]

@@ -75,7 +75,7 @@ def begin(
     """
     best = Best(patience)
     if not resume:
-        if folder is not None:
+        if folder is not None and trainer.world.is_main:
             log.begin()
         return Start(None, best)
     assert folder is not None
@@ -95,7 +95,8 @@ def begin(
     trainer.restore(numbers, state)
     batches.source.restore(numbers.get("source", {}))
     _restore_best(best, folder, numbers.get("best"))
-    log.go_on_from(trainer.step)
+    if trainer.world.is_main:
+        log.go_on_from(trainer.step)
     return Start(state.get(RECENT, torch.empty(0, device="cpu")), best)
 
 

@@ -30,6 +30,7 @@ from scoresde.models.prediction import Condition, select
 from scoresde.models.score_model import ScoreModel
 from scoresde.noise import check_seed, normal, stream
 from scoresde.ops import chunks, move, recording
+from scoresde.sampling.processes import World
 from scoresde.training.ema import EMA, choose_stride
 from scoresde.training.losses.bins import LossBins
 from scoresde.training.losses.defaults import choose_loss, describe_loss
@@ -37,6 +38,7 @@ from scoresde.training.losses.denoising import Multipliers, check_scalars, measu
 from scoresde.training.losses.times import TIMES, TimeSampler, TimesName, correct_weight
 from scoresde.training.losses.uncertainty import Uncertainty
 from scoresde.training.losses.weights import WEIGHTS, Weight, WeightName
+from scoresde.training.sources import ALONE
 from scoresde.training.updates import MakeOptimizer, Update
 
 __all__ = ["Objective", "Trainer"]
@@ -137,6 +139,7 @@ class Trainer:
         self.gradient_norm = torch.zeros((), device=self.device)
         self.skipped = torch.zeros((), dtype=torch.bool, device=self.device)
         self.step, self.updating = 0, False
+        self.world, self.size = ALONE, 0
         self.bins = LossBins(sde, self.device)
         self._block: tuple[int, int] | None = None
         # Multipliers (5, B), c_noise, bins and places of log-SNR (B,) of each step.
@@ -147,13 +150,27 @@ class Trainer:
         """The optimiser."""
         return self.update.optimizer
 
+    def join(self, world: World, size: int) -> None:
+        """Be one of several processes: a call takes this one's share of a step of ``size`` samples.
+
+        Times and noise are those that one process would draw for all of them. The network averages the gradients
+        (``DistributedDataParallel``).
+        """
+        self.world, self.size = world, size
+
+    def _whole(self, batch: int) -> tuple[int, slice]:
+        """Return the samples of a step of all processes, and which of them are this one's."""
+        return (batch, slice(None)) if self.world.size == 1 else (self.size, self.world.share(self.size))
+
     def draw_times(self, batch: int, step: int) -> Tensor:
         """Return the times (B,) of a step, in float64 on the CPU."""
         return self.times(batch, self.model.sde, stream(self.seed, "times", step))
 
     def draw_noise(self, x0: Tensor, step: int) -> Tensor:
-        """Return the noise of a step, like x0."""
-        return normal(x0.shape, stream(self.seed, "noise", step, device=x0.device), dtype=x0.dtype)
+        """Return the noise of a step, like x0; of several processes this one's share."""
+        whole, mine = self._whole(len(x0))
+        generator = stream(self.seed, "noise", step, device=x0.device)
+        return normal((whole, *x0.shape[1:]), generator, dtype=x0.dtype)[mine]
 
     def _prepare(self, batch: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
         """Return a step's multipliers (5, B) in the data's type, c_noise, bins and places of log-SNR, on the device."""
@@ -162,7 +179,8 @@ class Trainer:
         length = max(1, min(BLOCK_STEPS, BLOCK_SIZE // batch))
         block, place = divmod(self.step, length)
         if self._block != (block, batch):
-            t = torch.stack([self.draw_times(batch, block * length + i) for i in range(length)])
+            whole, mine = self._whole(batch)
+            t = torch.stack([self.draw_times(whole, block * length + i)[mine] for i in range(length)])
             scalars = read_scalars(self.model, self.model.sde.at(t), self.weight)
             numbers = torch.stack(scalars.multipliers, dim=1).to(dtype)  # (length, 5, B)
             c_noise = self.model.c_noise_for(scalars.c_noise, numbers)
@@ -181,7 +199,8 @@ class Trainer:
         """Yield the parts of a batch with their losses (b,) and, but for an objective's, bins and places of log-SNR."""
         slices = list(chunks(len(x0), math.ceil(len(x0) / self.accumulate)))
         if self.objective is not None:
-            generator = stream(self.seed, "objective", self.step)
+            who = () if self.world.size == 1 else (self.world.rank,)
+            generator = stream(self.seed, "objective", self.step, *who)
             for part in slices:
                 x, told = (x0, cond) if len(slices) == 1 else (x0[part], select(cond, part))
                 with torch.autocast(x0.device.type, self.autocast, enabled=self.autocast is not None):
@@ -213,8 +232,10 @@ class Trainer:
             p.grad = None
         means: list[Tensor] = []
         scale = self.update.scale
+        # The mean over all samples, where the network takes the mean over the processes.
+        part_of = len(x0) * self.world.size / self._whole(len(x0))[0]
         for part, losses, places in self._losses(x0, cond):
-            share = (part.stop - part.start) / len(x0)
+            share = (part.stop - part.start) / len(x0) * part_of
             if places:
                 self.bins.add(places[0], losses.detach())
             weighed = losses if self.uncertainty is None else self.uncertainty.weigh(losses, places[1])
@@ -230,7 +251,8 @@ class Trainer:
         norms = torch._foreach_norm(gradients, 2, self.dtype)
         norm = torch.linalg.vector_norm(torch.stack(norms))
         self.gradient_norm = norm = norm if scale is None else norm / scale
-        self.skipped = torch.isfinite(norm + loss).logical_not()
+        # The gradient is the same in every process, the loss of one is not.
+        self.skipped = torch.isfinite(norm if self.world.size > 1 else norm + loss).logical_not()
         self.updating = True
         self.update(norm, self.skipped, self.rate(self.step))
         for average in self.averages:
@@ -270,7 +292,7 @@ class Trainer:
             for name, p in self.uncertainty.named_parameters():
                 p.copy_(tensors[f"value.{UNCERTAINTY}.{name}"])
         self.update.restore(numbers, tensors)
-        if "loss_bins" in tensors:  # checkpoints of earlier versions have none
+        if "loss_bins" in tensors and self.world.is_main:  # checkpoints of earlier versions have none
             self.bins.sums.copy_(tensors["loss_bins"])
 
 

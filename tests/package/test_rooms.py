@@ -37,7 +37,7 @@ FLOORS: tuple[dict[str, set[str]], ...] = (
     },
     {
         "training": {"errors", "ops", "noise", "diffusions", "transforms", "nn", "models", "training.losses"}
-        | {"sampling.tuning"},
+        | {"sampling", "sampling.tuning"},
         "likelihood": {"errors", "ops", "noise", "diffusions", "transforms", "models", "solvers", "chains"}
         | {"sampling", "training.losses"},
     },

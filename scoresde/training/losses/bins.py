@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -40,9 +41,10 @@ class LossBins:
         values = torch.stack([losses.masked_fill(~good, 0.0), good.to(losses.dtype)]).to(self.sums.dtype)
         self.sums.index_add_(1, index, values)
 
-    def take_means(self) -> list[float | None]:
-        """Return each bin's mean, None where it is empty, and begin anew."""
-        sums, counts = self.sums.tolist()
+    def take_means(self, gather: Callable[[Tensor], Sequence[Tensor]] | None = None) -> list[float | None]:
+        """Return each bin's mean, None where it is empty, and begin anew; ``gather`` gives those of all processes."""
+        total = self.sums if gather is None else torch.stack(list(gather(self.sums))).sum(0)
+        sums, counts = total.tolist()
         self.sums.zero_()
         means = (s / n if n else math.nan for s, n in zip(sums, counts, strict=True))
         return [mean if math.isfinite(mean) else None for mean in means]

@@ -1,0 +1,61 @@
+"""One training by several processes: a network that averages its gradients, and what is said when one is lost."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from scoresde.errors import ConfigError, ProcessError
+from scoresde.models.checks import check_score_model
+from scoresde.models.score_model import ScoreModel
+from scoresde.sampling.processes import World
+
+__all__ = ["lost_processes", "shared_network"]
+
+SIGNS = ("gloo", "nccl", "connection", "timed out", "timeout", "peer")
+
+
+@contextmanager
+def shared_network(model: ScoreModel, world: World) -> Iterator[ScoreModel]:
+    """Put the model's network into ``DistributedDataParallel`` where there are several processes; out again at the end.
+
+    All begin with the weights of the first.
+
+    Raises:
+        ConfigError: several processes that are not connected, or no network that could be shared.
+    """
+    known = check_score_model(model)
+    net = known.net
+    if world.size == 1 or isinstance(net, DistributedDataParallel):
+        yield model
+        return
+    if not torch.distributed.is_initialized():
+        raise ConfigError("world= is that of `with processes() as world:`, and fit is called inside of it")
+    if not isinstance(net, nn.Module) or not any(p.requires_grad for p in net.parameters()):
+        raise ConfigError("the model's network has no trainable parameters; training needs a torch.nn.Module with some")
+    device = next(net.parameters()).device
+    known.net = DistributedDataParallel(net, device_ids=[device] if device.type == "cuda" else None)
+    try:
+        yield model
+    finally:
+        known.net = net
+
+
+@contextmanager
+def lost_processes(world: World) -> Iterator[None]:
+    """Say in one line that another process was lost; its checkpoint stands."""
+    try:
+        yield
+    except RuntimeError as error:
+        told = str(error).strip().partition("\n")[0]
+        if world.size == 1 or isinstance(error, torch.OutOfMemoryError) or not any(s in told.lower() for s in SIGNS):
+            raise
+        raise ProcessError(
+            f"process {world.rank} of {world.size} lost the others: one has died, or was slower than the time-out "
+            f"({told})",
+            cure="look for the first error of another process; the last checkpoint stands, go on with resume=True",
+        ) from error
