@@ -21,8 +21,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from record import add_record, write_record
+from torch.utils.data import Dataset
 
-from scoresde import VPSDE, ScoreModel, fit
+from scoresde import VPSDE, Moments, ScoreModel, fit
 from scoresde.cli import main as run_command
 from scoresde.nn import MLP
 from scoresde.transforms import Affine
@@ -63,6 +64,8 @@ def train(data: torch.Tensor | np.ndarray, transform: Affine | None = None, step
 
 def make(kind: str, size: int) -> torch.Tensor:
     """Return data of ``size`` bytes: rows of float32, or images of bytes; filled in place."""
+    if kind == "points":
+        return torch.randn(size // 8, 2)
     if kind == "uint8":
         return torch.randint(256, (size // WIDTH, *EVENT), dtype=torch.uint8)
     return torch.randn(size // (4 * WIDTH), WIDTH)
@@ -78,6 +81,24 @@ def in_memory(kind: str, size: int, folder: Path) -> None:
     data = make(name, size)
     wanted = Affine.from_range(0, 255) if name == "uint8" else None
     train(data, Affine.standardise(data) if scaled else wanted)
+
+
+class Points(Dataset[torch.Tensor]):
+    """Points that are made as they are read."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        return torch.full((WIDTH,), index % 7 - 3.0)
+
+
+def items(kind: str, size: int, folder: Path) -> None:
+    model = ScoreModel(MLP(WIDTH, width=32, depth=1), VPSDE())
+    fit(model, Points(size // 8), steps=2, moments=Moments.exact(torch.zeros(WIDTH), torch.ones(WIDTH)), progress=False)
 
 
 def mapped(kind: str, size: int, folder: Path) -> None:
@@ -116,6 +137,9 @@ CASES: dict[str, tuple[Callable[[str, int, Path], None], str, float]] = {
     "fit, uint8 images": (in_memory, "uint8", 1.0),
     "fit, mapped file": (mapped, "float32", 1.0),
     "fit, mapped file, 4 times": (mapped, "float32", 4.0),
+    "fit, mapped file, 35 times": (mapped, "float32", 35.0),
+    "fit, a million points": (in_memory, "points", 8e6 / (293 * MIB)),
+    "fit, a million items": (items, "points", 8e6 / (293 * MIB)),
     "command, float32 file": (command, "float32", 1.0),
     "command, uint8 file": (command, "uint8", 1.0),
     "command, float32 .npz": (command, "npz", 1.0),

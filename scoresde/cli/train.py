@@ -243,7 +243,8 @@ class Train(Work):
             counts = f"{RUNGS[0]} to {RUNGS[-1]} evaluations"
             print(f"calibrated   for {counts}, for the default sampler: scoresde describe {folder}")
         print(f"checkpoint   {folder / CHECKPOINT}/")
-        print(f"log          {folder / LOG}{_draw_course(folder) if world.is_main else ""}")
+        course = _draw_course(folder) if world.is_main else ""
+        print(f"log          {folder / LOG}{course}")
         print(f"next         scoresde compare --checkpoint {folder}")
         return 0
 

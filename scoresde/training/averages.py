@@ -40,7 +40,11 @@ def keep_averages(folder: Path, step: int, averages: list[EMA]) -> None:
     """Write the averages of a step beside those of the steps before."""
     widths = [average.sigma_rel for average in averages]
     tensors = {f"{PART}_{'abcdefgh'[i]}": average.values() for i, average in enumerate(averages)}
-    checkpoint.write(folder / AVERAGES / f"{step:010d}", {PART: {"step": step, "sigma_rel": widths}}, tensors)
+    checkpoint.write(
+        folder / AVERAGES / f"{step:010d}",
+        {PART: {"step": step, "time": averages[0].time, "sigma_rel": widths}},
+        tensors,
+    )
 
 
 def mix_profiles(
@@ -97,8 +101,10 @@ def rebuild_average(
         for part, width in zip("abcdefgh", contents.document(PART)["sigma_rel"], strict=False)
     ]
     powers = np.array([power_of(width) for _, _, width in entries])
-    times = np.array([float(steps[index]) for index, _, _ in entries])
-    weights = mix_profiles(powers, times, power, float(last))
+    times = np.array([float(kept[index].document(PART)["time"]) for index, _, _ in entries])
+    # A step that was kept is meant as it was kept: some averages know of every eighth step.
+    wanted = times[steps.index(last) * (len(entries) // len(kept))] if last in steps else float(last)
+    weights = mix_profiles(powers, times, power, float(wanted))
     total: dict[str, Tensor] = {}
     for (index, part, _), weight in zip(entries, weights, strict=True):
         for name, value in kept[index].tensors(f"{PART}_{part}").items():

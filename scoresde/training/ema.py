@@ -29,15 +29,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from scoresde.errors import ConfigError, check_integer, check_number
+from scoresde.errors import ConfigError, DomainError, check_integer, check_number
 from scoresde.models.networks import bare_network, network_state, plain_names
 
-__all__ = ["EMA", "WIDEST", "choose_stride", "power_of"]
+__all__ = ["EMA", "LONGEST_STRIDE", "WIDEST", "choose_stride", "power_of"]
 
 WIDEST = 12**-0.5  # sigma_rel of the plain mean, gamma = 0
 
 REBASE_EVERY = 64
 LONGEST_STRIDE = 8
+BEGINNING = 64  # steps of which a power-function average takes every one; a multiple of the stride
 
 
 def choose_stride(decay: float) -> int:
@@ -61,7 +62,8 @@ class EMA:
             meant, so that names and copies are those of the network itself.
         decay: d in [0, 1), of one step.
         warmup: take min(decay, (1 + k)/(10 + k)) at step k = 0, 1, ...
-        every: steps that one update stands for: every so many calls of ``update`` move the average, by d^every.
+        every: steps that one update stands for: every so many calls of ``update`` move the average, by d^every. One of
+            1, 2, 4, 8 for a power-function average, which takes every step of the first 64.
         sigma_rel: the relative width of a power-function average, which this then is: decay and warmup say nothing.
 
     Raises:
@@ -82,6 +84,8 @@ class EMA:
         self.sigma_rel = sigma_rel
         self.power = None if sigma_rel is None else power_of(sigma_rel)
         self.every = check_integer(every, "every", 1)
+        if self.power is not None and BEGINNING % self.every:
+            raise DomainError(f"every must be 1, 2, 4, 8, ... up to {BEGINNING} with sigma_rel=, got {every}")
         self.module, self.warmup, self.updates = bare_network(module), warmup, 0
         plain = plain_names(self.module)
         self.names = [plain.get(name, name) for name, p in self.module.named_parameters() if p.requires_grad]
@@ -105,17 +109,26 @@ class EMA:
         """Count a step, and at every ``every``-th move the average towards the parameters as they are now."""
         k = self.updates
         self.updates = k + 1
-        if self.updates % self.every:
+        if self.updates % self._stride(k):
             return
         torch._foreach_lerp_(self.offset, torch._foreach_sub(self._values, self.base), 1 - self._keep(k))
-        if self.updates // self.every % REBASE_EVERY == 0:
+        if self.updates // self._stride(k) % REBASE_EVERY == 0:
             self._check()
             self._rebase()
 
+    def _stride(self, k: int) -> int:
+        """Return how many steps an update at the k-th stands for: of a power-function average one at the beginning."""
+        return 1 if self.power is not None and k < BEGINNING else self.every
+
+    @property
+    def time(self) -> int:
+        """The last step of which the average knows."""
+        return self.updates // self._stride(self.updates - 1) * self._stride(self.updates - 1)
+
     def _keep(self, k: int) -> float:
-        """Return how much of the average an update leaves that stands for ``every`` steps up to k + 1."""
+        """Return how much of the average an update leaves that stands for the steps up to k + 1."""
         if self.power is not None:
-            return float((1 - self.every / (k + 1)) ** (self.power + 1))
+            return float((1 - self._stride(k) / (k + 1)) ** (self.power + 1))
         decay = min(self.decay, (1 + k) / (10 + k)) if self.warmup else self.decay
         return float(decay**self.every)
 

@@ -136,7 +136,8 @@ def fit(
 
     The data pass through the transform (one that draws noise draws it anew for every batch); their moments go to
     ``model.moments``, so that samplers start from the right prior. Every epoch is a new order of the data, drawn from
-    (seed, epoch). The network trains in training mode on its own device; every module's mode is restored at the end.
+    (seed, epoch). The network trains in training mode on its own device; every module's mode is restored at the end,
+    and the result's model is in evaluation mode.
 
     Args:
         model: the model; its network ends with the raw weights, its ``moments`` and ``transform`` are set. A network
@@ -307,6 +308,7 @@ def fit(
             losses = loop(progress=progress)
         averaged = model.with_sde(model.sde)
         averaged.net = trainer.ema.copy(start.best.weights)
+        averaged.eval()
         seen = 3 * steps * (batch_size or USUAL_BATCH)
         if seen * SHARE >= COST if calibrate is None else calibrate:
             _calibrate(averaged, batches, progress=progress is True and world.is_main)

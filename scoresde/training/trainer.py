@@ -31,7 +31,7 @@ from scoresde.models.score_model import ScoreModel
 from scoresde.noise import check_seed, normal, stream
 from scoresde.ops import chunks, move, recording
 from scoresde.sampling.processes import World
-from scoresde.training.ema import EMA, choose_stride
+from scoresde.training.ema import EMA, LONGEST_STRIDE, choose_stride
 from scoresde.training.losses.bins import LossBins
 from scoresde.training.losses.defaults import choose_loss, describe_loss
 from scoresde.training.losses.denoising import Multipliers, check_scalars, measure_losses, read_scalars
@@ -124,6 +124,12 @@ class Trainer:
         self.averages = _make_averages(self.net, ema_decay, sigma_rel)
         self.ema = self.averages[0]
         trained = [p for p in self.net.parameters() if p.requires_grad]
+        if any(type(p.data).__name__ == "DTensor" for p in trained):
+            raise ConfigError(
+                "the network's parameters are parts of sharded ones (fully_shard), which this training does not "
+                "gather for its averages and checkpoints; train it whole with world=, or in a loop of your own with "
+                "denoising_score_matching"
+            )
         self.device = trained[0].device
         self.dtype = torch.promote_types(torch.float32, trained[0].dtype)
         named = dict(zip(self.ema.names, trained, strict=True))
@@ -304,7 +310,7 @@ def _make_averages(net: nn.Module, ema_decay: float, sigma_rel: float | Sequence
     widths = sigma_rel if isinstance(sigma_rel, Sequence) else [sigma_rel]
     if not 1 <= len(widths) <= MOST_AVERAGES:
         raise ConfigError(f"sigma_rel must be 1 to {MOST_AVERAGES} widths, got {len(widths)}")
-    return [EMA(net, sigma_rel=width) for width in widths]
+    return [EMA(net, sigma_rel=width, every=LONGEST_STRIDE) for width in widths]
 
 
 def _make_uncertainty(

@@ -94,7 +94,7 @@ def test_rebuilt_averages_are_those_that_were_kept(tmp_path: Path) -> None:
     wanted = weights(result.model)
     found = weights(rebuild_average(tmp_path / "run", 0.075))
     nearest = min(distance(wanted, weights(rebuild_average(tmp_path / "run", w))) for w in (0.05, 0.1))
-    assert distance(wanted, found) < 0.02 * distance(wanted, weights(raw))
+    assert distance(wanted, found) < 0.05 * distance(wanted, weights(raw))
     assert distance(wanted, found) < 0.1 * nearest
     early = rebuild_average(tmp_path / "run", 0.05, step=200).net.state_dict()
     for name, value in checkpoint.read(tmp_path / "run" / "averages" / "0000000200").tensors("average_a").items():
