@@ -6,9 +6,11 @@ What a step draws (an augmentation, a transform's noise, which conditions are dr
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import NoReturn
 
 import torch
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from scoresde.diffusions.gaussian import Moments
 from scoresde.errors import ConfigError, DTypeError, check_finite
@@ -21,6 +23,8 @@ from scoresde.transforms.augment import Augmentation
 from scoresde.transforms.base import Transform, forward_parts
 
 __all__ = ["Batches"]
+
+BAR_AFTER = 2.0  # seconds
 
 
 class Batches:
@@ -85,28 +89,31 @@ class Batches:
         """Return the conditions of n samples from all over the data, on the network's device."""
         return {key: move(value, self.device) for key, value in self.source.spread(n).items()}
 
-    def measure(self) -> Moments:
-        """Return the moments of the data as the model sees them, in one pass.
+    def measure(self, *, progress: bool = False) -> Moments:
+        """Return the moments of the data as the model sees them, in one pass; a slow one shows a bar.
 
         Raises:
             DomainError, ShapeError, DTypeError: data that are not finite, of several shapes, or not the transform's.
         """
-        seen = self._seen()
+        bar = tqdm(desc="moments", unit="sample", unit_scale=True, delay=BAR_AFTER, disable=not progress, leave=False)
+        seen = self._seen(bar)
         first = next(seen)
 
         def whole() -> Iterator[Tensor]:
             yield first
             yield from seen
 
-        return Moments.of_parts(whole(), first.shape[1:])
+        with bar:
+            return Moments.of_parts(whole(), first.shape[1:])
 
-    def _seen(self) -> Iterator[Tensor]:
+    def _seen(self, bar: tqdm[NoReturn]) -> Iterator[Tensor]:
         draw: torch.Generator | None = None
 
         def changed() -> Iterator[Tensor]:
             nonlocal draw
             for part in self.source.samples():
                 draw = stream(self.seed, "augment", device=part.device) if draw is None else draw
+                bar.update(len(part))
                 yield _floating(part if self.augment is None else self.augment(part, draw))
 
         raw = changed()

@@ -272,7 +272,8 @@ def fit(
             augment=augment,
             world=world,
         )
-        moments = batches.measure() if moments is None else _check_moments(moments)
+        shown = progress is True and world.is_main
+        moments = batches.measure(progress=shown) if moments is None else _check_moments(moments)
         if transform is None:
             _warn_of_scale(moments)
         own = {"weight": weight, "times": times}
@@ -311,7 +312,7 @@ def fit(
         averaged.eval()
         seen = 3 * steps * (batch_size or USUAL_BATCH)
         if seen * SHARE >= COST if calibrate is None else calibrate:
-            _calibrate(averaged, batches, progress=progress is True and world.is_main)
+            _calibrate(averaged, batches, progress=shown)
             if where is not None and averaged.calibration is not None and world.is_main:
                 saving.keep_tables(where / CHECKPOINT, averaged)
         return TrainResult(
