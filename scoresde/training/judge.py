@@ -53,13 +53,12 @@ class Judge:
         told: Condition = cond  # type: ignore[assignment]
         draw, total = stream(trainer.seed, "held out", "objective"), 0.0
         shift = stream(trainer.seed, "held out", "transform", device=trainer.device)
-        with in_mode(model, training=False):
+        with in_mode(model, training=False), torch.no_grad():
             for places in chunks(len(rows), CHUNK):
                 x = rows[places].to(trainer.device)
                 x = (x if model.transform is None else model.transform.forward(x, shift)).to(trainer.dtype)
                 here = select(told, places, trainer.device)
-                # An objective may differentiate in x; only its value is kept.
-                losses: Tensor = trainer.objective(model, x, draw, here).detach()
+                losses: Tensor = trainer.objective(model, x, draw, here)
                 total += float(losses.double().sum())
         return total / len(rows)
 

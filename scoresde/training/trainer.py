@@ -17,7 +17,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -45,10 +45,25 @@ __all__ = ["Objective", "Trainer"]
 
 Objective = Callable[[ScoreModel, Tensor, torch.Generator, Condition], Tensor]
 
+
+@runtime_checkable
+class Stateful(Protocol):
+    """An objective that learns on the way, as ``losses.ImportanceIndices`` do; checkpoints keep its tensors."""
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return its tensors by name."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> object:
+        """Take them up again."""
+        ...
+
+
 # Times are turned into coefficients for many steps at once, where that saves more than it costs.
 BLOCK_STEPS, BLOCK_SIZE = 64, 32768
 MOST_AVERAGES = 8
 UNCERTAINTY = "uncertainty"  # before the names of its parameters
+OBJECTIVE = "objective"  # before the names of what it has learned
 
 
 class Trainer:
@@ -275,6 +290,8 @@ class Trainer:
                 tensors[f"base{mark}.{name}"], tensors[f"offset{mark}.{name}"] = base, offset
         if self.uncertainty is not None:
             tensors |= {f"value.{UNCERTAINTY}.{k}": v.detach() for k, v in self.uncertainty.named_parameters()}
+        if isinstance(self.objective, Stateful):
+            tensors |= {f"{OBJECTIVE}.{name}": value for name, value in self.objective.state_dict().items()}
         # The sums since the last record of the log.
         tensors["loss_bins"] = self.bins.sums
         return {
@@ -298,6 +315,11 @@ class Trainer:
             for name, p in self.uncertainty.named_parameters():
                 p.copy_(tensors[f"value.{UNCERTAINTY}.{name}"])
         self.update.restore(numbers, tensors)
+        if isinstance(self.objective, Stateful):
+            mark = f"{OBJECTIVE}."
+            kept = {name.removeprefix(mark): value for name, value in tensors.items() if name.startswith(mark)}
+            if kept:
+                self.objective.load_state_dict(kept)
         if "loss_bins" in tensors and self.world.is_main:  # checkpoints of earlier versions have none
             self.bins.sums.copy_(tensors["loss_bins"])
 

@@ -127,7 +127,7 @@ class Update:
         kept = numbers.get("optimizer", {})
         for place, value in [*tensors.items(), *kept.get("state", {}).items()]:
             key, _, name = place.partition(".")
-            if name not in known or key in ("base", "offset", "value"):
+            if name not in known or key in ("base", "offset", "value", "objective"):
                 continue
             p = known[name]
             # Steps are counted where the optimiser counts them.

@@ -31,6 +31,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -40,7 +41,7 @@ from torch import Tensor
 from scoresde.chains.base import Chain
 from scoresde.diffusions.point import Point
 from scoresde.diffusions.sde import GaussianSDE
-from scoresde.errors import ConfigError, DTypeError, check_integer, check_number, unknown
+from scoresde.errors import ConfigError, DTypeError, ShapeError, check_integer, check_number, unknown
 from scoresde.models.prediction import Condition
 from scoresde.models.score_model import ScoreModel
 from scoresde.noise import draw_noise, on_cpu, uniform
@@ -59,7 +60,7 @@ class ImportanceIndices:
     """Indices drawn in proportion to the root mean square of their last losses, uniform until each has enough.
 
     A ``ChainLoss`` that is given one feeds it whenever gradients are recorded. It keeps its history on the CPU, so each
-    update waits for the losses' device, and begins anew with every object: a resumed training refills it first.
+    update waits for the losses' device; a checkpoint of ``fit`` keeps it.
 
     Args:
         n: number of indices.
@@ -88,6 +89,19 @@ class ImportanceIndices:
             if math.isfinite(loss):
                 self._squares[i, self._counts[i] % self.history] = loss**2
                 self._counts[i] += 1
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return the history: squares (n, history) and how many losses each index has had."""
+        return {"squares": self._squares, "counts": self._counts}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from ``state_dict``; ShapeError where it is of other sizes."""
+        for name, mine in self.state_dict().items():
+            if state[name].shape != mine.shape:
+                raise ShapeError(
+                    f"{name} of the indices have shape {tuple(state[name].shape)}, not {tuple(mine.shape)}"
+                )
+            mine.copy_(state[name])
 
     @property
     def probabilities(self) -> Tensor:
@@ -184,6 +198,15 @@ class ChainLoss:
         """
         on_bound = check_number(weight, "weight", 0.0) * len(chain)
         return cls(chain, 1.0, on_bound, "learned", fixed_mean=True, indices=indices)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return the history of the indices' law, if there is one."""
+        return {} if self.indices is None else self.indices.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from ``state_dict``."""
+        if self.indices is not None and state:
+            self.indices.load_state_dict(state)
 
     @functools.cached_property
     def _constants(self) -> _Constants:

@@ -206,3 +206,38 @@ def test_bad_objectives() -> None:
     ):
         with pytest.raises(DomainError, match=message):
             ImportanceIndices(**{"n": 3, **options})
+
+
+def test_the_history_of_the_indices_goes_on_with_the_run(tmp_path: Path) -> None:
+    """A run that was stopped draws the indices of one that was not; held-out losses do not feed the history."""
+
+    class Stop(Exception):
+        pass
+
+    def objective() -> ChainLoss:
+        return ChainLoss.bound(chain, indices=ImportanceIndices(len(chain), history=2))
+
+    def stop(record: object) -> None:
+        if record["step"] == 30:
+            raise Stop
+
+    chain, data = DDPM.cosine(5), normal((60, 2), stream(9))
+    options = {"steps": 40, "batch_size": 8, "save_every": 20, "log_every": 10, "progress": False}
+    runs = {}
+    for name, held_out in (("whole", None), ("judged", data[:20])):
+        runs[name] = loss = objective()
+        model = ScoreModel(MLP(2, width=8, depth=1), VPSDE())
+        fit(model, data, objective=loss, folder=tmp_path / name, held_out=held_out, **options)
+        assert "not full yet" not in repr(loss)
+    assert torch.equal(runs["whole"].indices.probabilities, runs["judged"].indices.probabilities)
+    with pytest.raises(Stop):
+        fit(
+            ScoreModel(MLP(2, width=8, depth=1), VPSDE()), data, objective=objective(), folder=tmp_path / "cut",
+            on_log=stop, **options,
+        )  # fmt: skip
+    heir, again = objective(), ScoreModel(MLP(2, width=8, depth=1), VPSDE())
+    fit(again, data, objective=heir, folder=tmp_path / "cut", resume=True, **options)
+    assert torch.equal(heir.indices.probabilities, runs["whole"].indices.probabilities)
+    whole = ScoreModel.load(tmp_path / "whole", weights="raw")
+    for one, other in zip(again.state_dict().values(), whole.state_dict().values(), strict=True):
+        assert torch.equal(one, other)
