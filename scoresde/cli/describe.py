@@ -142,7 +142,11 @@ def _describe_checkpoint(path: Path) -> list[str]:
         lines += [f"             {r.steps}: {found.candidate(r.steps)}" for r in found.rungs[1:]]
     if "training" in contents.documents:
         state = contents.document("training")
-        lines.append(f"training     {', '.join(f'{key} {value}' for key, value in state.items())}")
+        told = {key: value for key, value in state.items() if not isinstance(value, dict)}
+        lines.append(f"training     {', '.join(f'{key} {value}' for key, value in told.items())}")
+        best = state.get("best", {})
+        if best.get("loss") is not None:
+            lines.append(f"best         step {best['step']}, held-out loss {best['loss']:.4g}")
     if RUN in contents.documents:
         kept = contents.document(RUN)
         lines.append(f"trained on   {kept['identity']['data']}")
