@@ -137,6 +137,24 @@ def test_loaders_and_iterables_go_on_to_the_same_bits(tmp_path: Path, make: Any)
     assert not same(weights(whole), weights(other))
 
 
+def test_a_shuffled_loader_has_another_order_in_every_epoch() -> None:
+    """Also one whose data set wants to be told the epoch."""
+    loader = DataLoader(Points("x"), batch_size=10, shuffle=True)
+    source = open_source(loader, None, tiny().net, batch_size=None, seed=0, unpack=None, workers=0)
+    epochs = torch.stack([source.read(k)[0] for k in range(10)]).reshape(2, N, 2)
+    assert torch.equal(epochs[0].sort(0).values, epochs[1].sort(0).values)
+    assert not torch.equal(epochs[0], epochs[1])
+
+    class Told(Lines):
+        epochs: list[int] = []  # noqa: RUF012
+
+        def set_epoch(self, epoch: int) -> None:
+            self.epochs.append(epoch)
+
+    fit(conditional(), Told(), **OPTIONS)
+    assert sorted(set(Told.epochs)) == [0, 1, 2]
+
+
 class Batched:
     """An iterable of batches that begins anew."""
 
@@ -238,3 +256,15 @@ def test_a_picture_is_its_bytes() -> None:
     x, cond = source.read(0)
     assert cond is None
     assert torch.equal(x[0], torch.from_numpy(pixels).permute(2, 0, 1))
+
+
+def test_data_sets_of_hugging_face_train_as_the_arrays_do() -> None:
+    datasets = pytest.importorskip("datasets")
+    rows = datasets.Dataset.from_dict({"x": DATA[:N].tolist(), "label": LABELS.tolist()})
+    expected = trained(DATA[:N], cond={"label": LABELS})
+    for form in (None, "torch", "numpy"):
+        assert same(trained(rows.with_format(form)), expected), form
+    # Streamed: in the order of the file, or shuffled by a buffer that is told the epoch.
+    streamed = rows.to_iterable_dataset()
+    assert same(trained(streamed), trained(Lines()))
+    assert not same(trained(streamed.shuffle(seed=1, buffer_size=20)), trained(Lines()))
