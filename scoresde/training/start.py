@@ -105,10 +105,14 @@ def _restore_best(best: Best, folder: Path, numbers: dict[str, float | None] | N
     if numbers is None or numbers["loss"] is None:
         return
     best.loss, best.step, best.looks = float(numbers["loss"]), int(numbers["step"] or 0), int(numbers["looks"] or 0)
-    if best.patience is None or not (folder / BEST / checkpoint.MANIFEST).is_file():
+    if best.patience is None:
         return
-    kept = checkpoint.read(folder / BEST)
-    if int(kept.document("training")["step"]) == best.step:
+    try:
+        kept = checkpoint.read(folder / BEST)
+        found = int(kept.document("training")["step"])
+    except CheckpointError:
+        found = -1
+    if found == best.step:
         best.weights = kept.tensors("ema")
     else:  # of a save that was cut off in between: begin to look anew
-        best.loss, best.looks = math.inf, 0
+        best.loss, best.step, best.looks = math.inf, 0, 0

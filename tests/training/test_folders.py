@@ -88,9 +88,12 @@ def test_a_watch_that_gives_no_numbers_is_told(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("step", [4, 7, 9, 11])
-def test_the_log_of_a_resumed_run_is_that_of_one_that_was_never_stopped(tmp_path: Path, step: int) -> None:
+@pytest.mark.parametrize("judged", [False, True])
+def test_the_log_of_a_resumed_run_is_that_of_one_that_was_never_stopped(
+    tmp_path: Path, step: int, judged: bool
+) -> None:
     """Also the first record, whose mean goes back to before the checkpoint, and its losses by log-SNR."""
-    given = {**OPTIONS, "held_out": HELD_OUT, "watch": watch, "log_every": 6}
+    given = {**OPTIONS, "log_every": 6, **({"held_out": HELD_OUT, "watch": watch} if judged else {})}
     fit(tiny(), DATA, folder=tmp_path / "whole", **given)
 
     def progress(done: int, steps: int, seconds: float) -> None:
