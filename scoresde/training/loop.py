@@ -61,7 +61,7 @@ class Loop:
         self.run, self.judge, self.best, self.watch, self.keep = run, judge, best, watch, keep
         self.first = trainer.step
         # Losses since the last record that an earlier process made.
-        self.carried = torch.empty(0) if carried is None else carried.float()
+        self.carried = torch.empty(0) if carried is None else carried
         self.logged = self.first
         self.losses = torch.full((max(0, steps - self.first),), math.nan, device=trainer.device)
         self.bad_checks = 0
@@ -107,7 +107,7 @@ class Loop:
     def split_recent(self) -> tuple[Tensor, Tensor]:
         """Return the losses since the last record, and the finite ones among them, in float64 on the CPU."""
         here = self.losses[self.logged - self.first : self.trainer.step - self.first].cpu()
-        losses = torch.cat([self.carried, here]).double()
+        losses = torch.cat([self.carried.double(), here.double()])
         if self.trainer.world.size > 1:
             losses = torch.stack(self.trainer.world.gather(losses)).mean(0)
         return losses, losses[torch.isfinite(losses)]
@@ -192,7 +192,7 @@ class Loop:
         documents, tensors = trainer.model.contents(averaged)
         numbers, state = trainer.state()
         numbers |= {"source": self.batches.source.state(), "best": best.to_dict()}
-        state |= {RECENT: recent.float()}
+        state |= {RECENT: recent}
         documents = {**documents, "training": numbers, **({} if self.run is None else {RUN: self.run.document})}
         checkpoint.write(self.folder / CHECKPOINT, documents, {**tensors, "training_state": state})
         keep_last(self.folder, trainer.step, self.keep)
