@@ -268,3 +268,18 @@ def test_data_sets_of_hugging_face_train_as_the_arrays_do() -> None:
     streamed = rows.to_iterable_dataset()
     assert same(trained(streamed), trained(Lines()))
     assert not same(trained(streamed.shuffle(seed=1, buffer_size=20)), trained(Lines()))
+
+
+def test_the_second_of_a_pair_is_the_label_where_there_is_one() -> None:
+    def several(**options: Any) -> ScoreModel:
+        return ScoreModel(MLP(2, width=16, depth=1, **options), VPSDE())
+
+    for options, name in (
+        ({"classes": {"label": 3}, "context_features": {"a": 2, "z": 1}}, "label"),
+        ({"context_features": {"weather": 1}}, "weather"),
+    ):
+        seen = open_source(Points(), None, several(**options).net, batch_size=4, seed=0, unpack=None, workers=0)
+        assert list(seen.read(0)[1]) == [name]
+    two = several(context_features={"a": 2, "z": 1})
+    with pytest.raises(ConfigError, match=r"has 2 parts, and what the network is told .* is not known; pass unpack="):
+        fit(two, Points(), **OPTIONS)
