@@ -42,9 +42,13 @@ def halve(x: Tensor) -> Tensor:
     """Return x (B, C, *) on a grid half as fine, sizes rounded up: the mean of the two places, or one, of each."""
     if x.ndim == 3:
         return functional.avg_pool1d(x, 2, ceil_mode=True)
-    pool = functional.avg_pool2d if x.ndim == 4 else functional.avg_pool3d
-    mean: Tensor = pool(x, 2, ceil_mode=True)
-    return mean
+    if x.ndim == 4:
+        return functional.avg_pool2d(x, 2, ceil_mode=True)
+    # The mean over two dimensions, and of that over the third: not every processor has the pool of three in every type.
+    planes = functional.avg_pool2d(x.flatten(1, 2), 2, ceil_mode=True)
+    planes = planes.reshape(*x.shape[:3], *planes.shape[2:])
+    mean = functional.avg_pool2d(planes.flatten(3), (2, 1), ceil_mode=True)
+    return mean.reshape(*mean.shape[:3], *planes.shape[3:])
 
 
 def enlarge(x: Tensor, sizes: Sequence[int]) -> Tensor:

@@ -37,7 +37,7 @@ def test_configuration_makes_the_network_again(case):
 def test_configuration_names_every_argument(name):
     import inspect
 
-    net = {"MLP": MLP(3), "UNet": UNet(1)}[name]
+    net = NETWORKS[name](3)
     assert list(net.config) == [p for p in inspect.signature(type(net)).parameters if p != "self"]
     assert type(net) is NETWORKS[name]
 
@@ -151,7 +151,7 @@ def test_training_mode_draws_nothing():
         assert torch.equal(net.train()(x, c_noise, label), net.eval()(x, c_noise, label))
 
 
-@pytest.mark.parametrize("case", ["mlp", "images"])
+@pytest.mark.parametrize("case", ["mlp", "images", "residual signals", "magnitudes of signals", "patches of signals"])
 def test_learns_what_depends_on_everything(case):
     net = CASES[case][0]()
     x, c_noise, label = inputs(case, batch=32)
