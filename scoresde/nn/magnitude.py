@@ -119,7 +119,7 @@ class UnitConditioning(nn.Module):
             part, value = self.get_submodule(f"of_{name}"), cond.get(name)
             if isinstance(part, nn.Embedding):
                 row = part.weight[:1].expand(len(h), -1) if value is None else look_up(part, value, name)
-                h = h + unit(row)
+                h = h + math.sqrt(row.shape[1]) * unit_rows(row)
             elif isinstance(part, nn.ModuleList):
                 first, second = part
                 seen = h.new_zeros(len(h), 2 * count) if value is None else mask_missing(value, h)
