@@ -50,7 +50,7 @@ MAPS: Mapping[int, Callable[..., Tensor]] = {1: functional.conv1d, 2: functional
 
 def unit(x: Tensor, dim: int = 1) -> Tensor:
     """Return x over its magnitude along ``dim``."""
-    return x * (x.square().mean(dim, keepdim=True) + TINY).rsqrt()
+    return x * (x.square().mean(dim, keepdim=True) + TINY).rsqrt().to(x.dtype)  # which autocast takes as float32
 
 
 def unit_rows(weight: Tensor) -> Tensor:
@@ -65,7 +65,8 @@ def unit_silu(x: Tensor) -> Tensor:
 
 def unit_sum(a: Tensor, b: Tensor, t: float = BALANCE) -> Tensor:
     """Return (1 - t) a + t b over the magnitude that it has for independent a and b."""
-    return torch.lerp(a, b, t) / math.hypot(1 - t, t)
+    length = math.hypot(1 - t, t)
+    return ((1 - t) / length) * a + (t / length) * b
 
 
 def join(a: Tensor, b: Tensor) -> Tensor:

@@ -17,8 +17,6 @@ from typing import Any, Final
 
 import torch
 from torch import nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from scoresde.errors import DTypeError, check_integer
 
@@ -75,6 +73,10 @@ def count(net: nn.Module, event_shape: int | Sequence[int]) -> tuple[int, int]:
         DTypeError: no module. DTypeError, DomainError: a size that is no positive integer. What the network raises for
             a sample of another shape than it takes.
     """
+    # Where there is a GPU the counter loads a compiler.
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.utils.flop_counter import FlopCounterMode
+
     if not isinstance(net, nn.Module):
         raise DTypeError(
             f"net must be a torch.nn.Module, got {type(net).__name__}; a model has its network as model.net"
