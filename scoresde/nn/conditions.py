@@ -149,7 +149,7 @@ class ConditionalNetwork(nn.Module):
         for name, (option, count) in self.kinds.items():
             if option == "concat_channels":
                 value = cond.get(name)
-                nothing = x.new_zeros(len(x), 2 * count, *x.shape[2:])
+                nothing = x.new_zeros(x.shape[0], 2 * count, *x.shape[2:])
                 parts.append(nothing if value is None else mask_missing(value, x))
         return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
@@ -196,7 +196,7 @@ class Conditioning(nn.Module):
             if isinstance(part, nn.Embedding):
                 h = h + (part.weight[0] if value is None else look_up(part, value, name))
             else:
-                nothing = h.new_zeros(len(h), 2 * self.lengths[name])
+                nothing = h.new_zeros(h.shape[0], 2 * self.lengths[name])
                 h = h + part(nothing if value is None else mask_missing(value, h))
         return functional.silu(h)
 

@@ -52,7 +52,7 @@ def split_patches(x: Tensor, patch: int) -> Tensor:
 
 def join_patches(tokens: Tensor, patch: int, counts: Sequence[int]) -> Tensor:
     """Return tokens (B, N, C patch^d), of as many patches in each dimension, as values (B, C, *sizes)."""
-    batch, channels = len(tokens), tokens.shape[2] // patch ** len(counts)
+    batch, channels = tokens.shape[0], tokens.shape[2] // patch ** len(counts)
     if len(counts) == 1:
         return tokens.reshape(batch, counts[0], channels, patch).movedim(1, 2).flatten(2)
     rows, columns = counts

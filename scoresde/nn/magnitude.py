@@ -119,11 +119,11 @@ class UnitConditioning(nn.Module):
         for name, (_, count) in self.kinds.items():
             part, value = self.get_submodule(f"of_{name}"), cond.get(name)
             if isinstance(part, nn.Embedding):
-                row = part.weight[:1].expand(len(h), -1) if value is None else look_up(part, value, name)
+                row = part.weight[:1].expand(h.shape[0], -1) if value is None else look_up(part, value, name)
                 h = h + math.sqrt(row.shape[1]) * unit_rows(row)
             elif isinstance(part, nn.ModuleList):
                 first, second = part
-                seen = h.new_zeros(len(h), 2 * count) if value is None else mask_missing(value, h)
+                seen = h.new_zeros(h.shape[0], 2 * count) if value is None else mask_missing(value, h)
                 h = h + second(unit_silu(first(seen)))
         return unit_silu(h / math.sqrt(1 + len(self.kinds)))
 

@@ -66,3 +66,15 @@ def test_channels_that_are_kept_last_stay_so_and_give_the_same(case: str) -> Non
     assert distance(out, expected) < 1e-5 * float(expected.detach().abs().max())
     assert len(layouts) > 20
     assert all(layouts)
+
+
+# torch's own decompositions, at their first use.
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
+@pytest.mark.parametrize("case", ["magnitudes", "patches", "points"])
+def test_an_exported_network_serves_batches_of_any_size(case: str) -> None:
+    net = build(case, torch.float32).eval()
+    batch = torch.export.Dim("batch", min=1, max=64)
+    given, other = (tuple(v.float() if v.is_floating_point() else v for v in inputs(case, batch=n)[:2]) for n in (4, 7))
+    shapes = {"x": {0: batch}, "c_noise": {0: batch}}
+    program = torch.export.export(net, given, dynamic_shapes=shapes, strict=False).module()
+    torch.testing.assert_close(program(*other), net(*other), rtol=1e-5, atol=1e-5)
