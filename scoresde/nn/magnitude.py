@@ -76,7 +76,7 @@ def join(a: Tensor, b: Tensor) -> Tensor:
 
 
 class UnitMap(nn.Module):
-    """A linear map (kernel None) or a convolution without bias, each output's weights used at norm 1."""
+    """A linear map (``dims`` 0) or a convolution without bias, each output's weights used at norm 1."""
 
     def __init__(self, inputs: int, outputs: int, dims: int = 0, kernel: int = 1) -> None:
         super().__init__()
