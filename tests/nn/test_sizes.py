@@ -50,9 +50,9 @@ def test_costs_by_hand() -> None:
 
 
 def test_sizes_are_those_of_the_papers() -> None:
-    """DiT-S, B, L and XL with patches of 2 of latents (4, 32, 32): millions of parameters, with 1000 classes and a
+    """DiT-S, B and XL with patches of 2 of latents (4, 32, 32): millions of parameters, with 1000 classes and a
     learned variance, and 10^9 multiplications with additions (Peebles and Xie 2023, table 4); DDPM++ and DDPM."""
-    for size, millions, giga in (("S", 33, 6.06), ("B", 130, 23.01), ("L", 458, 80.71), ("XL", 675, 118.64)):
+    for size, millions, giga in (("S", 33, 6.06), ("B", 130, 23.01), ("XL", 675, 118.64)):
         with torch.device("meta"):
             net = DiT(4, classes=1000, out_channels=8, **SIZES["DiT"][size])
         parameters, operations = count(net, (4, 32, 32))
