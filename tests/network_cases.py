@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from scoresde.nn import MLP, UNet
+from scoresde.nn import EGNN, MLP, DiT, MagnitudeUNet, UNet
 from scoresde.noise import integers, normal, stream
 
+STEPS = {"multipliers": (1, 2), "attention": (1,), "resample": "residual", "rescale_skips": True}
 # Name, network, shape of a sample. Heads, groups and levels differ, no two sizes are alike.
 CASES = {
     "mlp": (lambda **kw: MLP(5, width=24, depth=2, classes=4, **kw), (5,)),
@@ -19,6 +20,21 @@ CASES = {
     "prime images": (lambda **kw: UNet(1, width=8, attention=(0, 2), classes=4, **kw), (1, 7, 7)),
     "pixels": (lambda **kw: UNet(1, width=4, classes=4, **kw), (1, 1, 1)),
     "volumes": (lambda **kw: UNet(1, dims=3, width=4, multipliers=(2, 1), classes=4, **kw), (1, 4, 3, 5)),
+    "residual steps": (lambda **kw: UNet(2, width=8, **STEPS, heads=2, classes=4, **kw), (2, 7, 6)),
+    "residual signals": (lambda **kw: UNet(1, dims=1, width=8, **STEPS, classes=4, **kw), (1, 9)),
+    "magnitudes": (lambda **kw: MagnitudeUNet(1, width=8, attention=(1,), heads=2, classes=4, **kw), (1, 7, 8)),
+    "magnitudes of signals": (
+        lambda **kw: MagnitudeUNet(2, dims=1, width=8, blocks=2, multipliers=(1, 2), classes=4, **kw),
+        (2, 11),
+    ),
+    "magnitudes of volumes": (
+        lambda **kw: MagnitudeUNet(1, dims=3, width=4, multipliers=(2, 1), classes=4, **kw),
+        (1, 4, 3, 5),
+    ),
+    "patches": (lambda **kw: DiT(2, width=16, depth=2, heads=2, classes=4, **kw), (2, 6, 5)),
+    "patches of signals": (lambda **kw: DiT(1, dims=1, patch=3, width=16, depth=2, classes=4, **kw), (1, 10)),
+    "points": (lambda **kw: EGNN(3, features=2, width=16, depth=2, classes=4, **kw), (6, 5)),
+    "places": (lambda **kw: EGNN(2, width=16, depth=2, centred=True, classes=4, **kw), (5, 2)),
 }
 
 

@@ -1,7 +1,8 @@
 """Networks: net(x, c_noise, **conditions) -> a tensor of x's shape and dtype, for a ``ScoreModel``.
 
 Each has a ``config``, the constructor's arguments as JSON-able values, and ``NETWORKS[name](**config)`` makes it again.
-Any other ``torch.nn.Module`` of that call serves a ``ScoreModel`` as well.
+``SIZES[name]`` has options by name, small to large, and ``count`` says what a network costs. Any other
+``torch.nn.Module`` of that call serves a ``ScoreModel`` as well.
 """
 
 from __future__ import annotations
@@ -9,9 +10,30 @@ from __future__ import annotations
 from typing import Final
 
 from scoresde.nn.conditions import drop_conditions, drop_labels
+from scoresde.nn.dit import DiT
+from scoresde.nn.equivariant import EGNN
+from scoresde.nn.magnitude_unet import MagnitudeUNet
 from scoresde.nn.mlp import MLP
+from scoresde.nn.sizes import SIZES, count
 from scoresde.nn.unet import UNet
 
-__all__ = ["MLP", "NETWORKS", "UNet", "drop_conditions", "drop_labels"]
+__all__ = [
+    "EGNN",
+    "MLP",
+    "NETWORKS",
+    "SIZES",
+    "DiT",
+    "MagnitudeUNet",
+    "UNet",
+    "count",
+    "drop_conditions",
+    "drop_labels",
+]
 
-NETWORKS: Final[dict[str, type[MLP] | type[UNet]]] = {"MLP": MLP, "UNet": UNet}
+NETWORKS: Final[dict[str, type[MLP] | type[UNet] | type[MagnitudeUNet] | type[DiT] | type[EGNN]]] = {
+    "MLP": MLP,
+    "UNet": UNet,
+    "MagnitudeUNet": MagnitudeUNet,
+    "DiT": DiT,
+    "EGNN": EGNN,
+}

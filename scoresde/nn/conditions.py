@@ -36,7 +36,17 @@ from scoresde.errors import (
 from scoresde.nn.embeddings import FREQUENCIES, fourier_features
 from scoresde.noise import uniform
 
-__all__ = ["ConditionalNetwork", "Conditioning", "Counts", "drop_conditions", "drop_labels", "null_like", "read_counts"]
+__all__ = [
+    "ConditionalNetwork",
+    "Conditioning",
+    "Counts",
+    "drop_conditions",
+    "drop_labels",
+    "look_up",
+    "mask_missing",
+    "null_like",
+    "read_counts",
+]
 
 Counts = int | Mapping[str, int] | None
 
@@ -139,8 +149,8 @@ class ConditionalNetwork(nn.Module):
         for name, (option, count) in self.kinds.items():
             if option == "concat_channels":
                 value = cond.get(name)
-                nothing = x.new_zeros(len(x), 2 * count, *x.shape[2:])
-                parts.append(nothing if value is None else _mask_missing(value, x))
+                nothing = x.new_zeros(x.shape[0], 2 * count, *x.shape[2:])
+                parts.append(nothing if value is None else mask_missing(value, x))
         return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
 
@@ -184,10 +194,10 @@ class Conditioning(nn.Module):
         for name in self.names:
             part, value = self.get_submodule(name), cond.get(name)
             if isinstance(part, nn.Embedding):
-                h = h + (part.weight[0] if value is None else _row(part, value, name))
+                h = h + (part.weight[0] if value is None else look_up(part, value, name))
             else:
-                nothing = h.new_zeros(len(h), 2 * self.lengths[name])
-                h = h + part(nothing if value is None else _mask_missing(value, h))
+                nothing = h.new_zeros(h.shape[0], 2 * self.lengths[name])
+                h = h + part(nothing if value is None else mask_missing(value, h))
         return functional.silu(h)
 
 
@@ -250,7 +260,8 @@ def drop_labels(label: Tensor, probability: float, generator: torch.Generator) -
     return drop_conditions({"label": label}, {"label": probability}, {"label": generator})["label"]
 
 
-def _row(table: nn.Embedding, label: Tensor, name: str) -> Tensor:
+def look_up(table: nn.Embedding, label: Tensor, name: str) -> Tensor:
+    """Return the table's rows (B, width) of classes (B,) from -1 on, with the class's name in the error."""
     try:
         row: Tensor = table(label + 1)
     except IndexError as error:
@@ -260,7 +271,7 @@ def _row(table: nn.Embedding, label: Tensor, name: str) -> Tensor:
     return row
 
 
-def _mask_missing(value: Tensor, like: Tensor) -> Tensor:
+def mask_missing(value: Tensor, like: Tensor) -> Tensor:
     """Return values (B, k, *) with 0 for what is missing, and a mask of what is known, (B, 2 k, *)."""
     known = ~value.isnan()
     return torch.cat([torch.where(known, value, 0.0), known.to(value.dtype)], 1).to(like)

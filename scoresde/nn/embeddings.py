@@ -44,6 +44,8 @@ def initialise(network: nn.Module, seed: int, zero: tuple[nn.Module, ...] = ()) 
     """
     generator = stream(seed, "nn")
     network.to_empty(device=torch.get_default_device())
+    if torch.get_default_device().type == "meta":
+        return  # there are no values to draw
     with torch.no_grad():
         for layer in network.modules():
             if isinstance(layer, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d):

@@ -16,6 +16,14 @@ from scoresde.ops import jacobian_products, plain_attention
 CASES: dict[str, tuple[torch.nn.Module, tuple[int, ...]]] = {
     "MLP": (nn.MLP(5, width=16, depth=2, classes=3), (5,)),
     "UNet": (nn.UNet(2, width=8, multipliers=(1, 2), attention=(0, 1), classes=3), (2, 6, 5)),
+    "UNet, residual": (
+        nn.UNet(2, width=8, multipliers=(1, 2), resample="residual", rescale_skips=True, classes=3),
+        (2, 6, 5),
+    ),
+    "MagnitudeUNet": (nn.MagnitudeUNet(2, width=8, multipliers=(1, 2), attention=(0,), classes=3), (2, 6, 5)),
+    "DiT": (nn.DiT(2, width=16, depth=2, heads=2, classes=3), (2, 4, 5)),
+    "DiT, 1": (nn.DiT(1, dims=1, width=16, depth=1, heads=2), (1, 7)),
+    "EGNN": (nn.EGNN(3, features=1, width=16, depth=2, classes=3), (4, 4)),
     "UNet, 1": (nn.UNet(1, dims=1, width=8, multipliers=(1, 2)), (1, 9)),
     "UNet, 3": (nn.UNet(1, dims=3, width=8, multipliers=(1, 2)), (1, 4, 4, 3)),
 }

@@ -10,6 +10,7 @@ import pytest
 import torch
 from network_cases import CASES, awake, build, distance, inputs
 
+from scoresde import VPSDE, ScoreModel, sample
 from scoresde.errors import ConfigError, DomainError, DTypeError, ShapeError
 from scoresde.nn import MLP, NETWORKS, UNet, drop_labels
 from scoresde.nn.embeddings import fourier_features
@@ -37,9 +38,21 @@ def test_configuration_makes_the_network_again(case):
 def test_configuration_names_every_argument(name):
     import inspect
 
-    net = {"MLP": MLP(3), "UNet": UNet(1)}[name]
+    net = NETWORKS[name](3)
     assert list(net.config) == [p for p in inspect.signature(type(net)).parameters if p != "self"]
     assert type(net) is NETWORKS[name]
+
+
+@pytest.mark.parametrize("case", ["mlp", "residual steps", "magnitudes", "patches", "points"])
+def test_a_model_of_it_is_saved_and_loaded_and_samples(case, tmp_path):
+    model = ScoreModel(build(case, torch.float32), VPSDE(), predicts="v")
+    model.save(tmp_path / "model")
+    again = ScoreModel.load(tmp_path / "model")
+    assert again.net.config == model.net.config
+    options = {"steps": 2, "cond": {"label": torch.tensor([0, 3])}, "seed": 0}
+    x = sample(model, (2, *CASES[case][1]), **options)
+    assert torch.equal(sample(again, (2, *CASES[case][1]), **options), x)
+    assert not torch.equal(sample(again, (2, *CASES[case][1]), steps=2, seed=0), x)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -151,7 +164,7 @@ def test_training_mode_draws_nothing():
         assert torch.equal(net.train()(x, c_noise, label), net.eval()(x, c_noise, label))
 
 
-@pytest.mark.parametrize("case", ["mlp", "images"])
+@pytest.mark.parametrize("case", ["mlp", "images", "residual signals", "patches of signals"])
 def test_learns_what_depends_on_everything(case):
     net = CASES[case][0]()
     x, c_noise, label = inputs(case, batch=32)
