@@ -28,7 +28,7 @@ from scoresde.diffusions.sde import GaussianSDE
 from scoresde.diffusions.tabulated import TabulatedSDE
 from scoresde.diffusions.vp import VPSDE
 from scoresde.errors import ConfigError, DomainError, DTypeError, ShapeError, unknown
-from scoresde.models.networks import condition_names
+from scoresde.models.networks import Conditional, bare_network, condition_names, describe_network
 from scoresde.models.parameterization import Predicts
 from scoresde.models.score_model import ScoreModel
 
@@ -47,6 +47,7 @@ class Adapted(nn.Module):
         convert: t (B,) -> what it is told.
         sign: of its answer.
         names: of its conditions, where they are called otherwise here.
+        nulls: what stands for no condition, by the names here.
     """
 
     def __init__(
@@ -56,15 +57,37 @@ class Adapted(nn.Module):
         *,
         sign: float = 1.0,
         names: Mapping[str, str] | None = None,
+        nulls: Mapping[str, int] | None = None,
     ) -> None:
         super().__init__()
-        self.net, self.convert, self.sign, self.names = net, convert, sign, dict(names or {})
+        self.net, self.convert, self.sign = net, convert, sign
+        self.names, self.nulls = dict(names or {}), dict(nulls or {})
 
     @property
     def condition_names(self) -> frozenset[str] | None:
         """The conditions that the network takes, as they are called here; None for any."""
         known = condition_names(self.net)
-        return None if known is None or self.names else known
+        here = {there: name for name, there in self.names.items()}
+        return None if known is None else frozenset(here.get(name, name) for name in known)
+
+    def check_conditions(self, x_shape: torch.Size, cond: Mapping[str, Tensor | None]) -> None:
+        """Have the other network look at its conditions, if it does such a thing."""
+        inner = bare_network(self.net)
+        if isinstance(inner, Conditional):
+            inner.check_conditions(x_shape, cond)
+
+    def null_conditions(self, cond: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return what stands for no conditions; ConfigError where it is not known."""
+        inner = bare_network(self.net)
+        if isinstance(inner, Conditional):
+            return inner.null_conditions(cond)
+        for name in cond:
+            if name not in self.nulls:
+                raise ConfigError(
+                    f"what {describe_network(self.net)} takes for no {name} is not known; pass negative= with the "
+                    f'value that stands for none, e.g. negative={{"{name}": 1000}}'
+                )
+        return {name: torch.full_like(value, self.nulls[name]) for name, value in cond.items()}
 
     def forward(self, x: Tensor, t: Tensor, **cond: Tensor) -> Tensor:
         """Return the answer, a tensor."""
