@@ -12,7 +12,18 @@ from cli_helpers import contents, main, refused
 from foreign import small_dit, small_unet
 from torch import Tensor
 
-from scoresde import VPSDE, Affine, Moments, ProbabilityFlow, ScoreModel, from_diffusers, guided, sample
+from scoresde import (
+    VPSDE,
+    Affine,
+    Moments,
+    ProbabilityFlow,
+    ScoreModel,
+    from_diffusers,
+    guidance,
+    guided,
+    sample,
+    sample_posterior,
+)
 from scoresde.metrics import sliced_wasserstein
 from scoresde.nn import MLP
 from scoresde.noise import integers, normal, stream
@@ -136,6 +147,21 @@ def test_samples_labels_sizes_and_guidance(
     strong = guided(from_diffusers(folders["latents"]), 3.0)
     cond = {"label": torch.full((2,), 207)}
     torch.testing.assert_close(found, sample(strong, (2, 4, 4, 4), solver="ddim", steps=4, seed=0, cond=cond))
+    grey = tmp_path / "grey.npy"
+    np.save(grey, np.full((1, 1, 8, 8), 0.3, dtype=np.float32))
+    argv = ["restore", "--checkpoint", str(folders["plain"]), "--data", str(grey), "--operator", "grey", "--n", "2"]
+    assert main([*argv, "--noise-std", "0.05", "--steps", "5", "--out", str(out), *CPU]) == 0
+    restored = sample_posterior(
+        from_diffusers(folders["plain"]),
+        guidance.Grey(),
+        torch.full((1, 8, 8), 0.3),
+        2,
+        noise_std=0.05,
+        steps=5,
+        event=(1, 8, 8),
+        seed=0,
+    )
+    torch.testing.assert_close(torch.from_numpy(np.load(out))[0], restored.x, rtol=1e-4, atol=1e-4)
     picture = tmp_path / "x.png"
     assert main(["sample", "--checkpoint", str(folders["plain"]), "--n", "2", "--out", str(picture), *CPU]) == 0
     assert picture.stat().st_size > 1000
