@@ -49,9 +49,10 @@ class Convert(Command):
         check_file("out", self.target)
         self.target.parent.mkdir(parents=True, exist_ok=True)
         done = convert_weights(self.file, self.target, part=self.part, limit=self.limit)
-        print(f"wrote {self.target}: {done.tensors} tensors, {done.bytes / 2**20:.3g} MiB")
+        many = "s" * (done.tensors != 1)
+        print(f"wrote {self.target}: {done.tensors} tensor{many}, {done.bytes / 2**20:.3g} MiB")
         if done.left_out:
-            more = ", ..." if len(done.left_out) > SHOWN else ""
-            names = ", ".join(done.left_out[:SHOWN])
-            print(f"left out {len(done.left_out)} values that are no tensors: {names}{more}")
+            rest = len(done.left_out) - SHOWN
+            more = f" and {rest} more" if rest > 0 else ""
+            print(f"left out, as no tensor is there: {', '.join(done.left_out[:SHOWN])}{more}")
         return 0
