@@ -32,7 +32,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a few seconds: the network has hardly learned")
     options = parser.parse_args()
-    epochs, n = (1, 200) if options.quick else (25, 1000)
+    epochs, n = (1, 200) if options.quick else (40, 1000)
 
     data = pinwheel(20_000, seed=0)
     loader = DataLoader(
