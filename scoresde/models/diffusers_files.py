@@ -115,7 +115,7 @@ def from_diffusers(folder: str | Path, *, net: nn.Module | None = None) -> Score
 def is_of_diffusers(folder: Path) -> bool:
     """Return whether a folder looks like one that ``save_pretrained`` of a pipeline, a network or a scheduler wrote."""
     parts = (folder / name for name in (*PARTS, "scheduler"))
-    return any((folder / name).is_file() for name in (PIPELINE, SCHEDULER)) or any(
+    return any((folder / name).is_file() for name in (PIPELINE, SCHEDULER, NETWORK)) or any(
         one.is_dir() and any((one / name).is_file() for name in (NETWORK, SCHEDULER)) for one in parts
     )
 

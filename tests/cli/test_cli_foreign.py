@@ -186,7 +186,8 @@ def test_a_folder_is_described(folders: dict[str, Path], capsys: pytest.CaptureF
 
 def test_mistakes(folders: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def said(verb: str, folder: Path, *options: str) -> str:
-        return refused(capsys, [verb, "--checkpoint", str(folder), *options])
+        option = [] if verb == "describe" else ["--checkpoint"]
+        return refused(capsys, [verb, *option, str(folder), *options])
 
     plain, classes = folders["plain"], folders["classes"]
     assert "--label 1: " in said("sample", plain, "--label", "1")
@@ -215,6 +216,9 @@ def test_mistakes(folders: dict[str, Path], tmp_path: Path, capsys: pytest.Captu
         (told / "unet" / file).unlink()
     (told / "unet").rmdir()
     assert "holds no network: no unet/, no transformer/" in said("sample", told)
+    (told / "config.json").write_text("{}")
+    (told / "scheduler" / "scheduler_config.json").unlink()
+    assert "scheduler_config.json cannot be read" in said("describe", told)
     with torch.random.fork_rng():
         text = diffusers.UNet2DConditionModel(
             block_out_channels=(4,),
