@@ -32,7 +32,7 @@ from scoresde.models.networks import Conditional, bare_network, condition_names,
 from scoresde.models.parameterization import Predicts
 from scoresde.models.score_model import ScoreModel
 
-__all__ = ["Adapted", "Index", "NetworkTime", "Scale", "adapt", "sde_of_betas"]
+__all__ = ["Adapted", "Index", "NetworkTime", "Scale", "Sigma", "adapt", "sde_of_betas"]
 
 NetworkTime = Literal["index", "time", "sigma", "edm", "flow_matching"]
 Network = Callable[..., Any]
@@ -112,6 +112,16 @@ class Index:
         return torch.where((index - nearest).abs() < NEAR, nearest, index)
 
 
+class Sigma:
+    """t -> sigma(t) of an SDE, in the type of t and on its device."""
+
+    def __init__(self, sde: GaussianSDE) -> None:
+        self.sde = sde
+
+    def __call__(self, t: Tensor) -> Tensor:
+        return self.sde.at(t.detach().to("cpu", torch.float64)).sigma.to(t)
+
+
 class Scale:
     """t -> n t."""
 
@@ -141,7 +151,7 @@ def adapt(
         time: what it is told.
         predicts: what it answers; by default what the table names first.
         betas: of the chain, (n,), where the time is an index; the last may be 1.
-        sde: another diffusion than the table's, for "time" and "sigma".
+        sde: another diffusion than the table's, for "time" and "sigma"; for "sigma" one of alpha = 1.
         whole: round indices, for a network that looks them up.
 
     Raises:
@@ -173,7 +183,14 @@ def adapt(
     kind = predicts if predicts is not None else "data" if time == "sigma" else "noise"
     if kind == "edm":
         raise ConfigError(f"time={time!r} reads a network literally, which predicts='edm' is not; take time='edm'")
-    return ScoreModel.from_callable(Adapted(net, _keep), home, predicts=kind)
+    if time == "time" or type(home) is EDMSDE:  # whose t is sigma
+        return ScoreModel.from_callable(Adapted(net, _keep), home, predicts=kind)
+    if float(home.at(home.t_max).alpha) != 1:
+        raise ConfigError(
+            f"time='sigma' is of networks that see x_0 + sigma z, and {home} scales x_0; leave out sde=, and sample "
+            "under it with model.with_sde(sde)"
+        )
+    return ScoreModel.from_callable(Adapted(net, Sigma(home)), home, predicts=kind)
 
 
 def _quarter_log(t: Tensor) -> Tensor:

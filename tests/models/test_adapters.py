@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from scoresde import (
     DDPM,
     EDMSDE,
+    VESDE,
     VPSDE,
     ConfigError,
     DomainError,
@@ -87,6 +88,16 @@ def test_times_levels_and_edms_preconditioning() -> None:
             x = sample(model, x_init=start, solver="heun", steps=20)
         torch.testing.assert_close(x, sample(exact, x_init=start, solver="heun", steps=20), rtol=0, atol=1e-5)
 
+    # Told sigma on a diffusion whose time is another, too.
+    ve = gaussian(VESDE())
+    told = Says(lambda x, sigma: ve(x, ve.sde.time(-2 * sigma.double().log())).data.to(x))
+    model = adapt(told, time="sigma", sde=ve.sde)
+    start = ve.sde.sigma(1.0) * z
+    with torch.no_grad():
+        x = sample(model, x_init=start, solver="heun", steps=20)
+    torch.testing.assert_close(x, sample(ve, x_init=start, solver="heun", steps=20), rtol=0, atol=1e-4)
+    assert float(told.told[0].max()) == pytest.approx(50.0, rel=1e-5)
+
     def preconditioned(scaled: Tensor, c_noise: Tensor) -> Tensor:
         # F of EDM's equation 7, with sigma_data = 0.5, for D of the Gaussian.
         sigma = (4 * c_noise.double()).exp()[:, None]
@@ -156,6 +167,7 @@ def test_bad_words() -> None:
         "betas= go with time='index', got time='sigma'": ({"time": "sigma", "betas": CHAIN.betas}, ConfigError),
         "is of a diffusion of its own; leave out sde=": ({"time": "edm", "sde": VPSDE()}, ConfigError),
         "answers the velocity data - noise, not 'noise'": ({"time": "flow_matching", "predicts": "noise"}, ConfigError),
+        "scales x_0; leave out sde=, and sample under it with": ({"time": "sigma", "sde": VPSDE()}, ConfigError),
         "take time='edm'": ({"time": "sigma", "predicts": "edm"}, ConfigError),
         "betas must be a vector": ({"time": "index", "betas": torch.zeros(2, 2)}, ShapeError),
         "at index 1 it is 2": ({"time": "index", "betas": torch.tensor([0.1, 2.0])}, DomainError),
