@@ -1,4 +1,4 @@
-"""The command line: ``scoresde train | sample | restore | compare | tune | likelihood | describe``.
+"""The command line: ``scoresde train | sample | restore | compare | tune | likelihood | describe | convert``.
 
 Each verb is a frozen dataclass of options, which tyro reads from the arguments, with a method ``run``. An error is one
 line on stderr that says what to do, with exit code 2 (its traceback with ``--debug``), a warning of the package's own
@@ -58,7 +58,7 @@ WORDS: Mapping[str, tuple[str, ...]] = {
     **dict.fromkeys(("continue", "resume-from"), ("resume",)),
 }
 
-USAGE = """usage: scoresde [-h] [--version] {train,sample,restore,compare,tune,likelihood,describe} [OPTIONS]
+USAGE = """usage: scoresde [-h] [--version] {train,sample,restore,compare,tune,likelihood,describe,convert} [OPTIONS]
 
 Score-based diffusion models: train one, draw samples, compare samplers.
 
@@ -69,8 +69,9 @@ Score-based diffusion models: train one, draw samples, compare samplers.
   tune        fit samplers of few evaluations to a trained model, and keep them with it
   likelihood  log p of held-out data, along the flow and by bounds, in nats and bits per dimension
   describe    say what a checkpoint, a diffusion, a sampler or a saved table is
+  convert     write the weights of a file of torch.save as safetensors
 
-"scoresde train --help" lists the options of a verb with their units and defaults; all but describe read them from
+"scoresde train --help" lists the options of a verb with their units and defaults; those that compute read them from
 a file too (--config run.toml). A first session:
 
   scoresde train --data swiss_roll --out runs/swiss_roll
@@ -191,6 +192,7 @@ def _run(arguments: list[str], here: World) -> int:
 def _load_verbs() -> dict[str, type[Command]]:
     try:
         from scoresde.cli.compare import Compare
+        from scoresde.cli.convert import Convert
         from scoresde.cli.describe import Describe
         from scoresde.cli.likelihood import Likelihood
         from scoresde.cli.restore import Restore
@@ -209,6 +211,7 @@ def _load_verbs() -> dict[str, type[Command]]:
         "tune": Tune,
         "likelihood": Likelihood,
         "describe": Describe,
+        "convert": Convert,
     }
 
 

@@ -2,7 +2,8 @@
 
 import functools
 import sys
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -23,6 +24,7 @@ from scoresde.cli.options import (
     show_default,
     show_default_by_kind,
 )
+from scoresde.cli.own_flow import OWN_FLOW, choose_preset, draws_noise, make_flow_yardstick
 from scoresde.cli.pictures import SMALL, to_pixels
 from scoresde.cli.presets import DATA
 from scoresde.cli.run_folder import RunFolder, check_folder, open_run, write_json
@@ -49,10 +51,11 @@ class Compare(Work):
 
     Prints a table: each sampler's network evaluations per sample, seconds, and distances beside their floor, which is
     what as many real samples measure. Writes table.json, comparison.png and samples.png. All samplers start from the
-    same noise. Ctrl-C keeps the rows that are done.
+    same noise. Ctrl-C keeps the rows that are done. Where no data are known, as of a model of diffusers, the samples
+    are measured against the model's own flow, finely integrated.
 
     Args:
-        checkpoint: folder of a run, or of a saved model.
+        checkpoint: folder of a run, of a saved model, or of a pipeline of diffusers.
         samplers: each "name:steps", with "@samples" behind it for a number of samples of its own.
         n: number of samples of each sampler.
         seed: of the noise, in [0, 2^64).
@@ -72,7 +75,9 @@ class Compare(Work):
     ] = DEFAULT_SAMPLERS
     n: Annotated[OptionalInt, show_default_by_kind("samples")] = None
     seed: Int = 0
-    data: Annotated[str | None, show_choices([*DATA, "FOLDER", "FILE"]), show_default("the run's")] = None
+    data: Annotated[
+        str | None, show_choices([*DATA, "FOLDER", "FILE"]), show_default(f"the run's, else {OWN_FLOW}")
+    ] = None
     on_bad_image: Annotated[str | None, show_choices(BAD_IMAGES), show_default("as in the run's training")] = None
     out: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER"), show_default("CHECKPOINT/comparison")] = None
     chunk_size: Annotated[OptionalInt, show_default("all")] = None
@@ -85,23 +90,28 @@ class Compare(Work):
         with use_style():  # says what to do where matplotlib is missing
             pass
         run = open_run(self.checkpoint, find_device(self.device))
-        name, data = open_data_of(run, self.data, self.on_bad_image)
+        known = self.data is not None or run.data is not None
+        name, data = open_data_of(run, self.data, self.on_bad_image) if known else (OWN_FLOW, None)
+        if data is None and self.on_bad_image is not None:
+            raise ConfigError("--on-bad-image is for folders of images, and no data are named; add --data FOLDER")
         samplers = self._read_samplers(run.model)
         out = check_folder("out", run.folder / "comparison" if self.out is None else self.out)
         with use_threads(choose_threads(self.threads, run.model.net)):
-            yard = make_yardstick(name, data, classes=run.classes)
+            count = (choose_preset(run.event) if data is None else data.preset).samples if self.n is None else self.n
+            yard = self._judge(run, count) if data is None else make_yardstick(name, data, classes=run.classes)
             shape = tuple(yard.held_out.shape[1:])
             if shape != run.event:
                 raise ConfigError(f"the model's samples have shape {tuple(run.event)}, those of {name} {shape}")
             out.mkdir(parents=True, exist_ok=True)
-            found = _Results(run, name, yard, self.seed, out, len(samplers))
+            found = _Results(run, name, yard, self.seed, out, samplers)
             print(f"results in {out}/", file=sys.stderr, flush=True)
             try:
                 compare(
                     run.model,
                     samplers,
                     yard.metrics,
-                    samples=data.preset.samples if self.n is None else self.n,
+                    samples=count,
+                    event=run.event,
                     floors=yard.floors,
                     cond=functools.partial(_tell, run, yard) if run.classes or run.features else None,
                     seed=self.seed,
@@ -114,6 +124,11 @@ class Compare(Work):
             finally:
                 found.finish()
         return 0
+
+    def _judge(self, run: RunFolder, count: int) -> Yardstick:
+        """Return how samples are judged by the model's own flow."""
+        print(f"drawing {2 * count} samples of {OWN_FLOW}, to measure against", file=sys.stderr, flush=True)
+        return make_flow_yardstick(run, count, seed=self.seed, chunk_size=self.chunk_size)
 
     def _read_samplers(self, model: ScoreModel) -> list[Sampler]:
         """Read the samplers; of the default ones, those that this SDE can carry."""
@@ -135,13 +150,19 @@ class Compare(Work):
 class _Results:
     """Rows and samples as they come, written as they come."""
 
-    def __init__(self, run: RunFolder, data: str, yard: Yardstick, seed: int, out: Path, expected: int) -> None:
-        self.run, self.data, self.yard, self.seed, self.out, self.expected = run, data, yard, seed, out, expected
+    def __init__(
+        self, run: RunFolder, data: str, yard: Yardstick, seed: int, out: Path, samplers: Sequence[Sampler]
+    ) -> None:
+        self.run, self.data, self.yard, self.seed, self.out = run, data, yard, seed, out
+        self.samplers = samplers
         self.rows: list[Comparison] = []
         self.samples: list[Tensor] = []
 
     def add(self, row: Comparison, x: Tensor) -> None:
         """Keep a row, in table.json too."""
+        if self.yard.paired and draws_noise(self.samplers[len(self.rows)], self.run.model.sde):
+            kept = {name: value for name, value in row.distances.items() if name not in self.yard.paired}
+            row = replace(row, distances=kept)
         self.rows.append(row)
         self.samples.append(x.cpu())
         write_json(
@@ -152,12 +173,14 @@ class _Results:
                 "sde": repr(self.run.model.sde),
                 "seed": self.seed,
                 "held_out": len(self.yard.held_out),
-                "complete": len(self.rows) == self.expected,
+                "complete": len(self.rows) == len(self.samplers),
                 "rows": [one.to_dict() for one in self.rows],
             },
         )
         if not is_interactive():
-            print(f"{row.sampler}: {row.seconds:.1f} seconds ({len(self.rows)} of {self.expected})", file=sys.stderr)
+            print(
+                f"{row.sampler}: {row.seconds:.1f} seconds ({len(self.rows)} of {len(self.samplers)})", file=sys.stderr
+            )
 
     def finish(self) -> None:
         """Print the table and draw the figures of the rows that are there."""
@@ -181,14 +204,18 @@ class _Results:
             columns = min(SHOWN, *map(len, sets))
             figure = image_grid(
                 torch.cat([to_pixels(self.run, x[:columns]) for x in sets]),
-                row_labels=[*names, "held-out data"],
+                row_labels=[*names, self.yard.reference],
                 smooth=event[-1] <= SMALL,
             )
         elif len(event) == 1 and event[0] >= 2:
             # A sampler may be listed twice at one cost; a set of panels needs names of its own.
             titles = [name + " " * names[:k].count(name) for k, name in enumerate(names)]
             # Of longer vectors the first two coordinates.
-            figure = scatter({title: x[:, :2] for title, x in zip(titles, self.samples, strict=True)}, examples[:, :2])
+            figure = scatter(
+                {title: x[:, :2] for title, x in zip(titles, self.samples, strict=True)},
+                examples[:, :2],
+                reference_label=self.yard.reference,
+            )
         else:
             return False
         save(figure, self.out / "samples.png")

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import tyro
 
+from scoresde.cli.foreign import describe_foreign, open_foreign
 from scoresde.cli.options import Command, OptionalInt, choose, show_choices, show_default
 from scoresde.cli.presets import DIFFUSIONS, SDES
 from scoresde.cli.run_folder import find_checkpoint, read_about
@@ -41,8 +42,8 @@ class Describe(Command):
     """Say what something is: a trained model, a diffusion, a sampler, a saved table.
 
     Args:
-        what: the folder of a run or of a saved model; the name of a diffusion (vp, VPSDE, ...); the name of a sampler
-            (dpmpp_2m, or dpmpp_2m:5 with its steps), whose table is shown; or a .json file with a table.
+        what: the folder of a run, of a saved model or of diffusers; the name of a diffusion (vp, VPSDE, ...); the name
+            of a sampler (dpmpp_2m, or dpmpp_2m:5 with its steps), whose table is shown; or a .json file with a table.
         steps: number of steps of a sampler.
         sde: the diffusion that a sampler is for.
         final: what the last step of a sampler gives: clean data, a sample at the SDE's smallest time, or its mean.
@@ -110,6 +111,8 @@ def _describe_table(table: Tableau) -> list[str]:
 
 
 def _describe_checkpoint(path: Path) -> list[str]:
+    if not (checkpoint.find(path) / checkpoint.MANIFEST).is_file() and (foreign := open_foreign(path)) is not None:
+        return describe_foreign(path, foreign)
     folder = find_checkpoint(path)
     contents = checkpoint.read(folder)
     model = contents.document("model")

@@ -20,7 +20,8 @@ __all__ = ["describe_samples", "open_data_of"]
 def open_data_of(run: RunFolder, named: str | None, on_bad_image: str | None) -> tuple[str, DataSet]:
     """Return the data to measure against: those named, or the run's as they were then, or with a word that they differ.
 
-    Labels are those of the model: a class goes by its name.
+    Labels are those of the model: a class goes by its name. A model of diffusers that draws images is given the range
+    of the data.
 
     Raises:
         ConfigError: none are named and no run.json names them, or a class that the model does not know. ConfigError,
@@ -56,6 +57,8 @@ def open_data_of(run: RunFolder, named: str | None, on_bad_image: str | None) ->
         now = describe_samples(data)
         if isinstance(known, dict) and known != now:
             print(f"note: {_say_change(name, known, now)}", file=sys.stderr)
+    if run.foreign and data.kind == "images":
+        run.model.transform = data.transform()  # its images are in [-1, 1]
     return name, _match_labels(run, name, data)
 
 

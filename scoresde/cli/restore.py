@@ -103,6 +103,7 @@ class Restore(Work):
                     method=self.method,
                     steps=self.steps,
                     cond=None if cond is None else {"label": int(cond["label"][0])},
+                    event=tuple(run.event),
                     seed=self.seed + k,
                 )
                 drawn.append(found.x.cpu())

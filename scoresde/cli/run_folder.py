@@ -5,7 +5,7 @@
     runs/digits/checkpoint/       the model
     runs/digits/comparison/       what ``scoresde compare`` found
 
-A checkpoint that stands alone (``ScoreModel.save``) serves as well, where the data are named.
+A checkpoint that stands alone (``ScoreModel.save``) serves as well, and so does a folder of diffusers.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from scoresde.cli.files import is_name, locate
+from scoresde.cli.foreign import open_foreign
 from scoresde.cli.layouts import LAYOUTS, Layout
 from scoresde.cli.presets import DATA
 from scoresde.errors import CheckpointError, ConfigError, unknown
@@ -53,7 +54,7 @@ class RunFolder:
     """A trained model and where it came from.
 
     Args:
-        folder: of the run, or of a checkpoint that stands alone.
+        folder: of the run, of a checkpoint that stands alone, or of diffusers.
         model: with averaged weights, ready to sample.
         about: what run.json says; nothing where there is none.
         data: the name of its data, or where they are; None where no run.json tells.
@@ -61,6 +62,7 @@ class RunFolder:
         classes: the number of class labels of a built-in network; None without labels.
         names: what the classes are called; "0", "1", ... where the model does not say.
         features: length of the context vector of a built-in network; 0 without.
+        foreign: whether it is a model of diffusers.
     """
 
     folder: Path
@@ -71,6 +73,7 @@ class RunFolder:
     classes: int | None
     names: tuple[str, ...]
     features: int
+    foreign: bool = False
 
     @property
     def layout(self) -> Layout | None:
@@ -91,7 +94,7 @@ class RunFolder:
                     f"--label {label}: {self.folder} was trained without labels",
                     parameter="label",
                     got=label,
-                    cure="train with --conditional",
+                    cure="leave it out" if self.foreign else "train with --conditional",
                 )
             return None
         if label is None:
@@ -125,12 +128,17 @@ def read_about(checkpoint: Path) -> tuple[Path, dict[str, object]]:
 
 
 def open_run(path: Path, device: torch.device) -> RunFolder:
-    """Read the model of a run's folder, or of a checkpoint's folder itself.
+    """Read the model of a run's folder, of a checkpoint's folder itself, or of a folder of diffusers.
 
     Raises:
         CheckpointError: no checkpoint there (with the nearest name that is one), a damaged one, or one that does not
-            know the shape of a sample.
+            know the shape of a sample. CheckpointError, ConfigError: as ``open_foreign``.
     """
+    if not (find(path) / MANIFEST).is_file() and (foreign := open_foreign(path)) is not None:
+        if foreign.latents:
+            print(f"note: samples of {path} are latents; its decoder is not applied", file=sys.stderr)
+        event, numbers = torch.Size(foreign.event), tuple(map(str, range(foreign.classes or 0)))
+        return RunFolder(path, foreign.model.to(device), {}, None, event, foreign.classes, numbers, 0, foreign=True)
     checkpoint = find_checkpoint(path)
     folder, about = read_about(checkpoint)
     model = ScoreModel.load(checkpoint).to(device)

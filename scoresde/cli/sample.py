@@ -13,6 +13,7 @@ import tyro
 from torch import Tensor
 
 from scoresde.cli.files import LABELS
+from scoresde.cli.foreign import find_network
 from scoresde.cli.options import (
     NAMES,
     Int,
@@ -65,7 +66,7 @@ class Sample(Work):
     torchrun each process draws its share. Ctrl-C in a single one writes the chunks that are done.
 
     Args:
-        checkpoint: folder of a run, or of a saved model.
+        checkpoint: folder of a run, of a saved model, or of a pipeline of diffusers.
         n: number of samples.
         size: side in pixels of the images, another than in the training, which a U-Net can draw; they start from noise
             without the moments of the data.
@@ -208,9 +209,10 @@ class Sample(Work):
         if self.size is None:
             return run.event
         side = check_integer(self.size, "size", 1)
-        if len(run.event) != 3 or not isinstance(run.model.net, UNet):
+        network = find_network(run.model)
+        if len(run.event) != 3 or not (isinstance(network, UNet) or type(network).__name__ == "UNet2DModel"):
             raise ConfigError(
-                f"--size is for images of a U-Net, {run.folder} holds a {type(run.model.net).__name__} for samples of "
+                f"--size is for images of a U-Net, {run.folder} holds a {type(network).__name__} for samples of "
                 f"shape {tuple(run.event)}; leave it out",
                 parameter="size",
             )
@@ -268,7 +270,7 @@ class Sample(Work):
                 f"--guidance leads to a class or a context, and {run.folder} is told none",
                 parameter="guidance",
                 got=self.guidance,
-                cure="train with --conditional",
+                cure="leave it out" if run.foreign else "train with --conditional",
             )
         return guided(run.model, self.guidance)
 

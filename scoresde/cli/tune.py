@@ -59,6 +59,11 @@ class Tune(Work):
         check_integer(self.chunk_size, "chunk_size", 1)
         check_seed(self.seed)
         run = open_run(self.checkpoint, find_device(self.device))
+        if run.foreign:
+            raise ConfigError(
+                f"{run.folder} is of diffusers and keeps no tables; in Python, tune(from_diffusers(folder), "
+                f"{self.steps[0]}, event={tuple(run.event)}).table.to_json() is a file that --solver reads"
+            )
         folder = find_checkpoint(self.checkpoint)
         cond = None if run.classes is None else functools.partial(_tell, run)
         with use_threads(choose_threads(self.threads, run.model.net)):

@@ -17,7 +17,7 @@ from scoresde.metrics.floors import Floor, floor
 from scoresde.noise import permutation, stream
 from scoresde.plots.curves import LABELS
 
-__all__ = ["Yardstick", "make_yardstick"]
+__all__ = ["MEASURES", "REPEATS", "Measure", "Yardstick", "make_yardstick"]
 
 REPEATS = 16
 MOST = 2_000  # held-out samples to measure against: the distances cost their square
@@ -40,6 +40,9 @@ class Yardstick:
             None where there are none.
         contexts: vectors for models that are told some, which repeat: those of the held-out samples; None where there
             are none.
+        paired: metrics that compare each sample with another of the same start, so that they are of samplers without
+            noise of their own alone.
+        reference: what the held-out samples are, for a picture.
         notes: what a reader of the table should know, a line each.
     """
 
@@ -51,6 +54,8 @@ class Yardstick:
     linear: tuple[str, ...] = ()
     classes: Tensor | None = None
     contexts: Tensor | None = None
+    paired: tuple[str, ...] = ()
+    reference: str = "held-out data"
     notes: tuple[str, ...] = ()
 
     def make_labels(self, n: int) -> dict[str, Tensor] | None:

@@ -28,11 +28,11 @@ from scoresde.diffusions.sde import GaussianSDE
 from scoresde.diffusions.tabulated import TabulatedSDE
 from scoresde.diffusions.vp import VPSDE
 from scoresde.errors import ConfigError, DomainError, DTypeError, ShapeError, unknown
-from scoresde.models.networks import condition_names
+from scoresde.models.networks import Conditional, bare_network, condition_names, describe_network
 from scoresde.models.parameterization import Predicts
 from scoresde.models.score_model import ScoreModel
 
-__all__ = ["Adapted", "Index", "NetworkTime", "Scale", "adapt", "sde_of_betas"]
+__all__ = ["Adapted", "Index", "NetworkTime", "Scale", "Sigma", "adapt", "sde_of_betas"]
 
 NetworkTime = Literal["index", "time", "sigma", "edm", "flow_matching"]
 Network = Callable[..., Any]
@@ -47,6 +47,7 @@ class Adapted(nn.Module):
         convert: t (B,) -> what it is told.
         sign: of its answer.
         names: of its conditions, where they are called otherwise here.
+        nulls: what stands for no condition, by the names here.
     """
 
     def __init__(
@@ -56,15 +57,37 @@ class Adapted(nn.Module):
         *,
         sign: float = 1.0,
         names: Mapping[str, str] | None = None,
+        nulls: Mapping[str, int] | None = None,
     ) -> None:
         super().__init__()
-        self.net, self.convert, self.sign, self.names = net, convert, sign, dict(names or {})
+        self.net, self.convert, self.sign = net, convert, sign
+        self.names, self.nulls = dict(names or {}), dict(nulls or {})
 
     @property
     def condition_names(self) -> frozenset[str] | None:
         """The conditions that the network takes, as they are called here; None for any."""
         known = condition_names(self.net)
-        return None if known is None or self.names else known
+        here = {there: name for name, there in self.names.items()}
+        return None if known is None else frozenset(here.get(name, name) for name in known)
+
+    def check_conditions(self, x_shape: torch.Size, cond: Mapping[str, Tensor | None]) -> None:
+        """Have the other network look at its conditions, if it does such a thing."""
+        inner = bare_network(self.net)
+        if isinstance(inner, Conditional):
+            inner.check_conditions(x_shape, cond)
+
+    def null_conditions(self, cond: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return what stands for no conditions; ConfigError where it is not known."""
+        inner = bare_network(self.net)
+        if isinstance(inner, Conditional):
+            return inner.null_conditions(cond)
+        for name in cond:
+            if name not in self.nulls:
+                raise ConfigError(
+                    f"what {describe_network(self.net)} takes for no {name} is not known; pass negative= with the "
+                    f'value that stands for none, e.g. negative={{"{name}": 1000}}'
+                )
+        return {name: torch.full_like(value, self.nulls[name]) for name, value in cond.items()}
 
     def forward(self, x: Tensor, t: Tensor, **cond: Tensor) -> Tensor:
         """Return the answer, a tensor."""
@@ -87,6 +110,16 @@ class Index:
         if self.whole:
             return nearest.long()
         return torch.where((index - nearest).abs() < NEAR, nearest, index)
+
+
+class Sigma:
+    """t -> sigma(t) of an SDE, in the type of t and on its device."""
+
+    def __init__(self, sde: GaussianSDE) -> None:
+        self.sde = sde
+
+    def __call__(self, t: Tensor) -> Tensor:
+        return self.sde.at(t.detach().to("cpu", torch.float64)).sigma.to(t)
 
 
 class Scale:
@@ -118,7 +151,7 @@ def adapt(
         time: what it is told.
         predicts: what it answers; by default what the table names first.
         betas: of the chain, (n,), where the time is an index; the last may be 1.
-        sde: another diffusion than the table's, for "time" and "sigma".
+        sde: another diffusion than the table's, for "time" and "sigma"; for "sigma" one of alpha = 1.
         whole: round indices, for a network that looks them up.
 
     Raises:
@@ -150,7 +183,14 @@ def adapt(
     kind = predicts if predicts is not None else "data" if time == "sigma" else "noise"
     if kind == "edm":
         raise ConfigError(f"time={time!r} reads a network literally, which predicts='edm' is not; take time='edm'")
-    return ScoreModel.from_callable(Adapted(net, _keep), home, predicts=kind)
+    if time == "time" or type(home) is EDMSDE:  # whose t is sigma
+        return ScoreModel.from_callable(Adapted(net, _keep), home, predicts=kind)
+    if float(home.at(home.t_max).alpha) != 1:
+        raise ConfigError(
+            f"time='sigma' is of networks that see x_0 + sigma z, and {home} scales x_0; leave out sde=, and sample "
+            "under it with model.with_sde(sde)"
+        )
+    return ScoreModel.from_callable(Adapted(net, Sigma(home)), home, predicts=kind)
 
 
 def _quarter_log(t: Tensor) -> Tensor:

@@ -32,7 +32,7 @@ from torch import Tensor
 
 from scoresde.errors import CheckpointError, check_path
 
-__all__ = ["MANIFEST", "Contents", "check_target", "find", "read", "write"]
+__all__ = ["MANIFEST", "Contents", "check_target", "find", "is_whole", "read", "write"]
 
 MANIFEST = "manifest.json"
 IN_RUN = "checkpoint"  # the name of the checkpoint in a run's folder
@@ -152,6 +152,14 @@ def find(folder: str | os.PathLike[str]) -> Path:
     where = check_path(folder, "folder")
     inside = where / IN_RUN
     return inside if (inside / MANIFEST).is_file() and not (where / MANIFEST).is_file() else where
+
+
+def is_whole(folder: Path) -> bool:
+    """Return whether a manifest is there, and every file that it names; nothing else is verified."""
+    try:
+        return all((folder / _file(entry)).is_file() for entry in _read_manifest(folder / MANIFEST).values())
+    except CheckpointError:
+        return False
 
 
 def read(folder: str | os.PathLike[str]) -> Contents:

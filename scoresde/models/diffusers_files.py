@@ -1,4 +1,4 @@
-"""Models of diffusers, from files on disk: the network and what its scheduler says of the diffusion."""
+"""Models of diffusers, from files on disk: the network, what its scheduler says of the diffusion, and its samples."""
 
 from __future__ import annotations
 
@@ -17,14 +17,16 @@ from scoresde.models.adapters import Adapted, Index, Scale, sde_of_betas
 from scoresde.models.parameterization import Predicts
 from scoresde.models.score_model import ScoreModel
 
-__all__ = ["from_diffusers", "read_betas"]
+__all__ = ["count_classes", "from_diffusers", "is_of_diffusers", "read_betas", "read_event"]
 
 # Classes of diffusers that are built, by the name in a file; nothing else is looked up.
 CLASSES = ("DiTTransformer2DModel", "UNet1DModel", "UNet2DConditionModel", "UNet2DModel")
 KINDS: Final[Mapping[str, Predicts]] = {"epsilon": "noise", "sample": "data", "v_prediction": "v"}
 FLOWS = ("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler")
 LABELS = "class_labels"  # what diffusers calls the label
-SCHEDULER = "scheduler_config.json"
+SCHEDULER, NETWORK, PIPELINE = "scheduler_config.json", "config.json", "model_index.json"
+WEIGHTS, PICKLED = "diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin"
+PARTS = ("unet", "transformer")
 
 
 def read_betas(config: Mapping[str, Any]) -> Tensor:
@@ -80,14 +82,19 @@ def from_diffusers(folder: str | Path, *, net: nn.Module | None = None) -> Score
     root = check_path(folder, "folder")
     if not root.is_dir():
         raise CheckpointError(f"{root} is no folder of diffusers; save_pretrained of a pipeline makes one")
-    home = next((root / part for part in ("unet", "transformer") if (root / part).is_dir()), root)
+    home = next((root / part for part in PARTS if (root / part).is_dir()), root)
+    if net is None and not (home / NETWORK).is_file():
+        raise CheckpointError(
+            f"{root} holds no network: no unet/, no transformer/ and no {NETWORK}; name a folder that save_pretrained "
+            "of a pipeline wrote, or pass net="
+        )
     scheduler = _read(next((p for p in (root / "scheduler", root) if (p / SCHEDULER).is_file()), root) / SCHEDULER)
     network = _load_network(home) if net is None else net
     kind = str(scheduler.get("_class_name"))
-    names = {"label": LABELS}
+    names, nulls = {"label": LABELS}, _find_null(network)
     if kind in FLOWS:
         n = int(scheduler.get("num_train_timesteps", 1000))
-        told = Adapted(network, Scale(n), names=names)
+        told = Adapted(network, Scale(n), names=names, nulls=nulls)
         return ScoreModel.from_callable(told, RectifiedFlow(), predicts="velocity")
     if "prediction_type" not in scheduler and "beta_schedule" not in scheduler and "trained_betas" not in scheduler:
         raise ConfigError(f"{root} has a scheduler {kind!r} of another kind than betas or flow matching; see adapt()")
@@ -95,7 +102,7 @@ def from_diffusers(folder: str | Path, *, net: nn.Module | None = None) -> Score
     if predicts not in KINDS:
         raise unknown("prediction_type", predicts, KINDS)
     sde = sde_of_betas(read_betas(scheduler))
-    told = Adapted(network, Index(len(sde.knots), whole=False), names=names)
+    told = Adapted(network, Index(len(sde.knots), whole=False), names=names, nulls=nulls)
     return ScoreModel(
         told,
         sde,
@@ -105,12 +112,57 @@ def from_diffusers(folder: str | Path, *, net: nn.Module | None = None) -> Score
     )
 
 
-def _has_twice(network: nn.Module) -> bool:
-    """Return whether a network answers with two channels for each that it takes."""
+def is_of_diffusers(folder: Path) -> bool:
+    """Return whether a folder looks like one that ``save_pretrained`` of a pipeline, a network or a scheduler wrote."""
+    parts = (folder / name for name in (*PARTS, "scheduler"))
+    return any((folder / name).is_file() for name in (PIPELINE, SCHEDULER, NETWORK)) or any(
+        one.is_dir() and any((one / name).is_file() for name in (NETWORK, SCHEDULER)) for one in parts
+    )
+
+
+def read_event(network: object) -> tuple[int, ...]:
+    """Return the shape of one sample of a network of diffusers, channels first.
+
+    Raises:
+        ConfigError: its configuration does not say.
+    """
+    config = _config_of(network)
+    channels, size = config.get("in_channels"), config.get("sample_size")
+    if not channels or not size:
+        raise ConfigError(
+            f"the configuration of {type(network).__name__} has in_channels {channels} and sample_size {size}, which "
+            f'tell no shape of a sample; write both into its {NETWORK}, e.g. "sample_size": 32'
+        )
+    if isinstance(size, list | tuple):
+        return (int(channels), *(int(one) for one in size))
+    return (int(channels), *[int(size)] * (1 if config.get("_class_name") == "UNet1DModel" else 2))
+
+
+def count_classes(network: object) -> int | None:
+    """Return the number of class labels of a network of diffusers; None where it takes none that are counted."""
+    config = _config_of(network)
+    if config.get("class_embed_type") is not None:
+        return None
+    count = config.get("num_class_embeds", config.get("num_embeds_ada_norm"))
+    return None if count is None else int(count)
+
+
+def _config_of(network: object) -> Mapping[str, Any]:
+    """Return the configuration of a network of diffusers', with the name of its class; empty for any other."""
     config = getattr(network, "config", None)
-    if not isinstance(config, Mapping) or not config.get("in_channels"):
-        return False
-    return bool(config.get("out_channels") == 2 * config["in_channels"])
+    return {**config, "_class_name": type(network).__name__} if isinstance(config, Mapping) else {}
+
+
+def _find_null(network: object) -> dict[str, int]:
+    """Return the label that stands for none: a transformer's table of labels has one row more than there are."""
+    count = _config_of(network).get("num_embeds_ada_norm")
+    return {} if count is None else {"label": int(count)}
+
+
+def _has_twice(network: object) -> bool:
+    """Return whether a network answers with two channels for each that it takes."""
+    config = _config_of(network)
+    return bool(config.get("in_channels")) and config.get("out_channels") == 2 * config["in_channels"]
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -125,7 +177,10 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _load_network(home: Path) -> nn.Module:
     """Return the network of a folder of diffusers', in evaluation mode."""
-    kind = str(_read(home / "config.json").get("_class_name"))
+    config = _read(home / NETWORK)
+    kind = str(config.get("_class_name"))
+    if kind == "Transformer2DModel" and config.get("norm_type") == "ada_norm_zero":
+        kind = "DiTTransformer2DModel"  # as it was called before it had a class of its own
     if kind not in CLASSES:
         raise CheckpointError(
             f"{home} holds a {kind!r}; built are {', '.join(CLASSES)}: build it and pass net=", parameter="net"
@@ -139,6 +194,11 @@ def _load_network(home: Path) -> nn.Module:
     try:
         made: nn.Module = getattr(diffusers, kind).from_pretrained(home, local_files_only=True, use_safetensors=True)
     except (OSError, ValueError, RuntimeError) as error:
+        if (home / PICKLED).is_file() and not any(home.glob("*.safetensors*")):
+            raise CheckpointError(
+                f"{home / PICKLED} is a pickle, which is not loaded here; make safetensors of it: "
+                f"scoresde convert {home / PICKLED} {home / WEIGHTS}"
+            ) from error
         said = " ".join(str(error).split())
         raise CheckpointError(f"{home} cannot be loaded by diffusers: {said}") from error
     return made.eval()

@@ -216,6 +216,59 @@ class ScoreModel(Predictor):
 
         return saving.load(folder, net, sde, weights)
 
+    @staticmethod
+    def from_pretrained(
+        name: str | PathLike[str],
+        net: Callable[..., Tensor] | None = None,
+        sde: GaussianSDE | None = None,
+        *,
+        weights: Literal["ema", "raw"] | None = None,
+        revision: str | None = None,
+        update: bool = False,
+    ) -> ScoreModel:
+        """Read a model from a folder, as ``load``, or from the hub of Hugging Face: "user/name".
+
+        What the local cache holds is read without asking the network, and what is not there is fetched into it.
+
+        Args:
+            name: a folder, or a repository of the hub; a folder is taken first.
+            net, sde, weights: as for ``load``.
+            revision: a branch, a tag or a commit of the repository.
+            update: ask the hub for a newer one first.
+
+        Raises:
+            CheckpointError: nothing there, or what ``load`` raises. ConfigError: huggingface_hub is missing.
+        """
+        from scoresde.models import hub
+
+        return ScoreModel.load(hub.fetch(name, revision, update=update), net, sde, weights=weights)
+
+    def push_to_hub(
+        self,
+        name: str,
+        *,
+        ema: Mapping[str, Tensor] | None = None,
+        private: bool = False,
+        message: str = "A model of scoresde",
+    ) -> str:
+        """Upload what ``save`` writes to a repository of the hub of Hugging Face, and return its address.
+
+        A README beside it says what the model is. The repository is made where there is none, and a model that it holds
+        is replaced.
+
+        Args:
+            name: "user/name".
+            ema: as for ``save``.
+            private: of a repository that is made.
+            message: of the commit.
+
+        Raises:
+            ConfigError: what ``save`` raises, or huggingface_hub is missing. CheckpointError: no access.
+        """
+        from scoresde.models import hub
+
+        return hub.push(self, name, ema=ema, private=private, message=message)
+
     def __repr__(self) -> str:
         parts = [describe_network(self.net), repr(self.sde), f"predicts={self.parameterization.name!r}"]
         parts += [] if self.sde is self.trained_sde else [f"trained under {self.trained_sde!r}"]

@@ -42,6 +42,7 @@ def compare(
     metrics: Mapping[str, Metric],
     *,
     samples: int = 1000,
+    event: Sequence[int] | None = None,
     floors: Floors | Callable[[int], Floors] | None = None,
     cond: Callable[[int], Condition] | None = None,
     seed: int = 0,
@@ -56,6 +57,7 @@ def compare(
         samplers: what to compare, in the order of the table.
         metrics: name to a function of samples (n, *) in the data's units.
         samples: how many each sampler draws, unless it says so itself.
+        event: the shape of one sample; by default that of the model's moments.
         floors: name to the metric's floor, if known; or a function of the number of samples, where that differs.
         cond: number of samples to their conditions, for conditional models.
         seed: all samplers start from the same noise: sample k has the stream (seed, k) in each.
@@ -69,7 +71,7 @@ def compare(
     samples = check_integer(samples, "samples", 1)
     rows: list[Comparison] = []
     drawn: list[Tensor] = []
-    event = _event(model)
+    shape = _event(model) if event is None else tuple(check_integer(n, "event", 1) for n in event)
     bar = tqdm(samplers, desc="comparing", unit="sampler", disable=not progress, leave=False)
     for one in bar:
         bar.set_postfix_str(one.name)
@@ -77,7 +79,7 @@ def compare(
         start = time.perf_counter()
         result = sample(
             model,
-            (count, *event),
+            (count, *shape),
             solver=one.solver,
             steps=one.steps,
             kernels=one.kernels,
@@ -112,7 +114,7 @@ def compare(
 def _event(model: Predictor) -> torch.Size:
     """Return the shape of one sample, which the model's moments know."""
     if model.moments is None:
-        raise ConfigError("the model knows no data moments, so no event shape; train it with fit, or set model.moments")
+        raise ConfigError("the model knows no data moments, so no event shape; pass event=, e.g. event=(1, 8, 8)")
     return model.moments.mean.shape
 
 

@@ -13,6 +13,7 @@ from cli_helpers import QUICK, Folders, contents, main, refused, said
 
 from scoresde.cli import WORDS
 from scoresde.cli.compare import Compare
+from scoresde.cli.convert import Convert
 from scoresde.cli.describe import Describe
 from scoresde.cli.likelihood import Likelihood
 from scoresde.cli.presets import PRESETS
@@ -30,7 +31,7 @@ from scoresde.training import losses
 def test_usage_names_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == 0
     out, err = capsys.readouterr()
-    assert "{train,sample,restore,compare,tune,likelihood,describe}" in out
+    assert "{train,sample,restore,compare,tune,likelihood,describe,convert}" in out
     assert err == ""
     assert main([]) == 2
     assert capsys.readouterr().err == out
@@ -57,6 +58,7 @@ VERBS: dict[str, type] = {
     "tune": Tune,
     "likelihood": Likelihood,
     "describe": Describe,
+    "convert": Convert,
 }
 UNITS = {
     "train": {
@@ -122,6 +124,7 @@ UNITS = {
         "threads": "number of threads on the CPU",
     },
     "describe": {"steps": "number of steps"},
+    "convert": {"limit": "in GiB"},
 }
 
 
@@ -138,7 +141,7 @@ def test_help_tells_every_option_its_unit_and_its_default(capsys: pytest.Capture
         if {int, float} & {kinds[field.name], *typing.get_args(kinds[field.name])}
     ]
     assert sorted(numbers) == sorted(UNITS[verb]), "every number has a unit here"
-    for name in fields.keys() - {"what"}:
+    for name in fields.keys() - {"what", "file", "target"}:
         about = next(part for part in parts if part.startswith(f"--{name} "))
         assert re.search(r"\((default: [^)]+|required|optional)\)", about), about
         assert len(about.split()) > 6, f"{about}: says too little"
@@ -177,7 +180,7 @@ def test_help_names_the_choices_and_the_defaults(capsys: pytest.CaptureFixture[s
     [
         (
             ["trian"],
-            "unknown verb 'trian'; did you mean 'train'? choices: compare, describe, likelihood, restore, sample,",
+            "unknown verb 'trian'; did you mean 'train'? choices: compare, convert, describe, likelihood, restore,",
         ),
         (["train", "--data", "digit"], "unknown data set 'digit'; did you mean 'digits'?"),
         (["train", "--data", "moon"], "did you mean 'moons'?"),

@@ -123,7 +123,7 @@ def test_a_saved_model_without_a_run_serves_too(
     assert "samples of shape (3,) have no picture" in refused(capsys, ["sample", "--checkpoint", "mine"])
     assert main(["sample", "--checkpoint", "mine", "--n", "5", "--out", "x.npy"]) == 0
     assert np.load("x.npy", allow_pickle=False).shape == (5, 3)
-    assert "say which with --data" in refused(capsys, ["compare", "--checkpoint", "mine"])
+    assert "say which with --data" in refused(capsys, ["likelihood", "--checkpoint", "mine"])
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import itertools
-import json
-import math
-import warnings
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from foreign import small_unet
 from torch import Tensor, nn
 
 from scoresde import (
     DDPM,
     EDMSDE,
+    VESDE,
     VPSDE,
-    CheckpointError,
     ConfigError,
     DomainError,
     DTypeError,
@@ -29,12 +25,9 @@ from scoresde import (
     ShapeError,
     adapt,
     fit,
-    from_diffusers,
     sample,
-    solvers,
 )
 from scoresde.data import moons
-from scoresde.models.diffusers_files import read_betas
 from scoresde.noise import normal, stream
 
 F64 = torch.float64
@@ -94,6 +87,16 @@ def test_times_levels_and_edms_preconditioning() -> None:
         with torch.no_grad():
             x = sample(model, x_init=start, solver="heun", steps=20)
         torch.testing.assert_close(x, sample(exact, x_init=start, solver="heun", steps=20), rtol=0, atol=1e-5)
+
+    # Told sigma on a diffusion whose time is another, too.
+    ve = gaussian(VESDE())
+    told = Says(lambda x, sigma: ve(x, ve.sde.time(-2 * sigma.double().log())).data.to(x))
+    model = adapt(told, time="sigma", sde=ve.sde)
+    start = ve.sde.sigma(1.0) * z
+    with torch.no_grad():
+        x = sample(model, x_init=start, solver="heun", steps=20)
+    torch.testing.assert_close(x, sample(ve, x_init=start, solver="heun", steps=20), rtol=0, atol=1e-4)
+    assert float(told.told[0].max()) == pytest.approx(50.0, rel=1e-5)
 
     def preconditioned(scaled: Tensor, c_noise: Tensor) -> Tensor:
         # F of EDM's equation 7, with sigma_data = 0.5, for D of the Gaussian.
@@ -164,6 +167,7 @@ def test_bad_words() -> None:
         "betas= go with time='index', got time='sigma'": ({"time": "sigma", "betas": CHAIN.betas}, ConfigError),
         "is of a diffusion of its own; leave out sde=": ({"time": "edm", "sde": VPSDE()}, ConfigError),
         "answers the velocity data - noise, not 'noise'": ({"time": "flow_matching", "predicts": "noise"}, ConfigError),
+        "scales x_0; leave out sde=, and sample under it with": ({"time": "sigma", "sde": VPSDE()}, ConfigError),
         "take time='edm'": ({"time": "sigma", "predicts": "edm"}, ConfigError),
         "betas must be a vector": ({"time": "index", "betas": torch.zeros(2, 2)}, ShapeError),
         "at index 1 it is 2": ({"time": "index", "betas": torch.tensor([0.1, 2.0])}, DomainError),
@@ -173,153 +177,3 @@ def test_bad_words() -> None:
             adapt(net, **options)
     with pytest.raises(DTypeError, match="net must be a network"):
         adapt(3, time="time")
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# diffusers
-
-
-@pytest.fixture(scope="module")
-def unet() -> nn.Module:
-    pytest.importorskip("diffusers")
-    return small_unet(num_class_embeds=3)
-
-
-Z = normal((2, 1, 8, 8), stream(5))
-LABEL = torch.tensor([1, 2])
-
-
-def loop(scheduler: Any, net: nn.Module, steps: int) -> Tensor:
-    """Run diffusers' own loop."""
-    scheduler.set_timesteps(steps)
-    x = Z.clone()
-    with torch.no_grad():
-        for t in scheduler.timesteps:
-            x = scheduler.step(net(x, t, class_labels=LABEL).sample, t, x).prev_sample
-    return x
-
-
-@pytest.mark.parametrize("kind", ["epsilon", "sample", "v_prediction"])
-def test_ddim_of_a_saved_pipeline_is_diffusers_own(kind: str, unet: nn.Module, tmp_path: Path) -> None:
-    import diffusers
-
-    scheduler = diffusers.DDIMScheduler(num_train_timesteps=200, clip_sample=False, prediction_type=kind)
-    diffusers.DDIMPipeline(unet, scheduler).save_pretrained(tmp_path)
-    own = diffusers.DDIMScheduler.from_config(scheduler.config)
-    expected = loop(own, unet, 20)
-    model = from_diffusers(tmp_path)
-    chain = DDPM.from_betas(read_betas(scheduler.config)).take(own.timesteps.flip(0))
-    found = sample(model, x_init=Z, solver=chain.ddim(), cond={"label": LABEL})
-    assert float((found - expected).abs().max() / expected.abs().max()) < 5e-5
-
-
-def test_ddpm_of_a_saved_pipeline_is_diffusers_own(
-    unet: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import diffusers
-    from diffusers.schedulers import scheduling_ddpm
-
-    scheduler = diffusers.DDPMScheduler(num_train_timesteps=30, clip_sample=False, beta_end=0.4)
-    diffusers.DDPMPipeline(unet, scheduler).save_pretrained(tmp_path)
-    tape = [normal(Z.shape, stream(6, k)) for k in range(30)]
-    left = iter(tape)
-    monkeypatch.setattr(scheduling_ddpm, "randn_tensor", lambda *args, **options: next(left))
-    expected = loop(scheduler, unet, 30)
-    chain = DDPM.from_betas(read_betas(scheduler.config))
-    found = sample(
-        from_diffusers(tmp_path), solver=chain.ancestral(), noise=[Z, *tape], cond={"label": LABEL}, shape=Z.shape
-    )
-    assert float((found - expected).abs().max() / expected.abs().max()) < 5e-5
-
-
-@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
-@pytest.mark.parametrize(
-    ("name", "solver"), [("DPMSolverMultistepScheduler", "dpmpp_2m"), ("UniPCMultistepScheduler", "unipc")]
-)
-def test_multistep_solvers_of_a_saved_pipeline_are_diffusers_own(
-    name: str, solver: str, unet: nn.Module, tmp_path: Path
-) -> None:
-    import diffusers
-
-    options = {"solver_order": 2, "lower_order_final": True, "final_sigmas_type": "zero"}
-    scheduler = getattr(diffusers, name)(num_train_timesteps=200, **options)
-    scheduler.save_pretrained(tmp_path)
-    unet.save_pretrained(tmp_path)
-    expected = loop(scheduler, unet, 10)
-    model = from_diffusers(tmp_path)
-    times = (scheduler.timesteps.double() + 1) / 200
-    made = (
-        solvers.dpmpp_2m(lower_order_final=True)
-        if solver == "dpmpp_2m"
-        else solvers.unipc(order=2, lower_order_final=True)
-    )
-    found = sample(model, x_init=Z, solver=made, times=times, cond={"label": LABEL})
-    assert float((found - expected).abs().max() / expected.abs().max()) < 2e-3
-    assert "Scheduler" in json.loads((tmp_path / "scheduler_config.json").read_text())["_class_name"]
-
-
-def test_flow_matching_of_a_saved_pipeline_is_diffusers_own(unet: nn.Module, tmp_path: Path) -> None:
-    import diffusers
-
-    scheduler = diffusers.FlowMatchEulerDiscreteScheduler()
-    scheduler.save_pretrained(tmp_path / "scheduler")
-    unet.save_pretrained(tmp_path / "unet")
-    scheduler.set_timesteps(12)
-    x = Z.clone()
-    with torch.no_grad():
-        for t in scheduler.timesteps:
-            x = scheduler.step(unet(x, t.expand(2), class_labels=LABEL).sample, t, x).prev_sample
-    model = from_diffusers(tmp_path)
-    found = sample(model, x_init=Z, solver="ddim", times=scheduler.sigmas[:-1].double(), cond={"label": LABEL})
-    assert float((found - x).abs().max() / x.abs().max()) < 1e-5
-
-
-@pytest.mark.parametrize(
-    "config",
-    [
-        {"beta_schedule": "linear"},
-        {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012},
-        {"beta_schedule": "squaredcos_cap_v2"},
-        {"beta_schedule": "linear", "rescale_betas_zero_snr": True},
-        {"trained_betas": [0.1, 0.2, 0.3], "num_train_timesteps": 3},
-    ],
-)
-def test_schedules_are_diffusers_own(config: dict[str, Any]) -> None:
-    diffusers = pytest.importorskip("diffusers")
-    expected = diffusers.DDIMScheduler(**config).betas.double()
-    torch.testing.assert_close(read_betas(config), expected, rtol=2e-4, atol=2e-6)
-
-
-def test_other_files_are_refused(unet: nn.Module, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="is no folder of diffusers"):
-        from_diffusers(tmp_path / "none")
-    with pytest.raises(CheckpointError, match=r"scheduler_config.json cannot be read"):
-        from_diffusers(tmp_path)
-    (tmp_path / "scheduler_config.json").write_text(json.dumps({"_class_name": "EDMEulerScheduler"}))
-    with pytest.raises(ConfigError, match="has a scheduler 'EDMEulerScheduler' of another kind"):
-        from_diffusers(tmp_path, net=unet)
-    config = {"_class_name": "DDIMScheduler", "prediction_type": "epsilon", "beta_schedule": "exp"}
-    (tmp_path / "scheduler_config.json").write_text(json.dumps(config))
-    with pytest.raises(ConfigError, match="unknown beta_schedule 'exp'"):
-        from_diffusers(tmp_path, net=unet)
-    (tmp_path / "scheduler_config.json").write_text(json.dumps({**config, "beta_schedule": "linear"}))
-    (tmp_path / "config.json").write_text(json.dumps({"_class_name": "os.system"}))
-    with pytest.raises(CheckpointError, match=r"holds a 'os.system'; built are DiTTransformer2DModel, UNet1DModel"):
-        from_diffusers(tmp_path)
-    (tmp_path / "config.json").write_text(json.dumps({"_class_name": "UNet2DModel"}))
-    with pytest.raises(CheckpointError, match="cannot be loaded by diffusers"):
-        from_diffusers(tmp_path)
-    assert math.isfinite(
-        float(sample(from_diffusers(tmp_path, net=unet), (1, 1, 8, 8), steps=2, cond={"label": 1}).sum())
-    )
-
-
-def test_log_snr_fed_to_a_network_of_diffusers_is_noticed(unet: nn.Module) -> None:
-    with pytest.warns(
-        UserWarning, match="UNet2DModel of diffusers was made for timesteps 0 ... 999, and condition_on='log_"
-    ):
-        ScoreModel(unet, VPSDE())
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        adapt(unet, time="index", betas=CHAIN.betas)
-        ScoreModel(unet, VPSDE(), condition_on=lambda t: 1000 * t)

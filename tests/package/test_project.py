@@ -266,11 +266,13 @@ def test_import_loads_no_extra_and_draws_nothing() -> None:
 import random, sys
 import numpy, torch
 python, numbers, tensor = random.getstate(), numpy.random.get_state()[1].copy(), torch.get_rng_state()
+EXTRAS = {"matplotlib", "sklearn", "tyro", "rich", "PIL", "polars", "torchsde", "torchdiffeq"}
+EXTRAS |= {"huggingface_hub", "diffusers"}
 import scoresde
 assert random.getstate() == python
 assert (numpy.random.get_state()[1] == numbers).all()
 assert torch.equal(torch.get_rng_state(), tensor)
-print(sorted({"matplotlib", "sklearn", "tyro", "rich", "PIL", "polars", "torchsde", "torchdiffeq"} & set(sys.modules)))
+print(sorted(EXTRAS & set(sys.modules)))
 """
     assert run_python(code) == "[]"
 

@@ -162,10 +162,15 @@ def test_an_interrupt_leaves_the_rows_so_far() -> None:
     assert [row.nfe for row in rows] == [2.0, 3.0]
 
 
-def test_a_model_without_moments_has_no_event_shape() -> None:
+def test_a_model_without_moments_has_the_event_that_is_named() -> None:
+    samplers = [parse_sampler("ddim:4", SDE)]
     model = ScoreModel.from_callable(lambda x, t: -x, SDE)
     with pytest.raises(ConfigError, match="moments"):
-        compare(model, [parse_sampler("ddim:2", SDE)], {}, progress=False)
+        compare(model, samplers, {}, progress=False)
+    x = compare(model, samplers, {}, samples=3, event=(2, 5), seed=4, progress=False)[1][0]
+    torch.testing.assert_close(x, sample(model, (3, 2, 5), solver="ddim", steps=4, seed=4))
+    with pytest.raises(DomainError, match="event must be at least 1, got 0"):
+        compare(model, samplers, {}, samples=3, event=(0, 5), progress=False)
 
 
 @pytest.mark.parametrize("samples", [0, -3])
