@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import math
 import os
 import re
 import shutil
@@ -35,22 +36,17 @@ from mutations import MUTANTS, Mutant
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "CONTRIBUTING.md"
 COPIED = ("scoresde", "tests", "pyproject.toml")
-DAILY, STRIDE = 10, 37  # mutants of a day; a stride through the list, so that they come from many rooms
+DAILY = 10
 PATIENCE = 300.0  # seconds for the tests of one mutant
-FAILED = re.compile(r"^FAILED tests/(\S+)", re.MULTILINE)
+FAILED = re.compile(r"^FAILED tests/(.*?)(?: - .*)?$", re.MULTILINE)
 
 
 def choose_daily(day: datetime.date, count: int) -> list[int]:
     """Return the places of a day's mutants: neighbouring days have others, and all have their turn."""
     first = day.toordinal() * DAILY
-    stride = next(one for one in range(STRIDE, STRIDE + count) if _coprime(one, count))
+    # Steps of the golden ratio through the list lead to many rooms.
+    stride = next(one for one in range(round(0.618 * count), count + 1) if math.gcd(one, count) == 1)
     return sorted({(first + k) * stride % count for k in range(min(DAILY, count))})
-
-
-def _coprime(a: int, b: int) -> bool:
-    while b:
-        a, b = b, a % b
-    return a == 1
 
 
 def copy_tree(folder: Path) -> Path:

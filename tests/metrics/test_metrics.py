@@ -279,6 +279,14 @@ def test_bad_moments_are_refused() -> None:
         frechet_distance_of_moments(mean, torch.tensor([[1.0, 0.5], [0.0, 1.0]]), mean, eye)
 
 
+def test_features_whose_squares_overflow_are_refused() -> None:
+    far = 1e200 * draw(5, 3).double()
+    with pytest.raises(DomainError, match=r"the squares of these features, up to .*e\+200, pass the largest number"):
+        frechet_distance(far, far)
+    with pytest.raises(DomainError, match="scale them down"):
+        frechet_distance_of_moments(far[0], torch.eye(3), torch.zeros(3), torch.eye(3))
+
+
 # --- the floor
 
 

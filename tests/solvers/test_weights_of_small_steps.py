@@ -35,7 +35,7 @@ def test_the_noise_of_a_small_step(name: str) -> None:
     """All of them draw sigma sqrt(1 - e^(-2 eta^2 h)) but for terms of the next order in h."""
     solver, eta = STOCHASTIC[name]
     (row,) = solver(SDE, TIMES).rows
-    assert row.noise[0] == pytest.approx((0.5 * fall(eta**2 * GAP)) ** 0.5, rel=1e-10)
+    assert row.noise[0] == pytest.approx((0.5 * fall(eta**2 * GAP)) ** 0.5, rel=1e-10, abs=0)
 
 
 @pytest.mark.parametrize(
@@ -46,4 +46,4 @@ def test_the_noise_of_a_small_step(name: str) -> None:
 def test_the_datas_weight_in_a_small_step(solver: Solver, eta: float) -> None:
     """alpha (1 - e^(-(1 + eta^2) h))."""
     (row,) = solver(SDE, TIMES).rows
-    assert row.state[1] == pytest.approx(0.5**0.5 * fall(0.5 * (1 + eta**2) * GAP), rel=1e-10)
+    assert row.state[1] == pytest.approx(0.5**0.5 * fall(0.5 * (1 + eta**2) * GAP), rel=1e-10, abs=0)

@@ -315,7 +315,7 @@ tables: Cases = lines(
     ),
     one_of("table = Tableau.from_json(text)"),
     one_of(
-        "out = sample(GaussianModel(sde=VPSDE(), mean=torch.zeros(2), covariance=torch.eye(2)), 3, solver=table, seed=0)",
+        "out = sample(ScoreModel(net(), VPSDE(), predicts='data'), (3, 2), solver=table, seed=0)",
         "out = table.law()",
         "text = (str(table), table._repr_html_(), repr(table), table.to_json())",
     ),
@@ -393,7 +393,7 @@ guidance_of: Cases = lines(
             "guided_model = map_prediction(model, guidance.{clip})",
             clip=one_of("Clamp()", "DynamicThreshold()", "Clamp(1.0, -1.0)", "DynamicThreshold(2.0)"),
         ),
-        joined("guided_model = tilted(model, lambda x: -x.square().sum(1), {scale})", scale=number(0.0, 2.0)),
+        joined("guided_model = tilted(model, lambda x, t: -x.square().sum(1), scale={scale})", scale=number(0.0, 2.0)),
     ),
     one_of(
         "out = sample(guided_model, (3, 2), solver='ddim', steps=3, seed=0)",

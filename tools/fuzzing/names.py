@@ -20,12 +20,11 @@ import torch
 
 import scoresde
 from scoresde import *  # noqa: F403
-from scoresde import VPSDE, ScoreModel, Tableau, build_table
+from scoresde import VPSDE, ScoreModel, build_table
 from scoresde.cli import main
 from scoresde.cli.files import open_data
 from scoresde.data.arrays import arrays_from_file
 from scoresde.data.labels import labels_from_file
-from scoresde.models import checkpoint
 from scoresde.models.checkpoint import MANIFEST
 from scoresde.nn import MLP
 from scoresde.noise import normal, stream
@@ -61,8 +60,9 @@ F64 = torch.float64
 
 
 def data_like(shape: Sequence[int], scale: float = 1.0, shift: float = 0.0, dtype: torch.dtype = F64) -> torch.Tensor:
-    """Return normal numbers of a shape, times ``scale`` and moved by ``shift``."""
-    return (scale * normal(tuple(shape), stream(1, "fuzz"), dtype=F64) + shift).to(dtype)
+    """Return normal numbers of a shape, times ``scale`` and moved by ``shift``, within what the type holds."""
+    values = scale * normal(tuple(shape), stream(1, "fuzz"), dtype=F64) + shift
+    return values.clamp(-torch.finfo(dtype).max, torch.finfo(dtype).max).to(dtype)
 
 
 def net(size: int = 2, **options: object) -> torch.nn.Module:
@@ -156,7 +156,3 @@ def run(*words: str) -> None:
     if code not in (0, 2) or (code == 2 and len(said) != 1) or "Traceback" in err.getvalue():
         raise ValueError(f"exit code {code}: {err.getvalue()[-500:]!r}")
 
-
-assert Tableau is not None
-assert checkpoint is not None
-assert np is not None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import dataclasses
 import math
 import os
@@ -24,7 +23,6 @@ from scoresde import ScoreSDEError
 
 __all__ = ["Finding", "try_case"]
 
-HERE = Path(__file__).resolve()
 PACKAGE = f"{os.sep}scoresde{os.sep}"
 FIRST_LINE = "from fuzzing.names import *"
 
@@ -125,12 +123,12 @@ def _finite(lines: Sequence[str]) -> bool:
 def try_case(lines: Sequence[str], seconds: float) -> Finding | None:
     """Run a case and return what it did that nothing may do; None for a sound result, or an error of the package's."""
     space = {name: getattr(names, name) for name in names.__all__}
-    case = tuple(lines)
     with _somewhere(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        for line in case:
-            kept = {name: copy_ for name, value in space.items() if (copy_ := _keep(value)) is not None}
-            before = copy.copy(global_state())
+        for number, line in enumerate(lines, start=1):
+            case = tuple(lines[:number])
+            kept = {name: own for name, value in space.items() if (own := _keep(value)) is not None}
+            before = global_state()
             finding: Finding | None = None
             failed = False
             try:
