@@ -365,6 +365,12 @@ FAULTS: dict[str, tuple[type[Exception], str, Callable[[], object]]] = {
 }
 
 
+def test_a_network_that_answers_nan_is_said_and_not_returned() -> None:
+    broken = ScoreModel(Net(lambda x, k: torch.where(x == x[:1], math.nan, x)), VPSDE(), predicts="data")
+    with pytest.raises(SolverError, match=r"the weights of 1 of 3 paths are NaN: the network's output is"):
+        path_log_weight(broken, torch.arange(9.0).reshape(3, 3), CHAINS["two"]())
+
+
 @pytest.mark.parametrize("case", FAULTS)
 def test_bad_input_is_refused_before_any_call(case: str) -> None:
     kind, message, call = FAULTS[case]

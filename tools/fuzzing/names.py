@@ -155,4 +155,3 @@ def run(*words: str) -> None:
     said = [line for line in err.getvalue().splitlines() if line.startswith("scoresde: error: ")]
     if code not in (0, 2) or (code == 2 and len(said) != 1) or "Traceback" in err.getvalue():
         raise ValueError(f"exit code {code}: {err.getvalue()[-500:]!r}")
-

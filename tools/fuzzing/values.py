@@ -5,6 +5,8 @@ from __future__ import annotations
 from hypothesis import strategies as st
 
 Text = st.SearchStrategy[str]
+Case = tuple[str, ...]
+Cases = st.SearchStrategy[Case]
 
 ODD = ("0", "-1.0", "nan", "inf", "-inf", "1e300", "1e-320", "10**400", "2**63", "True", "None", "'a'", "[1.0]", "()")
 ODD_TENSORS = (
@@ -59,6 +61,21 @@ def call(name: str, *positional: Text, **given: Text) -> Text:
     return st.tuples(st.tuples(*positional), options(**given)).map(
         lambda parts: f"{name}({', '.join(parts[0])}{parts[1] if parts[0] else parts[1].removeprefix(', ')})"
     )
+
+
+def lines(*parts: Text) -> Cases:
+    """Draw the lines of a case."""
+    return st.tuples(*parts)
+
+
+def said(before: str, part: Text, after: str = "") -> Text:
+    """Draw a line with a drawn part."""
+    return part.map(lambda text: f"{before}{text}{after}")
+
+
+def joined(pattern: str, **parts: Text) -> Text:
+    """Draw a line from a pattern with named parts."""
+    return st.fixed_dictionaries(parts).map(lambda given: pattern.format_map(given))
 
 
 def tensor(*shapes: str) -> Text:
