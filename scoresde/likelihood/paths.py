@@ -145,8 +145,8 @@ def path_log_weight(
             weights[part] = found.to("cpu", torch.float64)
     if bool((bad := torch.isnan(weights)).any()):
         raise SolverError(
-            f"the weights of {int(bad.sum())} of {len(bad)} paths are NaN: the network's output is, or they lie too far "
-            "out for its type"
+            f"the weights of {int(bad.sum())} of {len(bad)} paths are NaN: the network's output is, or they lie too "
+            "far out for its type"
         )
     return weights
 

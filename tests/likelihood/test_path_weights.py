@@ -29,6 +29,7 @@ from scoresde import (
     LevelsDecoder,
     ScoreModel,
     ShapeError,
+    SolverError,
     Tableau,
     forward_path,
     path_log_weight,

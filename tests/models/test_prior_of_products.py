@@ -1,4 +1,4 @@
-"""What a product of models starts from: the first one's prior where the powers add up to 1, and no law of it elsewhere."""
+"""What a product of models starts from: the first one's prior where the powers add up to 1, else the SDE's."""
 
 from __future__ import annotations
 

@@ -137,8 +137,9 @@ def guided(
     if not isinstance(scale, Tensor):
         scale = check_number(scale, "scale")
     if interval is not None:
-        if not isinstance(interval, Sequence) or len(interval) != 2:
-            raise DTypeError(f"interval must be two noise levels sigma/alpha, (lowest, highest), got {interval!r}")
+        given: object = interval
+        if not isinstance(given, Sequence) or len(given) != 2:
+            raise DTypeError(f"interval must be two noise levels sigma/alpha, (lowest, highest), got {given!r}")
         low = check_number(interval[0], "interval[0]", 0.0)
         interval = low, check_number(interval[1], "interval[1]", low)
     away = Term(1) if weak is not None else Term(0, "null" if negative is None else dict(negative))
