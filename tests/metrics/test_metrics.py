@@ -281,9 +281,12 @@ def test_bad_moments_are_refused() -> None:
 
 def test_features_whose_squares_overflow_are_refused() -> None:
     far = 1e200 * draw(5, 3).double()
-    with pytest.raises(DomainError, match=r"the squares of these features, up to .*e\+200, pass the largest number"):
-        frechet_distance(far, far)
-    with pytest.raises(DomainError, match="scale them down"):
+    for distance in (frechet_distance, energy_distance, sliced_wasserstein):
+        with pytest.raises(
+            DomainError, match=r"reach .*e\+200, and the squares of their distances pass the largest num"
+        ):
+            distance(far, draw(4, 3).double())
+    with pytest.raises(DomainError, match=r"the squares of these features, up to .*, pass .*; scale them down"):
         frechet_distance_of_moments(far[0], torch.eye(3), torch.zeros(3), torch.eye(3))
 
 

@@ -125,6 +125,6 @@ MUTANTS = (
         file="likelihood/fokker_planck/scheme.py",
         pattern="z / np.expm1(np.where(near, 1.0, z)))",
         replacement="z / (np.exp(np.where(near, 1.0, z)) - 1))",
-        tests=("likelihood/fokker_planck/test_fokker_planck.py::test_the_stationary_law_of_a_linear_drift_is_exact",),
+        tests=("likelihood/fokker_planck/test_weak_drift.py::test_the_stationary_law_of_a_weak_drift_is_exact",),
     ),
 )

@@ -54,7 +54,7 @@ MUTANTS = (
         file="models/guidance/combine.py",
         pattern="moments = first.moments if whole else None",
         replacement="moments = first.moments",
-        tests=("models/test_guidance.py::test_products_add_scores_whatever_the_networks_predict",),
+        tests=("models/test_prior_of_products.py::test_powers_that_do_not_add_up_start_from_the_sdes_own_prior",),
     ),
     Mutant(
         what="mmd with the pairs of a sample with itself",
@@ -73,8 +73,8 @@ MUTANTS = (
     Mutant(
         what="the Frechet distance without the means",
         file="metrics/frechet.py",
-        pattern="return float((mean_x - mean_y).square().sum() + spread.square().sum())",
-        replacement="return float(spread.square().sum())",
+        pattern="distance = float((mean_x - mean_y).square().sum() + spread.square().sum())",
+        replacement="distance = float(spread.square().sum())",
         tests=("metrics/test_metrics.py::test_frechet_distance_of_one_dimensional_moments",),
     ),
     Mutant(
