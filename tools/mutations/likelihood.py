@@ -79,7 +79,7 @@ MUTANTS = (
         file="likelihood/ratios.py",
         pattern="std(0, correction=0) * math.sqrt(draws - 1)",
         replacement="std(0, correction=0)",
-        tests=("likelihood/test_starts.py::test_classes_by_bayes_rule",),
+        tests=("likelihood/test_jackknife.py::test_the_standard_error_is_the_jackknifes",),
     ),
     Mutant(
         what="a path's forward step without its normalisation",
