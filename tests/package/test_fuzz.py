@@ -102,6 +102,10 @@ def test_a_random_state_that_moves_is_found(broken: ModuleType) -> None:
         ("out = nan",),
         ("x = torch.zeros(2)", "x = x + 1"),
         ("this is no Python at all()",),
+        (
+            "out = map_prediction(ScoreModel(net(), VPSDE()), lambda p: 1 / 0)",
+            "x = sample(out, (2, 2), steps=1)",
+        ),
         ("saved('c')", "cut('c', 0, 0.5)", "model = ScoreModel.load('c')"),
         ("run('describe', 'nothing')",),
     ],

@@ -24,6 +24,7 @@ from scoresde import ScoreSDEError
 __all__ = ["Finding", "try_case"]
 
 PACKAGE = f"{os.sep}scoresde{os.sep}"
+CASE = "<case>"
 FIRST_LINE = "from fuzzing.names import *"
 
 
@@ -78,11 +79,12 @@ def _somewhere() -> Iterator[None]:
 
 
 def _place(error: BaseException) -> str:
-    """Return the innermost place in the package at which an error arose; "" where it never got there."""
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if PACKAGE in frame.filename]
-    if not frames:
+    """Return the innermost place in the package at which an error arose; "" where it arose in the case itself."""
+    frames = traceback.extract_tb(error.__traceback__)
+    ours = [frame for frame in frames if PACKAGE in frame.filename]
+    if not ours or frames[-1].filename == CASE:
         return ""
-    return f"{frames[-1].filename.rpartition(PACKAGE)[2]}:{frames[-1].lineno}"
+    return f"{ours[-1].filename.rpartition(PACKAGE)[2]}:{ours[-1].lineno}"
 
 
 def _keep(value: object) -> object:
@@ -134,13 +136,13 @@ def try_case(lines: Sequence[str], seconds: float) -> Finding | None:
             try:
                 with _in_time(seconds), contextlib.redirect_stdout(None):
                     # What is run is what is printed: a reproduction cannot differ from the case.
-                    exec(compile(line, "<case>", "exec"), space)
+                    exec(compile(line, CASE, "exec"), space)
             except ScoreSDEError:
                 failed = True
             except HangError as error:
                 finding = Finding(f"no end after {seconds:g} s", _place(error), case)
             except Exception as error:
-                # An error of the line itself says that the case makes no sense: there is nothing to find in it.
+                # An error of the line's own code says that the case makes no sense: there is nothing to find in it.
                 failed, where = True, _place(error)
                 if where:
                     said = " ".join(str(error).split())[:120]
