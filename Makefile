@@ -4,6 +4,8 @@
 #   make test-plain   the tests of what computes, as on a processor without wide vector units
 #   make wheel   build the wheel and use it in an environment of its own, without any extra
 #   make lint    ruff (rules and format) and mypy --strict on the package
+#   make mutants planted errors, each of which its tests must find; ARGS=--day for the ten of the day
+#   make fuzz    the public surface and the file readers under whatever comes, for a minute; ARGS="--minutes 10"
 #   make bench   the benchmarks
 #   make race    every sampler of the other libraries beside ours; the report in runs/race/
 #   make clean   remove the environment, the caches and the builds; runs/ stays
@@ -19,7 +21,7 @@ READY := $(VENV)/.ready
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := test
-.PHONY: demo test test-plain wheel lint bench race clean
+.PHONY: demo test test-plain wheel lint mutants fuzz bench race clean
 
 demo: $(READY)
 	$(BIN)/python examples/demo.py $(ARGS)
@@ -45,6 +47,12 @@ lint: $(READY)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+
+mutants: $(READY)
+	$(BIN)/python tools/mutants.py --workers $(WORKERS) $(ARGS)
+
+fuzz: $(READY)
+	$(BIN)/python tools/fuzz.py $(ARGS)
 
 bench: $(READY)
 	$(BIN)/python benchmarks/run.py $(ARGS)

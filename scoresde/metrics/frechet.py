@@ -30,7 +30,7 @@ def frechet_distance(features_x: Array, features_y: Array) -> float:
 
     Raises:
         DTypeError, ShapeError, DomainError, ConfigError: not finite floating features, fewer than two samples, event
-            shapes or devices that differ.
+            shapes or devices that differ, features whose squares overflow.
 
     Source: Dowson, Landau (1982); Heusel, Ramsauer, Unterthiner, Nessler, Hochreiter (2017), arXiv:1706.08500.
     """
@@ -53,7 +53,8 @@ def frechet_distance_of_moments(mean_x: Array, covariance_x: Array, mean_y: Arra
 
     Raises:
         DTypeError, ShapeError: not floating tensors of these shapes.
-        DomainError: non-finite values, or a matrix that is not symmetric positive semidefinite to rounding.
+        DomainError: non-finite values, values whose squares overflow, or a matrix that is not symmetric positive
+            semidefinite to rounding.
     """
     moments: list[tuple[Tensor, Tensor]] = []
     for mean, covariance, label in ((mean_x, covariance_x, "x"), (mean_y, covariance_y, "y")):
@@ -96,6 +97,12 @@ def _factor(covariance: Array, size: int, name: str) -> Tensor:
 
 def _frechet(mean_x: Tensor, factor_x: Tensor, mean_y: Tensor, factor_y: Tensor) -> float:
     """Return |mean_x - mean_y|^2 + min over orthogonal O of |factor_x - O factor_y|^2 (orthogonal Procrustes)."""
-    left, _, right = torch.linalg.svd(factor_x @ factor_y.T)
-    spread = factor_x - left @ (right @ factor_y)
-    return float((mean_x - mean_y).square().sum() + spread.square().sum())
+    across = factor_x @ factor_y.T
+    if bool(torch.isfinite(across).all()):
+        left, _, right = torch.linalg.svd(across)
+        spread = factor_x - left @ (right @ factor_y)
+        distance = float((mean_x - mean_y).square().sum() + spread.square().sum())
+        if math.isfinite(distance):
+            return distance
+    largest = max(float(part.abs().max()) for part in (mean_x, factor_x, mean_y, factor_y))
+    raise DomainError(f"the squares of these features, up to {largest:g}, pass the largest number; scale them down")

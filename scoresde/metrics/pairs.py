@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from scoresde.errors import ShapeError, check_device, check_floating, check_samples
+from scoresde.errors import DomainError, ShapeError, check_device, check_floating, check_samples
 from scoresde.ops import Array, accept_arrays, chunks, working_dtype
 
 __all__ = ["BLOCK", "check_pair", "cut_quantiles", "measure_distances", "sum_between", "sum_within"]
@@ -29,10 +29,14 @@ def check_pair(x: Array, y: Array, *, names: tuple[str, str] = ("x", "y"), least
             raise ShapeError(f"{name} must hold at least {least} non-empty samples, got shape {tuple(tensor.shape)}")
         check_samples(tensor, name)
     dtype = working_dtype(first.device)
-    return (
-        first.detach().reshape(first.shape[0], -1).to(dtype),
-        second.detach().reshape(second.shape[0], -1).to(dtype),
-    )
+    flat_first, flat_second = (one.detach().reshape(one.shape[0], -1).to(dtype) for one in (first, second))
+    largest = max(float(one.abs().max()) for one in (flat_first, flat_second))
+    if largest > (torch.finfo(dtype).max / (16 * flat_first.shape[1])) ** 0.5:
+        raise DomainError(
+            f"{names[0]} and {names[1]} reach {largest:g}, and the squares of their distances pass the largest number; "
+            "scale both down"
+        )
+    return flat_first, flat_second
 
 
 def cut_quantiles(n: int, m: int, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -27,7 +27,15 @@ from torch import Tensor, nn
 
 from scoresde.diffusions.gaussian import Gaussian, Moments
 from scoresde.diffusions.sde import GaussianSDE
-from scoresde.errors import ConfigError, DomainError, ShapeError, check_floating, check_integer, check_samples
+from scoresde.errors import (
+    ConfigError,
+    DomainError,
+    DTypeError,
+    ShapeError,
+    check_floating,
+    check_integer,
+    check_samples,
+)
 from scoresde.models.prediction import describe_data
 from scoresde.models.score_model import ScoreModel
 from scoresde.noise import normal, uniform
@@ -66,6 +74,14 @@ class _GaussianNet(nn.Module):
         return (part - sigma * m).to(x.dtype).reshape(x.shape)
 
 
+def _read_tensor(value: object, name: str, dtype: torch.dtype | None = None) -> Tensor:
+    """Return a tensor, an array, a number or a list of numbers as a tensor; DTypeError for anything else."""
+    try:
+        return torch.as_tensor(value, dtype=dtype)
+    except (TypeError, ValueError, OverflowError, RuntimeError) as error:
+        raise DTypeError(f"{name} must be a tensor of numbers, got {value!r}") from error
+
+
 class ExactModel(ScoreModel):
     """What the models have in common whose score is a formula."""
 
@@ -89,12 +105,12 @@ class GaussianModel(ExactModel):
         covariance: shape () or ``event`` (variances), or (D, D).
 
     Raises:
-        ShapeError: a covariance of another shape. DomainError: one that is not finite and positive
-            semi-definite.
+        DTypeError: what is no tensor. ShapeError: a covariance of another shape. DomainError: one that is not finite
+            and positive semi-definite.
     """
 
     def __init__(self, *, sde: GaussianSDE, mean: Tensor, covariance: Tensor) -> None:
-        mean, covariance = torch.as_tensor(mean), torch.as_tensor(covariance)
+        mean, covariance = _read_tensor(mean, "mean"), _read_tensor(covariance, "covariance")
         if not bool(torch.isfinite(mean).all() and torch.isfinite(covariance).all()):
             raise DomainError("mean and covariance must be finite")
         if covariance.ndim == 2 and covariance.shape == (mean.numel(), mean.numel()):
@@ -189,15 +205,17 @@ class GaussianMixtureModel(ExactModel):
         std: a number or (K,), not negative.
 
     Raises:
-        ShapeError, DomainError: shapes that do not fit, weights not positive, a negative std.
+        DTypeError, ShapeError, DomainError: what is no tensor, shapes that do not fit, weights not positive, a negative
+            std.
     """
 
     def __init__(self, *, sde: GaussianSDE, weights: Tensor, means: Tensor, std: float | Tensor) -> None:
-        means = check_samples(torch.as_tensor(means), "means").detach().to("cpu", torch.float64)
+        means = check_samples(_read_tensor(means, "means"), "means").detach().to("cpu", torch.float64)
         if len(means) == 0:
             raise ShapeError("means is empty: a mixture needs at least one component")
-        share = torch.as_tensor(weights, dtype=torch.float64).cpu()
-        spread = torch.as_tensor(std, dtype=torch.float64).cpu()
+        share, spread = (
+            _read_tensor(given, name, torch.float64).cpu() for name, given in (("weights", weights), ("std", std))
+        )
         if share.shape != (len(means),) or spread.shape not in ((), (len(means),)):
             raise ShapeError(
                 f"weights must have shape ({len(means)},) and std () or ({len(means)},) for {len(means)} means, "

@@ -103,7 +103,8 @@ class Stepper:
             generator: source of this step's draw, in the place of the seed.
 
         Raises:
-            SolverError: it was not started, or the table has ended. ShapeError: output of another shape.
+            SolverError: it was not started, or the table has ended. DTypeError: what is no tensor. ShapeError: output
+                of another shape.
         """
         run = self._run
         if run is None:
@@ -112,6 +113,9 @@ class Stepper:
             raise SolverError(
                 f"{self.table.name!r} has ended after {len(self)} calls; begin again with stepper.start(z)"
             )
+        for name, value in (("x", x), ("output", output)):
+            if not isinstance(value, Tensor):
+                raise DTypeError(f"{name} must be a tensor, got {type(value).__name__}")
         if output.shape != x.shape:
             raise ShapeError(f"output must have the shape {tuple(x.shape)} of x, got {tuple(output.shape)}")
         if generator is not None:

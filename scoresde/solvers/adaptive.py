@@ -255,14 +255,14 @@ class _Active:
     def scale_steps(self, size: Array, ok: Mask, order: int) -> None:
         """Take the steps that are ok and scale the next ones by the PI controller.
 
-        After a rejection the error alone scales, and never up.
+        After a rejection the error alone scales; it is above 1, so the step shrinks by a tenth at least.
         """
         error = np.maximum(size, 1e-10)
         log_error = np.log(error) / order
         smooth = 0.9 * np.exp(0.4 / order * np.log(self.before) - 0.7 * log_error)
         alone = 0.9 * np.exp(-log_error)
         self.u = np.where(ok, self.u + self.h, self.u)
-        self.h = self.h * np.where(ok, smooth.clip(0.2, 10.0), alone.clip(0.1, 0.9))
+        self.h = self.h * np.where(ok, smooth.clip(0.2, 10.0), np.maximum(alone, 0.1))
         self.before = np.where(ok, np.maximum(error, 1e-4), self.before)
         self.accepted = self.accepted + ok
 

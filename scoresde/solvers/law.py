@@ -80,7 +80,7 @@ def _run(
     x = y = start
     past, z = list[np.ndarray](), list(draws[:drawn])
     for row, slope, more in zip(rows, slopes, added, strict=True):
-        past = [slope * x + more, *([] if row.restart else past)]
+        past = [slope * x + more, *past]  # no row after a restart weighs what came before
         if row.draws:
             z.insert(0, draws[len(z)])
         terms, noises = [y, *past], z if row.draws else [zero, *z]

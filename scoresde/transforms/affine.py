@@ -104,8 +104,9 @@ class Affine:
         return float((shift.abs() / scale).max()) > FAR or float(scale.max()) > torch.finfo(torch.float32).max
 
     def _widen(self, x: Tensor) -> Tensor:
-        """Return x in a type that holds the data."""
-        return x.to(working_dtype(x.device)) if self.far and x.dtype == torch.float32 else x
+        """Return x in a type that holds the data and the numbers."""
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        return wide.to(working_dtype(x.device)) if self.far and x.dtype == torch.float32 else wide
 
     def forward(self, x: Tensor, generator: Generator | None = None) -> Tensor:
         """Map data (B, *) to the model's coordinates; DTypeError for integers, which would round the numbers.
@@ -118,7 +119,8 @@ class Affine:
     def inverse(self, y: Tensor) -> Tensor:
         """Map the model's coordinates (B, *) to data, from float32 to float64 where the data are ``far`` from 0."""
         wide = self._widen(check_floating(y, "y"))
-        return self._numbers(self.shift, wide) + self._numbers(self.scale, wide) * wide
+        data = self._numbers(self.shift, wide) + self._numbers(self.scale, wide) * wide
+        return data.to(y.dtype) if wide.dtype == torch.float32 else data
 
     def log_abs_det(self, x: Tensor, generator: Generator | None = None) -> Tensor:
         """Return -sum_i log scale_i over the D coordinates of an event, (B,), in nats; it does not depend on x."""

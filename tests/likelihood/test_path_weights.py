@@ -29,6 +29,7 @@ from scoresde import (
     LevelsDecoder,
     ScoreModel,
     ShapeError,
+    SolverError,
     Tableau,
     forward_path,
     path_log_weight,
@@ -363,6 +364,12 @@ FAULTS: dict[str, tuple[type[Exception], str, Callable[[], object]]] = {
     "prior": (DTypeError, "Gaussian", lambda: path_log_weight(silent(), PATH, CHAINS["two"](), prior=1.0)),
     "cond": (ShapeError, "cond", lambda: path_log_weight(silent(), PATH, CHAINS["two"](), cond={"y": torch.zeros(2)})),
 }
+
+
+def test_a_network_that_answers_nan_is_said_and_not_returned() -> None:
+    broken = ScoreModel(Net(lambda x, k: torch.where(x == x[:1], math.nan, x)), VPSDE(), predicts="data")
+    with pytest.raises(SolverError, match=r"the weights of 1 of 3 paths are NaN: the network's output is"):
+        path_log_weight(broken, torch.arange(9.0).reshape(3, 3), CHAINS["two"]())
 
 
 @pytest.mark.parametrize("case", FAULTS)

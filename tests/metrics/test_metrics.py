@@ -279,6 +279,17 @@ def test_bad_moments_are_refused() -> None:
         frechet_distance_of_moments(mean, torch.tensor([[1.0, 0.5], [0.0, 1.0]]), mean, eye)
 
 
+def test_features_whose_squares_overflow_are_refused() -> None:
+    far = 1e200 * draw(5, 3).double()
+    for distance in (frechet_distance, energy_distance, sliced_wasserstein):
+        with pytest.raises(
+            DomainError, match=r"reach .*e\+200, and the squares of their distances pass the largest num"
+        ):
+            distance(far, draw(4, 3).double())
+    with pytest.raises(DomainError, match=r"the squares of these features, up to .*, pass .*; scale them down"):
+        frechet_distance_of_moments(far[0], torch.eye(3), torch.zeros(3), torch.eye(3))
+
+
 # --- the floor
 
 

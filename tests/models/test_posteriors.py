@@ -309,6 +309,11 @@ FAULTS: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
         ConfigError,
         r"Linear is not linear; pass the function as Nonlinear\(function\)",
     ),
+    "too much noise": (
+        lambda: posterior(prior(VPSDE()), Matrix(A), Y, noise_std=1e300),
+        DomainError,
+        r"noise_std must lie in \[0, 1e\+100\], got 1e\+300",
+    ),
     "operator": (lambda: posterior(prior(VPSDE()), "mask", Y, noise_std=0.1), DTypeError, "operator must be one of"),
     "event": (
         lambda: posterior(ScoreModel.from_callable(lambda x, t: x, VPSDE()), Matrix(A), Y, noise_std=0.1),

@@ -111,6 +111,10 @@ def test_mistakes() -> None:
     x = stepper.start(Z)
     with pytest.raises(ShapeError, match=r"output must have the shape \(4, 2\) of x, got \(4, 1\)"):
         stepper(x, Z[:, :1])
+    with pytest.raises(DTypeError, match="output must be a tensor, got NoneType"):
+        stepper(x, None)
+    with pytest.raises(DTypeError, match="x must be a tensor, got int"):
+        stepper(3, Z)
     with pytest.raises(SolverError, match="was not called since it said where to ask"):
         for _ in stepper:
             pass

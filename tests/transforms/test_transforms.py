@@ -113,3 +113,15 @@ def test_data_that_cannot_be_standardised() -> None:
         Affine.standardise(torch.tensor([[0.0, math.nan], [1.0, 2.0]]))
     with pytest.raises(DTypeError, match="scale must be a number or a tuple of numbers, got 'big'"):
         Affine.from_dict({"kind": "Affine", "shift": 0.0, "scale": "big"})
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_affine_computes_half_types_in_float32(dtype: torch.dtype) -> None:
+    """A scale that the type itself does not hold, and a shift of many times the scale."""
+    x = torch.tensor([[1000.0, -3.0], [1008.0, 2.0]]).to(dtype)
+    for transform in (Affine(1001.3, 7.7), Affine(0.0, 3e-6), Affine(0.0, 3e7)):
+        exact = ((x.double() - transform.shift) / transform.scale).to(dtype)
+        assert torch.equal(transform.forward(x), exact)
+        back = transform.inverse(exact)
+        assert back.dtype == dtype
+        assert not bool(back.isnan().any())

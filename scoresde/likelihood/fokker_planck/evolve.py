@@ -30,7 +30,7 @@ Box = Sequence[tuple[float, float, int]]
 
 BORDER = 1e-4  # density at the border over the highest one, above which the box is too small
 CELLS = 6.0  # effective number of cells, below which the grid is too coarse: a Gaussian of std 1.7 h
-MOST_STEPS = 100_000
+MOST_STEPS, MOST_CELLS = 100_000, 10_000_000
 
 
 def evolve_density(
@@ -49,7 +49,7 @@ def evolve_density(
         sde: any SDE, whose states are (B, 1) or (B, 2); ``sde.reverse(model)`` or ``sde.reverse(model, eta=0.0)`` for
             the reverse SDE or the probability flow.
         start: the density at times[0]: a function of points (N, D) -> (N,), or its values at the cells' centres.
-        box: (low, high, number of cells) for each axis.
+        box: (low, high, number of cells) for each axis, at least 8 and in all at most 10 000 000 cells.
         times: at least two times at which densities are kept: increasing for a forward SDE, decreasing for a reverse
             one, either for a probability flow.
         steps: equal time steps between two of the times; None chooses them by ``tolerance``.
@@ -123,11 +123,14 @@ def _grid(box: object) -> tuple[list[Array], list[Array]]:
         raise DTypeError(f"box must be [(low, high, cells)] for each axis, e.g. [(-4.0, 4.0, 400)], got {box!r}")
     if len(box) not in (1, 2):
         raise ShapeError(f"box must have one or two axes, got {len(box)}; grids in more dimensions are too large")
+    counts = [check_integer(cells, f"box[{k}][2]", 8) for k, (_, _, cells) in enumerate(box)]
+    if math.prod(counts) > MOST_CELLS:
+        raise DomainError(f"box must have at most {MOST_CELLS} cells in all, got {' x '.join(map(str, counts))}")
     centres, edges = [], []
-    for k, (low, high, cells) in enumerate(box):
+    for k, ((low, high, _), cells) in enumerate(zip(box, counts, strict=True)):
         start = check_number(low, f"box[{k}][0]")
         stop = check_number(high, f"box[{k}][1]", start, open_low=True)
-        edge = np.linspace(start, stop, check_integer(cells, f"box[{k}][2]", 8) + 1)
+        edge = np.linspace(start, stop, cells + 1)
         edges.append(edge)
         centres.append(0.5 * (edge[1:] + edge[:-1]))
     return centres, edges

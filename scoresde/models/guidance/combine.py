@@ -119,9 +119,9 @@ def guided(
             score.
 
     Raises:
-        DTypeError: no model. DomainError: a scale that is not finite, an interval or a rescaling out of range.
-        ConfigError: a weak model and negative conditions. When asked: no conditions, or a network that does not say
-            what none is.
+        DTypeError: no model, an interval that is no pair. DomainError: a scale that is not finite, an interval or a
+            rescaling out of range. ConfigError: a weak model and negative conditions. When asked: no conditions, or a
+            network that does not say what none is.
     """
     inner = check_model(model)
     if weak is not None and negative is not None:
@@ -137,6 +137,9 @@ def guided(
     if not isinstance(scale, Tensor):
         scale = check_number(scale, "scale")
     if interval is not None:
+        given: object = interval
+        if not isinstance(given, Sequence) or len(given) != 2:
+            raise DTypeError(f"interval must be two noise levels sigma/alpha, (lowest, highest), got {given!r}")
         low = check_number(interval[0], "interval[0]", 0.0)
         interval = low, check_number(interval[1], "interval[1]", low)
     away = Term(1) if weak is not None else Term(0, "null" if negative is None else dict(negative))

@@ -53,6 +53,7 @@ __all__ = ["MEASUREMENT", "PosteriorModel", "posterior"]
 
 MEASUREMENT = "measurement"  # the condition with a measurement of each sample's own
 LOWEST = -16.0  # log-SNR below which a state is taken for one of this level: where alpha is 0, J says nothing of C
+LARGEST = 1e100  # noise of a measurement; its square is a number too
 BLIND = 5.0  # nu^2 over the data's variance above which their covariance stands for (sigma^2/alpha) J
 
 
@@ -72,7 +73,7 @@ def posterior(
         operator: A; a bool tensor is a mask, a floating (m, D) a matrix, a function is taken for nonlinear.
         y: the measurement of all samples, in the data's units; None where each sample's own comes as
             ``cond={"measurement": y}``.
-        noise_std: s, in the unit of y; 0 for an exact measurement.
+        noise_std: s, in the unit of y, at most 1e100; 0 for an exact measurement.
         method: a key of ``METHODS``, or one with options, e.g. ``MMPS(iterations=20)``.
         event: the shape of one sample.
 
@@ -112,7 +113,7 @@ class PosteriorModel(ChangedModel):
         if isinstance(method, str) and method not in METHODS:
             raise unknown("posterior method", method, METHODS)
         self.method = METHODS[method] if isinstance(method, str) else method
-        self.noise_std = check_number(noise_std, "noise_std", 0.0)
+        self.noise_std = check_number(noise_std, "noise_std", 0.0, LARGEST)
         self.measured = Measured(operator, self.transform, self.event, self.noise_std)
         linear = operator.linear and self.measured.is_linear()
         if operator.linear and not linear:

@@ -64,6 +64,8 @@ def call(sde: object = None, start: object = None, box: object = ((-5.0, 5.0, 10
         ({"box": [(0.0, 1.0, 50)] * 3}, ShapeError, "box must have one or two axes, got 3"),
         ({"box": [(1.0, 1.0, 50)]}, DomainError, r"box\[0\]\[1\] must lie in \(1, inf\)"),
         ({"box": [(0.0, 1.0, 4)]}, DomainError, r"box\[0\]\[2\] must be at least 8"),
+        ({"box": [(0.0, 1.0, 2**63)]}, DomainError, "box must have at most 10000000 cells in all, got 92233"),
+        ({"box": [(0.0, 1.0, 9000)] * 2}, DomainError, "box must have at most 10000000 cells in all, got 9000 x 9000"),
         ({"times": (0.1,)}, ShapeError, "times must be a tensor of at least two times"),
         ({"times": [0.1, 0.2]}, ShapeError, "times must be a tensor of at least two times"),
         ({"times": (0.1, 0.3, 0.2)}, DomainError, "times must increase or decrease strictly"),

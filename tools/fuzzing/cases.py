@@ -1,0 +1,13 @@
+"""Every kind of case, by name: a few lines of Python each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from fuzzing.library import LIBRARY
+from fuzzing.readers import READERS
+from fuzzing.values import Case, Cases
+
+__all__ = ["CASES", "Case", "Cases"]
+
+CASES: Mapping[str, Cases] = {**LIBRARY, **READERS}
