@@ -22,6 +22,7 @@ from scoresde.models.guidance.combine import CombinedModel, Term
 from scoresde.models.mapped import MappedModel
 from scoresde.models.prediction import Predictor
 from scoresde.models.saving import build
+from scoresde.models.schema import blame
 from scoresde.models.score_model import ScoreModel
 
 __all__ = ["load_whole", "take_apart_whole"]
@@ -73,22 +74,24 @@ def _join(name: str, document: Mapping[str, object], parts: Sequence[object]) ->
 def _build_whole(contents: Contents) -> Predictor:
     if "change" in contents.documents:
         how = contents.document("change")
-        if how["kind"] not in CHANGES:
-            raise CheckpointError(f"{contents.folder} holds the change {how['kind']!r}; update scoresde")
-        change = CHANGES[how["kind"]](**how["options"])
-        whole = MappedModel(_build_whole(contents.under("a_")), change, how["predicts"])
-        return whole if how["sde"] is None else whole.with_sde(sde_from_dict(how["sde"]))
+        inner = _build_whole(contents.under("a_"))
+        with blame(contents.folder / contents.files["change"]):
+            change = CHANGES[how["kind"]](**how["options"])
+            whole = MappedModel(inner, change, how["predicts"])
+            return whole if how["sde"] is None else whole.with_sde(sde_from_dict(how["sde"]))
     if "combination" not in contents.documents:
         return build(contents, None, None, None)
     how = contents.document("combination")
-    return CombinedModel(
-        [_build_whole(contents.under(f"{letter}_")) for letter in string.ascii_lowercase[: how["parts"]]],
-        [Term(int(one["part"]), one["told"]) for one in how["terms"]],
-        powers=how["powers"],
-        scale=how["scale"],
-        interval=None if how["interval"] is None else tuple(how["interval"]),
-        rescale=how["rescale"],
-    )
+    parts = [_build_whole(contents.under(f"{letter}_")) for letter in string.ascii_lowercase[: how["parts"]]]
+    with blame(contents.folder / contents.files["combination"]):
+        return CombinedModel(
+            parts,
+            [Term(one["part"], one["told"]) for one in how["terms"]],
+            powers=how["powers"],
+            scale=how["scale"],
+            interval=None if how["interval"] is None else tuple(how["interval"]),
+            rescale=how["rescale"],
+        )
 
 
 def _describe_combination(model: CombinedModel) -> dict[str, object]:
