@@ -81,7 +81,10 @@ def build_network(kind: type[nn.Module], config: Mapping[str, object], stored: S
         return made.to(types.pop()) if len(types) == 1 and types <= FLOATS else made
 
     with torch.device("meta"), _Watch(stored):
-        shape_only = make()
+        shape_only: Any = make()
+    for name, value in config.items():
+        if shape_only.config[name] != value:
+            raise CheckpointError(f"{where}.{name} says {value}, which the network takes for {shape_only.config[name]}")
     wrong = list_misfits(network_state(shape_only), stored.described)
     if wrong:
         raise CheckpointError(f"{where} does not fit {stored.file.path}: {wrong}; take another copy of the checkpoint")

@@ -45,6 +45,8 @@ __all__ = ["DOCUMENTS", "check_document"]
 PREFIX = re.compile("^([a-z]_)*")  # of the documents of a model that is made of others
 COUNT = re.compile("[1-9][0-9]{0,6}")
 MOST_PARTS = 26
+FAR = 1e9  # a log_snr, a time, a value that a condition has
+HUGE = 1e30  # whatever is multiplied in float32
 
 
 def check_document(name: str, document: dict[str, Any], file: Path) -> None:
@@ -68,9 +70,9 @@ def _sde(value: object, path: str) -> None:
     if kind is None:
         record({"kind": anything, "class": text})(held, path)
         return
-    knots = listing(number(), 2)
-    ending = listing(optional(number()), 2)
-    known = {one: {f.name: number() for f in fields(sde) if f.init} for one, sde in DIFFUSIONS.items()}
+    knots = listing(number(-FAR, FAR), 2)
+    ending = listing(optional(number(-FAR, FAR)), 2)
+    known = {one: {f.name: number(-HUGE, HUGE) for f in fields(sde) if f.init} for one, sde in DIFFUSIONS.items()}
     tables: dict[str, Mapping[str, Check]] = {**known, "TabulatedSDE": {"t": knots, "log_snr": ending}}
     choice(tables)(kind, join(path, "kind"))
     other = {"log_alpha": optional(ending)} if kind == "TabulatedSDE" else None
@@ -78,8 +80,9 @@ def _sde(value: object, path: str) -> None:
     with at(path):
         sde = sde_from_dict(held)
         point = sde.at(torch.linspace(sde.t_min, sde.t_max, 5, dtype=torch.float64))
-        if not bool(torch.isfinite(point.alpha + point.sigma).all()):
-            raise ConfigError(f"{sde} is not finite on its interval")
+        finite = torch.isfinite(point.alpha + point.sigma).all() and torch.isfinite(point.log_snr[:-1]).all()
+        if not bool(finite) or not bool((point.log_snr.diff() < 0).all()):
+            raise ConfigError(f"the curves of {sde} are not finite, or log_snr does not fall")
 
 
 def _transform(value: object, path: str) -> None:
@@ -133,7 +136,7 @@ def _calibration(value: object, path: str) -> None:
         if any(a <= b for a, b in itertools.pairwise(numbers)):
             raise misfit(join(path, name), way, value[name])
     if len(value["shares"]) != len(value["levels"]):
-        raise misfit(join(path, "shares"), f"{len(value['levels'])} numbers, one for each level", value["shares"])
+        raise misfit(join(path, "shares"), f"{len(value['levels'])} numbers, one for each of levels", value["shares"])
 
 
 def _combination(value: object, path: str) -> None:
@@ -142,6 +145,9 @@ def _combination(value: object, path: str) -> None:
     assert isinstance(value, dict)
     for k, term in enumerate(value["terms"]):
         check_integer(term["part"], f"terms[{k}].part", 0, value["parts"] - 1)
+    asked = {term["part"] for term in value["terms"]}
+    if len(asked) != value["parts"]:
+        raise misfit("terms", f"of every part in {value['parts']}", value["terms"])
     count, powers, interval = len(value["terms"]), value["powers"], value["interval"]
     if powers is None and count != 2:
         raise misfit("terms", "two where a scale stands in the place of powers", value["terms"])
@@ -153,15 +159,15 @@ def _combination(value: object, path: str) -> None:
 
 def _told(value: object, path: str) -> None:
     """Take what a term is told: the words for the conditions of the call and for none, or values."""
-    one = either(int=number(), float=number(), list=listing(number()))
+    one = either(int=number(-FAR, FAR), float=number(-FAR, FAR), list=listing(number(-FAR, FAR), 1))
     either(str=choice(("asked", "null")), dict=mapping(one))(value, path)
 
 
 def _change(value: object, path: str) -> None:
     """Take a change of a prediction: its kind and numbers."""
     options = {
-        "Clamp": {"low": number(), "high": number()},
-        "DynamicThreshold": {"quantile": number(0.0, 1.0, open_low=True), "limit": number(0.0, open_low=True)},
+        "Clamp": {"low": number(-HUGE, HUGE), "high": number(-HUGE, HUGE)},
+        "DynamicThreshold": {"quantile": number(0.0, 1.0, open_low=True), "limit": number(0.0, HUGE, open_low=True)},
     }
     CHANGE(value, path)
     assert isinstance(value, dict)
@@ -214,8 +220,8 @@ COMBINATION = record(
     {
         "parts": integer(1, MOST_PARTS),
         "terms": listing(record({"part": integer(), "told": _told}), 1),
-        "powers": optional(listing(number())),
-        "scale": number(),
+        "powers": optional(listing(number(-FAR, FAR))),
+        "scale": number(-FAR, FAR),
         "interval": optional(pair(number(0.0))),
         "rescale": number(0.0, 1.0),
     }

@@ -196,17 +196,17 @@ def load_network(contents: Contents, part: str, net: Callable[..., Tensor] | Non
 
     config, stored = contents.document("model")["network"], contents.stored(part)
     kind, file = config["kind"], contents.folder / contents.files[part]
+    document = contents.folder / contents.files["model"]
     if net is None:
         if config["config"] is None:
             what = "the energy network" if config.get("energy") else "your own network"
             raise CheckpointError(
-                f"{contents.folder} holds the weights of {what} {kind}, which JSON cannot rebuild; "
+                f"{document} is of the weights of {what} {kind}, which JSON cannot rebuild (network.config is null); "
                 f"build it and pass it: ScoreModel.load(folder, net={kind}(...))"
             )
         if kind not in NETWORKS:
-            raise CheckpointError(f"{contents.folder}: {unknown('network', kind, NETWORKS)}; update scoresde")
-        where = f"{contents.folder / contents.files['model']}: network.config"
-        net = build_network(NETWORKS[kind], config["config"], stored, where)
+            raise CheckpointError(f"{document}: {unknown('network.kind', kind, NETWORKS)}; update scoresde")
+        net = build_network(NETWORKS[kind], config["config"], stored, f"{document}: network.config")
     if config.get("energy") and not isinstance(net, Gradient):
         net = Gradient(net)
     if isinstance(net, nn.Module):

@@ -12,10 +12,11 @@ from dataclasses import asdict
 from os import PathLike
 from typing import TypeVar
 
+import torch
 from torch import Tensor
 
 from scoresde.diffusions.named import sde_from_dict, sde_to_dict
-from scoresde.errors import CheckpointError, ConfigError
+from scoresde.errors import CheckpointError, ConfigError, unknown
 from scoresde.models.checkpoint import Contents, Documents, Tensors, find, read
 from scoresde.models.guidance.clamp import Clamp, DynamicThreshold
 from scoresde.models.guidance.combine import CombinedModel, Term
@@ -84,6 +85,9 @@ def _build_whole(contents: Contents) -> Predictor:
     how = contents.document("combination")
     parts = [_build_whole(contents.under(f"{letter}_")) for letter in string.ascii_lowercase[: how["parts"]]]
     with blame(contents.folder / contents.files["combination"]):
+        for k, one in enumerate(how["terms"]):
+            if isinstance(one["told"], dict):
+                _check_told(parts[one["part"]], one["told"], f"terms[{k}].told")
         return CombinedModel(
             parts,
             [Term(one["part"], one["told"]) for one in how["terms"]],
@@ -92,6 +96,26 @@ def _build_whole(contents: Contents) -> Predictor:
             interval=None if how["interval"] is None else tuple(how["interval"]),
             rescale=how["rescale"],
         )
+
+
+def _check_told(part: Predictor, told: Mapping[str, object], where: str) -> None:
+    """Raise where a network of ``scoresde.nn`` does not take values for all samples as conditions."""
+    from scoresde.nn.conditions import ConditionalNetwork
+
+    net = part.net if isinstance(part, ScoreModel) else None
+    if not isinstance(net, ConditionalNetwork):
+        return
+    # Sizes of x matter to what stands beside it alone.
+    event = (1, 1, 1) if part.moments is None else tuple(part.moments.mean.shape)
+    for name, value in told.items():
+        if name not in net.kinds:
+            raise unknown(where, name, net.kinds)
+        option, count = net.kinds[name]
+        one = torch.as_tensor(value)
+        if option == "classes" and not (one.ndim == 0 and one.dtype == torch.int64 and -1 <= one < count):
+            raise ConfigError(f"{where}.{name} must be a class from 0 to {count - 1}, or -1 for none, got {value}")
+        if option != "concat_channels" or part.moments is not None:
+            net.check_conditions(torch.Size((1, *event)), {name: one[None]})
 
 
 def _describe_combination(model: CombinedModel) -> dict[str, object]:

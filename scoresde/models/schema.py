@@ -35,6 +35,7 @@ __all__ = [
 ]
 
 Check = Callable[[object, str], None]
+LARGEST = 10**12  # count of anything
 SHOWN = 60  # letters of a value in a message
 
 
@@ -80,7 +81,7 @@ def boolean(value: object, path: str) -> None:
         raise misfit(path, "true or false", value)
 
 
-def integer(low: int = 0, high: int | None = None) -> Check:
+def integer(low: int = 0, high: int = LARGEST) -> Check:
     """Return the check of a whole number in [low, high]."""
 
     def check(value: object, path: str) -> None:
