@@ -23,7 +23,8 @@ def signed(folder: Path, parts: dict[str, tuple[str, bytes]]) -> None:
     for name, (suffix, data) in parts.items():
         digest = hashlib.sha256(data).hexdigest()
         file = f"{name}-{digest[:16]}.{suffix}"
-        (folder / file).write_bytes(data)
+        if not (folder / file).exists():
+            (folder / file).write_bytes(data)
         entries[name] = {"file": file, "bytes": len(data), "sha256": digest}
     body = {"format": "scoresde checkpoint", "version": 1, "files": entries}
     (folder / "manifest.json").write_bytes(checkpoint._manifest(body))

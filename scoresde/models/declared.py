@@ -1,8 +1,7 @@
 """What a checkpoint declares against what its tensors are, before memory is taken for either.
 
-A network is made twice: first on the meta device, where tensors have shapes and no values, under a watch that ends it
-once it makes more than the file can fill; then, where all names, types and shapes are the file's, in memory. The
-data's moments, the transform and the number of channels are held to the network by one call of the first.
+A network is made on the meta device, where tensors have shapes and no values, under a watch that ends it once it makes
+more than the file can fill. It gets memory where all names, types and shapes are the file's.
 """
 
 from __future__ import annotations
@@ -17,6 +16,7 @@ from torch.overrides import TorchFunctionMode
 from scoresde.diffusions.gaussian import Moments
 from scoresde.errors import CheckpointError, ScoreSDEError
 from scoresde.models.networks import bare_network, network_state
+from scoresde.models.schema import blame
 from scoresde.models.stored import Described, StoredTensors
 from scoresde.transforms.base import Transform
 
@@ -54,7 +54,7 @@ class _Watch(TorchFunctionMode):
 
 
 def build_network(kind: type[nn.Module], config: Mapping[str, object], stored: StoredTensors, where: str) -> nn.Module:
-    """Return a network by its description, in the type of the weights that it is for, with other values.
+    """Return a network by its description, in the type of the weights that it is for, without values.
 
     Args:
         kind: its class, one of ``scoresde.nn.NETWORKS``.
@@ -70,25 +70,24 @@ def build_network(kind: type[nn.Module], config: Mapping[str, object], stored: S
         if name != "seed" and (large := _find_largest(value)) > most:
             raise CheckpointError(f"{where}.{name} says {large}, and {stored.file.path} has {stored.elements} values")
 
-    def make() -> nn.Module:
-        try:
-            made = kind(**config)
-        except CheckpointError as error:
-            raise CheckpointError(f"{where} does not fit {stored.file.path}: {error}") from error
-        except (ScoreSDEError, TypeError, ValueError, RuntimeError, OverflowError, AttributeError) as error:
-            raise CheckpointError(f"{where} is no description of a network {kind.__name__}: {error}") from error
-        types = {dtype for _, dtype in stored.described.values() if dtype.is_floating_point}
-        return made.to(types.pop()) if len(types) == 1 and types <= FLOATS else made
-
-    with torch.device("meta"), _Watch(stored):
-        shape_only: Any = make()
+    try:
+        with torch.device("meta"), _Watch(stored):
+            made: Any = kind(**config)
+    except CheckpointError as error:
+        raise CheckpointError(f"{where} does not fit {stored.file.path}: {error}") from error
+    except (ScoreSDEError, TypeError, ValueError, RuntimeError, OverflowError, AttributeError) as error:
+        raise CheckpointError(f"{where} is no description of a network {kind.__name__}: {error}") from error
     for name, value in config.items():
-        if shape_only.config[name] != value:
-            raise CheckpointError(f"{where}.{name} says {value}, which the network takes for {shape_only.config[name]}")
-    wrong = list_misfits(network_state(shape_only), stored.described)
+        if made.config[name] != value:
+            raise CheckpointError(f"{where}.{name} says {value}, which the network takes for {made.config[name]}")
+    types = {dtype for _, dtype in stored.described.values() if dtype.is_floating_point}
+    net: nn.Module = made.to(types.pop()) if len(types) == 1 and types <= FLOATS else made
+    wrong = list_misfits(network_state(net), stored.described)
     if wrong:
         raise CheckpointError(f"{where} does not fit {stored.file.path}: {wrong}; take another copy of the checkpoint")
-    return make()
+    if len([*net.buffers()]) > len(net.state_dict()) - len([*net.named_parameters(remove_duplicate=False)]):
+        return kind(**config).to(next(net.parameters()).dtype)  # with what the file does not hold
+    return net.to_empty(device=torch.get_default_device())
 
 
 def _find_largest(value: object) -> float:
@@ -162,33 +161,39 @@ def check_groups(tensors: Mapping[str, Tensor], event: tuple[int, ...] | None, w
 
 
 def check_event(
-    net: object, moments: Moments | None, transform: Transform | None, *, learned: bool, known: bool, where: str
+    net: object, moments: Moments | None, transform: Transform | None, *, learned: bool, where: str
 ) -> None:
     """Raise CheckpointError where a network, the data's moments, a transform and a learned variance do not go together.
 
     Args:
-        net: the network.
+        net: the network; of one that is not of ``scoresde.nn`` nothing is known.
         moments: of the data, whose shape is the event; None where it is not known.
         transform: from the data.
         learned: whether the network says a variance too.
-        known: whether the network is one of ``scoresde.nn``, which is asked for the shape of its answer.
-        where: the folder, for errors.
+        where: the file, for errors.
     """
     if moments is None or not moments.mean.ndim:
         return
     event = tuple(moments.mean.shape)
-    try:
-        if transform is not None:
+    if transform is not None:
+        with blame(f"{where}: transform"):
             transform.inverse(torch.zeros((1, *event)))
-        if known and isinstance(net, nn.Module):
-            inner: Any = bare_network(net)
-            with torch.device("meta"):
-                shapes = type(inner)(**inner.config)
-                shape = tuple(shapes(torch.zeros((1, *event)), torch.zeros(1)).shape)
-            wanted = (1, 2 * event[0], *event[1:]) if learned else (1, *event)
-            if shape != wanted:
-                raise CheckpointError(f"{where}: variance needs {wanted} of the network, which gives {shape}")
-    except CheckpointError:
-        raise
-    except ScoreSDEError as error:
-        raise CheckpointError(f"{where}: moments of the event {event} do not fit: {error}") from error
+    own, channels = _find_event(net, event)
+    if own != event:
+        raise CheckpointError(f"{where}: the moments are of the event {event}, the network's is {own}")
+    wanted = 2 * event[0] if learned else event[0]
+    if channels not in (None, wanted):
+        raise CheckpointError(f"{where}: variance needs {wanted} channels of the network, which gives {channels}")
+
+
+def _find_event(net: object, event: tuple[int, ...]) -> tuple[tuple[int | str, ...], int | None]:
+    """Return the event that a network takes, like ``event`` where it takes several, and the channels that it gives."""
+    from scoresde.nn import MLP, UNet
+
+    inner = bare_network(net) if isinstance(net, nn.Module) else net
+    if isinstance(inner, MLP):
+        return inner.event_shape, inner.out_shape[0] if inner.out_shape else None
+    if isinstance(inner, UNet):
+        sizes = event[1:] if len(event) == inner.dims + 1 else ("size",) * inner.dims
+        return (inner.channels, *sizes), inner.out_channels
+    return event, None

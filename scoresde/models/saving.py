@@ -144,8 +144,8 @@ def build(
     transform = None if config["transform"] is None else transform_from_dict(config["transform"])
     # Checkpoints of the first versions do not name it.
     variance = config.get("variance", "fixed")
-    known = net is None and not isinstance(made, Gradient)
-    check_event(made, moments, transform, learned=variance == "learned", known=known, where=str(document))
+    inner = None if isinstance(made, Gradient) else made
+    check_event(inner, moments, transform, learned=variance == "learned", where=str(document))
     with blame(document):
         if isinstance(made, Gradient):
             model: ScoreModel = EnergyModel(made.net, trained, moments=moments, transform=transform)

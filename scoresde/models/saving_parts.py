@@ -53,7 +53,7 @@ def load_whole(folder: str | PathLike[str], kind: type[M]) -> M:
     Raises:
         CheckpointError: a damaged checkpoint, or one of another kind of model.
     """
-    whole = _build_whole(read(find(folder)))
+    whole = _build_whole(read(find(folder))).eval()
     if not isinstance(whole, kind):
         raise CheckpointError(
             f"{folder} holds a {type(whole).__name__}; read it with {type(whole).__name__}.load(folder)"

@@ -88,7 +88,7 @@ TENSORS: dict[str, tuple[str, Callable[[dict[str, Tensor]], object], str]] = {
     "other data": (
         "moments",
         lambda t: t.update(mean=torch.zeros(4), variance=torch.ones(4), basis=torch.eye(4)),
-        r"moments of the event \(4,\) do not fit",
+        r"transform: the transform serves 3 channels",
     ),
     "transposed": ("weights", replace_with("input.weight", lambda w: w.T), r"mismatched input.weight: \(3, 8\)"),
     "missing": ("weights", lambda tensors: tensors.pop("input.weight"), "missing input.weight"),
@@ -249,3 +249,19 @@ def test_a_buffer_may_hold_infinities(tmp_path: Path) -> None:
     net.shift[0] = -torch.inf
     ScoreModel(net, VPSDE()).save(tmp_path)
     assert same_weights(ScoreModel.load(tmp_path, net=Own()).net, net)
+
+
+def test_the_event_and_the_channels_are_those_of_the_network(tmp_path: Path) -> None:
+    image(tmp_path)
+    parts = read_parts(tmp_path)
+    for shape in ((2, 4, 4), (1, 4), (4,)):
+        signed(tmp_path, parts)
+        change_tensors(
+            tmp_path, "moments", lambda t, shape=shape: t.update(mean=torch.zeros(shape), variance=torch.ones(shape))
+        )
+        with pytest.raises(CheckpointError, match=r"the moments are of the event \(.*, the network's is \(1, "):
+            ScoreModel.load(tmp_path)
+    document = {**json.loads(parts["model"][1]), "variance": "fixed"}
+    signed(tmp_path, {**parts, "model": ("json", json.dumps(document).encode())})
+    with pytest.raises(CheckpointError, match="variance needs 1 channels of the network, which gives 2"):
+        ScoreModel.load(tmp_path)
