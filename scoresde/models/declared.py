@@ -172,28 +172,34 @@ def check_event(
         learned: whether the network says a variance too.
         where: the file, for errors.
     """
-    if moments is None or not moments.mean.ndim:
-        return
-    event = tuple(moments.mean.shape)
-    if transform is not None:
+    event = None if moments is None or not moments.mean.ndim else tuple(moments.mean.shape)
+    if transform is not None and event is not None:
         with blame(f"{where}: transform"):
             transform.inverse(torch.zeros((1, *event)))
     own, channels = _find_event(net, event)
-    if own != event:
+    if event is not None and own not in (None, event):
         raise CheckpointError(f"{where}: the moments are of the event {event}, the network's is {own}")
-    wanted = 2 * event[0] if learned else event[0]
-    if channels not in (None, wanted):
-        raise CheckpointError(f"{where}: variance needs {wanted} channels of the network, which gives {channels}")
+    first = own[0] if own else None
+    if isinstance(first, int) and channels is not None and channels != (2 * first if learned else first):
+        raise CheckpointError(
+            f"{where}: variance is {'learned' if learned else 'fixed'}, and the network gives {channels} channels for "
+            f"{first}"
+        )
 
 
-def _find_event(net: object, event: tuple[int, ...]) -> tuple[tuple[int | str, ...], int | None]:
-    """Return the event that a network takes, like ``event`` where it takes several, and the channels that it gives."""
-    from scoresde.nn import MLP, UNet
+def _find_event(net: object, event: tuple[int, ...] | None) -> tuple[tuple[int | str, ...] | None, int | None]:
+    """Return the event that a network takes, with the sizes of ``event`` where it takes any, and its channels.
+
+    None where the network does not say.
+    """
+    from scoresde.nn.mlp import MLP
+    from scoresde.nn.unet import UNet
 
     inner = bare_network(net) if isinstance(net, nn.Module) else net
     if isinstance(inner, MLP):
         return inner.event_shape, inner.out_shape[0] if inner.out_shape else None
     if isinstance(inner, UNet):
-        sizes = event[1:] if len(event) == inner.dims + 1 else ("size",) * inner.dims
-        return (inner.channels, *sizes), inner.out_channels
-    return event, None
+        if event is not None and len(event) == inner.dims + 1:
+            return (inner.channels, *event[1:]), inner.out_channels
+        return (inner.channels, *("size",) * inner.dims), inner.out_channels
+    return None, None

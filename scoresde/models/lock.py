@@ -76,7 +76,8 @@ def locked(folder: str | os.PathLike[str]) -> Iterator[bool]:
         CheckpointError: another one holds it, with its process, host and time; or the folder cannot be written.
     """
     where = check_path(folder, "folder")
-    home = where.parent if where.name == IN_RUN else where
+    # Absolute, so that the file is found again from wherever the lock is released.
+    home = (where.parent if where.name == IN_RUN else where).absolute()
     try:
         hold = _enter(home)
     except OSError as error:

@@ -96,7 +96,8 @@ def number(low: float | None = None, high: float | None = None, *, open_low: boo
     """Return the check of a finite number in [low, high], or (low, high]."""
 
     def check(value: object, path: str) -> None:
-        if type(value) not in (int, float):
+        # Of whole numbers those that a float holds: what comes after takes no longer ones.
+        if not isinstance(value, int | float) or isinstance(value, bool) or (type(value) is int and abs(value) > 2**53):
             raise misfit(path, "a number", value)
         check_number(value, path, low, high, open_low=open_low)
 

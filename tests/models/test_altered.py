@@ -31,7 +31,7 @@ from scoresde.noise import normal, stream
 from scoresde.sampling.calibration import Calibration
 from scoresde.solvers.tableau import Tableau
 
-NUMBERS = [-1, 0.5, 1e308, True]
+NUMBERS = [-1, 0.5, 1e308, 2**64, True]
 OTHERS = [None, "x", [], {"a": 1}]
 
 Loader = Callable[[Path], Predictor]
@@ -117,7 +117,7 @@ KINDS: dict[str, tuple[Callable[[Path], None], Loader, tuple[int, ...], dict[str
 }
 
 
-FIELDS = {"image": ("network", "transform", "variance"), "tabulated": ("trained_sde", "sde")}
+FIELDS = {"image": ("network", "transform", "variance"), "tabulated": ("trained_sde", "sde", "sigma_data")}
 
 
 def judge(

@@ -263,5 +263,5 @@ def test_the_event_and_the_channels_are_those_of_the_network(tmp_path: Path) -> 
             ScoreModel.load(tmp_path)
     document = {**json.loads(parts["model"][1]), "variance": "fixed"}
     signed(tmp_path, {**parts, "model": ("json", json.dumps(document).encode())})
-    with pytest.raises(CheckpointError, match="variance needs 1 channels of the network, which gives 2"):
+    with pytest.raises(CheckpointError, match="variance is fixed, and the network gives 2 channels for 1"):
         ScoreModel.load(tmp_path)
