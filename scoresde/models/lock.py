@@ -232,13 +232,13 @@ def _describe_holder(file: Path, record: dict[str, Any], *, sure: bool) -> Check
 
 def _forget() -> None:
     """Let a forked child hold nothing, so that its parent's locks end with the parent."""
-    global _guard
-    _guard = threading.Lock()
     for hold in _holds.values():
         with contextlib.suppress(OSError):
             os.close(hold.handle)
     _holds.clear()
+    _guard.release()
 
 
 if sys.platform != "win32":
-    os.register_at_fork(after_in_child=_forget)
+    # No fork in the middle of a change: the child would find half of it, and a guard that nobody releases.
+    os.register_at_fork(before=_guard.acquire, after_in_parent=_guard.release, after_in_child=_forget)

@@ -88,15 +88,15 @@ def _set(part: nn.Module, training: bool) -> None:
 
 def _forget() -> None:
     """Let a forked child know its own thread alone; the others are not there, and keep no module in a mode."""
-    global _guard
-    _guard = threading.Lock()
     me = threading.get_ident()
     for key, held in [*_users.items()]:
         held.modes = [one for one in held.modes if one[0] == me]
         _set(held.part, held.modes[-1][1] if held.modes else held.own)
         if not held.modes:
             del _users[key]
+    _guard.release()
 
 
 if sys.platform != "win32":
-    os.register_at_fork(after_in_child=_forget)
+    # No fork in the middle of a change: the child would find half of it, and a guard that nobody releases.
+    os.register_at_fork(before=_guard.acquire, after_in_parent=_guard.release, after_in_child=_forget)
