@@ -117,15 +117,15 @@ def _describe_checkpoint(path: Path) -> list[str]:
     contents = checkpoint.read(folder)
     model = contents.document("model")
     run, about = read_about(folder)
-    weights = contents.tensors("weights")
+    weights = contents.stored("weights")
     network = model["network"]
     config = ", ".join(f"{key}={value}" for key, value in (network["config"] or {}).items())
-    types = sorted({str(one.dtype).removeprefix("torch.") for one in weights.values()})
+    types = sorted({str(one).removeprefix("torch.") for one in {dtype for _, dtype in weights.described.values()}})
     trained, current = (None if one is None else _describe_sde(one) for one in (model["trained_sde"], model["sde"]))
     lines = [
         f"checkpoint   {folder}/",
         f"network      {network['kind']}({config})" + ("" if network["config"] else ", your own"),
-        f"weights      {sum(one.numel() for one in weights.values())} in {len(weights)} tensors of {', '.join(types)}"
+        f"weights      {weights.elements} in {len(weights.described)} tensors of {', '.join(types)}"
         + (", raw and averaged" if "ema" in contents.parts else ""),
         f"sde          {trained}" + (f", in use {current}" if current else ""),
         f"predicts     {model['predicts']}, sigma_data {model['sigma_data']}, conditioned on {model['condition_on']}",
@@ -174,9 +174,9 @@ def _describe_sde(document: Mapping[str, Any]) -> str:
 
 
 def _describe_moments(contents: checkpoint.Contents) -> str:
-    if "moments" not in contents.parts:
+    moments = saving.load_moments(contents)
+    if moments is None:
         return "none: the shape of a sample is not known"
-    moments = saving.moments_from_tensors(contents.tensors("moments"))
     mean, total = moments.mean, float(moments.variance.sum())
     kind = "one variance a coordinate" if moments.basis is None else "full covariance"
     return (

@@ -253,7 +253,7 @@ class Train(Work):
         name = self.data if data.path is None else data.path.resolve().stem
         folder = check_folder("out", Path("runs", name) if self.out is None else self.out)
         # Of several processes the first looks: it may have begun to write while another comes here.
-        if world.is_main and folder.is_dir() and any(folder.iterdir()) and not is_unfinished(folder):
+        if world.is_main and folder.is_dir() and not is_unfinished(folder):
             raise ConfigError(
                 f"--out {folder} is not empty; choose another, or go on with --resume {folder}", parameter="out"
             )

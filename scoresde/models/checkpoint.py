@@ -6,11 +6,12 @@
 
 Every file is named by its content, so a save never writes over a file that the standing manifest names. It writes and
 syncs the new files, then puts the new manifest in the old one's place in one rename: that is the moment at which the
-checkpoint changes, and a process killed at any other leaves the old checkpoint or the new one, whole. Files that no
-manifest names any more are removed afterwards.
+checkpoint changes, and a process killed at any other leaves the old checkpoint or the new one, whole. Files that the
+manifest before named are removed afterwards. A save holds the lock of ``models.lock``: of two writers one works.
 
-Reading checks the size and the digest of every part before any of them is used, and the manifest by a digest of its
-own. Pickles are refused, whatever they hold: loading one runs code from the file.
+Reading looks at what every part is, its size and its digest before any of them is used, and at the manifest by a digest
+of its own; ``models.documents`` has what each may say. A reader beside a writer opens all files of one manifest, and
+reads it again where one is gone. Pickles are refused, whatever they hold: loading one runs code from the file.
 """
 
 from __future__ import annotations
@@ -21,24 +22,26 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import safetensors.torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from scoresde.errors import CheckpointError, check_path
+from scoresde.models.documents import check_document
+from scoresde.models.lock import IN_RUN, LOCK, locked
+from scoresde.models.stored import StoredFile, StoredTensors, parse_json, read_json_file
 
 __all__ = ["MANIFEST", "Contents", "check_target", "find", "is_whole", "read", "write"]
 
 MANIFEST = "manifest.json"
-IN_RUN = "checkpoint"  # the name of the checkpoint in a run's folder
 FORMAT, VERSION = "scoresde checkpoint", 1
 PICKLES = {".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".bin"}
 OURS = re.compile(r"[a-z_]+-[0-9a-f]{16}\.(json|safetensors)|\.[^/]+\.tmp")
+DIGEST = re.compile("[0-9a-f]{64}")
 
 Part = TypeVar("Part")
 Documents = Mapping[str, Mapping[str, object]]
@@ -52,13 +55,13 @@ class Contents:
     Args:
         folder: where it was read.
         documents: the JSON parts by name.
-        parts: the safetensors parts by name, not parsed yet.
+        parts: the safetensors parts by name, of which names, types and shapes are read and no values yet.
         files: for each part, the name of its file.
     """
 
     folder: Path
     documents: dict[str, dict[str, Any]]
-    parts: dict[str, bytes]
+    parts: dict[str, StoredTensors]
     files: dict[str, str]
 
     def under(self, prefix: str) -> Contents:
@@ -79,14 +82,15 @@ class Contents:
             raise self.lacks(name)
         return self.documents[name]
 
-    def tensors(self, part: str) -> dict[str, Tensor]:
-        """Return the tensors of a part by name; CheckpointError where there is no such part."""
+    def stored(self, part: str) -> StoredTensors:
+        """Return the types and shapes of a part's tensors; CheckpointError where there is no such part."""
         if part not in self.parts:
             raise self.lacks(part)
-        try:
-            return safetensors.torch.load(self.parts[part])
-        except SafetensorError as error:
-            raise CheckpointError(f"{self.folder / self.files[part]} is no safetensors file: {error}") from error
+        return self.parts[part]
+
+    def tensors(self, part: str) -> dict[str, Tensor]:
+        """Return the tensors of a part by name; CheckpointError where there is no such part."""
+        return self.stored(part).load()
 
 
 def write(folder: str | os.PathLike[str], documents: Documents, tensors: Tensors) -> None:
@@ -98,7 +102,8 @@ def write(folder: str | os.PathLike[str], documents: Documents, tensors: Tensors
         tensors: parts of tensors by name.
 
     Raises:
-        CheckpointError: the folder holds other files, or could not be written; what stood there stands unchanged.
+        CheckpointError: the folder holds other files, is in use by another writer, or could not be written; what stood
+            there stands unchanged.
     """
     where = Path(folder)
     check_target(where)
@@ -108,32 +113,66 @@ def write(folder: str | os.PathLike[str], documents: Documents, tensors: Tensors
         copies = {key: t.detach().to("cpu", copy=True).contiguous() for key, t in group.items()}
         parts[name] = (f"{name}-%s.safetensors", safetensors.torch.save(copies))
     files: dict[str, object] = {}
-    names: set[str] = set()
-    for name, (pattern, data) in parts.items():
-        digest = hashlib.sha256(data).hexdigest()
-        names.add(pattern % digest[:16])
-        files[name] = {"file": pattern % digest[:16], "bytes": len(data), "sha256": digest}
-    body = {"format": FORMAT, "version": VERSION, "files": files}
-    manifest = _manifest(body)
-    needed = len(manifest) + sum(len(data) for _, data in parts.values())
+    data: dict[str, bytes] = {}
+    for name, (pattern, written) in parts.items():
+        digest = hashlib.sha256(written).hexdigest()
+        data[pattern % digest[:16]] = written
+        files[name] = {"file": pattern % digest[:16], "bytes": len(written), "sha256": digest}
+    manifest = _manifest({"format": FORMAT, "version": VERSION, "files": files})
     try:
         where.mkdir(parents=True, exist_ok=True)
-        for name, (_, data) in parts.items():
-            _put(where / _file(files[name]), data)
-        # The names of the new files must be on disk before a manifest speaks of them.
-        _sync(where)
-        _put(where / MANIFEST, manifest)
-        _sync(where)
+        with locked(where) as abandoned:
+            check_target(where)
+            _replace(where, data, manifest, everything=abandoned)
     except OSError as error:
+        needed = len(manifest) + sum(map(len, data.values()))
         raise CheckpointError(
             f"could not write {error.filename or where}: {error.strerror or error}; {needed} bytes are needed and "
             f"{_free(where)} are free; make room or choose another folder (a checkpoint that stood there is unchanged)"
         ) from error
-    # The new checkpoint stands; what cannot be removed now is removed by the next save.
-    with contextlib.suppress(OSError):
-        for file in where.iterdir():
-            if OURS.fullmatch(file.name) and file.name not in names:
-                file.unlink()
+
+
+def _replace(where: Path, data: Mapping[str, bytes], manifest: bytes, *, everything: bool) -> None:
+    """Put files and their manifest into a folder, and remove the files of the manifest before.
+
+    Args:
+        where: the folder, whose lock is held.
+        data: by the names of the files.
+        manifest: what is written last.
+        everything: remove all files that the manifest does not name: a writer died here.
+    """
+    old = _find_named(where)
+    new = [name for name in data if old is None or name not in old]
+    try:
+        for name, written in data.items():
+            _put(where / name, written)
+        # The names of the new files must be on disk before a manifest speaks of them.
+        _sync(where)
+        _put(where / MANIFEST, manifest)
+    except BaseException:
+        if old is not None and _find_named(where) == old:
+            _remove(where, new)
+        raise
+    _sync(where)
+    # The new checkpoint stands; what cannot be removed now is removed after a save that finds the lock abandoned.
+    found = {file.name for file in where.iterdir() if OURS.fullmatch(file.name)}
+    _remove(where, (found if everything or old is None else found & old) - data.keys())
+
+
+def _find_named(where: Path) -> set[str] | None:
+    """Return the files that the standing manifest names, none where there is no manifest; None where it is damaged."""
+    try:
+        return {str(entry["file"]) for entry in _read_manifest(where / MANIFEST)[1].values()}
+    except FileNotFoundError:
+        return set()
+    except CheckpointError:
+        return None
+
+
+def _remove(where: Path, names: Iterable[str]) -> None:
+    for name in names:
+        with contextlib.suppress(OSError):
+            (where / name).unlink()
 
 
 def check_target(folder: Path) -> None:
@@ -142,7 +181,8 @@ def check_target(folder: Path) -> None:
         return
     if not folder.is_dir():
         raise CheckpointError(f"{folder} is a file; a checkpoint is a folder: choose another name")
-    foreign = sorted(f.name for f in folder.iterdir() if f.name != MANIFEST and not OURS.fullmatch(f.name))
+    known = {MANIFEST, LOCK}
+    foreign = sorted(f.name for f in folder.iterdir() if f.name not in known and not OURS.fullmatch(f.name))
     if foreign:
         raise CheckpointError(f"{folder} is not empty: it holds {foreign[0]!r}; choose an empty or a new folder")
 
@@ -181,17 +221,33 @@ def read(folder: str | os.PathLike[str]) -> Contents:
         hint = f"; {pickles[0]} is a pickle, which is never loaded" if pickles else ""
         raise CheckpointError(f"{where} holds no {MANIFEST}: it is no checkpoint, or its first save never ended{hint}")
     documents: dict[str, dict[str, Any]] = {}
-    parts: dict[str, bytes] = {}
+    parts: dict[str, StoredTensors] = {}
     files: dict[str, str] = {}
-    for name, entry in _read_manifest(where / MANIFEST).items():
-        file = where / _file(entry)
-        data = _read_verified(file, entry)
-        files[name] = file.name
-        if file.suffix == ".json":
-            documents[name] = json.loads(data)
+    for name, (entry, file) in _open_all(where).items():
+        files[name] = file.path.name
+        if file.path.suffix == ".json":
+            file.check_length()
+            file.check_digest(entry["sha256"])
+            documents[name] = parse_json(file.read(), file.path)
+            check_document(name, documents[name], file.path)
         else:
-            parts[name] = data
+            # The header first: it refuses in no time what would take long to digest.
+            parts[name] = StoredTensors(file)
+            file.check_digest(entry["sha256"])
     return Contents(where, documents, parts, files)
+
+
+def _open_all(where: Path) -> dict[str, tuple[dict[str, Any], StoredFile]]:
+    """Open every file that the manifest names; anew where a writer has put another manifest in its place."""
+    data = before = b""
+    while True:
+        try:
+            data, entries = _read_manifest(where / MANIFEST)
+            return {name: (entry, StoredFile(where / entry["file"], entry["bytes"])) for name, entry in entries.items()}
+        except FileNotFoundError as error:
+            if data == before:
+                raise CheckpointError(f"{error.filename} is missing; take another copy of the checkpoint") from error
+            before = data
 
 
 def _json(value: object) -> bytes:
@@ -202,53 +258,36 @@ def _manifest(body: dict[str, object]) -> bytes:
     return _json({**body, "sha256": hashlib.sha256(_json(body)).hexdigest()})
 
 
-def _read_manifest(file: Path) -> dict[str, dict[str, object]]:
-    data = _bytes(file)
+def _read_manifest(file: Path) -> tuple[bytes, dict[str, dict[str, Any]]]:
+    """Return a manifest's bytes and its entries; CheckpointError where it is damaged."""
+    data = read_json_file(file)
+    body = parse_json(data, file)
     damaged = CheckpointError(f"{file} is damaged; take another copy of the checkpoint")
-    try:
-        body = json.loads(data)
-    except ValueError as error:
-        raise damaged from error
-    if not isinstance(body, dict) or body.pop("sha256", None) is None:
+    if body.pop("sha256", None) is None:
         raise damaged
-    version = body.get("version")
-    if body.get("format") == FORMAT and isinstance(version, int) and version > VERSION:
+    version, files = body.get("version"), body.get("files")
+    if body.get("format") == FORMAT and type(version) is int and version > VERSION:
         raise CheckpointError(
             f"{file} has format version {version}, this scoresde reads up to {VERSION}; update scoresde"
         )
     # Equality of the bytes, not only of the values: no flipped bit goes unseen.
-    if data != _manifest(body) or body.get("format") != FORMAT or version != VERSION:
+    if body.get("format") != FORMAT or version != VERSION or not isinstance(files, dict) or data != _manifest(body):
         raise damaged
-    files: dict[str, dict[str, object]] = body["files"]
-    if any(not OURS.fullmatch(_file(entry)) for entry in files.values()):
-        raise damaged
-    return files
+    for name, entry in files.items():
+        if not _is_entry(name, entry):
+            raise CheckpointError(f"{file} is damaged in files.{name}; take another copy of the checkpoint")
+    return data, files
 
 
-def _file(entry: object) -> str:
-    """Return the file name of a manifest's entry."""
-    assert isinstance(entry, dict)
-    return str(entry["file"])
-
-
-def _read_verified(file: Path, entry: dict[str, object]) -> bytes:
-    data = _bytes(file)
-    if len(data) != entry["bytes"]:
-        raise CheckpointError(
-            f"{file} has {len(data)} bytes, the manifest says {entry['bytes']}; take another copy of the checkpoint"
-        )
-    if hashlib.sha256(data).hexdigest() != entry["sha256"]:
-        raise CheckpointError(f"{file} has changed: its SHA-256 is not the manifest's; take another copy")
-    return data
-
-
-def _bytes(file: Path) -> bytes:
-    try:
-        return file.read_bytes()
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{file} is missing; take another copy of the checkpoint") from error
-    except OSError as error:
-        raise CheckpointError(f"could not read {file}: {error.strerror or error}") from error
+def _is_entry(name: str, entry: object) -> bool:
+    """Say whether a manifest's entry is what ``write`` makes for a part of this name."""
+    if not isinstance(entry, dict) or set(entry) != {"file", "bytes", "sha256"} or type(entry["bytes"]) is not int:
+        return False
+    digest = entry["sha256"]
+    if entry["bytes"] < 0 or not isinstance(digest, str) or not DIGEST.fullmatch(digest):
+        return False
+    known = entry["file"] in (f"{name}-{digest[:16]}.json", f"{name}-{digest[:16]}.safetensors")
+    return known and OURS.fullmatch(entry["file"]) is not None
 
 
 def _put(file: Path, data: bytes) -> None:

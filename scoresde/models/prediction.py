@@ -25,6 +25,7 @@ from scoresde.diffusions.point import Pair, Point
 from scoresde.diffusions.sde import GaussianSDE
 from scoresde.diffusions.targets import target, view
 from scoresde.errors import ConfigError, DTypeError, ShapeError, check_device, check_floating
+from scoresde.models.modes import enter_mode, leave_mode
 from scoresde.ops import accept_arrays, combine
 from scoresde.transforms.base import Transform
 
@@ -358,11 +359,15 @@ def select(cond: Condition, rows: slice | Tensor, device: torch.device | None = 
 
 @contextmanager
 def in_mode(module: nn.Module, *, training: bool) -> Iterator[None]:
-    """Put a module into training or evaluation mode; restore every part's own mode, also after an exception."""
-    modes = [(part, part.training) for part in module.modules()]
-    module.train(training)
+    """Put a module into training or evaluation mode; restore every part's own mode, also after an exception.
+
+    Threads that want the same mode share it, and the last one restores; ``models.modes`` says more.
+
+    Raises:
+        ConfigError: another thread uses a part of the module in the other mode.
+    """
+    parts = enter_mode(module, training=training)
     try:
         yield
     finally:
-        for part, mode in modes:
-            part.training = mode
+        leave_mode(parts, training=training)

@@ -17,21 +17,25 @@ from scoresde.diffusions.named import sde_from_dict, sde_to_dict
 from scoresde.diffusions.sde import GaussianSDE
 from scoresde.errors import CheckpointError, ConfigError, unknown
 from scoresde.models.checkpoint import Contents, Documents, Tensors, find, read, write
+from scoresde.models.declared import build_network, check_event, check_groups, check_moments, list_misfits
 from scoresde.models.energy import EnergyModel
+from scoresde.models.lock import locked
 from scoresde.models.networks import Gradient, bare_network, network_state, plain_names
 from scoresde.models.parameterization import PARAMETERIZATIONS
 from scoresde.models.prediction import Predictor
+from scoresde.models.schema import blame
 from scoresde.models.score_model import ScoreModel
+from scoresde.models.stored import Described
 from scoresde.transforms.compose import transform_from_dict
 
 __all__ = [
     "build",
     "keep_tables",
     "load",
+    "load_moments",
     "load_network",
     "load_sdes",
     "load_weights",
-    "moments_from_tensors",
     "moments_to_tensors",
     "network_to_dict",
     "sde_to_document",
@@ -98,9 +102,10 @@ def keep_tables(folder: str | PathLike[str], model: Predictor) -> None:
     Raises:
         CheckpointError: what ``checkpoint.read`` and ``write`` raise.
     """
-    contents = read(folder)
-    parts = {part: contents.tensors(part) for part in contents.parts}
-    write(folder, {**contents.documents, **_describe_tables(model)}, parts)
+    with locked(folder):
+        contents = read(folder)
+        parts = {part: contents.tensors(part) for part in contents.parts}
+        write(folder, {**contents.documents, **_describe_tables(model)}, parts)
 
 
 def _describe_tables(model: Predictor) -> dict[str, Mapping[str, object]]:
@@ -129,36 +134,43 @@ def load(
 def build(
     contents: Contents, net: Callable[..., Tensor] | None, sde: GaussianSDE | None, weights: str | None
 ) -> ScoreModel:
-    """Return the model of a checkpoint's contents."""
+    """Return the model of a checkpoint's contents, in evaluation mode."""
     config = contents.document("model")
+    document = contents.folder / contents.files["model"]
     part = "weights" if weights == "raw" or (weights is None and "ema" not in contents.parts) else "ema"
     trained, current = load_sdes(contents, sde)
     made = load_network(contents, part, net)
-    moments = moments_from_tensors(contents.tensors("moments")) if "moments" in contents.parts else None
+    moments = load_moments(contents)
     transform = None if config["transform"] is None else transform_from_dict(config["transform"])
-    if isinstance(made, Gradient):
-        model: ScoreModel = EnergyModel(made.net, trained, moments=moments, transform=transform)
-    else:
-        model = ScoreModel(
-            made,
-            trained,
-            predicts=replace(PARAMETERIZATIONS[config["predicts"]], sigma_data=config["sigma_data"]),
-            condition_on=config["condition_on"],
-            moments=moments,
-            transform=transform,
-            # Checkpoints of the first versions do not name it.
-            variance=config.get("variance", "fixed"),
-        )
-    model.dropout = config.get("dropout")
-    names = config.get("class_names")
-    model.class_names = None if names is None else {name: tuple(values) for name, values in names.items()}
-    if "groups" in contents.parts:
-        model.groups = {int(count): groups for count, groups in contents.tensors("groups").items()}
-    if "tables" in contents.documents:
-        model.tables = {int(steps): json.dumps(table) for steps, table in contents.document("tables").items()}
-    if "calibration" in contents.documents:
-        model.calibration = json.dumps(contents.document("calibration"))
-    return model if current is None else model.with_sde(current)
+    # Checkpoints of the first versions do not name it.
+    variance = config.get("variance", "fixed")
+    inner = None if isinstance(made, Gradient) else made
+    check_event(inner, moments, transform, learned=variance == "learned", where=str(document))
+    with blame(document):
+        if isinstance(made, Gradient):
+            model: ScoreModel = EnergyModel(made.net, trained, moments=moments, transform=transform)
+        else:
+            model = ScoreModel(
+                made,
+                trained,
+                predicts=replace(PARAMETERIZATIONS[config["predicts"]], sigma_data=config["sigma_data"]),
+                condition_on=config["condition_on"],
+                moments=moments,
+                transform=transform,
+                variance=variance,
+            )
+        model.dropout = config.get("dropout")
+        names = config.get("class_names")
+        model.class_names = None if names is None else {name: tuple(values) for name, values in names.items()}
+        if "groups" in contents.parts:
+            event = None if moments is None else tuple(moments.mean.shape)
+            file = str(contents.folder / contents.files["groups"])
+            model.groups = check_groups(contents.tensors("groups"), event, file)
+        if "tables" in contents.documents:
+            model.tables = {int(steps): json.dumps(table) for steps, table in contents.document("tables").items()}
+        if "calibration" in contents.documents:
+            model.calibration = json.dumps(contents.document("calibration"))
+        return (model if current is None else model.with_sde(current)).eval()
 
 
 def network_to_dict(net: object) -> dict[str, object]:
@@ -182,26 +194,27 @@ def load_network(contents: Contents, part: str, net: Callable[..., Tensor] | Non
     """
     from scoresde.nn import NETWORKS
 
-    config, weights = contents.document("model")["network"], contents.tensors(part)
+    config, stored = contents.document("model")["network"], contents.stored(part)
     kind, file = config["kind"], contents.folder / contents.files[part]
+    document = contents.folder / contents.files["model"]
     if net is None:
         if config["config"] is None:
             what = "the energy network" if config.get("energy") else "your own network"
             raise CheckpointError(
-                f"{contents.folder} holds the weights of {what} {kind}, which JSON cannot rebuild; "
+                f"{document} is of the weights of {what} {kind}, which JSON cannot rebuild (network.config is null); "
                 f"build it and pass it: ScoreModel.load(folder, net={kind}(...))"
             )
         if kind not in NETWORKS:
-            raise CheckpointError(f"{contents.folder}: {unknown('network', kind, NETWORKS)}; update scoresde")
-        made: nn.Module = NETWORKS[kind](**config["config"])
-        types = {t.dtype for t in weights.values() if t.dtype.is_floating_point}
-        net = made.to(types.pop()) if len(types) == 1 else made
+            raise CheckpointError(f"{document}: {unknown('network.kind', kind, NETWORKS)}; update scoresde")
+        net = build_network(NETWORKS[kind], config["config"], stored, f"{document}: network.config")
     if config.get("energy") and not isinstance(net, Gradient):
         net = Gradient(net)
     if isinstance(net, nn.Module):
-        load_weights(net, weights, file)
-    elif weights:
-        raise CheckpointError(f"{file} holds {len(weights)} tensors; net must be a torch.nn.Module, got {net!r}")
+        _check_weights(net, stored.described, file)
+        load_weights(net, stored.load(), file)
+    elif stored.described:
+        count = len(stored.described)
+        raise CheckpointError(f"{file} holds {count} tensors; net must be a torch.nn.Module, got {net!r}")
     return net
 
 
@@ -209,27 +222,34 @@ def load_weights(net: nn.Module, weights: Mapping[str, Tensor], file: Path) -> N
     """Copy weights into a network, which may stand in wrappers, all or none.
 
     Raises:
-        CheckpointError: keys that are missing or unexpected, or a tensor of another shape or type, all listed.
+        CheckpointError: keys that are missing or unexpected, or a tensor of another shape or type, all listed; values
+            of a parameter that are not finite.
     """
-    own = network_state(net)
-    wrong = [f"missing {key}" for key in own if key not in weights]
-    wrong += [f"unexpected {key}" for key in weights if key not in own]
-    for key, mine in own.items():
-        theirs = weights.get(key, mine)
-        if mine.shape != theirs.shape or mine.dtype != theirs.dtype:
-            wrong.append(
-                f"mismatched {key}: {tuple(theirs.shape)} {theirs.dtype} in the file, "
-                f"{tuple(mine.shape)} {mine.dtype} in the network"
+    _check_weights(net, {key: (tuple(value.shape), value.dtype) for key, value in weights.items()}, file)
+    names = plain_names(net)
+    # A buffer may hold what it likes, a mask of infinities say.
+    for name, _ in net.named_parameters(remove_duplicate=False):
+        plain = names.get(name, name)
+        values = weights.get(plain, torch.zeros(0))
+        bad = int((~torch.isfinite(values)).sum())
+        if bad:
+            raise CheckpointError(
+                f"{file}: {plain} has {bad} values of {values.numel()} that are not finite: the training "
+                "diverged, or the file was changed; take another checkpoint"
             )
+    with torch.no_grad():
+        for key, tensor in network_state(net).items():
+            tensor.copy_(weights[key])
+
+
+def _check_weights(net: nn.Module, described: Mapping[str, Described], file: Path) -> None:
+    """Raise CheckpointError unless a network has tensors of these names, shapes and types."""
+    wrong = list_misfits(network_state(net), described)
     if wrong:
-        more = f", and {len(wrong) - 12} more" if len(wrong) > 12 else ""
         raise CheckpointError(
-            f"{file} does not fit the network {type(bare_network(net)).__name__}: {'; '.join(wrong[:12])}{more}; "
+            f"{file} does not fit the network {type(bare_network(net)).__name__}: {wrong}; "
             "build the network with the options it was saved with"
         )
-    with torch.no_grad():
-        for key, tensor in own.items():
-            tensor.copy_(weights[key])
 
 
 def sde_to_document(sde: GaussianSDE) -> dict[str, object]:
@@ -272,6 +292,8 @@ def moments_to_tensors(moments: Moments) -> dict[str, Tensor]:
     return tensors if moments.basis is None else {**tensors, "basis": moments.basis}
 
 
-def moments_from_tensors(tensors: Mapping[str, Tensor]) -> Moments:
-    """Rebuild what ``moments_to_tensors`` took apart."""
-    return Moments(tensors["mean"], tensors["variance"], tensors.get("basis"))
+def load_moments(contents: Contents) -> Moments | None:
+    """Return the moments of the data, checked; None where the checkpoint has none."""
+    if "moments" not in contents.parts:
+        return None
+    return check_moments(contents.tensors("moments"), str(contents.folder / contents.files["moments"]))

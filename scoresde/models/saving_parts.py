@@ -12,16 +12,18 @@ from dataclasses import asdict
 from os import PathLike
 from typing import TypeVar
 
+import torch
 from torch import Tensor
 
 from scoresde.diffusions.named import sde_from_dict, sde_to_dict
-from scoresde.errors import CheckpointError, ConfigError
+from scoresde.errors import CheckpointError, ConfigError, unknown
 from scoresde.models.checkpoint import Contents, Documents, Tensors, find, read
 from scoresde.models.guidance.clamp import Clamp, DynamicThreshold
 from scoresde.models.guidance.combine import CombinedModel, Term
 from scoresde.models.mapped import MappedModel
 from scoresde.models.prediction import Predictor
 from scoresde.models.saving import build
+from scoresde.models.schema import blame
 from scoresde.models.score_model import ScoreModel
 
 __all__ = ["load_whole", "take_apart_whole"]
@@ -51,7 +53,7 @@ def load_whole(folder: str | PathLike[str], kind: type[M]) -> M:
     Raises:
         CheckpointError: a damaged checkpoint, or one of another kind of model.
     """
-    whole = _build_whole(read(find(folder)))
+    whole = _build_whole(read(find(folder))).eval()
     if not isinstance(whole, kind):
         raise CheckpointError(
             f"{folder} holds a {type(whole).__name__}; read it with {type(whole).__name__}.load(folder)"
@@ -73,22 +75,47 @@ def _join(name: str, document: Mapping[str, object], parts: Sequence[object]) ->
 def _build_whole(contents: Contents) -> Predictor:
     if "change" in contents.documents:
         how = contents.document("change")
-        if how["kind"] not in CHANGES:
-            raise CheckpointError(f"{contents.folder} holds the change {how['kind']!r}; update scoresde")
-        change = CHANGES[how["kind"]](**how["options"])
-        whole = MappedModel(_build_whole(contents.under("a_")), change, how["predicts"])
-        return whole if how["sde"] is None else whole.with_sde(sde_from_dict(how["sde"]))
+        inner = _build_whole(contents.under("a_"))
+        with blame(contents.folder / contents.files["change"]):
+            change = CHANGES[how["kind"]](**how["options"])
+            whole = MappedModel(inner, change, how["predicts"])
+            return whole if how["sde"] is None else whole.with_sde(sde_from_dict(how["sde"]))
     if "combination" not in contents.documents:
         return build(contents, None, None, None)
     how = contents.document("combination")
-    return CombinedModel(
-        [_build_whole(contents.under(f"{letter}_")) for letter in string.ascii_lowercase[: how["parts"]]],
-        [Term(int(one["part"]), one["told"]) for one in how["terms"]],
-        powers=how["powers"],
-        scale=how["scale"],
-        interval=None if how["interval"] is None else tuple(how["interval"]),
-        rescale=how["rescale"],
-    )
+    parts = [_build_whole(contents.under(f"{letter}_")) for letter in string.ascii_lowercase[: how["parts"]]]
+    with blame(contents.folder / contents.files["combination"]):
+        for k, one in enumerate(how["terms"]):
+            if isinstance(one["told"], dict):
+                _check_told(parts[one["part"]], one["told"], f"terms[{k}].told")
+        return CombinedModel(
+            parts,
+            [Term(one["part"], one["told"]) for one in how["terms"]],
+            powers=how["powers"],
+            scale=how["scale"],
+            interval=None if how["interval"] is None else tuple(how["interval"]),
+            rescale=how["rescale"],
+        )
+
+
+def _check_told(part: Predictor, told: Mapping[str, object], where: str) -> None:
+    """Raise where a network of ``scoresde.nn`` does not take values for all samples as conditions."""
+    from scoresde.nn.conditions import ConditionalNetwork
+
+    net = part.net if isinstance(part, ScoreModel) else None
+    if not isinstance(net, ConditionalNetwork):
+        return
+    # Sizes of x matter to what stands beside it alone.
+    event = (1, 1, 1) if part.moments is None else tuple(part.moments.mean.shape)
+    for name, value in told.items():
+        if name not in net.kinds:
+            raise unknown(where, name, net.kinds)
+        option, count = net.kinds[name]
+        one = torch.as_tensor(value)
+        if option == "classes" and not (one.ndim == 0 and one.dtype == torch.int64 and -1 <= one < count):
+            raise ConfigError(f"{where}.{name} must be a class from 0 to {count - 1}, or -1 for none, got {value}")
+        if option != "concat_channels" or part.moments is not None:
+            net.check_conditions(torch.Size((1, *event)), {name: one[None]})
 
 
 def _describe_combination(model: CombinedModel) -> dict[str, object]:

@@ -201,6 +201,8 @@ class ScoreModel(Predictor):
     ) -> ScoreModel:
         """Read a model from a folder that ``save`` or ``fit`` wrote; everything is verified before it is used.
 
+        It comes in evaluation mode, ``net`` included; training puts it into its own.
+
         Args:
             folder: the checkpoint, or the folder of a run that has one.
             net: your own network, built with the options it was saved with; its weights are overwritten. None for one
@@ -209,8 +211,9 @@ class ScoreModel(Predictor):
             weights: "ema", "raw", or None for the average where the checkpoint has one and the raw weights elsewhere.
 
         Raises:
-            CheckpointError: damaged, foreign or newer files, a pickle, weights that do not fit (nothing is loaded
-                then), or a net or sde of your own that is not passed. ConfigError: unknown ``weights``.
+            CheckpointError: damaged, altered, foreign or newer files, a pickle, weights that do not fit or are not
+                finite (nothing is loaded then), or a net or sde of your own that is not passed. ConfigError: unknown
+                ``weights``.
         """
         from scoresde.models import saving
 

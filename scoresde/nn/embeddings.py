@@ -43,9 +43,10 @@ def initialise(network: nn.Module, seed: int, zero: tuple[nn.Module, ...] = ()) 
         zero: the layers that start at 0, so that a residual block starts as the identity.
     """
     generator = stream(seed, "nn")
-    network.to_empty(device=torch.get_default_device())
-    if torch.get_default_device().type == "meta":
-        return  # there are no values to draw
+    device = torch.get_default_device()
+    network.to_empty(device=device)
+    if device.type == "meta":
+        return  # shapes without values: nothing to draw
     with torch.no_grad():
         for layer in network.modules():
             if isinstance(layer, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d):

@@ -8,6 +8,7 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Literal
 
@@ -50,7 +51,7 @@ from scoresde.training.parallel import lost_processes, shared_network
 from scoresde.training.rates import DecayName, read_rate
 from scoresde.training.result import TrainResult
 from scoresde.training.sources import ALONE
-from scoresde.training.start import begin, open_folder
+from scoresde.training.start import begin, held, open_folder
 from scoresde.training.trainer import Objective, Trainer
 from scoresde.training.updates import MakeOptimizer
 from scoresde.transforms.augment import Augmentation
@@ -237,7 +238,8 @@ def fit(
     patience = _check_patience(patience, held_out)
     seed = fresh_seed() if seed is None else check_seed(seed)
     rate, options = read_rate(learning_rate, warmup, decay, steps=steps, own=optimizer is not None)
-    with shared_network(model, world) as model:
+    sinks = check_trackers(trackers)
+    with shared_network(model, world) as model, ExitStack() as stack:
         trainer = Trainer(
             model,
             learning_rate=rate,
@@ -283,7 +285,7 @@ def fit(
         if held_out is not None:
             held_out, held_out_cond = _read_held_out(held_out, held_out_cond, model, unpack)
             judge = Judge(trainer, held_out, held_out_cond, weight, times)
-        sinks = check_trackers(trackers)
+        stack.enter_context(held(folder, world, resume=resume))
         where = open_folder(folder, resume=resume) if world.is_main or folder is None else Path(folder)
         world.barrier()
         log = Log(where if world.is_main else None, on_log if world.is_main else None)

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from scoresde.errors import CheckpointError
 from scoresde.models.checkpoint import IN_RUN, MANIFEST
+from scoresde.models.lock import LOCK
 from scoresde.training.log import LOG, TABLE
 
 __all__ = ["BEST", "CHECKPOINT", "KEPT", "copy_checkpoint", "is_unfinished", "keep_last"]
@@ -65,8 +66,8 @@ def keep_last(folder: Path, step: int, number: int) -> None:
 
 
 def is_unfinished(folder: Path) -> bool:
-    """Return whether a folder holds only what a run leaves that was stopped before its first checkpoint."""
-    ours = {LOG, TABLE, RUN_FILE, CHECKPOINT}
+    """Return whether a folder holds nothing, or what a run leaves that was stopped before its first checkpoint."""
+    ours = {LOG, TABLE, RUN_FILE, CHECKPOINT, LOCK}
     names = {file.name for file in folder.iterdir()}
     rest = {name for name in names - ours if not (name.startswith(".") and name.endswith(".tmp"))}
-    return not rest and bool(names) and not (folder / CHECKPOINT / MANIFEST).exists()
+    return not rest and not (folder / CHECKPOINT / MANIFEST).exists()

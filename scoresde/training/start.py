@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -13,6 +15,8 @@ from torch import Tensor
 
 from scoresde.errors import CheckpointError, ConfigError, DomainError
 from scoresde.models import checkpoint, saving
+from scoresde.models.lock import locked
+from scoresde.sampling.processes import World
 from scoresde.training.batches import Batches
 from scoresde.training.identity import CHANGE, Run
 from scoresde.training.judge import Best
@@ -21,7 +25,7 @@ from scoresde.training.log import LOG, Log
 from scoresde.training.loop import RECENT
 from scoresde.training.trainer import Trainer
 
-__all__ = ["Start", "begin", "open_folder"]
+__all__ = ["Start", "begin", "held", "open_folder"]
 
 Resume = bool | Literal["change"]
 
@@ -34,6 +38,27 @@ class Start:
     best: Best
 
 
+@contextmanager
+def held(path: str | os.PathLike[str] | None, world: World, *, resume: Resume) -> Iterator[None]:
+    """Hold the run's folder, so that no other process writes there; of several processes the first holds it.
+
+    Raises:
+        CheckpointError: another one holds it, or there is no checkpoint to go on from. ConfigError: ``resume`` without
+            a folder.
+    """
+    if path is None and resume:
+        raise ConfigError("resume=True needs the folder= of the run to go on with")
+    if path is None or not world.is_main:
+        yield
+        return
+    if resume and not (Path(path) / CHECKPOINT).is_dir():
+        checkpoint.read(Path(path) / CHECKPOINT)  # which says what is missing
+    if not resume:
+        open_folder(path, resume=False)  # refused before anything is made
+    with locked(path):
+        yield
+
+
 def open_folder(path: str | os.PathLike[str] | None, *, resume: Resume) -> Path | None:
     """Return the folder, writable, and empty unless ``resume``; made where it is not there.
 
@@ -41,12 +66,10 @@ def open_folder(path: str | os.PathLike[str] | None, *, resume: Resume) -> Path 
         CheckpointError: it holds other files, or cannot be written. ConfigError: ``resume`` without a folder.
     """
     folder = None if path is None else Path(path)
-    if resume and folder is None:
-        raise ConfigError("resume=True needs the folder= of the run to go on with")
     if folder is None or resume:
         return folder
     try:
-        if folder.is_dir() and any(folder.iterdir()) and not is_unfinished(folder):
+        if folder.is_dir() and not is_unfinished(folder):
             raise CheckpointError(f"{folder} is not empty; choose a new folder, or resume=True to go on from there")
         folder.mkdir(parents=True, exist_ok=True)
         (folder / LOG).open("a", encoding="utf-8").close()

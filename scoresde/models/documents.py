@@ -1,0 +1,263 @@
+"""What each document of a checkpoint may say: one table of fields for each, by the document's name.
+
+What numbers mean together (an SDE's, a transform's) is checked by making the thing.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+
+from scoresde.diffusions.named import DIFFUSIONS, sde_from_dict
+from scoresde.diffusions.targets import TARGETS
+from scoresde.errors import ConfigError, check_integer
+from scoresde.models.parameterization import PARAMETERIZATIONS
+from scoresde.models.schema import (
+    Check,
+    anything,
+    as_object,
+    at,
+    blame,
+    boolean,
+    choice,
+    either,
+    integer,
+    join,
+    listing,
+    mapping,
+    misfit,
+    number,
+    optional,
+    pair,
+    record,
+    text,
+)
+from scoresde.transforms.compose import transform_from_dict
+
+__all__ = ["DOCUMENTS", "check_document"]
+
+PREFIX = re.compile("^([a-z]_)*")  # of the documents of a model that is made of others
+COUNT = re.compile("[1-9][0-9]{0,6}")
+MOST_PARTS = 26
+FAR = 1e9  # a log_snr, a time, a value that a condition has
+HUGE = 1e30  # whatever is multiplied in float32
+
+
+def check_document(name: str, document: dict[str, Any], file: Path) -> None:
+    """Raise CheckpointError, with the file and the field, unless a document is what its name says.
+
+    Args:
+        name: of the document, with the prefixes of a part of another model; one without a table may say anything.
+        document: a JSON object.
+        file: where it was read.
+    """
+    check = DOCUMENTS.get(PREFIX.sub("", name))
+    if check is not None:
+        with blame(file):
+            check(document, "")
+
+
+def _sde(value: object, path: str) -> None:
+    """Take a built-in SDE, whose curves are finite, or the name of one's own."""
+    held = as_object(value, path)
+    kind = held.get("kind")
+    if kind is None:
+        record({"kind": anything, "class": text})(held, path)
+        return
+    knots = listing(number(-FAR, FAR), 2)
+    ending = listing(optional(number(-FAR, FAR)), 2)
+    known = {one: {f.name: number(-HUGE, HUGE) for f in fields(sde) if f.init} for one, sde in DIFFUSIONS.items()}
+    tables: dict[str, Mapping[str, Check]] = {**known, "TabulatedSDE": {"t": knots, "log_snr": ending}}
+    choice(tables)(kind, join(path, "kind"))
+    other = {"log_alpha": optional(ending)} if kind == "TabulatedSDE" else None
+    record({"kind": text, **tables[str(kind)]}, other)(held, path)
+    with at(path):
+        sde = sde_from_dict(held)
+        point = sde.at(torch.linspace(sde.t_min, sde.t_max, 5, dtype=torch.float64))
+        finite = (point.alpha + point.sigma < HUGE).all() and torch.isfinite(point.log_snr[:-1]).all()
+        if not bool(finite) or not bool((point.log_snr.diff() < 0).all()):
+            raise ConfigError(f"the curves of {sde} are not finite, or log_snr does not fall")
+
+
+def _transform(value: object, path: str) -> None:
+    """Take a transform of the package."""
+    numbers = either(int=number(), float=number(), list=listing(number(), 1))
+    tables: dict[str, Mapping[str, Check]] = {
+        "Affine": {"shift": numbers, "scale": numbers},
+        "Dequantise": {"levels": integer(2), "low": number(), "high": number()},
+        "Logit": {"epsilon": number(), "low": number(), "high": number()},
+        "Compose": {"parts": listing(_transform)},
+    }
+    held = as_object(value, path)
+    choice(tables)(held.get("kind"), join(path, "kind"))
+    record({"kind": text, **tables[str(held["kind"])]})(held, path)
+    with at(path):
+        transform_from_dict(held)
+
+
+def _option(value: object, path: str) -> None:
+    """Take what a network's constructor may be given: numbers, words, and lists and objects of them."""
+    either(
+        NoneType=anything,
+        bool=anything,
+        int=integer(0, 2**64 - 1),
+        float=number(),
+        str=text,
+        list=listing(_option),
+        dict=mapping(_option),
+    )(value, path)
+
+
+def _tables(value: object, path: str) -> None:
+    """Take tables by their numbers of evaluations, which their rows are."""
+    for key, table in as_object(value, path).items():
+        if not COUNT.fullmatch(key):
+            raise misfit(join(path, key), "named by a number of evaluations", key)
+        TABLE(table, join(path, key))
+        assert isinstance(table, dict)
+        if len(table["rows"]) != int(key):
+            raise misfit(f"{join(path, key)}.rows", f"{key}, one for each evaluation", table["rows"])
+
+
+def _calibration(value: object, path: str) -> None:
+    """Take rungs by rising numbers of evaluations, and a curve of falling levels with a share for each."""
+    CALIBRATION(value, path)
+    assert isinstance(value, dict)
+    for name, numbers, way in (
+        ("rungs", [-rung["steps"] for rung in value["rungs"]], "by rising steps"),
+        ("levels", value["levels"], "falling"),
+    ):
+        if any(a <= b for a, b in itertools.pairwise(numbers)):
+            raise misfit(join(path, name), way, value[name])
+    if len(value["shares"]) != len(value["levels"]):
+        raise misfit(join(path, "shares"), f"{len(value['levels'])} numbers, one for each of levels", value["shares"])
+
+
+def _combination(value: object, path: str) -> None:
+    """Take a product of models: terms of parts that there are, and powers or a scale for them."""
+    COMBINATION(value, path)
+    assert isinstance(value, dict)
+    for k, term in enumerate(value["terms"]):
+        check_integer(term["part"], f"terms[{k}].part", 0, value["parts"] - 1)
+    asked = {term["part"] for term in value["terms"]}
+    if len(asked) != value["parts"]:
+        raise misfit("terms", f"of every part in {value['parts']}", value["terms"])
+    count, powers, interval = len(value["terms"]), value["powers"], value["interval"]
+    if powers is None and count != 2:
+        raise misfit("terms", "two where a scale stands in the place of powers", value["terms"])
+    if powers is not None and len(powers) != count:
+        raise misfit("powers", f"{count} numbers, one for each term", powers)
+    if interval is not None and interval[0] > interval[1]:
+        raise misfit("interval", "a lower and an upper end", interval)
+
+
+def _told(value: object, path: str) -> None:
+    """Take what a term is told: the words for the conditions of the call and for none, or values."""
+    one = either(int=number(-FAR, FAR), float=number(-FAR, FAR), list=listing(number(-FAR, FAR), 1))
+    either(str=choice(("asked", "null")), dict=mapping(one))(value, path)
+
+
+def _change(value: object, path: str) -> None:
+    """Take a change of a prediction: its kind and numbers."""
+    options = {
+        "Clamp": {"low": number(-HUGE, HUGE), "high": number(-HUGE, HUGE)},
+        "DynamicThreshold": {"quantile": number(0.0, 1.0, open_low=True), "limit": number(0.0, HUGE, open_low=True)},
+    }
+    CHANGE(value, path)
+    assert isinstance(value, dict)
+    choice(options)(value["kind"], "kind")
+    record(options[value["kind"]])(value["options"], "options")
+    if value["kind"] == "Clamp" and value["options"]["low"] >= value["options"]["high"]:
+        raise misfit("options.low", f"below options.high = {value['options']['high']}", value["options"]["low"])
+
+
+KNOT = record({"t": number(0.0), "alpha": number(0.0), "sigma": number(0.0)})
+WEIGHTS = listing(number())
+INCREMENT = record({"start": number(), "end": number()}, {"power": optional(number()), "shape": WEIGHTS})
+ROW = record(
+    {"at": KNOT, "state": listing(number(), 1), "increment": optional(INCREMENT)},
+    {
+        "anchor": optional(WEIGHTS),
+        "noise": WEIGHTS,
+        "anchor_noise": WEIGHTS,
+        "restart": boolean,
+        "spread": optional(pair(number(0.0, open_low=True))),
+    },
+)
+ORDER = record({}, dict.fromkeys(("deterministic", "strong", "weak"), optional(number(0.0))))
+TABLE = record(
+    {
+        "format": integer(1, 1),
+        "name": text,
+        "prediction": choice(kind for kind in TARGETS if kind != "velocity"),
+        "rows": listing(ROW),
+        "start": KNOT,
+        "end": KNOT,
+        "prior_std": number(0.0),
+        "lift": pair(number()),
+        "order": ORDER,
+    }
+)
+SHARES = listing(number(0.0, 1.0))
+RUNG = record(
+    {
+        "steps": integer(1),
+        "solver": text,
+        "grid": optional(text),
+        "end": optional(number()),
+        "rms": number(0.0),
+        "median": number(0.0),
+    }
+)
+CALIBRATION = record({"rungs": listing(RUNG), "levels": SHARES, "shares": SHARES, "evaluations": integer()})
+COMBINATION = record(
+    {
+        "parts": integer(1, MOST_PARTS),
+        "terms": listing(record({"part": integer(), "told": _told}), 1),
+        "powers": optional(listing(number(-FAR, FAR))),
+        "scale": number(-FAR, FAR),
+        "interval": optional(pair(number(0.0))),
+        "rescale": number(0.0, 1.0),
+    }
+)
+CHANGE = record({"kind": text, "options": mapping(number()), "predicts": choice(TARGETS), "sde": optional(_sde)})
+NETWORK = record({"kind": text, "config": optional(mapping(_option))}, {"energy": boolean})
+SEED = integer(0, 2**64 - 1)
+DOCUMENTS: Final[Mapping[str, Check]] = {
+    "model": record(
+        {
+            "network": NETWORK,
+            "trained_sde": _sde,
+            "sde": optional(_sde),
+            "predicts": choice(PARAMETERIZATIONS),
+            "sigma_data": optional(number(0.0, open_low=True)),
+            "condition_on": choice(("log_snr", "time")),
+            "transform": optional(_transform),
+        },
+        # Checkpoints of the first versions do not have these.
+        {
+            "variance": choice(("fixed", "learned")),
+            "dropout": optional(mapping(number(0.0, 1.0))),
+            "class_names": optional(mapping(listing(text))),
+        },
+    ),
+    "tables": _tables,
+    "calibration": _calibration,
+    "combination": _combination,
+    "change": _change,
+    # What training keeps beside these is its own to read.
+    "training": record({"step": integer(), "updates": integer(), "seed": SEED}, more=True),
+    "run": record(
+        {
+            "identity": record({"data": text}, more=True),
+            "changes": listing(record({"step": integer(), "was": mapping(anything)}, more=True)),
+        },
+        more=True,
+    ),
+}
