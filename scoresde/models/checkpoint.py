@@ -120,7 +120,7 @@ def write(folder: str | os.PathLike[str], documents: Documents, tensors: Tensors
         files[name] = {"file": pattern % digest[:16], "bytes": len(written), "sha256": digest}
     manifest = _manifest({"format": FORMAT, "version": VERSION, "files": files})
     try:
-        where.mkdir(parents=True, exist_ok=True)
+        _make_folder(where)
         with locked(where) as abandoned:
             check_target(where)
             _replace(where, data, manifest, everything=abandoned)
@@ -157,6 +157,14 @@ def _replace(where: Path, data: Mapping[str, bytes], manifest: bytes, *, everyth
     # The new checkpoint stands; what cannot be removed now is removed after a save that finds the lock abandoned.
     found = {file.name for file in where.iterdir() if OURS.fullmatch(file.name)}
     _remove(where, (found if everything or old is None else found & old) - data.keys())
+
+
+def _make_folder(where: Path) -> None:
+    """Make a folder and those above it; their names last, as those of its files do."""
+    missing = [folder for folder in (where, *where.parents) if not folder.exists()]
+    where.mkdir(parents=True, exist_ok=True)
+    for folder in missing:
+        _sync(folder.parent)
 
 
 def _find_named(where: Path) -> set[str] | None:
@@ -197,8 +205,8 @@ def find(folder: str | os.PathLike[str]) -> Path:
 def is_whole(folder: Path) -> bool:
     """Return whether a manifest is there, and every file that it names; nothing else is verified."""
     try:
-        return all((folder / _file(entry)).is_file() for entry in _read_manifest(folder / MANIFEST).values())
-    except CheckpointError:
+        return all((folder / str(entry["file"])).is_file() for entry in _read_manifest(folder / MANIFEST)[1].values())
+    except (CheckpointError, FileNotFoundError):
         return False
 
 
