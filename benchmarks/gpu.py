@@ -12,6 +12,7 @@ runs out of memory loses what it had still to say, and its message stands in its
 * sampling: images a second of the U-Net in bfloat16, plain and as one CUDA graph.
 * training: images a second and memory of the U-Net in bfloat16, for a hand-written loop, ``Trainer`` and diffusers'
   loop, plain; then the first two with channels_last, with torch.compile and with both.
+  ``first_s`` is the first step with what it compiles.
 
 Run: python benchmarks/gpu.py [--small] [--seconds 460] [--only SECTION ...] [--record [FILE]]
 
