@@ -1,8 +1,8 @@
 """What training and sampling cost on many GPUs: a model of the cost, and its parts measured where they can be.
 
 A U-Net of width w has P(w) parameters and F(w) FLOPs of a forward pass an image, both polynomials of degree 2 in w, and
-keeps A(w) bytes an image for the backward pass, of degree 1: fitted to counts at small widths, without computing
-(tensors on the meta device), they are those of any width. From them, with s bytes of state a parameter, B images a GPU
+keeps A(w) bytes an image for the backward pass, of degree 1: fitted to counts at small widths they are those of any
+width. From them, with s bytes of state a parameter, B images a GPU
 and N GPUs of which n share a machine:
 
     memory         DDP: s P + A B,   FSDP2: s P / N + 2 (largest unit) + A B
@@ -106,15 +106,18 @@ def saved_bytes(net: torch.nn.Module, x: torch.Tensor) -> int:
 
 
 def count(network: Network, width: int) -> dict[str, int]:
-    """Return parameters, those of the largest unit, FLOPs and kept bytes of an image, without computing."""
+    """Return parameters, those of the largest unit, FLOPs without computing, and what an image keeps, computed.
+
+    On the meta device attention would be traced as a product of matrices, which keeps every pair of positions; what
+    runs is fused and keeps none.
+    """
     net = network.build(width)
     parameters = sum(p.numel() for p in net.parameters())
     largest = max(sum(p.numel() for p in part.parameters(recurse=False)) for part in net.modules())
-    net = net.to("meta")
-    x = torch.empty(1, 3, network.side, network.side, device="meta")
+    shape = (1, 3, network.side, network.side)
+    kept, net = saved_bytes(net, normal(shape, stream(0))), net.to("meta")
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        net(x, torch.empty(1, device="meta"))
-    kept = saved_bytes(net, x)
+        net(torch.empty(shape, device="meta"), torch.empty(1, device="meta"))
     return {"parameters": parameters, "largest": largest, "flops": counter.get_total_flops(), "kept": kept}
 
 
@@ -247,12 +250,10 @@ def measure() -> dict[str, object]:
     state = count_state()
     small = count(SMALL, SMALL.width)
     predicted = (state["state"] * small["parameters"] + SMALL.batch * small["kept"]) / MIB
-    sampled = {size: min(launch("sample", size) for _ in range(3)) for size in (1, 2)}
-    kept = saved_bytes(SMALL.build(SMALL.width), normal((1, 3, SMALL.side, SMALL.side), stream(0)))
+    sampled = {size: min(launch("sample", size) for _ in range(2)) for size in (1, 2)}
     return {
         "bfloat16_share": half_share(),
         **state,
-        "kept_bytes": {"predicted": small["kept"], "measured": kept},
         "memory_MiB": {"predicted": predicted, "measured": launch("memory", 1)},
         # Two processes, of which each sends 2 (N - 1)/N bytes for one of the tensor.
         "all_reduce_MiB": {"predicted": 2 * REDUCED / MIB, "measured": launch("reduce", 2)},
