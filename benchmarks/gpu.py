@@ -12,6 +12,7 @@ runs out of memory loses what it had still to say, and its message stands in its
 * sampling: images a second of the U-Net in bfloat16, plain and as one CUDA graph.
 * training: images a second and memory of the U-Net in bfloat16, for a hand-written loop, ``Trainer`` and diffusers'
   loop, plain; then the first two with channels_last, with torch.compile and with both.
+  ``first_s`` is the first step with what it compiles.
 
 Run: python benchmarks/gpu.py [--small] [--seconds 460] [--only SECTION ...] [--record [FILE]]
 
@@ -24,6 +25,7 @@ import argparse
 import json
 import os
 import platform
+import signal
 import subprocess
 import sys
 import time
@@ -229,11 +231,15 @@ def run_section(name: str, seconds: float, small: bool) -> dict[str, object]:
     """Run a section as a process and return its figures, and the message of what ended it early."""
     command, began = [sys.executable, __file__, "--section", name, *["--small"] * small], time.perf_counter()
     found: dict[str, object] = {}
+    # A session of its own, so that the compiler's workers end with it.
+    job = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=max(1.0, seconds), check=False)
-        said, wrong = done.stdout, done.stderr.strip() if done.returncode else ""
-    except subprocess.TimeoutExpired as stop:
-        said, wrong = (stop.stdout or b"").decode(), f"not done within {seconds:.0f} s"
+        said, errors = job.communicate(timeout=max(1.0, seconds))
+        wrong = (errors.strip() or f"exit code {job.returncode}") if job.returncode else ""
+    except subprocess.TimeoutExpired:
+        os.killpg(job.pid, signal.SIGKILL)
+        said, _ = job.communicate()
+        wrong = f"not done within {seconds:.0f} s"
     if wrong:
         found["error"] = wrong.splitlines()[-1]
     found["figures"] = [json.loads(line) for line in said.splitlines() if line.startswith("{") and line.endswith("}")]

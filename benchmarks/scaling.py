@@ -1,8 +1,8 @@
 """What training and sampling cost on many GPUs: a model of the cost, and its parts measured where they can be.
 
 A U-Net of width w has P(w) parameters and F(w) FLOPs of a forward pass an image, both polynomials of degree 2 in w, and
-keeps A(w) bytes an image for the backward pass, of degree 1: fitted to counts at small widths, without computing
-(tensors on the meta device), they are those of any width. From them, with s bytes of state a parameter, B images a GPU
+keeps A(w) bytes an image for the backward pass, of degree 1: fitted to counts at small widths they are those of any
+width. From them, with s bytes of state a parameter, B images a GPU
 and N GPUs of which n share a machine:
 
     memory         DDP: s P + A B,   FSDP2: s P / N + 2 (largest unit) + A B
@@ -24,7 +24,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -107,15 +106,18 @@ def saved_bytes(net: torch.nn.Module, x: torch.Tensor) -> int:
 
 
 def count(network: Network, width: int) -> dict[str, int]:
-    """Return parameters, those of the largest unit, FLOPs and kept bytes of an image, without computing."""
+    """Return parameters, those of the largest unit, FLOPs without computing, and what an image keeps, computed.
+
+    On the meta device attention would be traced as a product of matrices, which keeps every pair of positions; what
+    runs is fused and keeps none.
+    """
     net = network.build(width)
     parameters = sum(p.numel() for p in net.parameters())
     largest = max(sum(p.numel() for p in part.parameters(recurse=False)) for part in net.modules())
-    net = net.to("meta")
-    x = torch.empty(1, 3, network.side, network.side, device="meta")
+    shape = (1, 3, network.side, network.side)
+    kept, net = saved_bytes(net, normal(shape, stream(0))), net.to("meta")
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        net(x, torch.empty(1, device="meta"))
-    kept = saved_bytes(net, x)
+        net(torch.empty(shape, device="meta"), torch.empty(1, device="meta"))
     return {"parameters": parameters, "largest": largest, "flops": counter.get_total_flops(), "kept": kept}
 
 
@@ -154,40 +156,36 @@ def count_state() -> dict[str, float]:
     trainer(data[:2])
     tensors = sum(t.numel() * t.element_size() for t in trainer.state()[1].values())
     with tempfile.TemporaryDirectory() as folder:
-        fit(ScoreModel(SMALL.build(SMALL.width), VPSDE()), data, steps=1, batch_size=2, out=folder, progress=False)
+        fit(
+            ScoreModel(SMALL.build(SMALL.width), VPSDE()),
+            data,
+            steps=1,
+            batch_size=2,
+            folder=folder,
+            calibrate=False,
+            progress=False,
+        )
         disk = sum(file.stat().st_size for file in Path(folder).rglob("*.safetensors"))
     # Beside what the trainer keeps: the weights and their gradients.
     return {"state": 8 + tensors / size, "checkpoint": disk / size}
 
 
-def peak_memory() -> float:
-    """Return the MiB that three training steps take at most, above what the process had."""
-    said = subprocess.run([sys.executable, __file__, "--part", "memory"], capture_output=True, text=True, check=True)
-    return float(said.stdout)
+def resident(key: str) -> float:
+    """Return a figure of this process's memory in MiB, on Linux."""
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(key)) / 1024
 
 
-def take_steps() -> None:
-    """Print the memory of a training, from where torch and the convolutions are loaded."""
-    torch.set_num_threads(1)
+def take_steps() -> float:
+    """Return the MiB that three training steps take at most, above those of a process that has trained a little."""
     small = Trainer(ScoreModel(SMALL.build(16), VPSDE()))
     small(normal((1, 3, 32, 32), stream(0)))
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    Path("/proc/self/clear_refs").write_text("5")  # the largest so far is forgotten
+    before = resident("VmRSS")
     trainer, x = Trainer(ScoreModel(SMALL.build(SMALL.width), VPSDE())), normal((SMALL.batch, 3, 32, 32), stream(0))
     for _ in range(3):
         trainer(x)
-    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
-
-
-def launch(part: str, size: int) -> float:
-    """Run a part as so many processes and return the seconds, the processors' own, that they took together."""
-    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(29500 + os.getpid() % 1000), "WORLD_SIZE": str(size)}
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    command = [sys.executable, __file__, "--part", part]
-    jobs = [subprocess.Popen(command, env={**os.environ, **place, "RANK": str(rank)}) for rank in range(size)]
-    if any([job.wait() for job in jobs]):
-        raise RuntimeError(f"{part} failed")
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return resident("VmHWM") - before
 
 
 def sent_bytes() -> int:
@@ -196,23 +194,23 @@ def sent_bytes() -> int:
     return next(int(line.split(":")[1].split()[8]) for line in lines if line.strip().startswith("lo:"))
 
 
-REDUCED = 64 * MIB
+REDUCED, TIMES = 64 * MIB, 4
 
 
-def reduce_gradients() -> None:
+def reduce_gradients() -> float:
+    """Return the MiB that an all-reduce sends, of all processes together."""
     with processes() as world:
         x = torch.ones(REDUCED // 4)
         world.barrier()
         before = sent_bytes()
-        for _ in range(4):
+        for _ in range(TIMES):
             torch.distributed.all_reduce(x)
         world.barrier()
-        if world.is_main:
-            Path(os.environ["OUT"]).write_text(str((sent_bytes() - before) / 4), encoding="utf-8")
+        return (sent_bytes() - before) / TIMES / MIB
 
 
-def draw_samples() -> None:
-    torch.set_num_threads(1)
+def draw_samples() -> float:
+    """Return the processors' seconds of drawing and writing samples, of all processes together."""
     model = ScoreModel(SMALL.build(32), VPSDE(), moments=Moments.of(normal((8, 3, 32, 32), stream(0))))
 
     def draw(rows: slice) -> torch.Tensor:
@@ -221,32 +219,46 @@ def draw_samples() -> None:
     with processes() as world:
         draw(slice(0, 1))
         began = time.process_time()
-        write_shards(Path(os.environ["OUT"]) / "samples", 32, draw, world=world, chunk_size=8)
-        took = sum(float(part) for part in world.gather(torch.tensor([time.process_time() - began])))
-        if world.is_main:
-            (Path(os.environ["OUT"]) / "seconds").write_text(str(took), encoding="utf-8")
+        write_shards(os.environ["OUT"], 32, draw, world=world, chunk_size=8)
+        return sum(float(part) for part in world.gather(torch.tensor([time.process_time() - began])))
 
 
 PARTS = {"memory": take_steps, "reduce": reduce_gradients, "sample": draw_samples}
 
 
-def measure() -> dict[str, object]:
-    found: dict[str, object] = {"bfloat16_share": half_share(), **count_state()}
-    small = count(SMALL, SMALL.width)
-    predicted = (float(found["state"]) * small["parameters"] + SMALL.batch * small["kept"]) / MIB
-    found["memory_MiB"] = {"predicted": predicted, "measured": peak_memory()}
+def launch(part: str, size: int) -> float:
+    """Run a part as so many processes of one thread, and return what the first of them says."""
     with tempfile.TemporaryDirectory() as folder:
-        os.environ["OUT"] = str(Path(folder) / "sent")
-        launch("reduce", 2)
-        sent = float(Path(os.environ["OUT"]).read_text(encoding="utf-8"))
-        # Two processes of 2 (N - 1)/N bytes each.
-        found["all_reduce_MiB"] = {"predicted": 2 * REDUCED / MIB, "measured": sent / MIB}
-        os.environ["OUT"], seconds = folder, {}
-        for size in (1, 2):
-            launch("sample", size)
-            seconds[size] = float((Path(folder) / "seconds").read_text(encoding="utf-8"))
-    found["sampling_cpu_s"] = {"one process": seconds[1], "two together": seconds[2]}
-    return found
+        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29517", "WORLD_SIZE": str(size), "OUT": folder}
+        command = [sys.executable, __file__, "--part", part]
+        jobs = [
+            subprocess.Popen(
+                command,
+                env={**os.environ, "OMP_NUM_THREADS": "1", **place, "RANK": str(rank)},
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+            for rank in range(size)
+        ]
+        said = [job.communicate()[0] for job in jobs]
+        if any(job.returncode for job in jobs):
+            raise RuntimeError(f"{part} failed")
+        return float(said[0])
+
+
+def measure() -> dict[str, object]:
+    state = count_state()
+    small = count(SMALL, SMALL.width)
+    predicted = (state["state"] * small["parameters"] + SMALL.batch * small["kept"]) / MIB
+    sampled = {size: min(launch("sample", size) for _ in range(2)) for size in (1, 2)}
+    return {
+        "bfloat16_share": half_share(),
+        **state,
+        "memory_MiB": {"predicted": predicted, "measured": launch("memory", 1)},
+        # Two processes, of which each sends 2 (N - 1)/N bytes for one of the tensor.
+        "all_reduce_MiB": {"predicted": 2 * REDUCED / MIB, "measured": launch("reduce", 2)},
+        "sampling_cpu_s": {"one process": sampled[1], "two together": sampled[2]},
+    }
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -267,7 +279,8 @@ def predict(
     state, half = float(found["state"]) * p, float(found["bfloat16_share"])
     held = state / n + 2 * 2 * largest if sharded else state
     sent = 8 * p * (n - 1) / n
-    work = 3 * flops * network.batch / (machine.peak * machine.utilisation)
+    one = 3 * flops / (machine.peak * machine.utilisation)
+    work = one * network.batch
     talk = exchange(sent, n, machine)
     step = work + max(0.0, talk - 2 / 3 * work)
     return {
@@ -275,12 +288,15 @@ def predict(
         "gpus": n,
         "way": "FSDP2" if sharded else "DDP",
         "parameters_M": p / 1e6,
-        "memory_GB": (held + half * kept * network.batch) / 1e9,
+        "state_GB": held / 1e9,
+        "image_GB": half * kept / 1e9,
+        "most_images": int((machine.memory - held) / (half * kept)),
         "sent_GB": sent / 1e9,
         "compute_ms": 1e3 * work,
         "communication_ms": 1e3 * talk,
         "step_ms": 1e3 * step,
         "efficiency": work / step,
+        "images_that_hide_it": talk / (2 / 3 * one),
         "trained_images_s": n * network.batch / step,
         "sampled_images_s": n * machine.peak * machine.utilisation / (network.evaluations * flops),
         "checkpoint_GB": float(found["checkpoint"]) * p / 1e9,
@@ -293,26 +309,24 @@ def draw(rows: list[dict[str, object]], machine: Machine, file: Path) -> None:
     from scoresde.plots.style import save, use_style
 
     with use_style():
-        figure, axes = plt.subplots(1, 2, figsize=(9, 3.6))
+        figure, axes = plt.subplots(1, 2, figsize=(9, 3.8), layout="constrained")
         for k, network in enumerate(NETWORKS):
-            for way, line in (("DDP", "-"), ("FSDP2", "--")):
-                mine = [row for row in rows if (row["network"], row["way"]) == (network.name, way)]
-                axes[0].plot(
-                    GPUS,
-                    [r["memory_GB"] for r in mine],
-                    line,
-                    marker="o",
-                    color=f"C{k}",
-                    label=f"{network.name}, {way}",
-                )
-                axes[1].plot(GPUS, [r["trained_images_s"] for r in mine], **look)
-        axes[0].axhline(machine.memory / 1e9, color="0.5", linewidth=1)
-        axes[0].annotate("what a GPU has", (GPUS[0], machine.memory / 1e9), va="bottom", color="0.5")
-        for ax, label in zip(axes, ("memory of a GPU, GB", "training, images a second"), strict=True):
-            ax.set(xlabel="GPUs", ylabel=label, xscale="log", yscale="log", xticks=GPUS)
+            ddp, sharded = (
+                [r for r in rows if (r["network"], r["way"]) == (network.name, w)] for w in ("DDP", "FSDP2")
+            )
+            look = {"marker": "o", "color": f"C{k}"}
+            axes[0].plot(GPUS, [r["state_GB"] for r in ddp], **look, label=f"{network.name}, DDP")
+            axes[0].plot(GPUS, [r["state_GB"] for r in sharded], "--", **look, label=f"{network.name}, FSDP2")
+            axes[1].plot(GPUS, [r["compute_ms"] for r in ddp], **look, label=f"{network.name}, computing")
+            axes[1].plot(GPUS, [r["communication_ms"] for r in ddp], ":", **look, label=f"{network.name}, exchange")
+        axes[0].set_ylabel("state of a GPU, GB, without images")
+        axes[1].set_ylabel("milliseconds of a step")
+        for ax, ticks in zip(axes, ((0.1, 1, 10), (5, 10, 20, 50)), strict=True):
+            ax.set(xlabel="GPUs", xscale="log", yscale="log", xticks=GPUS)
             ax.set_xticklabels([str(n) for n in GPUS])
+            ax.set_yticks(ticks, [str(one) for one in ticks])
             ax.minorticks_off()
-        axes[0].legend()
+            ax.legend()
         save(figure, file)
 
 
@@ -323,7 +337,7 @@ def main() -> None:
     add_record(parser, "scaling")
     options = parser.parse_args()
     if options.part is not None:
-        PARTS[options.part]()
+        print(PARTS[options.part]())
         return
     machine, found = Machine(), measure()
     print(json.dumps(found, indent=1), flush=True)

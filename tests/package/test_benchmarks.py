@@ -17,6 +17,7 @@ BENCHMARKS = sorted((ROOT / "benchmarks").glob("*.py"))
 WRITES = {
     "record.py": {"file.write_text"},
     "sampling_step.py": {"Path('/proc/self/clear_refs').write_text"},
+    "scaling.py": {"Path('/proc/self/clear_refs').write_text", "save"},
     "training_memory.py": {"np.save"},
     "discrete_vs_continuous.py": {"plots.save"},
     "generative_families.py": {"save"},
