@@ -30,7 +30,7 @@ from scoresde.nn.conditions import ConditionalNetwork, Conditioning, Counts
 from scoresde.nn.embeddings import add_linear, initialise
 from scoresde.noise import check_seed
 
-__all__ = ["UNet"]
+__all__ = ["CONVOLUTIONS", "UNet", "group_norm"]
 
 CONVOLUTIONS: dict[int, type[nn.Conv1d] | type[nn.Conv2d] | type[nn.Conv3d]] = {
     1: nn.Conv1d,
@@ -39,8 +39,8 @@ CONVOLUTIONS: dict[int, type[nn.Conv1d] | type[nn.Conv2d] | type[nn.Conv3d]] = {
 }
 
 
-def _group_norm(channels: int) -> nn.GroupNorm:
-    # Up to eight groups of at least four channels, as far as they divide the channels.
+def group_norm(channels: int) -> nn.GroupNorm:
+    """Return a norm of up to eight groups of at least four channels, as far as they divide the channels."""
     return nn.GroupNorm(math.gcd(channels, min(8, max(1, channels // 4))), channels)
 
 
@@ -51,9 +51,9 @@ class _Block(nn.Module):
         super().__init__()
         conv = CONVOLUTIONS[dims]
         self.ones = (1,) * dims
-        self.norm = _group_norm(inputs)
+        self.norm = group_norm(inputs)
         self.first = conv(inputs, outputs, 3, padding=1)
-        self.modulated_norm = _group_norm(outputs)
+        self.modulated_norm = group_norm(outputs)
         self.second = conv(outputs, outputs, 3, padding=1)
         self.skip = nn.Identity() if inputs == outputs else conv(inputs, outputs, 1)
 
@@ -71,7 +71,7 @@ class _Attention(nn.Module):
     def __init__(self, channels: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
-        self.norm = _group_norm(channels)
+        self.norm = group_norm(channels)
         self.project = nn.Linear(channels, 3 * channels)
         self.output = nn.Linear(channels, channels)
 
@@ -242,7 +242,7 @@ class UNet(ConditionalNetwork):
             self.input = conv(self.channels + self.concat_inputs, widths[0], 3, padding=1)
             attend = [level in self.attention for level in range(last + 1)]
             self.level = _Level(self.dims, widths[0], widths, self.blocks, attend, self.heads)
-            self.norm = _group_norm(widths[0])
+            self.norm = group_norm(widths[0])
             self.output = conv(widths[0], self.out_channels, 3, padding=1)
             blocks_in_order = [module for module in self.level.modules() if isinstance(module, _Block)]
             # One product for the scales and shifts of all blocks costs less than one for each.
