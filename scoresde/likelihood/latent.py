@@ -24,6 +24,8 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from scoresde.diffusions.named import check_sde
+from scoresde.diffusions.sde import GaussianSDE
 from scoresde.errors import ConfigError, ShapeError, check_integer, check_samples
 from scoresde.likelihood.continuous import continuous_elbo
 from scoresde.likelihood.decoders import event_sum, gaussian_nats
@@ -98,6 +100,7 @@ def latent_elbo(
     model: Predictor,
     x: Tensor,
     *,
+    sde: GaussianSDE | None = None,
     log_density: LogDensity | None = None,
     seed: int = 0,
     chunk_size: int = 256,
@@ -107,14 +110,16 @@ def latent_elbo(
     Args:
         model: a model whose transform is ``Latent`` with a variational autoencoder.
         x: data (B, *), in the data's units.
+        sde: under which the codes are bounded, by default the model's; one that reaches alpha = 0 has no bound.
         log_density: a function, codes y (B, *) in the model's coordinates -> log p(y) (B,) in nats; by default minus
-            ``continuous_elbo`` of the model of codes, ``model.in_its_own_coordinates()``, under its SDE. That of the
-            flow is ``lambda y: log_likelihood(model.in_its_own_coordinates(), y).values``.
+            ``continuous_elbo`` of the model of codes, ``model.in_its_own_coordinates()``. That of the flow is
+            ``lambda y: log_likelihood(model.in_its_own_coordinates(), y).values``.
         seed: of the draws; those of sample k are its own, keyed (seed, k).
         chunk_size: largest batch given to the networks at once.
 
     Raises:
-        ConfigError: a model of data, or of codes that have no law; an autoencoder that does not know its scale.
+        ConfigError: a model of data, or of codes that have no law; an autoencoder that does not know its scale; an SDE
+            that reaches alpha = 0. All before any call of a network.
         DTypeError, ShapeError, DomainError: x is no finite floating (B, *), densities that are not (B,).
     """
     known = check_model(model)
@@ -129,8 +134,7 @@ def latent_elbo(
     data = check_samples(x, "x").detach()
     size = check_integer(chunk_size, "chunk_size", 1)
     seed = check_seed(seed)
-    own = known.in_its_own_coordinates()
-    density = log_density if log_density is not None else lambda y: -_bound_codes(own, y, seed, size)
+    density = _Bounded(known, sde, seed, size) if log_density is None else log_density
     none = torch.zeros(0, dtype=torch.float64)
     reconstruction, entropy, codes = [none], [none], []
     with in_mode(known, training=False), torch.no_grad():
@@ -148,10 +152,22 @@ def latent_elbo(
     return _assemble(torch.cat(reconstruction), torch.cat(entropy), codes, transform, density, math.prod(x.shape[1:]))
 
 
-def _bound_codes(model: Predictor, y: Tensor, seed: int, chunk_size: int) -> Tensor:
-    """Return the bound on -log p(y), (B,), whose noise is none of the noise that made y."""
-    own = int(stream(seed, "latent").initial_seed() & (2**63 - 1))
-    return continuous_elbo(check_score_model(model), model.sde, y, seed=own, chunk_size=chunk_size).per_sample
+class _Bounded:
+    """Minus the continuous bound of a model of codes, whose noise is none of the noise that made them."""
+
+    def __init__(self, model: Predictor, sde: GaussianSDE | None, seed: int, chunk_size: int) -> None:
+        self.model = check_score_model(model).in_its_own_coordinates()
+        self.sde = check_sde(model.sde if sde is None else sde)
+        if float(self.sde.alpha(self.sde.t_max)) == 0:
+            raise ConfigError(
+                f"{self.sde!r} reaches alpha = 0, where the integral of the bound has no beginning",
+                cure="pass sde=VPSDE(), which asks the network at the same noise levels, or log_density=",
+            )
+        self.seed = stream(seed, "latent").initial_seed() & (2**63 - 1)
+        self.chunk_size = chunk_size
+
+    def __call__(self, y: Tensor) -> Tensor:
+        return -continuous_elbo(self.model, self.sde, y, seed=self.seed, chunk_size=self.chunk_size).per_sample
 
 
 def _assemble(

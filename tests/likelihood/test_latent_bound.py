@@ -21,6 +21,7 @@ from scoresde import (
     EncoderDecoder,
     GaussianModel,
     Latent,
+    RectifiedFlow,
     ShapeError,
     latent_elbo,
     log_likelihood,
@@ -104,6 +105,14 @@ def test_the_bound_of_the_codes_is_that_of_the_diffusion() -> None:
     error = float(excess.std()) / len(x) ** 0.5
     assert error < 0.1
     assert float(excess.mean()) == pytest.approx(0.0, abs=5 * error + 1e-3)
+
+
+def test_the_codes_are_bounded_under_another_diffusion() -> None:
+    model, x = model_of(Components()).with_sde(RectifiedFlow()), draw(50)
+    with pytest.raises(ConfigError, match="reaches alpha = 0, where the integral of the bound has no beginning; pass sde=VPSDE"):
+        latent_elbo(model, x)
+    expected = latent_elbo(model_of(Components()), x).per_sample
+    torch.testing.assert_close(latent_elbo(model, x, sde=VPSDE()).per_sample, expected, rtol=0, atol=1e-6)
 
 
 def test_the_draws_of_a_sample_are_its_own() -> None:
