@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from scoresde import Latent, RectifiedFlow, ScoreModel, VPSDE, fit, latent_elbo, plots, sample
+from scoresde import VPSDE, Latent, RectifiedFlow, ScoreModel, fit, latent_elbo, plots, sample
 from scoresde.data import photographs
 from scoresde.metrics import frechet_distance, sliced_wasserstein
 from scoresde.nn import Autoencoder, UNet
@@ -62,7 +62,7 @@ def main() -> None:
             rows.append(x[:COLUMNS])
             names.append(f"{name}, {kind}")
         error = (decoded - others).square().mean().sqrt()
-        print(f"{name}: a decoded pixel is off by {error:.3f}; {sum(p.numel() for p in autoencoder.parameters())} weights")
+        print(f"{name}: a decoded pixel is off by {error:.3f}")
         if variational:
             print(f"{name}: {latent_elbo(model, others[:n], sde=VPSDE(), seed=0)}")
     figure = plots.image_grid(torch.cat(rows).clamp(-1, 1), row_labels=names, smooth=True)

@@ -109,7 +109,7 @@ def test_the_bound_of_the_codes_is_that_of_the_diffusion() -> None:
 
 def test_the_codes_are_bounded_under_another_diffusion() -> None:
     model, x = model_of(Components()).with_sde(RectifiedFlow()), draw(50)
-    with pytest.raises(ConfigError, match="reaches alpha = 0, where the integral of the bound has no beginning; pass sde=VPSDE"):
+    with pytest.raises(ConfigError, match=r"reaches alpha = 0, .* no beginning; pass sde=VPSDE"):
         latent_elbo(model, x)
     expected = latent_elbo(model_of(Components()), x).per_sample
     torch.testing.assert_close(latent_elbo(model, x, sde=VPSDE()).per_sample, expected, rtol=0, atol=1e-6)

@@ -116,6 +116,7 @@ def test_codes_are_draws_of_their_law_each_sample_with_its_own() -> None:
     # Means and variances of 32 coordinates of 4000 standard normal draws: a false alarm in some 10 000 runs each.
     assert float(deviation.mean(0).abs().max()) < 5 / 4000**0.5
     assert float((deviation.var(0) - 1).abs().max()) < 5 * (2 / 4000) ** 0.5
+    assert len(torch.unique(z.flatten(1), dim=0)) == len(z)
     torch.testing.assert_close(latent.encode(x[:300], seed=3).double() * 2 + 0.5, z[:300], rtol=0, atol=1e-5)
     assert not torch.equal(latent.encode(x[:3], seed=4), latent.encode(x[:3], seed=3))
     torch.testing.assert_close(latent.encode(x[:3]) * 2 + 0.5, mean.expand(3, -1, -1, -1), rtol=0, atol=1e-5)
