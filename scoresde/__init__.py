@@ -40,6 +40,7 @@ from scoresde.likelihood.decoders import GaussianDecoder, LevelsDecoder
 from scoresde.likelihood.flow import LogLikelihood, bits_per_dim, log_likelihood
 from scoresde.likelihood.fokker_planck.densities import Densities
 from scoresde.likelihood.fokker_planck.evolve import evolve_density
+from scoresde.likelihood.latent import LatentBound, latent_elbo
 from scoresde.likelihood.paths import forward_path, path_log_weight
 from scoresde.likelihood.ratios import Classification, classify, log_likelihood_ratio
 from scoresde.likelihood.starts import Dequantisation
@@ -51,6 +52,7 @@ from scoresde.models.exact import EmpiricalModel, GaussianMixtureModel, Gaussian
 from scoresde.models.guidance.combine import CombinedModel, guided, product
 from scoresde.models.guidance.posteriors import posterior
 from scoresde.models.guidance.tilt import tilted
+from scoresde.models.latent import EncoderDecoder, Latent
 from scoresde.models.mapped import MappedModel, map_prediction
 from scoresde.models.prediction import Prediction
 from scoresde.models.score_model import ScoreModel
@@ -122,6 +124,7 @@ __all__ = [
     "Dequantise",
     "DomainError",
     "EmpiricalModel",
+    "EncoderDecoder",
     "EnergyModel",
     "Gaussian",
     "GaussianDecoder",
@@ -129,6 +132,8 @@ __all__ = [
     "GaussianModel",
     "GaussianSDE",
     "Langevin",
+    "Latent",
+    "LatentBound",
     "LevelsDecoder",
     "LogLikelihood",
     "Logit",
@@ -189,6 +194,7 @@ __all__ = [
     "impute",
     "interpolate",
     "langevin",
+    "latent_elbo",
     "likelihood",
     "log_likelihood",
     "log_likelihood_ratio",

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -118,9 +119,15 @@ class Moments:
 
     @classmethod
     def of_parts(cls, x: Iterable[Tensor], event: Sequence[int]) -> Moments:
-        """Measure the moments, as ``of``, of finite data that come in parts (n, *event), of which one is in memory."""
+        """Measure the moments, as ``of``, of finite data that come in parts (n, *), of which one is in memory.
+
+        Their event is that of the first part, which need not be ``event``: a transform may have changed it.
+        """
+        rest = iter(x)
+        first = next(rest, torch.empty(0, *event))
+        event = first.shape[1:]
         size = math.prod(event)
-        count, mean, scatter = gather_moments(map(flat, x), FULL_COVARIANCE_LIMIT)
+        count, mean, scatter = gather_moments(map(flat, chain([first], rest)), FULL_COVARIANCE_LIMIT)
         mean = mean.reshape(tuple(event))
         if size > FULL_COVARIANCE_LIMIT:
             return cls(mean, (scatter / count).reshape(mean.shape))

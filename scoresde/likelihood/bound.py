@@ -22,7 +22,7 @@ from scoresde.diffusions.point import Point
 from scoresde.errors import DTypeError, check_integer
 from scoresde.likelihood.decoders import Decoder, LevelsDecoder, check_decoder, find_levels
 from scoresde.likelihood.figures import Figures
-from scoresde.models.checks import check_model_and_data
+from scoresde.models.checks import check_density, check_model_and_data
 from scoresde.models.prediction import Condition, Predictor, check_condition
 from scoresde.models.score_model import ScoreModel
 from scoresde.noise import (
@@ -127,6 +127,7 @@ class Task:
         chunk_size: int,
     ) -> None:
         """Check, transform the data and choose the source of noise."""
+        check_density(model)
         self.model, x = check_model_and_data(model, x0, "x0")
         self.repeats = repeats
         self.decoder = check_decoder(decoder)

@@ -37,7 +37,7 @@ from scoresde.likelihood.figures import Figures
 from scoresde.likelihood.probes import Probes, check_groups, lattice
 from scoresde.likelihood.starts import Dequantisation, Start, choose_start
 from scoresde.likelihood.traced import SIGNS
-from scoresde.models.checks import check_event, check_model
+from scoresde.models.checks import check_density, check_event, check_model
 from scoresde.models.prediction import Condition, Predictor, check_condition, in_mode, select
 from scoresde.noise import SampleNoise, check_seed, stream
 from scoresde.ops import chunks, working_dtype
@@ -214,6 +214,7 @@ def log_likelihood(
             together, before any call of the network. SolverError: a flow that failed.
     """
     known = check_model(model)
+    check_density(known)
     data = check_samples(x, "x")
     known.check_device(data.device, "x")
     check_event(known.moments, data.shape, "x")

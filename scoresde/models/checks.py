@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 
 from scoresde.diffusions.gaussian import Moments
 from scoresde.errors import ConfigError, DTypeError, ShapeError, check_samples
+from scoresde.models.latent import Latent
 from scoresde.models.networks import bare_network
 from scoresde.models.prediction import Predictor
 from scoresde.models.score_model import ScoreModel
 
 __all__ = [
+    "check_data_event",
+    "check_density",
     "check_differentiable",
     "check_event",
     "check_model",
@@ -66,6 +70,22 @@ def check_event(moments: Moments | None, shape: Sequence[int], name: str) -> Non
             got=tuple(shape),
             cure="where the network can, pass prior=model.sde.prior() for another size" if name == "shape" else None,
         )
+
+
+def check_data_event(model: Predictor, shape: Sequence[int], name: str) -> None:
+    """Raise ShapeError where data of this shape (B, *) are none of the model's; those of a latent model are not known.
+
+    Its encoder sees them before any network of the model does.
+    """
+    if not isinstance(model.transform, Latent):
+        check_event(model.moments, shape, name)
+
+
+def check_density(model: object) -> None:
+    """Raise ConfigError for a latent model, whose data have no density that follows from its own."""
+    known = check_model(model)
+    if isinstance(known.transform, Latent):
+        known.transform.log_abs_det(torch.empty(0))
 
 
 def check_model_and_data(model: object, x: object, name: str) -> tuple[ScoreModel, Tensor]:

@@ -95,6 +95,11 @@ def _transform(value: object, path: str) -> None:
         "Compose": {"parts": listing(_transform)},
     }
     held = as_object(value, path)
+    if held.get("kind") == "Latent":
+        # Its weights are beside it; what they are of is compared when it is made.
+        coder = record({"kind": text, "config": optional(mapping(_option))})
+        record({"kind": text, "autoencoder": coder, "weights": text, "then": optional(_transform)})(held, path)
+        return
     choice(tables)(held.get("kind"), join(path, "kind"))
     record({"kind": text, **tables[str(held["kind"])]})(held, path)
     with at(path):

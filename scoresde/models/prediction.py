@@ -238,15 +238,25 @@ class Predictor(nn.Module, ABC):
     def _repr_html_(self) -> str:
         return f"<p>{html.escape(repr(self))}</p>{self.sde._repr_html_()}"
 
+    def __setattr__(self, name: str, value: object) -> None:
+        """Set a part; a transform may be a module (``Latent``) in the place of one that is none, and the reverse."""
+        if name == "transform":
+            self._modules.pop(name, None)
+        super().__setattr__(name, value)  # type: ignore[arg-type]
+
+    def _weights(self) -> Iterator[nn.Parameter]:
+        """Yield the parameters but for those of a transform, which has a type of its own."""
+        return (p for name, p in self.named_parameters() if not name.startswith("transform."))
+
     @property
     def device(self) -> torch.device | None:
         """The device of the parameters; None where there are none."""
-        return next((p.device for p in self.parameters()), None)
+        return next((p.device for p in self._weights()), None)
 
     @property
     def dtype(self) -> torch.dtype | None:
         """The type of the floating parameters; None where there are none and x's serves, in at least float32."""
-        return next((p.dtype for p in self.parameters() if p.is_floating_point()), None)
+        return next((p.dtype for p in self._weights() if p.is_floating_point()), None)
 
     def null_condition(self, cond: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return what this model takes for no conditions, for each of ``cond``; ConfigError where it does not say."""

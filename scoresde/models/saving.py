@@ -19,6 +19,7 @@ from scoresde.errors import CheckpointError, ConfigError, unknown
 from scoresde.models.checkpoint import Contents, Documents, Tensors, find, read, write
 from scoresde.models.declared import build_network, check_event, check_groups, check_moments, list_misfits
 from scoresde.models.energy import EnergyModel
+from scoresde.models.latent import Coder, Latent
 from scoresde.models.lock import locked
 from scoresde.models.networks import Gradient, bare_network, network_state, plain_names
 from scoresde.models.parameterization import PARAMETERIZATIONS
@@ -26,7 +27,8 @@ from scoresde.models.prediction import Predictor
 from scoresde.models.schema import blame
 from scoresde.models.score_model import ScoreModel
 from scoresde.models.stored import Described
-from scoresde.transforms.compose import transform_from_dict
+from scoresde.transforms.base import Transform
+from scoresde.transforms.compose import Compose, transform_from_dict
 
 __all__ = [
     "build",
@@ -78,7 +80,7 @@ def take_apart(model: ScoreModel, ema: Mapping[str, Tensor] | None = None) -> tu
         "predicts": how.name,
         "sigma_data": how.sigma_data,
         "condition_on": model.condition_on,
-        "transform": None if model.transform is None else model.transform.to_dict(),
+        "transform": _describe_transform(model.transform),
         "variance": model.variance,
         "dropout": None if model.dropout is None else dict(model.dropout),
         "class_names": None if model.class_names is None else {k: [*v] for k, v in model.class_names.items()},
@@ -89,6 +91,8 @@ def take_apart(model: ScoreModel, ema: Mapping[str, Tensor] | None = None) -> tu
         # An average may be of the network in its wrappers, or of the one inside.
         names = {**plain_names(bare_network(net)), **plain_names(net)} if isinstance(net, nn.Module) else {}
         tensors["ema"] = {names.get(key, key): value for key, value in ema.items()}
+    if isinstance(model.transform, Latent) and isinstance(model.transform.autoencoder, nn.Module):
+        tensors["autoencoder"] = network_state(model.transform.autoencoder)
     if model.moments is not None:
         tensors["moments"] = moments_to_tensors(model.moments)
     if model.groups:
@@ -108,6 +112,12 @@ def keep_tables(folder: str | PathLike[str], model: Predictor) -> None:
         write(folder, {**contents.documents, **_describe_tables(model)}, parts)
 
 
+def _describe_transform(transform: Transform | None) -> dict[str, object] | None:
+    if isinstance(transform, Compose) and any(isinstance(part, Latent) for part in transform.parts):
+        raise ConfigError("Compose cannot save the weights of a Latent; write Latent(autoencoder, then=Compose(...))")
+    return None if transform is None else transform.to_dict()
+
+
 def _describe_tables(model: Predictor) -> dict[str, Mapping[str, object]]:
     found: dict[str, Mapping[str, object]] = {}
     if model.tables:
@@ -118,7 +128,11 @@ def _describe_tables(model: Predictor) -> dict[str, Mapping[str, object]]:
 
 
 def load(
-    folder: str | PathLike[str], net: Callable[..., Tensor] | None, sde: GaussianSDE | None, weights: str | None
+    folder: str | PathLike[str],
+    net: Callable[..., Tensor] | None,
+    sde: GaussianSDE | None,
+    weights: str | None,
+    autoencoder: Coder | None,
 ) -> ScoreModel:
     """Read a model from a checkpoint, or from a run's folder that holds one; ``ScoreModel.load`` says more."""
     if weights not in (None, "ema", "raw"):
@@ -128,11 +142,15 @@ def load(
         raise CheckpointError(f"{contents.folder} holds a product of models; read it with CombinedModel.load(folder)")
     if "change" in contents.documents:
         raise CheckpointError(f"{contents.folder} holds a changed model; read it with MappedModel.load(folder)")
-    return build(contents, net, sde, weights)
+    return build(contents, net, sde, weights, autoencoder)
 
 
 def build(
-    contents: Contents, net: Callable[..., Tensor] | None, sde: GaussianSDE | None, weights: str | None
+    contents: Contents,
+    net: Callable[..., Tensor] | None = None,
+    sde: GaussianSDE | None = None,
+    weights: str | None = None,
+    autoencoder: Coder | None = None,
 ) -> ScoreModel:
     """Return the model of a checkpoint's contents, in evaluation mode."""
     config = contents.document("model")
@@ -141,7 +159,7 @@ def build(
     trained, current = load_sdes(contents, sde)
     made = load_network(contents, part, net)
     moments = load_moments(contents)
-    transform = None if config["transform"] is None else transform_from_dict(config["transform"])
+    transform = _load_transform(contents, config["transform"], autoencoder)
     # Checkpoints of the first versions do not name it.
     variance = config.get("variance", "fixed")
     inner = None if isinstance(made, Gradient) else made
@@ -216,6 +234,38 @@ def load_network(contents: Contents, part: str, net: Callable[..., Tensor] | Non
         count = len(stored.described)
         raise CheckpointError(f"{file} holds {count} tensors; net must be a torch.nn.Module, got {net!r}")
     return net
+
+
+def _load_transform(contents: Contents, config: dict[str, Any] | None, given: Coder | None) -> Transform | None:
+    """Return a checkpoint's transform; that of a latent model with its own autoencoder, or with ``given``.
+
+    Raises:
+        CheckpointError: an autoencoder of the user's own that is not given, or one whose weights do not fit.
+        ConfigError: one is given, and the model has none.
+    """
+    if config is None or config["kind"] != "Latent":
+        if given is not None:
+            raise ConfigError(f"{contents.folder} holds a model without an autoencoder; leave autoencoder= out")
+        return None if config is None else transform_from_dict(config)
+    how, document = config["autoencoder"], contents.folder / contents.files["model"]
+    if given is None:
+        if how["config"] is None:
+            raise CheckpointError(
+                f"{contents.folder} was made with your own autoencoder {how['kind']}, which JSON cannot rebuild; "
+                f"build it and pass it: ScoreModel.load(folder, autoencoder={how['kind']}(...))"
+            )
+        from scoresde.nn.autoencoder import Autoencoder
+
+        where = f"{document}: transform.autoencoder.config"
+        built = build_network(Autoencoder, how["config"], contents.stored("autoencoder"), where)
+        assert isinstance(built, Autoencoder)
+        given = built
+    weights = contents.tensors("autoencoder") if "autoencoder" in contents.parts else {}
+    if isinstance(given, nn.Module):
+        load_weights(given, weights, contents.folder / contents.files.get("autoencoder", "autoencoder"))
+    elif weights:
+        raise CheckpointError(f"{contents.folder} holds an autoencoder of {len(weights)} tensors, got {given!r}")
+    return Latent(given, None if config["then"] is None else transform_from_dict(config["then"]))
 
 
 def load_weights(net: nn.Module, weights: Mapping[str, Tensor], file: Path) -> None:

@@ -81,7 +81,7 @@ def _build_whole(contents: Contents) -> Predictor:
             whole = MappedModel(inner, change, how["predicts"])
             return whole if how["sde"] is None else whole.with_sde(sde_from_dict(how["sde"]))
     if "combination" not in contents.documents:
-        return build(contents, None, None, None)
+        return build(contents)
     how = contents.document("combination")
     parts = [_build_whole(contents.under(f"{letter}_")) for letter in string.ascii_lowercase[: how["parts"]]]
     with blame(contents.folder / contents.files["combination"]):

@@ -38,6 +38,7 @@ from scoresde.diffusions.sde import GaussianSDE
 from scoresde.diffusions.targets import Kind
 from scoresde.errors import DomainError, DTypeError, ShapeError, SolverError, unknown
 from scoresde.models import checkpoint
+from scoresde.models.latent import Coder
 from scoresde.models.networks import (
     Conditional,
     Energetic,
@@ -198,6 +199,7 @@ class ScoreModel(Predictor):
         sde: GaussianSDE | None = None,
         *,
         weights: Literal["ema", "raw"] | None = None,
+        autoencoder: Coder | None = None,
     ) -> ScoreModel:
         """Read a model from a folder that ``save`` or ``fit`` wrote; everything is verified before it is used.
 
@@ -209,15 +211,16 @@ class ScoreModel(Predictor):
                 of ``scoresde.nn``.
             sde: your own SDE; None for a built-in one.
             weights: "ema", "raw", or None for the average where the checkpoint has one and the raw weights elsewhere.
+            autoencoder: your own, of a model with a ``Latent`` transform, likewise; None for an ``nn.Autoencoder``.
 
         Raises:
             CheckpointError: damaged, altered, foreign or newer files, a pickle, weights that do not fit or are not
-                finite (nothing is loaded then), or a net or sde of your own that is not passed. ConfigError: unknown
-                ``weights``.
+                finite (nothing is loaded then), or a net, sde or autoencoder of your own that is not passed.
+                ConfigError: unknown ``weights``, an autoencoder for a model that has none.
         """
         from scoresde.models import saving
 
-        return saving.load(folder, net, sde, weights)
+        return saving.load(folder, net, sde, weights, autoencoder)
 
     @staticmethod
     def from_pretrained(

@@ -2,13 +2,15 @@
 
 Each has a ``config``, the constructor's arguments as JSON-able values, and ``NETWORKS[name](**config)`` makes it again.
 ``SIZES[name]`` has options by name, small to large, and ``count`` says what a network costs. Any other
-``torch.nn.Module`` of that call serves a ``ScoreModel`` as well.
+``torch.nn.Module`` of that call serves a ``ScoreModel`` as well. ``Autoencoder`` gives the
+codes in which one may be trained (``scoresde.Latent``).
 """
 
 from __future__ import annotations
 
 from typing import Final
 
+from scoresde.nn.autoencoder import Autoencoder
 from scoresde.nn.conditions import drop_conditions, drop_labels
 from scoresde.nn.dit import DiT
 from scoresde.nn.equivariant import EGNN
@@ -22,6 +24,7 @@ __all__ = [
     "MLP",
     "NETWORKS",
     "SIZES",
+    "Autoencoder",
     "DiT",
     "MagnitudeUNet",
     "UNet",

@@ -15,7 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from scoresde.errors import ConfigError, DomainError, check_floating, check_integer, check_number, check_samples
-from scoresde.models.checks import check_event, check_model
+from scoresde.models.checks import check_data_event, check_event, check_model
 from scoresde.models.guidance.methods import Method, MethodName
 from scoresde.models.guidance.operators import Mask
 from scoresde.models.guidance.posteriors import MEASUREMENT, posterior
@@ -108,7 +108,7 @@ def edit(
     """
     known = check_model(model)
     data = check_samples(x).detach()
-    check_event(known.moments, data.shape, "x")
+    check_data_event(known, data.shape, "x")
     share = check_number(strength, "strength", 0.0, 1.0, open_low=True)
     check_seed(seed)
     z = data if known.transform is None else known.transform.forward(data, stream(seed, "edit", "transform"))

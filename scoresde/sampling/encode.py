@@ -24,7 +24,7 @@ from torch import Generator, Tensor
 
 from scoresde.diffusions.sde import GaussianSDE
 from scoresde.errors import ConfigError, DomainError, DTypeError, check_integer, check_samples, explain_keywords
-from scoresde.models.checks import check_event, check_model
+from scoresde.models.checks import check_data_event, check_event, check_model
 from scoresde.models.prediction import Condition, Predictor, check_condition, in_mode, select
 from scoresde.noise import TapeNoise
 from scoresde.ops import chunks
@@ -123,7 +123,9 @@ def encode(
         ShapeError, DTypeError, DomainError, ConfigError: bad input, a stochastic solver or one that has no step
             upwards, before any call of the network. SolverError: a failed flow, or non-finite states.
     """
-    model, solver = _checked(model, x, "x", sde, solver)
+    known = check_model(model)
+    check_data_event(known, check_samples(x).shape, "x")
+    model, solver = _checked(known, sde, solver)
     cond = check_condition(cond, x.shape[0])
     # Nothing is differentiated here.
     y = x.detach() if model.transform is None else model.transform.forward(x.detach(), generator)
@@ -174,7 +176,9 @@ def decode(
     ``final="sample"`` and a deterministic solver; z is not written to. Returns the data (B, *), in the data's units and
     z's type, or with ``full_output`` a SampleResult.
     """
-    model, solver = _checked(model, z, "z", sde, solver)
+    known = check_model(model)
+    check_event(known.moments, check_samples(z, "z").shape, "z")
+    model, solver = _checked(known, sde, solver)
     if isinstance(solver, FlowSolver):
         result = _sampled(model, z, solver, choose_span(model.sde, steps, times), cond, chunk_size)
     else:
@@ -183,12 +187,8 @@ def decode(
     return result if full_output else result.x
 
 
-def _checked(
-    model: object, x: Tensor, name: str, sde: GaussianSDE | None, solver: object
-) -> tuple[Predictor, Solver | FlowSolver]:
+def _checked(known: Predictor, sde: GaussianSDE | None, solver: object) -> tuple[Predictor, Solver | FlowSolver]:
     """Return the model under the SDE to use and the solver itself."""
-    known = check_model(model)
-    check_event(known.moments, check_samples(x, name).shape, name)
     if isinstance(solver, str):
         solver = by_name(solver)
     if isinstance(solver, Tableau):

@@ -56,11 +56,12 @@ def interpolate(
     one, other = flat(start.x - centre), flat(end.x - centre)
     shape = (n, *(1,) * one.ndim)
     w = torch.linspace(0.0, 1.0, n, dtype=torch.float64).reshape(shape)
-    mixed = _mix(one.double(), other.double(), w, path).to(one).reshape(n * len(a), *a.shape[1:]) + centre
+    mixed = _mix(one.double(), other.double(), w, path).to(one).reshape(n * len(a), *start.x.shape[1:]) + centre
     decoding: DecodeOptions = {**options}
     if (cond := options.get("cond")) is not None:
         decoding["cond"] = {key: value.repeat(n, *(1,) * (value.ndim - 1)) for key, value in cond.items()}
-    return decode(model, mixed, **decoding).reshape(n, *a.shape)
+    found = decode(model, mixed, **decoding)
+    return found.reshape(n, len(a), *found.shape[1:])
 
 
 def _mix(a: Tensor, b: Tensor, w: Tensor, path: str) -> Tensor:

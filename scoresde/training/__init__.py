@@ -1,5 +1,9 @@
-"""Training: ``fit`` for data of any kind, ``Trainer`` for one step of your own loop, ``EMA`` for averaged weights."""
+"""Training: ``fit`` for data of any kind, ``Trainer`` for one step of your own loop, ``EMA`` for averaged weights.
 
+``fit_autoencoder`` trains what gives the codes of a latent diffusion.
+"""
+
+from scoresde.training.autoencoder import fit_autoencoder
 from scoresde.training.averages import rebuild_average
 from scoresde.training.ema import EMA
 from scoresde.training.fit import fit
@@ -8,4 +12,14 @@ from scoresde.training.rates import DECAYS
 from scoresde.training.result import TrainResult
 from scoresde.training.trainer import Objective, Trainer
 
-__all__ = ["DECAYS", "EMA", "Objective", "Record", "TrainResult", "Trainer", "fit", "rebuild_average"]
+__all__ = [
+    "DECAYS",
+    "EMA",
+    "Objective",
+    "Record",
+    "TrainResult",
+    "Trainer",
+    "fit",
+    "fit_autoencoder",
+    "rebuild_average",
+]

@@ -24,7 +24,10 @@ __all__ = [
 
 @runtime_checkable
 class Transform(Protocol):
-    """A map from data (B, *) to the model's coordinates, of the same shape, dtype and device, and back."""
+    """A map from data (B, *) to the model's coordinates, of the same dtype and device, and back.
+
+    Those of this room keep the shape; a ``Latent``, which holds an autoencoder, does not.
+    """
 
     @property
     def random(self) -> bool:

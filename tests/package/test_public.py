@@ -31,11 +31,13 @@ from scoresde import (
     CosineVPSDE,
     Dequantise,
     EmpiricalModel,
+    EncoderDecoder,
     EnergyModel,
     GaussianDecoder,
     GaussianMixtureModel,
     GaussianModel,
     Langevin,
+    Latent,
     LevelsDecoder,
     Logit,
     Moments,
@@ -58,7 +60,7 @@ from scoresde import (
     transforms,
     variational_bound,
 )
-from scoresde.nn import MLP, UNet
+from scoresde.nn import MLP, Autoencoder, UNet
 
 ROOMS = tuple("bridge data grids guidance likelihood losses metrics nn plots solvers training transforms".split())  # noqa: SIM905
 X = torch.linspace(-1.0, 1.0, 12).reshape(6, 2)
@@ -86,6 +88,10 @@ def clip(prediction: scoresde.Prediction) -> Tensor:
 
 
 def score(x: Tensor, t: Tensor) -> Tensor:
+    return -x
+
+
+def mirror(x: Tensor) -> Tensor:
     return -x
 
 
@@ -128,6 +134,9 @@ OBJECTS: dict[str, Callable[[], object]] = {
     "Logit": Logit,
     "Gaussian": lambda: VPSDE().prior(moments=Moments.of(X)),
     "Moments": lambda: Moments.of(X),
+    "Latent": lambda: Latent(Autoencoder(1, width=4, multipliers=(1, 2)), Affine(0.5, 2.0)),
+    "EncoderDecoder": lambda: EncoderDecoder(mirror, mirror),
+    "LatentBound": lambda: scoresde.LatentBound(torch.ones(3), 1.0, 2.0, 3.0, 4),
     "ScoreModel": lambda: MODEL,
     "GaussianModel": lambda: GAUSSIAN,
     "GaussianMixtureModel": lambda: GaussianMixtureModel(sde=VPSDE(), weights=torch.ones(6), means=X, std=0.1),

@@ -75,7 +75,7 @@ def posterior(
             ``cond={"measurement": y}``.
         noise_std: s, in the unit of y, at most 1e100; 0 for an exact measurement.
         method: a key of ``METHODS``, or one with options, e.g. ``MMPS(iterations=20)``.
-        event: the shape of one sample.
+        event: the shape of one sample; of its codes for a model with a ``Latent`` transform.
 
     Raises:
         DTypeError, ShapeError: no model, operator or tensor, or shapes that do not fit. DomainError: y that is not
@@ -115,9 +115,13 @@ class PosteriorModel(ChangedModel):
         self.method = METHODS[method] if isinstance(method, str) else method
         self.noise_std = check_number(noise_std, "noise_std", 0.0, LARGEST)
         self.measured = Measured(operator, self.transform, self.event, self.noise_std)
+        # Of data, where a transform of codes gives them another shape.
+        seen = self.event
+        if self.transform is not None:
+            seen = tuple(self.transform.inverse(torch.zeros(1, *self.event)).shape[1:])
         linear = operator.linear and self.measured.is_linear()
         if operator.linear and not linear:
-            if self.transform is None or Measured(operator, None, self.event, 0.0).is_linear() is False:
+            if self.transform is None or Measured(operator, None, seen, 0.0).is_linear() is False:
                 raise ConfigError(f"{type(operator).__name__} is not linear; pass the function as Nonlinear(function)")
             operator = _Composed(operator)
             self.measured = Measured(operator, self.transform, self.event, self.noise_std)
@@ -129,7 +133,7 @@ class PosteriorModel(ChangedModel):
             )
         self.y = None
         if y is not None:
-            self.y = check_measurement(operator, y, self.event).detach()
+            self.y = check_measurement(operator, y, seen).detach()
             self.check_device(y.device, "y")
 
     def find_home(self, point: Point) -> Point:
