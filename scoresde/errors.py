@@ -14,6 +14,7 @@ import math
 import numbers
 import operator
 import re
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from os import PathLike
 from pathlib import Path
@@ -46,12 +47,15 @@ __all__ = [
     "keep_integer",
     "keep_number",
     "pick",
+    "printable",
     "read_integer",
     "read_number",
+    "show",
     "unknown",
 ]
 
 PART = 1 << 17  # values that are looked at together, where data may be large: 1 MiB in float64, which is given back
+SHOWN = 100  # characters of a value in a message
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -61,7 +65,7 @@ class ScoreSDEError(Exception):
 
     The message is ``message``, with "; ``cure``" behind it where there is a cure. The fields tell a program what the
     message tells a person; each is None where the error does not say it. They are plain values, so that every error can
-    be pickled, and none keeps a tensor alive.
+    be pickled, and none keeps a tensor alive. The message is ``printable``.
 
     Args:
         message: what is wrong.
@@ -80,14 +84,15 @@ class ScoreSDEError(Exception):
         allowed: str | tuple[str, ...] | None = None,
         cure: str | None = None,
     ) -> None:
-        super().__init__(message if cure is None else f"{message}; {cure}")
+        super().__init__(printable(message if cure is None else f"{message}; {cure}", keep="\n"))
         self.parameter, self.allowed, self.cure = parameter, allowed, cure
         self.got = got if isinstance(got, str | int | float | None) else repr(got)
 
     def with_cure(self, cure: str) -> Self:
         """Return the same error with another cure, in the words of who called: a command line has options, say."""
         other = copy.copy(self)
-        other.args = (f"{str(self).removesuffix(f'; {self.cure}')}; {cure}",)
+        message = str(self).removesuffix(printable(f"; {self.cure}", keep="\n"))
+        other.args = (printable(f"{message}; {cure}", keep="\n"),)
         other.cure = cure
         return other
 
@@ -130,6 +135,33 @@ class TrainingWarning(UserWarning):
 
 class UnstableSamplerWarning(UserWarning):
     """A sampler's table makes far too much of Gaussian data with the model's moments, whatever the network."""
+
+
+def printable(text: str, *, keep: str = "") -> str:
+    """Return a text without what a terminal obeys: control and direction characters are written as escapes.
+
+    Letters of any script stay, and the joiners between them. So do the characters ``keep``.
+    """
+    if text.isprintable():
+        return text
+    keep += "\u200c\u200d"
+    kinds = ("Cc", "Cf", "Cs", "Zl", "Zp")
+    return "".join(
+        c.encode("unicode_escape").decode() if unicodedata.category(c) in kinds and c not in keep else c for c in text
+    )
+
+
+def show(value: object) -> str:
+    """Return the ``repr`` of a value for a message: printable, in one line, and short."""
+    number = read_integer(value)
+    if number is not None and number.bit_length() > 256:
+        return f"an integer of {number.bit_length()} bits"
+    try:
+        text = printable(repr(value), keep="\n")
+    except Exception:  # an object's own, or too deep a nesting
+        text = f"a value of type {type(value).__name__}"
+    text = " ".join(text.split())
+    return text if len(text) <= SHOWN else f"{text[: SHOWN - 13]}...{text[-10:]}"
 
 
 def check_floating(x: object, name: str = "x") -> Tensor:
@@ -264,7 +296,7 @@ def check_integer(value: object, name: str, minimum: int = 0, maximum: int | Non
         raise _misfit(name, value, "an integer")
     if number < minimum or (maximum is not None and number > maximum):
         allowed = f"at least {minimum}" if maximum is None else f"in [{minimum}, {maximum}]"
-        raise DomainError(f"{name} must be {allowed}, got {number}", parameter=name, got=number, allowed=allowed)
+        raise DomainError(f"{name} must be {allowed}, got {show(number)}", parameter=name, got=number, allowed=allowed)
     return number
 
 
@@ -296,7 +328,8 @@ def check_number(
         left = "(-inf" if low is None else f"{'(' if open_low else '['}{low:g}"
         right = "inf)" if high is None else f"{high:g}{')' if open_high else ']'}"
         allowed = f"in {left}, {right}"
-        raise DomainError(f"{name} must lie {allowed}, got {value}", parameter=name, got=number, allowed=allowed)
+        given = show(value if isinstance(value, int) else number)
+        raise DomainError(f"{name} must lie {allowed}, got {given}", parameter=name, got=number, allowed=allowed)
     return number
 
 
@@ -334,7 +367,10 @@ def read_number(value: object) -> float | None:
 def _misfit(name: str, got: object, allowed: str) -> DTypeError:
     """Build the error for a value of the wrong type."""
     return DTypeError(
-        f"{name} must be {allowed}, got {got!r} of type {type(got).__name__}", parameter=name, got=got, allowed=allowed
+        f"{name} must be {allowed}, got {show(got)} of type {type(got).__name__}",
+        parameter=name,
+        got=got,
+        allowed=allowed,
     )
 
 
@@ -352,7 +388,7 @@ def unknown(kind: str, got: object, choices: Iterable[str], *, parameter: str | 
     near = difflib.get_close_matches(_fold(str(got)), folded, n=1)
     hint = f"did you mean {folded[near[0]]!r}? " if near else ""
     return ConfigError(
-        f"unknown {kind} {got!r}",
+        f"unknown {kind} {show(got)}",
         parameter=kind if parameter is None else parameter,
         got=got,
         allowed=tuple(names),

@@ -26,7 +26,7 @@ from scoresde.cli.run_folder import RunFolder, check_file, open_run
 from scoresde.cli.threads import choose_threads, use_threads
 from scoresde.data.arrays import arrays_from_file
 from scoresde.diffusions.sde import GaussianSDE
-from scoresde.errors import ConfigError, check_integer, unknown
+from scoresde.errors import ConfigError, check_integer, printable, unknown
 from scoresde.models.guidance.combine import guided
 from scoresde.models.prediction import Condition, Predictor, select
 from scoresde.models.score_model import ScoreModel
@@ -142,7 +142,7 @@ class Sample(Work):
         cost = torch.cat([part.nfe for part in parts]).double().mean()
         evaluations = f"{float(cost):.4g} evaluations each, {took:.1f} seconds"
         name = sampler.solver.name if sampler.name == USUAL and isinstance(sampler.solver, Tableau) else sampler.name
-        print(f"wrote {self.out}: {self.n} samples by {name}, {evaluations}")
+        print(f"wrote {self.out}: {self.n} samples by {printable(name)}, {evaluations}")
         return 0
 
     def _size_event(self, run: RunFolder) -> torch.Size:

@@ -13,7 +13,7 @@ from typing import cast
 from scoresde.chains.ddpm import DDPM
 from scoresde.chains.smld import SMLD
 from scoresde.diffusions.sde import GaussianSDE
-from scoresde.errors import ConfigError, check_integer, unknown
+from scoresde.errors import ConfigError, check_integer, printable, unknown
 from scoresde.models.prediction import Predictor
 from scoresde.models.scored_sde import ScoredSDE
 from scoresde.sampling.calibration import Calibration
@@ -120,7 +120,7 @@ def parse_sampler(
         )
     if _is_table(head):
         table = read_table(Path(head))
-        return Sampler(table.name, table, samples=samples)
+        return Sampler(printable(table.name), table, samples=samples)
     _check_name("sampler", name)
     if colon and not count.isdecimal():
         raise ConfigError(f"sampler {text!r}: after the colon stands a number of steps, e.g. {name}:20", got=text)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from scoresde.diffusions.sde import GaussianSDE
 from scoresde.diffusions.targets import Kind, target, view
-from scoresde.errors import ConfigError, DTypeError, ShapeError, SolverError, check_floating
+from scoresde.errors import ConfigError, DTypeError, ShapeError, SolverError, check_floating, printable
 from scoresde.noise import GeneratorNoise, NoiseSource, SampleNoise, check_seed, fresh_seed
 from scoresde.sampling.executor import Run
 from scoresde.solvers.rows import Knot
@@ -64,7 +64,7 @@ class Stepper:
         return len(self.table.rows)
 
     def __repr__(self) -> str:
-        return f"<Stepper {self.table.name}: {self.place} of {len(self)} calls made>"
+        return f"<Stepper {printable(self.table.name)}: {self.place} of {len(self)} calls made>"
 
     def __iter__(self) -> Iterator[Knot]:
         """Yield where the network is asked next, until the table ends."""

@@ -10,7 +10,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from scoresde.diffusions.sde import SDE
-from scoresde.errors import ConfigError, SolverError
+from scoresde.errors import ConfigError, SolverError, printable
 from scoresde.models.prediction import Condition, Predictor
 from scoresde.models.scored_sde import ScoredSDE
 from scoresde.noise import NoiseSource
@@ -74,7 +74,9 @@ class TablePlan:
         if self.watch.trajectory:
             observers.append(lambda step: states.append(step.x.clone()))
         guard = _Freezer(status, x.clone()) if freezes else None
-        with tqdm(total=self.table.nfe, desc=self.table.name, disable=not self.watch.progress, leave=False) as bar:
+        with tqdm(
+            total=self.table.nfe, desc=printable(self.table.name), disable=not self.watch.progress, leave=False
+        ) as bar:
             if self.watch.progress:
                 observers.append(lambda step: _tick(bar))
             out = execute(

@@ -32,7 +32,7 @@ import torch
 from torch import Tensor
 
 from scoresde.diffusions.sde import SDE, GaussianSDE
-from scoresde.errors import ConfigError, DomainError, DTypeError, ShapeError, check_integer, check_number
+from scoresde.errors import ConfigError, DomainError, DTypeError, ShapeError, check_integer, check_number, printable
 
 __all__ = [
     "Grid",
@@ -89,7 +89,7 @@ class Grid:
 
     def __repr__(self) -> str:
         """Say in one line what the grid is."""
-        return f"<Grid {self.name}{'' if self.steps is None else f', {self.steps} steps'}>"
+        return f"<Grid {printable(self.name)}{'' if self.steps is None else f', {self.steps} steps'}>"
 
 
 def _pin(sde: GaussianSDE, times: Tensor) -> Tensor:
