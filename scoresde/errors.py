@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 __all__ = [
+    "LARGEST_NUMBER",
     "PART",
     "CheckpointError",
     "ConfigError",
@@ -41,6 +42,7 @@ __all__ = [
     "check_floating",
     "check_integer",
     "check_number",
+    "check_outcome",
     "check_path",
     "check_samples",
     "explain_keywords",
@@ -55,6 +57,7 @@ __all__ = [
 ]
 
 PART = 1 << 17  # values that are looked at together, where data may be large: 1 MiB in float64, which is given back
+LARGEST_NUMBER = 1e150  # whose square, and the square of whose reciprocal, are still numbers of float64
 SHOWN = 100  # characters of a value in a message
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -249,6 +252,24 @@ def check_finite(parts: Iterable[Tensor], name: str) -> Iterator[Tensor]:
         )
 
 
+def check_outcome(values: Tensor, what: str, at: Tensor | None = None) -> Tensor:
+    """Return values (B, *) to which a network's predictions have led; SolverError, with the share, if any is no number.
+
+    Args:
+        values: one or more for each sample.
+        what: names them, for the message.
+        at: the times of the predictions, (B,); the message names the first that failed.
+    """
+    if not bool(torch.isfinite(values).all()):
+        bad = (~torch.isfinite(values)).reshape(len(values), -1).any(1)
+        place = "" if at is None else f" at t = {float(at.reshape(-1)[int(bad.nonzero()[0])]):g}"
+        raise SolverError(
+            f"{what}{place} is not finite in {float(bad.double().mean()):.1%} of the samples, since the network's "
+            "prediction is not, or is too large"
+        )
+    return values
+
+
 def check_device(device: torch.device, name: str, other: torch.device, other_name: str) -> None:
     """Raise ConfigError, naming both, unless ``name`` and ``other_name`` are on one device."""
     if device != other:
@@ -316,7 +337,8 @@ def check_number(
 ) -> float:
     """Return ``value`` as a finite float in the stated interval, else raise DTypeError or DomainError.
 
-    A number is Python's, NumPy's, or a real tensor or array without dimensions.
+    A number is Python's, NumPy's, or a real tensor or array without dimensions. It lies in [-1e150, 1e150] whatever the
+    interval, and one that must be positive is at least 1e-150: formulas square numbers and their reciprocals.
     """
     found = read_number(value)
     if found is None:
@@ -324,6 +346,10 @@ def check_number(
     number = found
     below = low is not None and (number <= low if open_low else number < low)
     above = high is not None and (number >= high if open_high else number > high)
+    extreme = abs(number) > LARGEST_NUMBER or (open_low and low == 0 and 0 < number < 1 / LARGEST_NUMBER)
+    if extreme and math.isfinite(number) and not (below or above):
+        allowed = f"of a size between {1 / LARGEST_NUMBER:g} and {LARGEST_NUMBER:g}"
+        raise DomainError(f"{name} must be {allowed}, got {show(number)}", parameter=name, got=number, allowed=allowed)
     if not math.isfinite(number) or below or above:
         left = "(-inf" if low is None else f"{'(' if open_low else '['}{low:g}"
         right = "inf)" if high is None else f"{high:g}{')' if open_high else ']'}"

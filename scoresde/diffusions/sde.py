@@ -57,6 +57,7 @@ __all__ = [
 ]
 
 ROUNDING = 1e-15  # of a log_snr, relative
+NARROWEST = 1e-9  # of the times of use, relative to the last
 
 Owner = TypeVar("Owner", bound="SDE")
 
@@ -123,6 +124,15 @@ def posterior_weights(early: Point, late: Point) -> tuple[Tensor, Tensor, Tensor
     return _divide(early.sigma, late.sigma) * (gap / 2).exp(), early.alpha * fresh, early.sigma * fresh.sqrt()
 
 
+def check_span(low: float, high: float, low_name: str, high_name: str) -> None:
+    """Raise DomainError for ends so close that the steps between them would be rounded away."""
+    if high - low < NARROWEST * high:
+        allowed = f"at least {1 + NARROWEST:.9f} {low_name}"
+        raise DomainError(
+            f"{high_name} must be {allowed}, got {low!r} to {high!r}", parameter=high_name, got=high, allowed=allowed
+        )
+
+
 @dataclass(frozen=True, eq=False)
 class SDE(ABC):
     """dx = drift(x, t) dt + diffusion(t) dw on [t_min, t_max]; write ``drift`` and ``diffusion`` to make your own.
@@ -138,6 +148,7 @@ class SDE(ABC):
     def __post_init__(self) -> None:
         keep_number(self, "t_min", 0.0, open_low=True)
         keep_number(self, "t_max", self.t_min, open_low=True)
+        check_span(self.t_min, self.t_max, "t_min", "t_max")
 
     @abstractmethod
     def drift(self, x: Tensor, t: Tensor | float) -> Tensor:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from scoresde.diffusions.gaussian import Gaussian
 from scoresde.diffusions.point import Point
-from scoresde.errors import DTypeError, check_integer
+from scoresde.errors import DomainError, DTypeError, check_integer, check_outcome
 from scoresde.likelihood.decoders import Decoder, LevelsDecoder, check_decoder, find_levels
 from scoresde.likelihood.figures import Figures
 from scoresde.models.checks import check_model_and_data
@@ -150,6 +150,7 @@ class Task:
         spread = transform is not None and transform.random
         self.levels = None if self.decoder.discrete or spread else find_levels(x)
         self.size = math.prod(x.shape[1:])
+        _check_size(self.y, self.size)
         self.source = self._noise(noise)
 
     def _stream(self, name: str, device: torch.device | str = "cpu") -> torch.Generator:
@@ -195,8 +196,23 @@ class Task:
         for _, part, y, z, cond in self.drawn(1):
             x = float(point.alpha) * y + float(point.sigma) * z
             mean = self.model.at(x, point, cond).data
-            values[part] = self.decoder.nats(y, mean, std, self.model.transform).to("cpu", torch.float64)
+            nats = self.decoder.nats(y, mean, std, self.model.transform)
+            values[part] = check_outcome(nats, "the reconstruction", point.t.expand(len(y))).to("cpu", torch.float64)
         return values
+
+
+def _check_size(y: Tensor, size: int) -> None:
+    """Raise DomainError for data whose squared errors could not be summed in their type."""
+    limit = math.sqrt(torch.finfo(y.dtype).max / (4 * max(1, size)))
+    largest = float(y.abs().max()) if y.numel() else 0.0
+    if not largest <= limit:
+        raise DomainError(
+            f"x0 reaches {largest:.3g} in the model's coordinates, whose square is no number of {y.dtype}",
+            parameter="x0",
+            got=largest,
+            allowed=f"values up to {limit:.3g}",
+            cure="give the model a transform, e.g. Affine.standardise(data), or the data in float64",
+        )
 
 
 def assemble_bound(task: Task, prior: Tensor, layers: Tensor, terms: Tensor) -> Bound:

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from scoresde.chains.base import Chain
 from scoresde.diffusions.gaussian import Gaussian
-from scoresde.errors import ConfigError, DTypeError, check_integer, unknown
+from scoresde.errors import ConfigError, DTypeError, check_integer, check_outcome, unknown
 from scoresde.likelihood.bound import Bound, Task, assemble_bound, choose_prior, measure_prior
 from scoresde.likelihood.decoders import Decoder
 from scoresde.models.checks import check_score_model
@@ -77,7 +77,8 @@ def variational_bound(
 
     Raises:
         DTypeError, ShapeError, DomainError, ConfigError: a model, chain, data, decoder, prior or option of the wrong
-            type, shape or range; data off the decoder's levels. All before any call of the network.
+            type, shape or range; data off the decoder's levels. All before any call of the network. SolverError: a
+            prediction that is not finite, with its t and the share of such samples.
     """
     model = check_score_model(model)
     if not isinstance(chain, Chain):
@@ -123,5 +124,6 @@ def _layers(task: Task, chain: Chain, index: Tensor, variance: Variance) -> Tens
     for draws, part, y, z, cond in task.drawn(len(index)):
         i = index[draws, part]
         nats = task.size * loss(task.model, y, cond=cond, index=i.reshape(-1), noise=z)
+        check_outcome(nats, "the bound's layer", chain.points.t[i.reshape(-1)])
         values[draws, part] = nats.to("cpu", torch.float64).reshape(i.shape)
     return values

@@ -20,7 +20,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from scoresde.diffusions.point import Point
-from scoresde.errors import ConfigError, check_integer, check_samples
+from scoresde.errors import ConfigError, check_integer, check_outcome, check_samples
 from scoresde.likelihood.probes import check_groups
 from scoresde.models.checks import check_event, check_model
 from scoresde.models.prediction import Condition, Predictor, Prepared, check_condition, in_mode
@@ -96,7 +96,8 @@ def _measure(model: Predictor, x: Tensor, intervals: int, cond: Condition, progr
         state, at = solve(solver, model, state, at, point, cond).x, point
         prepared = model.prepare(point[None], state, cond)
         _, (on_output,) = prepared.weights("flow")
-        total += step * on_output * _jacobian(prepared, state).to("cpu", torch.float64)
+        jacobian = check_outcome(_jacobian(prepared, state), "the network's Jacobian", u.expand(len(state)))
+        total += step * on_output * jacobian.to("cpu", torch.float64)
     return (0.5 * (total + total.transpose(1, 2))).square().mean(0)
 
 

@@ -29,7 +29,15 @@ from scoresde.chains.base import Chain
 from scoresde.diffusions.gaussian import Gaussian
 from scoresde.diffusions.point import Point
 from scoresde.diffusions.sde import transition_weights
-from scoresde.errors import ConfigError, DTypeError, ShapeError, check_floating, check_integer, check_samples
+from scoresde.errors import (
+    ConfigError,
+    DTypeError,
+    ShapeError,
+    check_floating,
+    check_integer,
+    check_outcome,
+    check_samples,
+)
 from scoresde.likelihood.bound import choose_prior, choose_std
 from scoresde.likelihood.decoders import Decoder, check_decoder, event_sum, gaussian_nats
 from scoresde.models.checks import check_model_and_data
@@ -110,7 +118,7 @@ def path_log_weight(
     Raises:
         ConfigError: a table that remembers, repeats noise, goes upwards or draws no noise above the last step.
         DTypeError, ShapeError, DomainError: a path of another shape or number of states, not finite, and so on. All
-            before any call of the network.
+            before any call of the network. SolverError: a prediction that is not finite.
     """
     steps = _table(table)
     points = _points(steps)
@@ -134,7 +142,7 @@ def path_log_weight(
     with in_mode(model, training=False), torch.no_grad():
         for part in chunks(path.shape[1], chunk_size):
             found = _weigh_paths(model, path[:, part], steps, closing, law, select(cond, part))
-            weights[part] = found.to("cpu", torch.float64)
+            weights[part] = check_outcome(found, "the log weight").to("cpu", torch.float64)
     return weights
 
 

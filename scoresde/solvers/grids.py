@@ -48,6 +48,7 @@ __all__ = [
 ]
 
 
+CLOSEST = 1e-13  # of a time, between it and the next: less is rounding
 FIRST_LOG_SNR, LAST_LOG_SNR = -10.0, 14.0  # VPSDE's own ends, for an SDE that goes further
 
 
@@ -77,6 +78,9 @@ class Grid:
             sde: whose times.
             steps: number of intervals.
             jumps: whether a jump to clean data follows, so that the grid may end at ``until``.
+
+        Raises:
+            ConfigError: no number of steps. DTypeError, DomainError: a bad one, or times that do not decrease.
         """
         n = steps if steps is not None else self.steps
         if n is None:
@@ -85,7 +89,19 @@ class Grid:
         fractions = torch.arange(n + 1, dtype=torch.float64) / max(n, 1)
         if jumps and float(sde.log_snr(sde.t_min)) > self.until:
             sde = sde.starting_at(float(sde.time(self.until)))
-        return self.rule(sde, fractions, *self.options)
+        times = self.rule(sde, fractions, *self.options)
+        falls = times.diff() < -CLOSEST * times[:-1]
+        if not bool(falls.all()):
+            where = int((~falls).nonzero()[0])
+            raise DomainError(
+                f"the grid {printable(self.name)} with {n} steps hardly falls at t = {float(times[where]):g}: float64 "
+                "cannot tell its times apart",
+                parameter="times",
+                got=float(times[where]),
+                allowed="decreasing times",
+                cure="take milder options of the grid, or fewer steps",
+            )
+        return times
 
     def __repr__(self) -> str:
         """Say in one line what the grid is."""
