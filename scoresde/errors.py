@@ -18,7 +18,7 @@ import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from os import PathLike
 from pathlib import Path
-from typing import ParamSpec, Self, TypeVar
+from typing import Any, ParamSpec, Self, TypeVar
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ from torch import Tensor
 
 __all__ = [
     "LARGEST_NUMBER",
+    "LARGEST_SIZE",
     "PART",
     "CheckpointError",
     "ConfigError",
@@ -37,15 +38,26 @@ __all__ = [
     "SolverError",
     "TrainingWarning",
     "UnstableSamplerWarning",
+    "check_callable",
+    "check_choice",
+    "check_dense",
     "check_device",
+    "check_dtype",
     "check_finite",
+    "check_flag",
     "check_floating",
     "check_integer",
+    "check_mapping",
     "check_number",
+    "check_numbers",
     "check_outcome",
     "check_path",
     "check_samples",
+    "check_sequence",
+    "check_sizes",
+    "check_value",
     "explain_keywords",
+    "is_name",
     "keep_integer",
     "keep_number",
     "pick",
@@ -58,6 +70,7 @@ __all__ = [
 
 PART = 1 << 17  # values that are looked at together, where data may be large: 1 MiB in float64, which is given back
 LARGEST_NUMBER = 1e150  # whose square, and the square of whose reciprocal, are still numbers of float64
+LARGEST_SIZE = 2**31 - 1
 SHOWN = 100  # characters of a value in a message
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -177,10 +190,7 @@ def check_floating(x: object, name: str = "x") -> Tensor:
             allowed="a torch.Tensor",
             cure=_tell_how(x, name),
         )
-    if x.is_nested or x.layout != torch.strided:
-        what = "nested, whose samples have sizes of their own" if x.is_nested else f"laid out as {x.layout}"
-        how = f"torch.nested.to_padded_tensor({name}, 0.0)" if x.is_nested else f"{name}.to_dense()"
-        raise ShapeError(f"{name} is {what}", parameter=name, allowed="a dense tensor", cure=f"make it dense: {how}")
+    check_dense(x, name)
     if not x.dtype.is_floating_point:
         cure = "take its real and imaginary parts as channels" if x.is_complex() else f"convert it with {name}.float()"
         raise DTypeError(
@@ -307,21 +317,22 @@ def read_integer(value: object) -> int | None:
         return None
 
 
-def check_integer(value: object, name: str, minimum: int = 0, maximum: int | None = None) -> int:
+def check_integer(value: object, name: str, minimum: int = 0, maximum: int = LARGEST_SIZE) -> int:
     """Return ``value`` as an int in [minimum, maximum]; DTypeError if it is no whole number, DomainError outside.
 
-    ``read_integer`` says what is one.
+    ``read_integer`` says what is one. A size or a count is at most 2^31 - 1, unless its parameter states another limit.
     """
     number = read_integer(value)
     if number is None:
         raise _misfit(name, value, "an integer")
-    if number < minimum or (maximum is not None and number > maximum):
-        allowed = f"at least {minimum}" if maximum is None else f"in [{minimum}, {maximum}]"
+    if number < minimum or number > maximum:
+        bound = f"at most {maximum}" if number > maximum else f"at least {minimum}"
+        allowed = bound if maximum == LARGEST_SIZE else f"in [{minimum}, {maximum}]"
         raise DomainError(f"{name} must be {allowed}, got {show(number)}", parameter=name, got=number, allowed=allowed)
     return number
 
 
-def keep_integer(owner: object, name: str, minimum: int = 0, maximum: int | None = None) -> None:
+def keep_integer(owner: object, name: str, minimum: int = 0, maximum: int = LARGEST_SIZE) -> None:
     """Check the integer of this name of a frozen dataclass as ``check_integer`` does, and keep it as an int."""
     object.__setattr__(owner, name, check_integer(getattr(owner, name), name, minimum, maximum))
 
@@ -357,6 +368,14 @@ def check_number(
         given = show(value if isinstance(value, int) else number)
         raise DomainError(f"{name} must lie {allowed}, got {given}", parameter=name, got=number, allowed=allowed)
     return number
+
+
+def check_value(value: object, name: str) -> float:
+    """Return what a function called ``name`` returned as a float, perhaps NaN; DTypeError where it is no number."""
+    found = read_number(value)
+    if found is None:
+        raise DTypeError(f"{name} must return a number, got {show(value)}", parameter=name, got=value)
+    return found
 
 
 def keep_number(
@@ -427,11 +446,99 @@ def _fold(name: str) -> str:
     return re.sub("[^a-z0-9]", "", name.casefold().replace("solver++", "++").replace("++", "pp"))
 
 
+def is_name(got: object, choices: Iterable[str]) -> bool:
+    """Say whether ``got`` is one of the names, whatever else it may be: a list, an array, None."""
+    return isinstance(got, str) and got in choices
+
+
+def check_choice(kind: str, got: object, choices: Iterable[str], *, parameter: str | None = None) -> None:
+    """Raise ``unknown`` unless ``got`` is one of the names; see ``is_name``."""
+    names = list(choices)
+    if not is_name(got, names):
+        raise unknown(kind, got, names, parameter=parameter)
+
+
+def check_flag(value: object, name: str) -> bool:
+    """Return ``value`` as a bool: True, False, 1 or 0 of Python's or NumPy's; DTypeError otherwise."""
+    if not isinstance(value, bool | int | np.bool_) or value not in (0, 1):
+        raise _misfit(name, value, "True or False")
+    return bool(value)
+
+
+def check_dtype(dtype: object) -> torch.dtype:
+    """Return a real floating type of at least 16 bits; DTypeError for anything else."""
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point or dtype.itemsize < 2:
+        raise DTypeError(
+            f"dtype must be a real floating type of torch, e.g. torch.float32, got {show(dtype)}",
+            parameter="dtype",
+            got=dtype,
+        )
+    return dtype
+
+
+def check_callable(value: object, name: str, example: str, *, optional: bool = True) -> None:
+    """Raise DTypeError unless ``value`` is a function, or None where it is ``optional``; ``example`` says of what."""
+    if not ((value is None and optional) or (callable(value) and not isinstance(value, type))):
+        raise _misfit(name, value, f"a function {example}")
+
+
+def check_sequence(value: object, name: str, parts: str) -> tuple[Any, ...]:
+    """Return what is in a list, a tuple or any iterable but a text, a mapping or a tensor; DTypeError otherwise."""
+    if isinstance(value, str | bytes | Mapping | Tensor | np.ndarray | type) or not isinstance(value, Iterable):
+        raise _misfit(name, value, f"a list of {parts}")
+    return tuple(value)
+
+
+def check_mapping(value: object, name: str, parts: str) -> Mapping[str, Any]:
+    """Return a mapping of names; DTypeError for anything else."""
+    if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
+        raise _misfit(name, value, f"a dict from names to {parts}")
+    return value
+
+
+def check_sizes(value: object, name: str, minimum: int = 0) -> tuple[int, ...]:
+    """Return the sizes of a shape, each at least ``minimum``; DTypeError or DomainError otherwise."""
+    sizes = check_sequence(value, name, "sizes")
+    return tuple(check_integer(size, f"{name}[{k}]", minimum) for k, size in enumerate(sizes))
+
+
+def check_numbers(value: object, name: str) -> Tensor:
+    """Return a tensor, an array, a number or nested sequences of real numbers as a dense float64 tensor on the CPU.
+
+    Raises DTypeError for anything else. The numbers may be infinite or NaN.
+    """
+    try:
+        found = value if isinstance(value, Tensor) else torch.as_tensor(value, device="cpu")
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise _misfit(name, value, "a tensor, or numbers in sequences of one length") from error
+    check_dense(found, name)
+    if found.is_complex():
+        raise DTypeError(f"{name} must be real, got {found.dtype}; take real and imaginary parts as channels")
+    return found.detach().to("cpu", torch.float64)
+
+
+def check_dense(x: Tensor, name: str) -> None:
+    """Raise for a tensor without values that one could compute with: nested, sparse, without memory, or of 8 bits."""
+    if x.is_nested or x.layout != torch.strided:
+        what = "nested, whose samples have sizes of their own" if x.is_nested else f"laid out as {x.layout}"
+        how = f"torch.nested.to_padded_tensor({name}, 0.0)" if x.is_nested else f"{name}.to_dense()"
+        raise ShapeError(f"{name} is {what}", parameter=name, allowed="a dense tensor", cure=f"make it dense: {how}")
+    if x.device.type == "meta":
+        raise ShapeError(f"{name} is on the meta device, which holds no values", parameter=name, got="meta")
+    if x.dtype.is_floating_point and x.dtype.itemsize < 2:
+        raise DTypeError(
+            f"{name} must have a type of at least 16 bits, got {x.dtype}",
+            parameter=name,
+            got=x.dtype,
+            cure=f"convert it with {name}.float()",
+        )
+
+
 def pick(kind: str, choice: object, table: Mapping[str, Callable[..., Tensor]]) -> Callable[..., Tensor]:
     """Return the entry ``choice`` of a table, or ``choice`` itself where it is a function; ConfigError otherwise."""
     if isinstance(choice, str) and choice in table:
         return table[choice]
-    if callable(choice):
+    if callable(choice) and not isinstance(choice, type):
         return choice
     raise unknown(kind, choice, table)
 

@@ -34,12 +34,13 @@ from scoresde.errors import (
     DomainError,
     DTypeError,
     ShapeError,
+    check_choice,
     check_device,
     check_floating,
     check_integer,
     check_number,
     read_integer,
-    unknown,
+    show,
 )
 from scoresde.ops import accept_arrays, combine, expand
 from scoresde.solvers.ancestral import DDIM, VARIANCES, Ancestral, Variance
@@ -139,8 +140,7 @@ class Chain(ABC):
         Raises:
             ConfigError: another variance. DomainError: more steps than indices.
         """
-        if variance not in VARIANCES:
-            raise unknown("variance", variance, VARIANCES)
+        check_choice("variance", variance, VARIANCES)
         return Ancestral(1.0, variance).on(self._downwards(steps), self.prior_std)
 
     def ddim(self, eta: float = 0.0, *, steps: int | None = None) -> Tableau:
@@ -268,8 +268,7 @@ class Chain(ABC):
             ConfigError: another variance, or a fraction without (or not with) the learned one. ShapeError, DTypeError,
                 DomainError: as ``posterior``, and a fraction of another shape.
         """
-        if variance not in VARIANCES:
-            raise unknown("variance", variance, VARIANCES)
+        check_choice("variance", variance, VARIANCES)
         if (fraction is None) == (variance == "learned"):
             raise ConfigError(f"fraction= belongs to variance='learned', and it needs one; got variance={variance!r}")
         mean, std = self.posterior(data, x_i, index)
@@ -291,8 +290,9 @@ def rule_times(sde: GaussianSDE, n: int, rule: str) -> Tensor:
     Raises DTypeError, DomainError for n and ConfigError for an unknown rule.
     """
     n = check_integer(n, "n", 1)
-    if rule not in RULES:
-        raise unknown("rule", rule, RULES)
+    check_choice("rule", rule, RULES)
+    if not isinstance(sde, GaussianSDE):
+        raise DTypeError(f"sde must be a GaussianSDE, e.g. VPSDE(), got {show(sde)}", parameter="sde")
     if rule == "song" and n > 1:
         return sde.t_max * torch.linspace(0, 1, n, dtype=torch.float64)
     return sde.t_max * torch.arange(1, n + 1, dtype=torch.float64) / n

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from scoresde.chains.base import Chain, rule_times
 from scoresde.diffusions.sde import GaussianSDE
-from scoresde.errors import ConfigError, DomainError, ShapeError, check_integer, check_number
+from scoresde.errors import ConfigError, DomainError, ShapeError, check_integer, check_number, check_numbers
 
 __all__ = ["DDPM"]
 
@@ -78,7 +78,7 @@ class DDPM(Chain):
     @classmethod
     def from_betas(cls, betas: Tensor) -> DDPM:
         """Build the chain of given betas, each in (0, 1); the last may be 1, as rescaled schedules have it."""
-        return cls._of(torch.as_tensor(betas).detach().to("cpu", torch.float64), most=1.0)
+        return cls._of(check_numbers(betas, "betas"), most=1.0)
 
     @classmethod
     def _of(cls, betas: Tensor, most: float = math.nextafter(1.0, 0.0)) -> DDPM:

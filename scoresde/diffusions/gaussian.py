@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from scoresde.errors import DomainError, DTypeError, ShapeError, check_floating, check_samples
+from scoresde.errors import DomainError, ShapeError, check_floating, check_numbers, check_samples
 from scoresde.ops import flat, gather_moments, parts, working_dtype
 
 __all__ = ["FULL_COVARIANCE_LIMIT", "Gaussian", "Moments"]
@@ -88,11 +88,9 @@ def _summarise(mean: Tensor, variance: Tensor, basis: Tensor | None) -> str:
     )
 
 
-def _check_numbers(numbers: Tensor, name: str) -> Tensor:
-    """Return a real finite tensor in float64 on the CPU."""
-    if numbers.is_complex():
-        raise DTypeError(f"{name} must be real, got {numbers.dtype}; take real and imaginary parts as channels")
-    wide = numbers.detach().to("cpu", torch.float64)
+def _check_finite(numbers: object, name: str) -> Tensor:
+    """Return finite real numbers in float64 on the CPU."""
+    wide = check_numbers(numbers, name)
     if not bool(torch.isfinite(wide).all()):
         raise DomainError(f"{name} must be finite", parameter=name, allowed="finite values")
     return wide
@@ -157,14 +155,11 @@ class Moments:
             DTypeError: no real tensors. ShapeError: a covariance of another shape. DomainError: one that is not finite,
             symmetric and positive semi-definite, up to the rounding of its type.
         """
-        for name, numbers in (("mean", mean), ("covariance", covariance)):
-            if not isinstance(numbers, Tensor):
-                got = type(numbers).__name__
-                raise DTypeError(f"{name} must be a torch.Tensor, got {got}; use torch.as_tensor({name})")
+        given: object = covariance
+        dtype = given.dtype if isinstance(given, Tensor) and given.is_floating_point() else torch.float64
+        mean, covariance = _check_finite(mean, "mean"), _check_finite(covariance, "covariance")
         # The rounding of a sum of as many terms as a product of matrices has.
-        dtype = covariance.dtype if covariance.is_floating_point() else torch.float64
         room = (16 + mean.numel()) * torch.finfo(dtype).eps
-        mean, covariance = _check_numbers(mean, "mean"), _check_numbers(covariance, "covariance")
         size = mean.numel()
         room *= float(covariance.abs().max()) if covariance.numel() else 0.0
         if covariance.ndim == 2 and covariance.shape == (size, size):

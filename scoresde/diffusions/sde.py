@@ -38,11 +38,13 @@ from scoresde.errors import (
     DTypeError,
     ShapeError,
     SolverError,
+    check_dense,
     check_device,
     check_floating,
     check_number,
     keep_number,
     read_number,
+    show,
 )
 from scoresde.ops import combine, expand, time_derivative, working_dtype
 
@@ -89,8 +91,8 @@ def check_score(function: object) -> Callable[..., Any]:
             f"{type(function).__name__} is a network, net(x, c_noise), and no score function: make a model of it with "
             "ScoreModel(net, sde), or with ScoreModel.from_callable if it was trained to return the score at (x, t)"
         )
-    if not callable(function):
-        raise DTypeError(f"model must be a ScoreModel or a callable (x, t) -> score, got {function!r}")
+    if not callable(function) or isinstance(function, type):
+        raise DTypeError(f"model must be a ScoreModel or a callable (x, t) -> score, got {show(function)}")
     return function
 
 
@@ -180,9 +182,10 @@ class SDE(ABC):
         if isinstance(t, Tensor):
             if not t.dtype.is_floating_point:
                 raise DTypeError(f"{name} must be floating for a continuous SDE, got {t.dtype}; see DDPM for a chain")
+            check_dense(t, name)
             time = t.to("cpu", torch.float64)
         elif (number := read_number(t)) is None:
-            raise DTypeError(f"{name} must be a number or a floating tensor, got {t!r} of type {type(t).__name__}")
+            raise DTypeError(f"{name} must be a number or a floating tensor, got {show(t)} of type {type(t).__name__}")
         else:
             time = torch.tensor(number, dtype=torch.float64)
         if time.ndim > 1 or (time.ndim and x is not None and time.shape[0] != x.shape[0]):

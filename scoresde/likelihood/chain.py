@@ -29,7 +29,7 @@ from torch import Tensor
 
 from scoresde.chains.base import Chain
 from scoresde.diffusions.gaussian import Gaussian
-from scoresde.errors import ConfigError, DTypeError, check_integer, check_outcome, unknown
+from scoresde.errors import ConfigError, DTypeError, check_choice, check_integer, check_outcome
 from scoresde.likelihood.bound import Bound, Task, assemble_bound, choose_prior, measure_prior
 from scoresde.likelihood.decoders import Decoder
 from scoresde.models.checks import check_score_model
@@ -86,8 +86,7 @@ def variational_bound(
             f"chain must be a DDPM or an SMLD, got {type(chain).__name__}; DDPM.from_sde(sde, n) makes one, and "
             "continuous_elbo takes an SDE"
         )
-    if variance not in VARIANCES:
-        raise unknown("variance", variance, VARIANCES)
+    check_choice("variance", variance, VARIANCES)
     layers = len(chain) - 1
     draws = layers if indices is None else check_integer(indices, "indices", min(1, layers), layers)
     task = Task(

@@ -20,7 +20,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from scoresde.diffusions.point import Point
-from scoresde.errors import ConfigError, check_integer, check_outcome, check_samples
+from scoresde.errors import ConfigError, check_flag, check_integer, check_outcome, check_samples
 from scoresde.likelihood.probes import check_groups
 from scoresde.models.checks import check_event, check_model
 from scoresde.models.prediction import Condition, Predictor, Prepared, check_condition, in_mode
@@ -59,6 +59,7 @@ def colour(
     event, size = data.shape[1:], math.prod(data.shape[1:])
     k = check_integer(k, "k", 1, max(1, size))
     intervals = check_integer(intervals, "intervals", 1)
+    check_flag(progress, "progress")
     cond = check_condition(cond, len(data), data.device)
     if len(data) == 0 or size > MOST:
         raise ConfigError(

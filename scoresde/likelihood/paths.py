@@ -76,7 +76,11 @@ def forward_path(
     if noise is not None:
         check_tape(noise, len(a), x.shape)
     own = stream(check_seed(seed), "path").initial_seed()
-    source = SampleNoise(own, check_integer(first_sample, "first_sample")) if noise is None else TapeNoise(noise)
+    source = (
+        SampleNoise(own, check_integer(first_sample, "first_sample", 0, 2**63 - 1))
+        if noise is None
+        else TapeNoise(noise)
+    )
     states = [x]
     for on_x, on_noise in zip(a.tolist(), b.tolist(), strict=True):
         z = torch.empty_like(x)

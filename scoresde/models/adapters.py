@@ -27,7 +27,7 @@ from scoresde.diffusions.levels import EDMSDE, RectifiedFlow
 from scoresde.diffusions.sde import GaussianSDE
 from scoresde.diffusions.tabulated import TabulatedSDE
 from scoresde.diffusions.vp import VPSDE
-from scoresde.errors import ConfigError, DomainError, DTypeError, ShapeError, unknown
+from scoresde.errors import ConfigError, DomainError, DTypeError, ShapeError, check_choice
 from scoresde.models.networks import condition_names
 from scoresde.models.parameterization import Predicts
 from scoresde.models.score_model import ScoreModel
@@ -127,8 +127,7 @@ def adapt(
     """
     if not callable(net):
         raise DTypeError(f"net must be a network, net(x, time) -> a tensor of x's shape, got {net!r}")
-    if time not in get_args(NetworkTime):
-        raise unknown("time", time, get_args(NetworkTime))
+    check_choice("time", time, get_args(NetworkTime))
     if (betas is not None) != (time == "index"):
         raise ConfigError(f"betas= go with time='index', got time={time!r} and {'no ' * (betas is None)}betas")
     if sde is not None and time not in ("time", "sigma"):

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from scoresde.diffusions.levels import RectifiedFlow
-from scoresde.errors import CheckpointError, ConfigError, check_path, unknown
+from scoresde.errors import CheckpointError, ConfigError, check_choice, check_path, unknown
 from scoresde.models.adapters import Adapted, Index, Scale, sde_of_betas
 from scoresde.models.parameterization import Predicts
 from scoresde.models.score_model import ScoreModel
@@ -92,8 +92,7 @@ def from_diffusers(folder: str | Path, *, net: nn.Module | None = None) -> Score
     if "prediction_type" not in scheduler and "beta_schedule" not in scheduler and "trained_betas" not in scheduler:
         raise ConfigError(f"{root} has a scheduler {kind!r} of another kind than betas or flow matching; see adapt()")
     predicts = scheduler.get("prediction_type", "epsilon")
-    if predicts not in KINDS:
-        raise unknown("prediction_type", predicts, KINDS)
+    check_choice("prediction_type", predicts, KINDS)
     sde = sde_of_betas(read_betas(scheduler))
     told = Adapted(network, Index(len(sde.knots), whole=False), names=names)
     return ScoreModel(

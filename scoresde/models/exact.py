@@ -27,7 +27,15 @@ from torch import Tensor, nn
 
 from scoresde.diffusions.gaussian import Gaussian, Moments
 from scoresde.diffusions.sde import GaussianSDE
-from scoresde.errors import ConfigError, DomainError, ShapeError, check_floating, check_integer, check_samples
+from scoresde.errors import (
+    ConfigError,
+    DomainError,
+    ShapeError,
+    check_floating,
+    check_integer,
+    check_numbers,
+    check_samples,
+)
 from scoresde.models.prediction import describe_data
 from scoresde.models.score_model import ScoreModel
 from scoresde.noise import normal, uniform
@@ -94,7 +102,6 @@ class GaussianModel(ExactModel):
     """
 
     def __init__(self, *, sde: GaussianSDE, mean: Tensor, covariance: Tensor) -> None:
-        mean, covariance = torch.as_tensor(mean), torch.as_tensor(covariance)
         moments = Moments.exact(mean, covariance)
         super().__init__(_GaussianNet(moments), sde, predicts="v", moments=moments)
         self.law = moments.at(1.0, 0.0)
@@ -183,11 +190,11 @@ class GaussianMixtureModel(ExactModel):
     """
 
     def __init__(self, *, sde: GaussianSDE, weights: Tensor, means: Tensor, std: float | Tensor) -> None:
-        means = check_samples(torch.as_tensor(means), "means").detach().to("cpu", torch.float64)
+        means = check_samples(check_numbers(means, "means"), "means")
         if len(means) == 0:
             raise ShapeError("means is empty: a mixture needs at least one component")
-        share = torch.as_tensor(weights, dtype=torch.float64).cpu()
-        spread = torch.as_tensor(std, dtype=torch.float64).cpu()
+        share = check_numbers(weights, "weights")
+        spread = check_numbers(std, "std")
         if share.shape != (len(means),) or spread.shape not in ((), (len(means),)):
             raise ShapeError(
                 f"weights must have shape ({len(means)},) and std () or ({len(means)},) for {len(means)} means, "

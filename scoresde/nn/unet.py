@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from scoresde.errors import ConfigError, ShapeError, check_integer
+from scoresde.errors import ConfigError, ShapeError, check_integer, check_sizes
 from scoresde.nn.conditions import ConditionalNetwork, Conditioning, Counts
 from scoresde.nn.embeddings import add_linear, initialise
 from scoresde.noise import check_seed
@@ -215,12 +215,14 @@ class UNet(ConditionalNetwork):
         self.channels = check_integer(channels, "channels", 1)
         self.dims = check_integer(dims, "dims", 1, 3)
         self.width = check_integer(width, "width", 1)
-        self.multipliers = tuple(check_integer(m, "multipliers", 1) for m in multipliers)
+        self.multipliers = check_sizes(multipliers, "multipliers", 1)
         if not self.multipliers:
             raise ConfigError("multipliers must name at least one level, got none; (1, 2) makes two levels")
         self.blocks = check_integer(blocks, "blocks", 1)
         last = len(self.multipliers) - 1
-        self.attention = tuple(sorted({check_integer(a, "attention", 0, last) for a in attention}))
+        self.attention = tuple(
+            sorted({check_integer(a, "attention", 0, last) for a in check_sizes(attention, "attention")})
+        )
         self.heads = check_integer(heads, "heads", 1)
         widths = [self.width * m for m in self.multipliers]
         for level in {*self.attention, last}:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from scoresde.diffusions.sde import SDE, GaussianSDE
-from scoresde.errors import ConfigError, check_integer
+from scoresde.errors import ConfigError, check_integer, is_name
 from scoresde.sampling.part import Watch
 from scoresde.sampling.plan import Plan, Planner, plan
 from scoresde.solvers import grids
@@ -98,7 +98,7 @@ class Calibration(Planner):
         self, sde: GaussianSDE, steps: int | None = None, times: Tensor | Grid | None = None, final: str = "denoise"
     ) -> Tableau:
         """Return the candidate's table of so many evaluations, 20 by default, or the default solver's."""
-        if times is not None or final != "denoise":
+        if times is not None or not is_name(final, ("denoise",)):
             return build_table(sde, DEFAULT, steps=steps, times=times, final=final)
         count = check_integer(STEPS if steps is None else steps, "steps", 1)
         found = self.candidate(count)
@@ -108,7 +108,7 @@ class Calibration(Planner):
 
     def plan(self, sde: SDE, steps: int | None, times: Tensor | Grid | None, final: str, watch: Watch) -> Plan:
         """Return the plan of that table."""
-        if times is None and final == "denoise" and isinstance(sde, GaussianSDE):
+        if times is None and is_name(final, ("denoise",)) and isinstance(sde, GaussianSDE):
             return plan(self.table(sde, steps), sde, None, None, final, watch)
         return plan(by_name(DEFAULT), sde, steps, times, final, watch)
 

@@ -23,7 +23,15 @@ import torch
 from torch import Generator, Tensor
 
 from scoresde.diffusions.sde import GaussianSDE
-from scoresde.errors import ConfigError, DomainError, DTypeError, check_integer, check_samples, explain_keywords
+from scoresde.errors import (
+    ConfigError,
+    DomainError,
+    DTypeError,
+    check_flag,
+    check_integer,
+    check_samples,
+    explain_keywords,
+)
 from scoresde.models.checks import check_event, check_model
 from scoresde.models.prediction import Condition, Predictor, check_condition, in_mode, select
 from scoresde.noise import TapeNoise
@@ -124,6 +132,7 @@ def encode(
             upwards, before any call of the network. SolverError: a failed flow, or non-finite states.
     """
     model, solver = _checked(model, x, "x", sde, solver)
+    check_flag(full_output, "full_output")
     cond = check_condition(cond, x.shape[0])
     # Nothing is differentiated here.
     y = x.detach() if model.transform is None else model.transform.forward(x.detach(), generator)
@@ -175,6 +184,7 @@ def decode(
     z's type, or with ``full_output`` a SampleResult.
     """
     model, solver = _checked(model, z, "z", sde, solver)
+    check_flag(full_output, "full_output")
     if isinstance(solver, FlowSolver):
         result = _sampled(model, z, solver, choose_span(model.sde, steps, times), cond, chunk_size)
     else:

@@ -32,7 +32,17 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from scoresde.errors import ConfigError, check_integer, check_samples, keep_integer, keep_number, unknown
+from scoresde.errors import (
+    ConfigError,
+    DTypeError,
+    check_flag,
+    check_integer,
+    check_samples,
+    keep_integer,
+    keep_number,
+    show,
+    unknown,
+)
 from scoresde.models.checks import check_model
 from scoresde.models.guidance.methods import METHODS, Method, solve
 from scoresde.models.guidance.operators import Operator
@@ -273,6 +283,7 @@ def sample_posterior(
     known = check_model(model)
     count, budget = check_integer(n, "n", 1), check_integer(steps, "steps", 1)
     check_seed(seed)
+    check_flag(progress, "progress")
     chosen = SAMPLERS.get(method, method) if isinstance(method, str) else method
     told = expand_condition(cond, count, known.device or torch.device("cpu"))
     if isinstance(chosen, (str, Method)):
@@ -290,6 +301,12 @@ def sample_posterior(
             full_output=True,
         )
         return PosteriorSamples(out.x, int(out.nfe[0]))
+    asked: object = chosen
+    if not callable(asked) or isinstance(asked, type):
+        raise DTypeError(
+            f"method must be a name or one of scoresde.guidance, SplitGibbs(), DAPS(), ..., got {show(chosen)}",
+            parameter="method",
+        )
     if solver is not None:
         raise ConfigError(f"{type(chosen).__name__} has a solver of its own; pass it there, or leave solver= out")
     # The operator is checked as for any method that takes all of them.

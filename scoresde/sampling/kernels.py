@@ -21,7 +21,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from scoresde.errors import ConfigError, keep_integer, keep_number, unknown
+from scoresde.errors import ConfigError, check_choice, keep_integer, keep_number
 from scoresde.models.prediction import Prepared
 from scoresde.noise import NoiseSource
 from scoresde.ops import expand
@@ -88,8 +88,7 @@ class Langevin:
     def __post_init__(self) -> None:
         keep_number(self, "snr", 0.0, open_low=True)
         keep_integer(self, "steps", 1)
-        if self.norms not in NORMS:
-            raise unknown("norms", self.norms, NORMS)
+        check_choice("norms", self.norms, NORMS)
 
     @property
     def calls(self) -> int:

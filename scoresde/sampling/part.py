@@ -11,7 +11,7 @@ from torch import Tensor
 
 from scoresde.diffusions.gaussian import Moments
 from scoresde.diffusions.sde import SDE, GaussianSDE
-from scoresde.errors import ConfigError, unknown
+from scoresde.errors import ConfigError, check_choice, check_flag
 from scoresde.models.prediction import Condition, Prediction, Predictor
 from scoresde.models.scored_sde import ScoredSDE
 from scoresde.sampling.kernels import Kernel
@@ -105,8 +105,9 @@ class Watch:
     progress: bool = False
 
     def __post_init__(self) -> None:
-        if self.on_nonfinite not in ("raise", "freeze"):
-            raise unknown("on_nonfinite", self.on_nonfinite, ("raise", "freeze"))
+        check_choice("on_nonfinite", self.on_nonfinite, ("raise", "freeze"))
+        for name in ("trajectory", "differentiable", "progress"):
+            check_flag(getattr(self, name), name)
 
     def beyond(self, *, trajectory: bool = False, differentiable: bool = False) -> list[str]:
         """Return what is wanted but only a table can do, or what the solver says that it can."""
@@ -122,8 +123,7 @@ class Watch:
 
 def check_final(sde: SDE, final: str) -> None:
     """Raise ConfigError for an unknown end, or for one that this SDE has not."""
-    if final not in FINALS:
-        raise unknown("final", final, FINALS)
+    check_choice("final", final, FINALS)
     if final == "denoise" and not isinstance(sde, GaussianSDE):
         raise ConfigError(
             f"final='denoise' needs alpha and sigma, which {type(sde).__name__} has not; pass final='sample' or 'mean'"

@@ -49,12 +49,24 @@ from tqdm import tqdm
 from scoresde.diffusions.gaussian import Gaussian
 from scoresde.diffusions.point import Point
 from scoresde.diffusions.sde import GaussianSDE
-from scoresde.errors import ConfigError, DomainError, check_integer, check_number
+from scoresde.errors import (
+    ConfigError,
+    DomainError,
+    DTypeError,
+    check_dtype,
+    check_flag,
+    check_integer,
+    check_mapping,
+    check_number,
+    check_sizes,
+    show,
+)
 from scoresde.models.checks import unwrap_model
 from scoresde.models.guidance.combine import CombinedModel, check_combined, sum_weighted
 from scoresde.models.prediction import Predictor, in_mode, select
 from scoresde.noise import check_seed, normal, stream, uniform
 from scoresde.ops import chunks, flat
+from scoresde.solvers.grids import MOST_STEPS
 
 __all__ = ["Particles", "Population", "correct", "expand_condition", "levels"]
 
@@ -185,9 +197,11 @@ def correct(
             "guided(model, scale) with a number alone"
         )
     count = check_integer(n, "n", 1)
-    steps = check_integer(steps, "steps", 1)
+    steps = check_integer(steps, "steps", 1, MOST_STEPS)
     threshold = check_number(threshold, "threshold", 0.0, 1.0)
     check_seed(seed)
+    check_flag(progress, "progress")
+    check_dtype(dtype)
     event = _find_event(combined, shape)
     device = combined.device or torch.device("cpu")
     point = levels(combined.sde, steps)
@@ -282,13 +296,18 @@ def expand_condition(
     """Return conditions of a batch from one value for all."""
     if cond is None:
         return None
-    values = {name: torch.as_tensor(value, device=device) for name, value in cond.items()}
+    values = {}
+    for name, value in check_mapping(cond, "cond", "values").items():
+        try:
+            values[name] = torch.as_tensor(value, device=device)
+        except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+            raise DTypeError(f"cond[{name!r}] must be a number or numbers, got {show(value)}") from error
     return {name: value.expand(count, *value.shape) for name, value in values.items()}
 
 
 def _find_event(model: Predictor, shape: Sequence[int] | None) -> tuple[int, ...]:
     if shape is not None:
-        return tuple(check_integer(size, "shape", 1) for size in shape)
+        return check_sizes(shape, "shape", 1)
     part = next((part for part in model.modules() if isinstance(part, Predictor) and part.moments is not None), None)
     if part is None or part.moments is None:
         raise ConfigError("the model knows no moments, so no event; pass shape=, of one sample")

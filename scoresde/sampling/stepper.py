@@ -8,8 +8,16 @@ import torch
 from torch import Tensor
 
 from scoresde.diffusions.sde import GaussianSDE
-from scoresde.diffusions.targets import Kind, target, view
-from scoresde.errors import ConfigError, DTypeError, ShapeError, SolverError, check_floating, printable
+from scoresde.diffusions.targets import TARGETS, Kind, target, unknown_kind, view
+from scoresde.errors import (
+    ConfigError,
+    DTypeError,
+    ShapeError,
+    SolverError,
+    check_floating,
+    is_name,
+    printable,
+)
 from scoresde.noise import GeneratorNoise, NoiseSource, SampleNoise, check_seed, fresh_seed
 from scoresde.sampling.executor import Run
 from scoresde.solvers.rows import Knot
@@ -48,6 +56,8 @@ class Stepper:
         if table.spread:
             raise ConfigError(f"{table.name!r} takes its variance from the network; use it with variance='small'")
         points = table.points
+        if not is_name(predicts, TARGETS):
+            raise unknown_kind("prediction", predicts, TARGETS)
         if predicts == "velocity":
             if sde is None:
                 raise ConfigError("a velocity is of an SDE's time; pass sde=, or predicts='flow' for z - x_0")

@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scoresde.errors import DomainError, SolverError, keep_integer, keep_number, unknown
+from scoresde.errors import DomainError, SolverError, check_choice, keep_integer, keep_number
 from scoresde.solvers.pairs import EMBEDDED, Embedded, EmbeddedName
 
 __all__ = ["Field", "FlowResult", "FlowSolver", "ProbabilityFlow", "Stage", "check_tolerances"]
@@ -141,8 +141,7 @@ class ProbabilityFlow(FlowSolver):
         keep_number(self, "rtol", 0.0, open_low=True)
         keep_number(self, "atol", 0.0, open_low=True)
         keep_integer(self, "max_steps", 1)
-        if self.method not in EMBEDDED:
-            raise unknown("method", self.method, EMBEDDED)
+        check_choice("method", self.method, EMBEDDED)
 
     @torch.no_grad()
     def integrate(self, field: Field, x: Tensor) -> FlowResult:

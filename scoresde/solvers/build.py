@@ -10,7 +10,7 @@ from torch import Tensor
 
 from scoresde.diffusions.named import DIFFUSIONS
 from scoresde.diffusions.sde import SDE, GaussianSDE
-from scoresde.errors import ConfigError, DomainError, DTypeError, ScoreSDEError, unknown
+from scoresde.errors import ConfigError, DomainError, DTypeError, ScoreSDEError, check_choice
 from scoresde.solvers.adaptive import FlowSolver
 from scoresde.solvers.closing import close
 from scoresde.solvers.grids import Grid, check_one_way, choose_grid
@@ -41,8 +41,7 @@ def build_table(
         ConfigError: options that do not go together, an unknown name or ``final``. DomainError, DTypeError: bad steps
             or times, or a solver that the SDE cannot carry on them, with the names of those that it can.
     """
-    if final not in FINALS:
-        raise unknown("final", final, FINALS)
+    check_choice("final", final, FINALS)
     made = by_name(solver) if isinstance(solver, str) else solver
     if isinstance(made, FlowSolver):
         raise DTypeError(f"{solver!r} chooses its own steps and has no table; take a solver that makes tables")

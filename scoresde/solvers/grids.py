@@ -32,7 +32,16 @@ import torch
 from torch import Tensor
 
 from scoresde.diffusions.sde import SDE, GaussianSDE
-from scoresde.errors import ConfigError, DomainError, DTypeError, ShapeError, check_integer, check_number, printable
+from scoresde.errors import (
+    ConfigError,
+    DomainError,
+    DTypeError,
+    ShapeError,
+    check_integer,
+    check_number,
+    check_numbers,
+    printable,
+)
 
 __all__ = [
     "Grid",
@@ -48,6 +57,7 @@ __all__ = [
 ]
 
 
+MOST_STEPS = 10**6  # of a table, whose rows are objects
 CLOSEST = 1e-13  # of a time, between it and the next: less is rounding
 FIRST_LOG_SNR, LAST_LOG_SNR = -10.0, 14.0  # VPSDE's own ends, for an SDE that goes further
 
@@ -85,7 +95,7 @@ class Grid:
         n = steps if steps is not None else self.steps
         if n is None:
             raise ConfigError(f"the grid {self.name!r} needs a number of steps; pass steps=")
-        n = check_integer(n, "steps", 0)
+        n = check_integer(n, "steps", 0, MOST_STEPS)
         fractions = torch.arange(n + 1, dtype=torch.float64) / max(n, 1)
         if jumps and float(sde.log_snr(sde.t_min)) > self.until:
             sde = sde.starting_at(float(sde.time(self.until)))
@@ -229,9 +239,9 @@ def curve(levels: Sequence[float], shares: Sequence[float]) -> Grid:
     Raises:
         ShapeError: other numbers of them, or fewer than two. DomainError: levels that do not fall, or shares that fall.
     """
-    u, share = torch.tensor(levels, dtype=torch.float64), torch.tensor(shares, dtype=torch.float64)
-    if len(u) != len(share) or len(u) < 2:
-        raise ShapeError(f"a curve needs as many shares as levels, two at least, got {len(share)} and {len(u)}")
+    u, share = check_numbers(levels, "levels"), check_numbers(shares, "shares")
+    if u.ndim != 1 or u.shape != share.shape or len(u) < 2:
+        raise ShapeError(f"a curve needs as many shares as levels, two at least, got {share.numel()} and {u.numel()}")
     if not bool((u.diff() < 0).all()) or not bool((share.diff() > 0).all()):
         raise DomainError("the levels of a curve must fall and its shares rise")
     return Grid("curve", _place_on_curve, None, (*u.tolist(), *share.tolist()))
@@ -257,8 +267,11 @@ def knots(times: Tensor, steps: int | None = None) -> Grid:
     Raises:
         DomainError: when called with more steps than there are intervals.
     """
-    chosen = tuple(times.to(torch.float64).tolist())
-    return Grid(f"{len(times)} knots", _choose_knots, len(times) - 1 if steps is None else steps, chosen)
+    given = check_numbers(times, "times")
+    if given.ndim != 1 or len(given) == 0:
+        raise ShapeError(f"times must be a vector of at least one time, got shape {tuple(given.shape)}")
+    chosen = tuple(given.tolist())
+    return Grid(f"{len(chosen)} knots", _choose_knots, len(chosen) - 1 if steps is None else steps, chosen)
 
 
 def _choose_knots(sde: GaussianSDE, fractions: Tensor, *times: float) -> Tensor:
@@ -279,7 +292,7 @@ def choose_grid(native: Grid, steps: int | None, times: Grid | None) -> tuple[Gr
     """Return the grid, the solver's own unless another is named, and its number of intervals (20 by default)."""
     grid = native if times is None else times
     count = steps if steps is not None else grid.steps
-    return grid, check_integer(STEPS if count is None else count, "steps", 1)
+    return grid, check_integer(STEPS if count is None else count, "steps", 1, MOST_STEPS)
 
 
 def check_one_way(steps: int | None, times: object) -> None:
@@ -301,7 +314,7 @@ def check_times(sde: SDE, times: object, *, rising: bool = False) -> Tensor:
     if not isinstance(times, Tensor) or not times.dtype.is_floating_point:
         got = times.dtype if isinstance(times, Tensor) else type(times).__name__
         raise DTypeError(f"times must be a floating tensor or a Grid, got {got}")
-    ends = times.detach().to("cpu", torch.float64)
+    ends = check_numbers(times, "times")
     if ends.ndim != 1 or len(ends) == 0:
         raise ShapeError(f"times must be a vector of at least one time, got shape {tuple(ends.shape)}")
     if bool(torch.isnan(ends).any()):

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from scoresde.diffusions.point import Point
 from scoresde.diffusions.sde import GaussianSDE, transition_weights
-from scoresde.errors import ConfigError, DomainError, DTypeError, check_integer, check_number
+from scoresde.errors import ConfigError, DomainError, DTypeError, check_integer, check_number, read_number
 from scoresde.solvers.exponential import dpmpp_2s
 from scoresde.solvers.grids import Grid, karras
 from scoresde.solvers.multistep import Multistep
@@ -138,11 +138,13 @@ def churned(
     _check_solver(solver, "churned")
     churn = check_number(churn, "churn", 0.0)
     s_min = check_number(s_min, "s_min", 0.0)
-    if s_max != math.inf:
+    if read_number(s_max) != math.inf:
         s_max = check_number(s_max, "s_max", s_min)
     s_noise = check_number(s_noise, "s_noise", 0.0, open_low=True)
     order = _limit_order(_weaken(solver.order, s_noise == 1.0), solver.build, 1.0) if churn else solver.order
-    return _Churned(name or f"{solver.name}, churned", solver, order, churn, s_min, s_max, s_noise).wrap()
+    return _Churned(
+        f"{solver.name}, churned" if name is None else name, solver, order, churn, s_min, s_max, s_noise
+    ).wrap()
 
 
 @dataclass(frozen=True)
@@ -210,7 +212,7 @@ def edm(
     Source: Karras et al. 2022, "Elucidating the design space of diffusion-based generative models", arXiv:2206.00364,
     algorithm 2.
     """
-    base = runge_kutta(HEUN, variable="nu", grid=grid or NATIVE, paper="Karras et al. 2022")
+    base = runge_kutta(HEUN, variable="nu", grid=NATIVE if grid is None else grid, paper="Karras et al. 2022")
     return churned(base, churn=churn, s_min=s_min, s_max=s_max, s_noise=s_noise, name="edm")
 
 
@@ -245,7 +247,9 @@ def restart(
     if steps is not None:
         steps = check_integer(steps, "steps", 1)
     order = _limit_order(_weaken(solver.order, steps is None), solver.build, 2.0)
-    return _Restarted(name or f"{solver.name}, restarted", solver, order, t_min, t_max, repeats, steps).wrap()
+    return _Restarted(
+        f"{solver.name}, restarted" if name is None else name, solver, order, t_min, t_max, repeats, steps
+    ).wrap()
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ from torch import Tensor
 
 from scoresde.diffusions.point import Point
 from scoresde.diffusions.sde import GaussianSDE
-from scoresde.errors import ConfigError, DomainError, check_integer, check_number, unknown
+from scoresde.errors import ConfigError, DomainError, check_choice, check_integer, check_number
 from scoresde.solvers.clocks import VARIABLES, VariableName
 from scoresde.solvers.forms import FORMS, Form, FormName
 from scoresde.solvers.grids import Grid, log_snr
@@ -91,12 +91,9 @@ def multistep(
         ConfigError: unknown names or settings that do not go together. DomainError: order, corrector or eta out of
             range; from the table, a noise prediction out of alpha = 0.
     """
-    if prediction not in FORMS:
-        raise unknown("prediction of a multistep method", prediction, FORMS)
-    if variable not in VARIABLES:
-        raise unknown("variable", variable, VARIABLES)
-    if coefficients not in COEFFICIENTS:
-        raise unknown("coefficients", coefficients, COEFFICIENTS)
+    check_choice("prediction of a multistep method", prediction, FORMS)
+    check_choice("variable", variable, VARIABLES)
+    check_choice("coefficients", coefficients, COEFFICIENTS)
     order = check_integer(order, "order", 1, 4)
     corrector = check_integer(corrector, "corrector", 0, 5)
     rule = COEFFICIENTS[coefficients]
@@ -110,10 +107,12 @@ def multistep(
     if prediction == "flow" and random:
         raise ConfigError("the flow prediction has no stochastic form; use prediction='data' with eta > 0")
     flags = lower_order_final, first_alone
-    build = Multistep(name or "", prediction, variable, order, corrector, eta, coefficients, *flags)
+    build = Multistep("" if name is None else name, prediction, variable, order, corrector, eta, coefficients, *flags)
     # Only the flow's polynomial stays bounded into sigma = 0, in a variable that is finite there.
     closes = prediction == "flow" and variable != "log_snr"
-    return Solver(name or "multistep", build, grid or GRID, 1, build.declared, paper, closes)
+    return Solver(
+        "multistep" if name is None else name, build, GRID if grid is None else grid, 1, build.declared, paper, closes
+    )
 
 
 @dataclass(frozen=True)

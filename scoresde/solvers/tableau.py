@@ -36,7 +36,7 @@ import torch
 from scoresde.diffusions.point import Point
 from scoresde.diffusions.sde import GaussianSDE
 from scoresde.diffusions.targets import TARGETS, target, view
-from scoresde.errors import ConfigError, DomainError, check_number, printable, unknown
+from scoresde.errors import ConfigError, DomainError, check_choice, check_number, printable
 from scoresde.solvers.documents import parse, read_fields
 from scoresde.solvers.law import fix_variance, map_errors, map_rows
 from scoresde.solvers.rows import CLEAN, Knot, Order, Row
@@ -77,8 +77,7 @@ class Tableau:
 
     def __post_init__(self) -> None:
         kinds = [kind for kind in TARGETS if kind != "velocity"]
-        if self.prediction not in kinds:
-            raise unknown("prediction of a table", self.prediction, kinds, parameter="prediction")
+        check_choice("prediction of a table", self.prediction, kinds, parameter="prediction")
         check_head(
             self.name, start=self.start, end=self.end, prior_std=self.prior_std, lift=self.lift, order=self.order
         )

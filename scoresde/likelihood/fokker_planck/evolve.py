@@ -151,7 +151,7 @@ def _check_times(sde: SDE, times: object) -> list[float]:
 def _start(start: object, scheme: Scheme) -> Array:
     """Return the first densities, of mass 1."""
     shape = tuple(map(len, scheme.centres))
-    if callable(start):
+    if callable(start) and not isinstance(start, type):
         values = start(points(scheme.centres))
         if not isinstance(values, Tensor) or values.shape != (math.prod(shape),):
             got = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from scoresde.errors import ConfigError, SolverError, keep_integer, keep_number, unknown
+from scoresde.errors import ConfigError, SolverError, check_choice, keep_integer, keep_number
 from scoresde.solvers.adaptive import Field, FlowResult, FlowSolver, check_tolerances
 
 if TYPE_CHECKING:
@@ -100,8 +100,7 @@ class ScipyODE(FlowSolver):
         keep_number(self, "rtol", 0.0, open_low=True)
         keep_number(self, "atol", 0.0, open_low=True)
         keep_integer(self, "max_calls", 1)
-        if self.method not in SCIPY:
-            raise unknown("method", self.method, SCIPY)
+        check_choice("method", self.method, SCIPY)
 
     def integrate(self, field: Field, x: Tensor) -> FlowResult:
         """Carry x (B, *) along a field, sample by sample; see ``FlowSolver.integrate``."""
@@ -167,8 +166,7 @@ class TorchDiffEq(FlowSolver):
         keep_number(self, "rtol", 0.0, open_low=True)
         keep_number(self, "atol", 0.0, open_low=True)
         keep_integer(self, "max_calls", 1)
-        if self.method not in TORCHDIFFEQ:
-            raise unknown("method", self.method, TORCHDIFFEQ)
+        check_choice("method", self.method, TORCHDIFFEQ)
         _torchdiffeq()
 
     def integrate(self, field: Field, x: Tensor) -> FlowResult:

@@ -28,10 +28,10 @@ from scoresde.errors import (
     ConfigError,
     DomainError,
     SolverError,
+    check_choice,
     check_integer,
     check_samples,
     keep_number,
-    unknown,
 )
 from scoresde.models.prediction import Condition, Predictor
 from scoresde.models.scored_sde import ScoredSDE
@@ -283,8 +283,7 @@ def _increment(y: Tensor, h: float, draws: int, noise: NoiseSource | None, shape
 
 
 def _check_method(method: str) -> None:
-    if method not in DRAWS:
-        raise unknown("method", method, DRAWS)
+    check_choice("method", method, DRAWS)
 
 
 @dataclass(frozen=True, eq=False)
