@@ -56,6 +56,7 @@ __all__ = [
     "check_sequence",
     "check_sizes",
     "check_value",
+    "check_values",
     "explain_keywords",
     "is_name",
     "keep_integer",
@@ -231,6 +232,7 @@ def _size(x: object) -> tuple[int, ...]:
 def check_samples(x: object, name: str = "x") -> Tensor:
     """Return ``x`` if it is a finite real floating tensor of shape (B, *); count and place bad values if not."""
     tensor = check_floating(x, name)
+    check_values(tensor, name)
     # The two extremes tell it without a copy of the data: a NaN is both.
     if tensor.numel() and not bool(torch.isfinite(torch.stack(torch.aminmax(tensor.detach()))).all()):
         for _ in check_finite(torch.split(tensor, max(1, PART * len(tensor) // tensor.numel())), name):
@@ -327,7 +329,8 @@ def check_integer(value: object, name: str, minimum: int = 0, maximum: int = LAR
         raise _misfit(name, value, "an integer")
     if number < minimum or number > maximum:
         bound = f"at most {maximum}" if number > maximum else f"at least {minimum}"
-        allowed = bound if maximum == LARGEST_SIZE else f"in [{minimum}, {maximum}]"
+        # A limit that is far from any use is said to those who pass it.
+        allowed = bound if 10**6 <= maximum <= LARGEST_SIZE else f"in [{minimum}, {maximum}]"
         raise DomainError(f"{name} must be {allowed}, got {show(number)}", parameter=name, got=number, allowed=allowed)
     return number
 
@@ -430,7 +433,7 @@ def unknown(kind: str, got: object, choices: Iterable[str], *, parameter: str | 
     """
     names = sorted(choices)
     folded = {_fold(name): name for name in names}
-    near = difflib.get_close_matches(_fold(str(got)), folded, n=1)
+    near = difflib.get_close_matches(_fold(show(got)), folded, n=1)
     hint = f"did you mean {folded[near[0]]!r}? " if near else ""
     return ConfigError(
         f"unknown {kind} {show(got)}",
@@ -508,23 +511,28 @@ def check_numbers(value: object, name: str) -> Tensor:
     Raises DTypeError for anything else. The numbers may be infinite or NaN.
     """
     try:
-        found = value if isinstance(value, Tensor) else torch.as_tensor(value, device="cpu")
+        found = value if isinstance(value, Tensor) else torch.from_numpy(np.array(value))
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise _misfit(name, value, "a tensor, or numbers in sequences of one length") from error
     check_dense(found, name)
+    check_values(found, name)
     if found.is_complex():
         raise DTypeError(f"{name} must be real, got {found.dtype}; take real and imaginary parts as channels")
     return found.detach().to("cpu", torch.float64)
 
 
+def check_values(x: Tensor, name: str) -> None:
+    """Raise ConfigError for a tensor on the meta device."""
+    if x.device.type == "meta":
+        raise ConfigError(f"{name} is on the meta device, which holds no values", parameter=name, got="meta")
+
+
 def check_dense(x: Tensor, name: str) -> None:
-    """Raise for a tensor without values that one could compute with: nested, sparse, without memory, or of 8 bits."""
+    """Raise for a tensor without values that one could compute with: nested, sparse, or of 8 bits."""
     if x.is_nested or x.layout != torch.strided:
         what = "nested, whose samples have sizes of their own" if x.is_nested else f"laid out as {x.layout}"
         how = f"torch.nested.to_padded_tensor({name}, 0.0)" if x.is_nested else f"{name}.to_dense()"
         raise ShapeError(f"{name} is {what}", parameter=name, allowed="a dense tensor", cure=f"make it dense: {how}")
-    if x.device.type == "meta":
-        raise ShapeError(f"{name} is on the meta device, which holds no values", parameter=name, got="meta")
     if x.dtype.is_floating_point and x.dtype.itemsize < 2:
         raise DTypeError(
             f"{name} must have a type of at least 16 bits, got {x.dtype}",

@@ -341,7 +341,7 @@ def on_cpu(generator: object) -> torch.Generator:
     """Return ``generator`` if it is one on the CPU, else raise ConfigError."""
     if not isinstance(generator, torch.Generator):
         raise ConfigError(
-            f"generator must be a torch.Generator on the CPU, got {generator!r}; "
+            f"generator must be a torch.Generator on the CPU, got {show(generator)}; "
             "make one with torch.Generator().manual_seed(0), and use it for every step"
         )
     if generator.device.type != "cpu":
@@ -409,7 +409,7 @@ class Randomness:
         if self.seeds is not None:
             if not isinstance(self.seeds, Sequence):
                 raise DTypeError(
-                    f"seeds must be a list of integers, one for each sample, got {self.seeds!r}; one is seed="
+                    f"seeds must be a list of integers, one for each sample, got {show(self.seeds)}; one is seed="
                 )
             if len(self.seeds) != self.batch:
                 raise ShapeError(

@@ -198,7 +198,9 @@ class Likelihood(Work):
         model, size = run.model, math.prod(run.event)
         if levels is not None:
             # The bounds begin where the flow's draws in the bins lie.
-            start = Dequantisation(*levels).choose_time(model.sde, model.transform, torch.zeros(1, *run.event))
+            start = Dequantisation(*levels).choose_time(
+                model.sde, model.transform, torch.zeros(1, *run.event, device="cpu")
+            )
             model = model.with_sde(model.sde.starting_at(start))
         probes = (0 if size <= PROBES else PROBES) if self.probes is None else self.probes
         check_integer(probes, "probes", 0, size)
@@ -354,5 +356,5 @@ def _say_what(levels: Levels | None) -> str:
 
 def _check_end(sde: GaussianSDE) -> None:
     """Raise ConfigError where the integral of the continuous bound does not end."""
-    if float(sde.alpha(torch.tensor(sde.t_max, dtype=torch.float64))) == 0:
+    if float(sde.alpha(torch.tensor(sde.t_max, dtype=torch.float64, device="cpu"))) == 0:
         raise ConfigError(f"{sde!r} reaches alpha = 0, where log-SNR is minus infinity")

@@ -137,7 +137,7 @@ class Task:
         self._generator = generator
         self._seed = check_seed(seed)
         x = x.to(torch.promote_types(x.dtype, torch.float32))
-        self.y, self.log_abs_det = x, torch.zeros(len(x), dtype=torch.float64)
+        self.y, self.log_abs_det = x, torch.zeros(len(x), dtype=torch.float64, device="cpu")
         transform = self.model.transform
         if transform is not None:
             draw = self._stream("transform", x.device)
@@ -170,9 +170,9 @@ class Task:
         """Return u of shape (repeats, B) in [0, 1), float64 on the CPU; see the module's docstring."""
         batch, draw = len(self.y), self._stream("places")
         first = uniform((1,), draw, dtype=working_dtype(draw.device)).cpu()
-        v = (torch.arange(batch, dtype=torch.float64) / batch + first).remainder(1.0)
+        v = (torch.arange(batch, dtype=torch.float64, device="cpu") / batch + first).remainder(1.0)
         v = v[permutation(batch, draw).cpu()]
-        return (torch.arange(self.repeats, dtype=torch.float64)[:, None] + v) / self.repeats
+        return (torch.arange(self.repeats, dtype=torch.float64, device="cpu")[:, None] + v) / self.repeats
 
     def drawn(self, repeats: int) -> Iterator[tuple[slice, slice, Tensor, Tensor, Condition]]:
         """Yield (draws, samples, y, z, cond) in batches of at most ``chunk_size``: draws x samples, flattened."""
@@ -192,7 +192,7 @@ class Task:
 
     def reconstruction(self, point: Point) -> Tensor:
         """Return minus the decoder's log probability of the data, (B,), with one draw of the state at ``point``."""
-        values, std = torch.zeros(len(self.y), dtype=torch.float64), choose_std(self.decoder, point)
+        values, std = torch.zeros(len(self.y), dtype=torch.float64, device="cpu"), choose_std(self.decoder, point)
         for _, part, y, z, cond in self.drawn(1):
             x = float(point.alpha) * y + float(point.sigma) * z
             mean = self.model.at(x, point, cond).data
@@ -241,7 +241,9 @@ def choose_prior(model: Predictor, point: Point, std: float, prior: Gaussian | N
         return prior
     if model.moments is not None:
         return model.moments.at(float(point.alpha), float(point.sigma))
-    return Gaussian(torch.zeros((), dtype=torch.float64), torch.tensor(std**2, dtype=torch.float64))
+    return Gaussian(
+        torch.zeros((), dtype=torch.float64, device="cpu"), torch.tensor(std**2, dtype=torch.float64, device="cpu")
+    )
 
 
 def measure_prior(prior: Gaussian, y: Tensor, point: Point) -> Tensor:

@@ -105,7 +105,7 @@ def variational_bound(
     points = chain.points
     top = measure_prior(choose_prior(model, points[-1], chain.prior_std, prior), task.y, points[-1])
     if len(top) == 0:
-        return assemble_bound(task, top, top, torch.full((len(chain),), torch.nan, dtype=torch.float64))
+        return assemble_bound(task, top, top, torch.full((len(chain),), torch.nan, dtype=torch.float64, device="cpu"))
     with in_mode(model, training=False), torch.no_grad():
         reconstruction = task.reconstruction(points[1])
         index = (1 + (task.places() * layers).long()).clamp_max(layers)
@@ -119,7 +119,7 @@ def variational_bound(
 def _layers(task: Task, chain: Chain, index: Tensor, variance: Variance) -> Tensor:
     """Return the KL divergences of the layers ``index`` (draws, B), of its shape, float64 on the CPU."""
     loss = ChainLoss.bound(chain, variance=variance)
-    values = torch.zeros(index.shape, dtype=torch.float64)
+    values = torch.zeros(index.shape, dtype=torch.float64, device="cpu")
     for draws, part, y, z, cond in task.drawn(len(index)):
         i = index[draws, part]
         nats = task.size * loss(task.model, y, cond=cond, index=i.reshape(-1), noise=z)

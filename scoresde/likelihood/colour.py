@@ -86,11 +86,11 @@ def _measure(model: Predictor, x: Tensor, intervals: int, cond: Condition, progr
     y = y.to(working_dtype(y.device))
     low, high = (model.sde.at(t) for t in (model.sde.t_min, model.sde.t_max))
     ends = [float(p.sigma / (p.alpha + p.sigma)) for p in (low, high)]
-    clock = torch.linspace(ends[0], ends[1], 2 * intervals + 1, dtype=torch.float64)[1::2]
+    clock = torch.linspace(ends[0], ends[1], 2 * intervals + 1, dtype=torch.float64, device="cpu")[1::2]
     step = (ends[1] - ends[0]) / intervals
     state, at = float(low.alpha) * y, low
     size = math.prod(x.shape[1:])
-    total = torch.zeros(len(x), size, size, dtype=torch.float64)
+    total = torch.zeros(len(x), size, size, dtype=torch.float64, device="cpu")
     solver = ProbabilityFlow(rtol=1e-4, atol=1e-4)
     for u in tqdm(clock, desc="colours", disable=not progress, leave=False):
         point = Point(u, 1 - u, u, -2 * torch.logit(u))
@@ -118,12 +118,12 @@ def partition(weights: Tensor, k: int) -> Tensor:
     """Return the group of each of D coordinates, (D,), for weights (D, D): little weight inside the groups."""
     size = len(weights)
     weights = weights.clone().fill_diagonal_(0.0)
-    groups = torch.full((size,), -1)
-    inside = torch.zeros(size, k, dtype=weights.dtype)  # of each coordinate with each group
+    groups = torch.full((size,), -1, device="cpu")
+    inside = torch.zeros(size, k, dtype=weights.dtype, device="cpu")  # of each coordinate with each group
     for i in weights.sum(1).argsort(descending=True, stable=True).tolist():
         groups[i] = int(inside[i].argmin())
         inside[:, groups[i]] += weights[:, i]
-    rows = torch.arange(size)
+    rows = torch.arange(size, device="cpu")
     for _ in range(20 * size):
         gain = inside[rows, groups] - inside.min(1).values
         i = int(gain.argmax())

@@ -97,7 +97,7 @@ def continuous_elbo(
     start, end = sde.at(sde.t_max), sde.at(sde.t_min)
     top = measure_prior(choose_prior(model, start, float(sde.prior_std(sde.t_max)), prior), task.y, start)
     if len(top) == 0:
-        return assemble_bound(task, top, top, torch.full((samples + 1,), torch.nan, dtype=torch.float64))
+        return assemble_bound(task, top, top, torch.full((samples + 1,), torch.nan, dtype=torch.float64, device="cpu"))
     own = model if sde is model.sde else model.with_sde(sde)
     with in_mode(model, training=False), torch.no_grad():
         reconstruction = task.reconstruction(end)

@@ -103,7 +103,7 @@ class LogLikelihood(Figures):
         """
         draws = self.each.shape[1]
         if self.exact or draws < 2:
-            return torch.full(self.each.shape[:1], 0.0 if self.exact else math.nan, dtype=torch.float64)
+            return torch.full(self.each.shape[:1], 0.0 if self.exact else math.nan, dtype=torch.float64, device="cpu")
         from scipy.special import stdtrit
 
         wider = float(stdtrit(draws - 1, 0.975)) / TWO_SIDED
@@ -288,7 +288,7 @@ class _Task:
         number = self.first_sample + first
         source = SampleNoise(stream(self.seed, "likelihood", "start").initial_seed(), number)
         z, weighted, errors = torch.empty_like(y), [], []
-        nfe = torch.zeros(len(y), dtype=torch.long)
+        nfe = torch.zeros(len(y), dtype=torch.long, device="cpu")
         latent = y
         for k in range(self.importance):
             source.fill(z)
@@ -305,7 +305,7 @@ class _Task:
             nfe += calls + self.start.calls
             latent = reached if k == 0 else latent
         each = torch.logsumexp(torch.stack(weighted), 0) - math.log(self.importance)  # (B, draws)
-        nothing = torch.zeros(len(y), dtype=torch.float64)
+        nothing = torch.zeros(len(y), dtype=torch.float64, device="cpu")
         truncation = mismatch = nothing if not self.differentiable else torch.full_like(nothing, math.nan)
         if not self.differentiable:
             mismatch = measure_mismatch(self.model, self.law, self.carrier.high, latent, cond, self.seed)
@@ -334,7 +334,7 @@ def _transform(transform: Transform | None, x: Tensor, seed: int, first_sample: 
     What a transform draws for a sample comes from a stream of the sample's own.
     """
     if transform is None or not len(x):
-        return x, torch.zeros(len(x), dtype=torch.float64)
+        return x, torch.zeros(len(x), dtype=torch.float64, device="cpu")
     found = []
     for rows in chunks(len(x), 1 if transform.random else len(x)):
         first = stream(seed, "likelihood", "transform", first_sample + rows.start, device=x.device)

@@ -142,7 +142,7 @@ def path_log_weight(
         raise ConfigError(f"{steps.name!r} needs a model with variance='learned'; this one has fixed variances")
     law = choose_prior(model, points[-1], steps.prior_std, prior)
     path = path.detach().to(torch.promote_types(path.dtype, torch.float32))
-    weights = torch.zeros(path.shape[1], dtype=torch.float64)
+    weights = torch.zeros(path.shape[1], dtype=torch.float64, device="cpu")
     with in_mode(model, training=False), torch.no_grad():
         for part in chunks(path.shape[1], chunk_size):
             found = _weigh_paths(model, path[:, part], steps, closing, law, select(cond, part))
@@ -227,5 +227,5 @@ def _closing(table: Tableau, decoder: Decoder | None) -> Decoder | None:
 
 def _points(table: Tableau) -> Point:
     """Return the points of a path: the table's end, then its calls upwards; fields of shape (N + 1,)."""
-    upwards = torch.arange(len(table.rows) - 1, -1, -1)
+    upwards = torch.arange(len(table.rows) - 1, -1, -1, device="cpu")
     return Point.joined([table.end.point().of_each(1)[0], table.points[upwards]])

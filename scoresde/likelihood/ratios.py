@@ -128,7 +128,7 @@ class Classification:
         """Of the probabilities, (B, K): by the jackknife over the draws; NaN for one draw."""
         draws = len(self.each)
         if draws < 2:
-            return torch.full(self.each.shape[1:], math.nan, dtype=torch.float64)
+            return torch.full(self.each.shape[1:], math.nan, dtype=torch.float64, device="cpu")
         without = (self.each.sum(0) - self.each) / (draws - 1)
         return torch.softmax(without + self.log_prior, 2).std(0, correction=0) * math.sqrt(draws - 1)
 
@@ -208,7 +208,7 @@ def classify(
     if not isinstance(key, str):
         raise DTypeError(f"key must be the name of a condition, got {show(key)}", parameter="key")
     cond = None if cond is None else check_mapping(cond, "cond", "tensors")
-    share = torch.zeros(len(classes)) if log_prior is None else check_numbers(log_prior, "log_prior")
+    share = torch.zeros(len(classes), device="cpu") if log_prior is None else check_numbers(log_prior, "log_prior")
     if share.shape != (len(classes),):
         raise ShapeError(f"log_prior must have shape ({len(classes)},), one for each class, got {tuple(share.shape)}")
     found = []

@@ -82,7 +82,7 @@ class _Density(Start):
 
     def begin(self, model: Predictor, y: Tensor, point: Point, z: Tensor, cond: Condition) -> tuple[Tensor, Tensor]:
         alpha, size = float(point.alpha), math.prod(y.shape[1:])
-        return alpha * y, torch.full((len(y),), size * math.log(alpha), dtype=torch.float64)
+        return alpha * y, torch.full((len(y),), size * math.log(alpha), dtype=torch.float64, device="cpu")
 
 
 @dataclass(frozen=True)

@@ -108,5 +108,5 @@ def floor(
         chosen = permutation(pool.shape[0], stream(seed, "floor", repeat)).to(pool.device)
         value = metric(pool[chosen[:first]], pool[chosen[first : first + second]])
         values.append(check_value(value, "metric"))
-    result = torch.tensor(values, dtype=torch.float64)
+    result = torch.tensor(values, dtype=torch.float64, device="cpu")
     return Floor(mean=float(result.mean()), std=float(result.std()), size=first, other=second, repeats=count)

@@ -162,7 +162,7 @@ def classifier_two_sample_test(
     train = torch.cat([one[:size] for one in sets])
     mean, std = train.mean(0), train.std(0)
     std = torch.where(std > 0, std, torch.ones_like(std))
-    labels = (torch.arange(2 * size) >= size).to(torch.int64)
+    labels = (torch.arange(2 * size, device="cpu") >= size).to(torch.int64)
     order = permutation(2 * size, generator)
     given: object = classifier
     if not (given is None or (callable(getattr(given, "fit", None)) and callable(getattr(given, "predict", None)))):
@@ -206,7 +206,7 @@ def _make_forest(random_state: int) -> Classifier:
 
 def _draw_orders(total: int, count: int, generator: Generator) -> Iterator[Tensor]:
     """Yield the order as it is and ``count`` random ones."""
-    yield torch.arange(total)
+    yield torch.arange(total, device="cpu")
     for _ in range(count):
         yield permutation(total, generator)
 
@@ -219,7 +219,9 @@ def _mmds(pooled: Tensor, n: int, bandwidth: float, orders: Iterator[Tensor]) ->
     """
     total = pooled.shape[0]
     m = total - n
-    chosen = torch.stack([torch.zeros(total).index_fill_(0, order[:n], 1.0) for order in orders], dim=1).to(pooled)
+    chosen = torch.stack(
+        [torch.zeros(total, device="cpu").index_fill_(0, order[:n], 1.0) for order in orders], dim=1
+    ).to(pooled)
     inner, outer = pooled.new_zeros(chosen.shape[1]), pooled.new_zeros(chosen.shape[1])
     everything = pooled.new_zeros(())
     for part in chunks(total, max(1, BLOCK // total)):

@@ -38,15 +38,15 @@ def read_betas(config: Mapping[str, Any]) -> Tensor:
     schedule = config.get("beta_schedule", "linear")
     given = config.get("trained_betas")
     if given is not None:
-        betas = torch.tensor(given, dtype=torch.float64)
+        betas = torch.tensor(given, dtype=torch.float64, device="cpu")
     elif schedule == "linear":
-        betas = torch.linspace(start, end, n, dtype=torch.float64)
+        betas = torch.linspace(start, end, n, dtype=torch.float64, device="cpu")
     elif schedule == "scaled_linear":
-        betas = torch.linspace(math.sqrt(start), math.sqrt(end), n, dtype=torch.float64).square()
+        betas = torch.linspace(math.sqrt(start), math.sqrt(end), n, dtype=torch.float64, device="cpu").square()
     elif schedule == "sigmoid":
-        betas = torch.linspace(-6, 6, n, dtype=torch.float64).sigmoid() * (end - start) + start
+        betas = torch.linspace(-6, 6, n, dtype=torch.float64, device="cpu").sigmoid() * (end - start) + start
     elif schedule == "squaredcos_cap_v2":
-        angle = (torch.arange(n + 1, dtype=torch.float64) / n + 0.008) / 1.008 * (math.pi / 2)
+        angle = (torch.arange(n + 1, dtype=torch.float64, device="cpu") / n + 0.008) / 1.008 * (math.pi / 2)
         bars = angle.cos().square()
         betas = (1 - bars[1:] / bars[:-1]).clamp_max(0.999)
     else:

@@ -190,6 +190,8 @@ class GaussianMixtureModel(ExactModel):
     """
 
     def __init__(self, *, sde: GaussianSDE, weights: Tensor, means: Tensor, std: float | Tensor) -> None:
+        if torch.is_tensor(means):
+            check_floating(means, "means")
         means = check_samples(check_numbers(means, "means"), "means")
         if len(means) == 0:
             raise ShapeError("means is empty: a mixture needs at least one component")
@@ -207,7 +209,7 @@ class GaussianMixtureModel(ExactModel):
         share, spread = share / share.sum(), spread.expand(len(means))
         mean = share @ flat(means)
         centred = flat(means) - mean
-        within = (share * spread.square()).sum() * torch.eye(len(mean), dtype=torch.float64)
+        within = (share * spread.square()).sum() * torch.eye(len(mean), dtype=torch.float64, device="cpu")
         moments = Moments.exact(mean.reshape(means.shape[1:]), (centred.T * share) @ centred + within)
         super().__init__(_MixtureNet(share, means, spread), sde, predicts="v", moments=moments)
         self.weights, self.means, self.std = share, means, spread

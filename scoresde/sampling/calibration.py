@@ -18,7 +18,7 @@ from scoresde.sampling.plan import Plan, Planner, plan
 from scoresde.solvers import grids
 from scoresde.solvers.build import build_table
 from scoresde.solvers.candidates import GRIDS, USUAL, Candidate, find_candidate
-from scoresde.solvers.grids import STEPS, Grid
+from scoresde.solvers.grids import MOST_STEPS, STEPS, Grid
 from scoresde.solvers.named import DEFAULT, by_name
 from scoresde.solvers.tableau import Tableau
 
@@ -100,9 +100,9 @@ class Calibration(Planner):
         """Return the candidate's table of so many evaluations, 20 by default, or the default solver's."""
         if times is not None or not is_name(final, ("denoise",)):
             return build_table(sde, DEFAULT, steps=steps, times=times, final=final)
-        count = check_integer(STEPS if steps is None else steps, "steps", 1)
+        count = check_integer(STEPS if steps is None else steps, "steps", 1, MOST_STEPS)
         found = self.candidate(count)
-        if found.end > float(sde.log_snr(torch.tensor(sde.t_min, dtype=torch.float64))):
+        if found.end > float(sde.log_snr(torch.tensor(sde.t_min, dtype=torch.float64, device="cpu"))):
             found = replace(found, end=math.inf)
         return found.build(sde, count)
 

@@ -79,14 +79,14 @@ def denoise(
             )
         std = float(stretched.abs().mean())
     sde = known.sde
-    wanted = torch.tensor(std, dtype=torch.float64).log().mul(-2)
-    low, high = (float(sde.log_snr(torch.tensor(t, dtype=torch.float64))) for t in (sde.t_max, sde.t_min))
+    wanted = torch.tensor(std, dtype=torch.float64, device="cpu").log().mul(-2)
+    low, high = (float(sde.log_snr(torch.tensor(t, dtype=torch.float64, device="cpu"))) for t in (sde.t_max, sde.t_min))
     if not low <= float(wanted) <= high:
         raise DomainError(
             f"noise_std must be a level of the SDE, of log-SNR {low:.3g} to {high:.3g}, got {float(wanted):.3g}"
         )
     t = float(sde.time(wanted))
-    start = float(sde.alpha(torch.tensor(t, dtype=torch.float64))) * z
+    start = float(sde.alpha(torch.tensor(t, dtype=torch.float64, device="cpu"))) * z
     return _come_down(known, start, t, steps, solver, cond, seed)
 
 

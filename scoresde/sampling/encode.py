@@ -31,6 +31,7 @@ from scoresde.errors import (
     check_integer,
     check_samples,
     explain_keywords,
+    show,
 )
 from scoresde.models.checks import check_event, check_model
 from scoresde.models.prediction import Condition, Predictor, check_condition, in_mode, select
@@ -206,7 +207,7 @@ def _checked(
             "a built Tableau runs one way only; pass its solver with times=, or decode with sample(x_init=)"
         )
     if not isinstance(solver, (Solver, FlowSolver)):
-        raise DTypeError(f"solver must be a name, a Solver or a solver of the probability flow, got {solver!r}")
+        raise DTypeError(f"solver must be a name, a Solver or a solver of the probability flow, got {show(solver)}")
     return (known if sde is None or sde is known.sde else known.with_sde(sde)), solver
 
 
@@ -225,7 +226,7 @@ def choose_span(sde: GaussianSDE, steps: int | None, times: object, *, clean: bo
             "times=, or take a fixed solver, e.g. solver='heun'"
         )
     if times is None:
-        return torch.tensor([sde.t_max, sde.t_min], dtype=torch.float64)
+        return torch.tensor([sde.t_max, sde.t_min], dtype=torch.float64, device="cpu")
     ends = check_times(sde, times)
     return (ends if clean else _noisy(ends))[[0, -1]]
 

@@ -91,14 +91,14 @@ def layout(
     if x_init is not None:
         check_samples(x_init, "x_init")
     if model.transform is not None:  # asked of no samples, so that a misfit shows before any call
-        model.transform.inverse(torch.empty((0, *shape[1:]), dtype=dtype))
+        model.transform.inverse(torch.empty((0, *shape[1:]), dtype=dtype, device="cpu"))
     return tuple(shape), dtype, place
 
 
 def check_calls(kernels: object, on_step: object) -> None:
     """Check what the loop calls."""
     if not isinstance(kernels, Sequence) or not all(callable(kernel) for kernel in kernels):
-        raise DTypeError(f"kernels must be a list of kernels, e.g. [Langevin(snr=0.16)], got {kernels!r}")
+        raise DTypeError(f"kernels must be a list of kernels, e.g. [Langevin(snr=0.16)], got {show(kernels)}")
     check_callable(on_step, "on_step", "of a Step")
 
 

@@ -51,10 +51,10 @@ def interpolate(
     known = check_model(model)
     alpha = float((options.get("sde") or known.sde).alpha(start.times[-1]))
     centre = 0.0 if known.moments is None else known.moments.mean * alpha
-    centre = torch.as_tensor(centre).to(start.x)
+    centre = (centre if isinstance(centre, Tensor) else torch.tensor(centre, device="cpu")).to(start.x)
     one, other = flat(start.x - centre), flat(end.x - centre)
     shape = (n, *(1,) * one.ndim)
-    w = torch.linspace(0.0, 1.0, n, dtype=torch.float64).reshape(shape)
+    w = torch.linspace(0.0, 1.0, n, dtype=torch.float64, device="cpu").reshape(shape)
     mixed = _mix(one.double(), other.double(), w, path).to(one).reshape(n * len(a), *a.shape[1:]) + centre
     decoding: DecodeOptions = {**options}
     if (cond := options.get("cond")) is not None:

@@ -95,11 +95,11 @@ class SplitGibbs(PosteriorSampler):
         rhos = [self.last * (self.first / self.last) ** max(0.0, 1 - k / max(1, falling - 1)) for k in range(rounds)]
         for k in tqdm(range(rounds), desc="gibbs", unit="round", disable=not problem.progress, leave=False):
             u = problem.draw_gaussian(z, rhos[k], f"gibbs {k}", self.langevin)
-            t = float(sde.time(torch.tensor(-2 * math.log(rhos[k]), dtype=torch.float64)))
+            t = float(sde.time(torch.tensor(-2 * math.log(rhos[k]), dtype=torch.float64, device="cpu")))
             times = levels(sde, self.inner - 1, start=t).t
             out = sample(
                 model.in_its_own_coordinates(),
-                x_init=float(sde.alpha(torch.tensor(t, dtype=torch.float64))) * u,
+                x_init=float(sde.alpha(torch.tensor(t, dtype=torch.float64, device="cpu"))) * u,
                 solver=self.solver,
                 times=times,
                 cond=problem.cond,

@@ -34,6 +34,7 @@ from scoresde.errors import (
     check_integer,
     check_number,
     check_samples,
+    show,
 )
 from scoresde.models.checks import unwrap_model
 from scoresde.models.prediction import Condition, Predictor
@@ -122,7 +123,7 @@ def langevin(
     elif callable(score) and cond is None:
         model, solver = ScoreModel.from_callable(lambda x, t: score(x), VESDE()), _table(step, n)
     else:
-        raise DTypeError(f"score must be a function of x, and cond= goes with a ScoreModel; got {score!r}")
+        raise DTypeError(f"score must be a function of x, and cond= goes with a ScoreModel; got {show(score)}")
     try:
         return sample(
             model,
@@ -146,7 +147,7 @@ def langevin(
 
 def _table(step: float, n: int) -> Tableau:
     """Return n equal Langevin steps at one point; a literal score does not see which."""
-    knot = Knot.of(VESDE().at(torch.tensor([0.5], dtype=torch.float64)))[0]
+    knot = Knot.of(VESDE().at(torch.tensor([0.5], dtype=torch.float64, device="cpu")))[0]
     row = Row(knot, (1.0, step), noise=(math.sqrt(2 * step),))
     return Tableau(f"langevin ({n} steps of {step:g})", "score", (row,) * n, knot, knot, 1.0)
 

@@ -58,7 +58,7 @@ class Part:
     @classmethod
     def empty(cls, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Part:
         """Return the result of no samples, of shape (0, *) for samples (B, *)."""
-        none = torch.zeros(0, dtype=torch.long)
+        none = torch.zeros(0, dtype=torch.long, device="cpu")
         return cls(torch.empty((0, *shape[1:]), dtype=dtype, device=device), none, None, none, none, none)
 
     @classmethod
@@ -84,7 +84,7 @@ class Start:
         """Return the start at time t; None for an SDE without alpha and sigma."""
         if not isinstance(sde, GaussianSDE):
             return None
-        return cls(Knot.of(sde.at(torch.tensor([t], dtype=torch.float64)))[0], float(sde.prior_std(t)))
+        return cls(Knot.of(sde.at(torch.tensor([t], dtype=torch.float64, device="cpu")))[0], float(sde.prior_std(t)))
 
     def state(self, z: Tensor, moments: Moments | None) -> Tensor:
         """Return the start state for standard normal z, whose memory it may use."""

@@ -17,6 +17,7 @@ from scoresde.errors import (
     check_floating,
     is_name,
     printable,
+    show,
 )
 from scoresde.noise import GeneratorNoise, NoiseSource, SampleNoise, check_seed, fresh_seed
 from scoresde.sampling.executor import Run
@@ -52,7 +53,9 @@ class Stepper:
         self, table: Tableau, *, predicts: Kind = "noise", sde: GaussianSDE | None = None, seed: int | None = None
     ) -> None:
         if not isinstance(table, Tableau):
-            raise DTypeError(f"table must be a Tableau, e.g. build_table(VPSDE(), 'dpmpp_2m', steps=20), got {table!r}")
+            raise DTypeError(
+                f"table must be a Tableau, e.g. build_table(VPSDE(), 'dpmpp_2m', steps=20), got {show(table)}"
+            )
         if table.spread:
             raise ConfigError(f"{table.name!r} takes its variance from the network; use it with variance='small'")
         points = table.points

@@ -96,7 +96,7 @@ class Grid:
         if n is None:
             raise ConfigError(f"the grid {self.name!r} needs a number of steps; pass steps=")
         n = check_integer(n, "steps", 0, MOST_STEPS)
-        fractions = torch.arange(n + 1, dtype=torch.float64) / max(n, 1)
+        fractions = torch.arange(n + 1, dtype=torch.float64, device="cpu") / max(n, 1)
         if jumps and float(sde.log_snr(sde.t_min)) > self.until:
             sde = sde.starting_at(float(sde.time(self.until)))
         times = self.rule(sde, fractions, *self.options)
@@ -138,7 +138,7 @@ def uniform(steps: int | None = None, *, power: float = 1.0) -> Grid:
 
 
 def _place_uniform(sde: GaussianSDE, fractions: Tensor, power: float) -> Tensor:
-    ends = torch.tensor([sde.t_max, sde.t_min], dtype=torch.float64) ** (1 / power)
+    ends = torch.tensor([sde.t_max, sde.t_min], dtype=torch.float64, device="cpu") ** (1 / power)
     return _pin(sde, _interpolate(ends[0], ends[1], fractions) ** power)
 
 
@@ -152,7 +152,7 @@ def even(steps: int | None = None) -> Grid:
 
 
 def _place_even(sde: GaussianSDE, fractions: Tensor) -> Tensor:
-    ends = sde.at(torch.tensor([sde.t_max, sde.t_min], dtype=torch.float64))
+    ends = sde.at(torch.tensor([sde.t_max, sde.t_min], dtype=torch.float64, device="cpu"))
     is_level = bool((ends.alpha == 1).all()) and bool((ends.sigma == ends.t).all())
     return _place_diffused(sde, fractions, 2.0) if is_level else _place_uniform(sde, fractions, 1.0)
 
@@ -205,7 +205,7 @@ def rectified(steps: int | None = None, *, power: float = 1.0) -> Grid:
 
 
 def _place_rectified(sde: GaussianSDE, fractions: Tensor, power: float) -> Tensor:
-    low, high = sde.log_snr(torch.tensor([sde.t_max, sde.t_min], dtype=torch.float64))
+    low, high = sde.log_snr(torch.tensor([sde.t_max, sde.t_min], dtype=torch.float64, device="cpu"))
     first, last = (torch.sigmoid(-0.5 * end) ** (1 / power) for end in (low, high))
     u = _interpolate(first, last, fractions) ** power
     return _pin(sde, sde.time((2 * (torch.log1p(-u) - u.log())).clamp(low, high)))
@@ -249,7 +249,7 @@ def curve(levels: Sequence[float], shares: Sequence[float]) -> Grid:
 
 def _place_on_curve(sde: GaussianSDE, fractions: Tensor, *numbers: float) -> Tensor:
     levels, shares = np.array(numbers).reshape(2, -1)
-    ends = sde.log_snr(torch.tensor([sde.t_max, sde.t_min], dtype=torch.float64))
+    ends = sde.log_snr(torch.tensor([sde.t_max, sde.t_min], dtype=torch.float64, device="cpu"))
     first, last = (float(np.interp(-u, -levels, shares)) for u in torch.sigmoid(-0.5 * ends).tolist())
     u = torch.from_numpy(np.interp(first + (last - first) * fractions.numpy(), shares, levels))
     return _pin(sde, sde.time((2 * (torch.log1p(-u) - u.log())).clamp(ends[0], ends[1])))
@@ -257,7 +257,7 @@ def _place_on_curve(sde: GaussianSDE, fractions: Tensor, *numbers: float) -> Ten
 
 def _find_ends(sde: GaussianSDE) -> Tensor:
     """Return log_snr at t_max, or where a grid in log_snr begins if alpha is 0 there, and at t_min."""
-    ends = sde.log_snr(torch.tensor([sde.t_max, sde.t_min], dtype=torch.float64))
+    ends = sde.log_snr(torch.tensor([sde.t_max, sde.t_min], dtype=torch.float64, device="cpu"))
     return torch.where(ends == -math.inf, FIRST_LOG_SNR, ends)
 
 
@@ -281,7 +281,7 @@ def _choose_knots(sde: GaussianSDE, fractions: Tensor, *times: float) -> Tensor:
             f"steps must be at most {last}, the number of intervals of the chain, got {len(fractions) - 1}"
         )
     index = ((1 - fractions) * last).round().long()
-    return torch.tensor(times, dtype=torch.float64)[index]
+    return torch.tensor(times, dtype=torch.float64, device="cpu")[index]
 
 
 STEPS = 20

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from scoresde.diffusions.point import Point
 from scoresde.diffusions.sde import GaussianSDE, transition_weights
-from scoresde.errors import ConfigError, DomainError, DTypeError, check_integer, check_number, read_number
+from scoresde.errors import ConfigError, DomainError, DTypeError, check_integer, check_number, read_number, show
 from scoresde.solvers.exponential import dpmpp_2s
 from scoresde.solvers.grids import Grid, karras
 from scoresde.solvers.multistep import Multistep
@@ -186,8 +186,8 @@ def _lift(sde: GaussianSDE, points: Point, gamma: Tensor) -> Point:
 def _check_solver(solver: object, wrapper: str) -> None:
     if not isinstance(solver, Solver):
         raise DTypeError(
-            f"{wrapper} needs a solver that makes tables, got {solver!r} of type {type(solver).__name__}; for a name, "
-            "solvers.by_name(name)"
+            f"{wrapper} needs a solver that makes tables, got {show(solver)} of type {type(solver).__name__}; "
+            "for a name, solvers.by_name(name)"
         )
 
 
@@ -272,7 +272,7 @@ class _Restarted(_Around):
                 f"t_min and t_max must lie in [{sde.t_min:g}, {sde.t_max:g}], the SDE's times, got {t_min:g} and "
                 f"{t_max:g}"
             )
-        points, high = sde.at(times), sde.at(torch.tensor([t_max], dtype=torch.float64))
+        points, high = sde.at(times), sde.at(torch.tensor([t_max], dtype=torch.float64, device="cpu"))
         if float(high.alpha) == 0:
             raise DomainError(f"t_max = {t_max:g} is where alpha = 0: nothing would be left of the state; lower it")
         # Float times of another spelling of the same grid may differ in the last places.
@@ -300,7 +300,7 @@ def _place_ends(sde: GaussianSDE, points: Point, high: Point, low: int, steps: i
     ends = torch.cat([high.log_snr, points.log_snr[low : low + 1]])
     # EDM's spacing: nu^(1/7) falls evenly.
     roots = (-ends / 14).exp()
-    inner = torch.arange(1, steps, dtype=torch.float64) / steps
+    inner = torch.arange(1, steps, dtype=torch.float64, device="cpu") / steps
     return sde.at(sde.time(-14 * (roots[0] + (roots[1] - roots[0]) * inner).log()))
 
 
@@ -336,7 +336,7 @@ class _Ancestral2S(_Around):
             return self.leave(sde, times)
         late, early = points[:-1], points[1:]
         # nu_down may lie below the SDE's smallest level, but no call is made there: only its level counts.
-        gap, share = late.log_snr - early.log_snr, torch.tensor(self.eta, dtype=torch.float64).square()
+        gap, share = late.log_snr - early.log_snr, torch.tensor(self.eta, dtype=torch.float64, device="cpu").square()
         level = early.log_snr - torch.logaddexp(torch.log1p(-share), share.log() + gap)
         below = Point(early.t, early.alpha, early.alpha * (-0.5 * level).exp(), level)
         return self.write_path(sde, late, below, points)

@@ -63,7 +63,8 @@ def choose_step(gamma: Tensor, repeats: int) -> Tensor:
         # f' is negative at 0 and positive at 1; w' = w^2/2.
         rising = 0.5 * w * w * (1 - left * (1 - c)) > 2 * repeats * left * (ratio * ratio - w)
         low, high = np.where(rising, low, c), np.where(rising, c, high)
-    return torch.as_tensor(0.5 * (low + high))
+    middle: Tensor | float = 0.5 * (low + high)
+    return middle if isinstance(middle, Tensor) else torch.tensor(middle, device="cpu")
 
 
 def _check_levels(levels: list[Knot], name: str) -> None:

@@ -193,7 +193,7 @@ class Multistep(Method):
         if not callable(self.eta):
             return torch.full_like(times, self.eta)
         values = [check_number(self.eta(t), f"eta at t = {t:g}", 0.0) for t in times.tolist()]
-        return torch.tensor(values, dtype=torch.float64)
+        return torch.tensor(values, dtype=torch.float64, device="cpu")
 
     def _count(
         self, late: Point, early: Point, clock: Tensor, bounds: Sequence[tuple[int, int]]
@@ -230,7 +230,7 @@ class Multistep(Method):
         counts: tuple[list[int], list[int]],
     ) -> tuple[list[list[float]], list[list[float]]]:
         """Return each interval's weights of its predictor's and its corrector's predictions, newest first."""
-        used = torch.tensor([i for i, count in enumerate(counts[0]) if count], dtype=torch.long)
+        used = torch.tensor([i for i, count in enumerate(counts[0]) if count], dtype=torch.long, device="cpu")
         place = {int(i): k for k, i in enumerate(used)}
         start, end = lam[:, used]
         values, measure = self.form.measure(early[used], start, end, eta[used])
@@ -239,10 +239,10 @@ class Multistep(Method):
         for lead, which in enumerate(counts):
             weights: list[list[float]] = [[] for _ in which]
             for count in sorted({*which} - {0}):
-                index = torch.tensor([i for i, c in enumerate(which) if c == count])
+                index = torch.tensor([i for i, c in enumerate(which) if c == count], device="cpu")
                 # The corrector's newest prediction is made where the interval ends.
                 nodes = [clock[1, index]] * lead + [clock[0, index - k] for k in range(count - lead)]
-                at = torch.tensor([place[int(i)] for i in index])
+                at = torch.tensor([place[int(i)] for i in index], device="cpu")
                 step = Integral(torch.stack(nodes, 1), values[at], measure[at], start[at], end[at], edge[at])
                 for i, row in zip(index.tolist(), COEFFICIENTS[self.coefficients].weights(step).tolist(), strict=True):
                     weights[i] = row

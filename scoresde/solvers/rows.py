@@ -35,7 +35,7 @@ class Knot:
     def point(self) -> Point:
         """Return the same as a Point with fields of shape ()."""
         numbers = (self.t, self.alpha, self.sigma, self.log_snr)
-        t, alpha, sigma, log_snr = (torch.tensor(c, dtype=torch.float64) for c in numbers)
+        t, alpha, sigma, log_snr = (torch.tensor(c, dtype=torch.float64, device="cpu") for c in numbers)
         return Point(t, alpha, sigma, log_snr)
 
     @classmethod

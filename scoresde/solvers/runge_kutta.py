@@ -122,6 +122,9 @@ def runge_kutta(
             "take EULER or SRA1 in t, nu or log_snr, or eta = 0"
         )
     order = Order(float(method.order)) if not eta or not noise else Order(strong=noise.strong, weak=noise.weak)
+    given: object = name
+    if not (given is None or isinstance(given, str)):
+        raise DTypeError(f"name must be a text, got {show(given)}", parameter="name")
     called = method.name if name is None else name
     build = _RungeKutta(f"{called} ({_name_options(variable, eta)})", "flow", eta, order, method, variable)
     # Heun's method in nu goes to the smallest level first, as its authors have it.

@@ -138,7 +138,7 @@ class Tableau:
         """The rows' calls as one Point with fields of shape (nfe,)."""
         knots = [row.at for row in self.rows]
         t, alpha, sigma, log_snr = (
-            torch.tensor([getattr(k, name) for k in knots], dtype=torch.float64)
+            torch.tensor([getattr(k, name) for k in knots], dtype=torch.float64, device="cpu")
             for name in ("t", "alpha", "sigma", "log_snr")
         )
         return Point(t, alpha, sigma, log_snr)

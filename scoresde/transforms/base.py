@@ -9,7 +9,16 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Generator, Tensor
 
-from scoresde.errors import LARGEST_NUMBER, ConfigError, DomainError, DTypeError, check_number, keep_number, unknown
+from scoresde.errors import (
+    LARGEST_NUMBER,
+    ConfigError,
+    DomainError,
+    DTypeError,
+    check_number,
+    keep_number,
+    show,
+    unknown,
+)
 from scoresde.ops import Rows, parts
 
 __all__ = [
@@ -58,7 +67,7 @@ def check_transform(transform: object) -> Transform | None:
     """Return ``transform`` if it is None or a transform; DTypeError otherwise."""
     if transform is None or (isinstance(transform, Transform) and not isinstance(transform, type)):
         return transform
-    raise DTypeError(f"transform must be one of scoresde.transforms, e.g. Affine(), got {transform!r}")
+    raise DTypeError(f"transform must be one of scoresde.transforms, e.g. Affine(), got {show(transform)}")
 
 
 def forward_parts(transform: Transform | None, x: Tensor | Rows, generator: Generator) -> Iterator[Tensor]:
@@ -106,7 +115,7 @@ def check_interval(low: float, high: float) -> tuple[float, float]:
         raise DomainError(f"low must be below high, got low={low:g} and high={high:g}")
     if high - low < 1 / LARGEST_NUMBER:
         raise DomainError(
-            f"high must lie at least {1 / LARGEST_NUMBER:g} above low, got {low!r} and {high!r}",
+            f"high must lie at least {1 / LARGEST_NUMBER:g} above low, got {show(low)} and {high!r}",
             parameter="high",
             got=high,
             cure="give the data another unit",

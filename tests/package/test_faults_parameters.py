@@ -150,12 +150,12 @@ REFUSED: dict[str, tuple[Callable[[], object], type[ScoreSDEError], str]] = {
     "variance negative": (
         lambda: gaussian(covariance=torch.tensor([1.0, -1.0])),
         DomainError,
-        "covariance must not be negative, got -1",
+        "covariance must be positive semi-definite, its smallest variance is -1",
     ),
     "covariance indefinite": (
         lambda: gaussian(covariance=torch.tensor([[1.0, 2.0], [2.0, 1.0]])),
         DomainError,
-        "covariance must be symmetric and positive semi-definite, lowest eigenvalue -1",
+        "covariance must be positive semi-definite, its smallest eigenvalue is -1",
     ),
     "mean complex": (lambda: gaussian(mean=TWO * 1j), DTypeError, "mean must be real, got torch.complex64"),
     "chunk_size 0": (

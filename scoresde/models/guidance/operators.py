@@ -23,6 +23,7 @@ from scoresde.errors import (
     check_integer,
     check_numbers,
     check_samples,
+    check_values,
     keep_integer,
     show,
 )
@@ -108,7 +109,7 @@ class Matrix(Operator):
     matrix: Tensor
 
     def __post_init__(self) -> None:
-        check_floating(self.matrix, "matrix")
+        check_values(check_floating(self.matrix, "matrix"), "matrix")
         if self.matrix.ndim != 2 or not self.matrix.is_floating_point():
             raise ShapeError(f"matrix must be floating (m, D), got {self.matrix.dtype} {tuple(self.matrix.shape)}")
 
@@ -131,7 +132,7 @@ class Blur(Operator):
     kernel: Tensor
 
     def __post_init__(self) -> None:
-        check_floating(self.kernel, "kernel")
+        check_values(check_floating(self.kernel, "kernel"), "kernel")
         if not self.kernel.is_floating_point() or self.kernel.ndim not in (1, 2, 3):
             raise ShapeError(f"kernel must be floating, of 1 to 3 dimensions, got {tuple(self.kernel.shape)}")
         if any(size % 2 == 0 for size in self.kernel.shape):
@@ -141,7 +142,7 @@ class Blur(Operator):
     def gaussian(cls, std: float, dims: int = 2) -> Blur:
         """Return a Gaussian blur of a standard deviation in pixels, cut at three of them."""
         reach = max(1, math.ceil(3 * std))
-        line = torch.exp(-0.5 * (torch.arange(-reach, reach + 1, dtype=torch.float64) / std) ** 2)
+        line = torch.exp(-0.5 * (torch.arange(-reach, reach + 1, dtype=torch.float64, device="cpu") / std) ** 2)
         kernel = line / line.sum()
         for _ in range(check_integer(dims, "dims", 1, 3) - 1):
             kernel = kernel[..., None] * (line / line.sum())

@@ -114,7 +114,7 @@ def make_pairs(
         chunk_size=size,
         full_output=True,
     )
-    scale = float(model.sde.at(torch.tensor(model.sde.t_max, dtype=torch.float64)).r)
+    scale = float(model.sde.at(torch.tensor(model.sde.t_max, dtype=torch.float64, device="cpu")).r)
     return Pairs(x / scale, out.x, told), int(out.nfe.sum())
 
 
