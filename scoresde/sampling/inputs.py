@@ -86,7 +86,7 @@ def layout(
     try:
         place = torch.empty(0, device=device or model.device or "cpu").device
     except (RuntimeError, AssertionError, TypeError, ValueError) as error:
-        raise ConfigError(f"device must name one that torch can use, got {show(device)}") from error
+        raise ConfigError(f"device must name one that torch can use, got {show(device)}: {show(str(error))}") from error
     check_device(place, "device" if x_init is None else "x_init", model.device or place, "the model")
     if x_init is not None:
         check_samples(x_init, "x_init")
