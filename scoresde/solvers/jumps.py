@@ -138,7 +138,7 @@ def churned(
     _check_solver(solver, "churned")
     churn = check_number(churn, "churn", 0.0)
     s_min = check_number(s_min, "s_min", 0.0)
-    if read_number(s_max) != math.inf:
+    if isinstance(s_max, int) or read_number(s_max) != math.inf:
         s_max = check_number(s_max, "s_max", s_min)
     s_noise = check_number(s_noise, "s_noise", 0.0, open_low=True)
     order = _limit_order(_weaken(solver.order, s_noise == 1.0), solver.build, 1.0) if churn else solver.order
