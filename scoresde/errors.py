@@ -14,16 +14,19 @@ import math
 import numbers
 import operator
 import re
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from os import PathLike
 from pathlib import Path
-from typing import ParamSpec, Self, TypeVar
+from typing import Any, ParamSpec, Self, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 __all__ = [
+    "LARGEST_NUMBER",
+    "LARGEST_SIZE",
     "PART",
     "CheckpointError",
     "ConfigError",
@@ -36,23 +39,41 @@ __all__ = [
     "SolverError",
     "TrainingWarning",
     "UnstableSamplerWarning",
+    "check_callable",
+    "check_choice",
+    "check_dense",
     "check_device",
+    "check_dtype",
     "check_finite",
+    "check_flag",
     "check_floating",
     "check_integer",
+    "check_mapping",
     "check_number",
+    "check_numbers",
+    "check_outcome",
     "check_path",
     "check_samples",
+    "check_sequence",
+    "check_sizes",
+    "check_value",
+    "check_values",
     "explain_keywords",
+    "is_name",
     "keep_integer",
     "keep_number",
     "pick",
+    "printable",
     "read_integer",
     "read_number",
+    "show",
     "unknown",
 ]
 
 PART = 1 << 17  # values that are looked at together, where data may be large: 1 MiB in float64, which is given back
+LARGEST_NUMBER = 1e150  # whose square, and the square of whose reciprocal, are still numbers of float64
+LARGEST_SIZE = 2**31 - 1
+SHOWN = 100  # characters of a value in a message
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -62,7 +83,7 @@ class ScoreSDEError(Exception):
 
     The message is ``message``, with "; ``cure``" behind it where there is a cure. The fields tell a program what the
     message tells a person; each is None where the error does not say it. They are plain values, so that every error can
-    be pickled, and none keeps a tensor alive.
+    be pickled, and none keeps a tensor alive. The message is ``printable``.
 
     Args:
         message: what is wrong.
@@ -81,14 +102,15 @@ class ScoreSDEError(Exception):
         allowed: str | tuple[str, ...] | None = None,
         cure: str | None = None,
     ) -> None:
-        super().__init__(message if cure is None else f"{message}; {cure}")
+        super().__init__(printable(message if cure is None else f"{message}; {cure}", keep="\n"))
         self.parameter, self.allowed, self.cure = parameter, allowed, cure
         self.got = got if isinstance(got, str | int | float | None) else repr(got)
 
     def with_cure(self, cure: str) -> Self:
         """Return the same error with another cure, in the words of who called: a command line has options, say."""
         other = copy.copy(self)
-        other.args = (f"{str(self).removesuffix(f'; {self.cure}')}; {cure}",)
+        message = str(self).removesuffix(printable(f"; {self.cure}", keep="\n"))
+        other.args = (printable(f"{message}; {cure}", keep="\n"),)
         other.cure = cure
         return other
 
@@ -137,6 +159,33 @@ class UnstableSamplerWarning(UserWarning):
     """A sampler's table makes far too much of Gaussian data with the model's moments, whatever the network."""
 
 
+def printable(text: str, *, keep: str = "") -> str:
+    """Return a text without what a terminal obeys: control and direction characters are written as escapes.
+
+    Letters of any script stay, and the joiners between them. So do the characters ``keep``.
+    """
+    if text.isprintable():
+        return text
+    keep += "\u200c\u200d"
+    kinds = ("Cc", "Cf", "Cs", "Zl", "Zp")
+    return "".join(
+        c.encode("unicode_escape").decode() if unicodedata.category(c) in kinds and c not in keep else c for c in text
+    )
+
+
+def show(value: object) -> str:
+    """Return the ``repr`` of a value for a message: printable, in one line, and short."""
+    number = read_integer(value)
+    if number is not None and number.bit_length() > 256:
+        return f"an integer of {number.bit_length()} bits"
+    try:
+        text = printable(repr(value), keep="\n")
+    except Exception:  # an object's own, or too deep a nesting
+        text = f"a value of type {type(value).__name__}"
+    text = " ".join(text.split())
+    return text if len(text) <= SHOWN else f"{text[: SHOWN - 13]}...{text[-10:]}"
+
+
 def check_floating(x: object, name: str = "x") -> Tensor:
     """Return ``x`` if it is a real floating tensor of shape (B, *), else raise DTypeError or ShapeError."""
     if not isinstance(x, Tensor):
@@ -147,10 +196,7 @@ def check_floating(x: object, name: str = "x") -> Tensor:
             allowed="a torch.Tensor",
             cure=_tell_how(x, name),
         )
-    if x.is_nested or x.layout != torch.strided:
-        what = "nested, whose samples have sizes of their own" if x.is_nested else f"laid out as {x.layout}"
-        how = f"torch.nested.to_padded_tensor({name}, 0.0)" if x.is_nested else f"{name}.to_dense()"
-        raise ShapeError(f"{name} is {what}", parameter=name, allowed="a dense tensor", cure=f"make it dense: {how}")
+    check_dense(x, name)
     if not x.dtype.is_floating_point:
         cure = "take its real and imaginary parts as channels" if x.is_complex() else f"convert it with {name}.float()"
         raise DTypeError(
@@ -191,6 +237,7 @@ def _size(x: object) -> tuple[int, ...]:
 def check_samples(x: object, name: str = "x") -> Tensor:
     """Return ``x`` if it is a finite real floating tensor of shape (B, *); count and place bad values if not."""
     tensor = check_floating(x, name)
+    check_values(tensor, name)
     # The two extremes tell it without a copy of the data: a NaN is both.
     if tensor.numel() and not bool(torch.isfinite(torch.stack(torch.aminmax(tensor.detach()))).all()):
         for _ in check_finite(torch.split(tensor, max(1, PART * len(tensor) // tensor.numel())), name):
@@ -220,6 +267,24 @@ def check_finite(parts: Iterable[Tensor], name: str) -> Iterator[Tensor]:
             allowed="finite values",
             cure="drop or repair these samples",
         )
+
+
+def check_outcome(values: Tensor, what: str, at: Tensor | None = None) -> Tensor:
+    """Return values (B, *) to which a network's predictions have led; SolverError, with the share, if any is no number.
+
+    Args:
+        values: one or more for each sample.
+        what: names them, for the message.
+        at: the times of the predictions, (B,); the message names the first that failed.
+    """
+    if not bool(torch.isfinite(values).all()):
+        bad = (~torch.isfinite(values)).reshape(len(values), -1).any(1)
+        place = "" if at is None else f" at t = {float(at.reshape(-1)[int(bad.nonzero()[0])]):g}"
+        raise SolverError(
+            f"{what}{place} is not finite in {float(bad.double().mean()):.1%} of the samples, since the network's "
+            "prediction is not, or is too large"
+        )
+    return values
 
 
 def check_device(device: torch.device, name: str, other: torch.device, other_name: str) -> None:
@@ -259,21 +324,23 @@ def read_integer(value: object) -> int | None:
         return None
 
 
-def check_integer(value: object, name: str, minimum: int = 0, maximum: int | None = None) -> int:
+def check_integer(value: object, name: str, minimum: int = 0, maximum: int = LARGEST_SIZE) -> int:
     """Return ``value`` as an int in [minimum, maximum]; DTypeError if it is no whole number, DomainError outside.
 
-    ``read_integer`` says what is one.
+    ``read_integer`` says what is one. A size or a count is at most 2^31 - 1, unless its parameter states another limit.
     """
     number = read_integer(value)
     if number is None:
         raise _misfit(name, value, "an integer")
-    if number < minimum or (maximum is not None and number > maximum):
-        allowed = f"at least {minimum}" if maximum is None else f"in [{minimum}, {maximum}]"
-        raise DomainError(f"{name} must be {allowed}, got {number}", parameter=name, got=number, allowed=allowed)
+    if number < minimum or number > maximum:
+        bound = f"at most {maximum}" if number > maximum else f"at least {minimum}"
+        # A limit that is far from any use is said to those who pass it.
+        allowed = bound if 10**6 <= maximum <= LARGEST_SIZE else f"in [{minimum}, {maximum}]"
+        raise DomainError(f"{name} must be {allowed}, got {show(number)}", parameter=name, got=number, allowed=allowed)
     return number
 
 
-def keep_integer(owner: object, name: str, minimum: int = 0, maximum: int | None = None) -> None:
+def keep_integer(owner: object, name: str, minimum: int = 0, maximum: int = LARGEST_SIZE) -> None:
     """Check the integer of this name of a frozen dataclass as ``check_integer`` does, and keep it as an int."""
     object.__setattr__(owner, name, check_integer(getattr(owner, name), name, minimum, maximum))
 
@@ -289,7 +356,8 @@ def check_number(
 ) -> float:
     """Return ``value`` as a finite float in the stated interval, else raise DTypeError or DomainError.
 
-    A number is Python's, NumPy's, or a real tensor or array without dimensions.
+    A number is Python's, NumPy's, or a real tensor or array without dimensions. It lies in [-1e150, 1e150] whatever the
+    interval, and one that must be positive is at least 1e-150: formulas square numbers and their reciprocals.
     """
     found = read_number(value)
     if found is None:
@@ -297,12 +365,25 @@ def check_number(
     number = found
     below = low is not None and (number <= low if open_low else number < low)
     above = high is not None and (number >= high if open_high else number > high)
+    extreme = abs(number) > LARGEST_NUMBER or (open_low and low == 0 and 0 < number < 1 / LARGEST_NUMBER)
+    if extreme and math.isfinite(number) and not (below or above):
+        allowed = f"of a size between {1 / LARGEST_NUMBER:g} and {LARGEST_NUMBER:g}"
+        raise DomainError(f"{name} must be {allowed}, got {show(number)}", parameter=name, got=number, allowed=allowed)
     if not math.isfinite(number) or below or above:
         left = "(-inf" if low is None else f"{'(' if open_low else '['}{low:g}"
         right = "inf)" if high is None else f"{high:g}{')' if open_high else ']'}"
         allowed = f"in {left}, {right}"
-        raise DomainError(f"{name} must lie {allowed}, got {value}", parameter=name, got=number, allowed=allowed)
+        given = show(value if isinstance(value, int) else number)
+        raise DomainError(f"{name} must lie {allowed}, got {given}", parameter=name, got=number, allowed=allowed)
     return number
+
+
+def check_value(value: object, name: str) -> float:
+    """Return what a function called ``name`` returned as a float, perhaps NaN; DTypeError where it is no number."""
+    found = read_number(value)
+    if found is None:
+        raise DTypeError(f"{name} must return a number, got {show(value)}", parameter=name, got=value)
+    return found
 
 
 def keep_number(
@@ -339,7 +420,10 @@ def read_number(value: object) -> float | None:
 def _misfit(name: str, got: object, allowed: str) -> DTypeError:
     """Build the error for a value of the wrong type."""
     return DTypeError(
-        f"{name} must be {allowed}, got {got!r} of type {type(got).__name__}", parameter=name, got=got, allowed=allowed
+        f"{name} must be {allowed}, got {show(got)} of type {type(got).__name__}",
+        parameter=name,
+        got=got,
+        allowed=allowed,
     )
 
 
@@ -354,10 +438,10 @@ def unknown(kind: str, got: object, choices: Iterable[str], *, parameter: str | 
     """
     names = sorted(choices)
     folded = {_fold(name): name for name in names}
-    near = difflib.get_close_matches(_fold(str(got)), folded, n=1)
+    near = difflib.get_close_matches(_fold(show(got)), folded, n=1)
     hint = f"did you mean {folded[near[0]]!r}? " if near else ""
     return ConfigError(
-        f"unknown {kind} {got!r}",
+        f"unknown {kind} {show(got)}",
         parameter=kind if parameter is None else parameter,
         got=got,
         allowed=tuple(names),
@@ -370,11 +454,104 @@ def _fold(name: str) -> str:
     return re.sub("[^a-z0-9]", "", name.casefold().replace("solver++", "++").replace("++", "pp"))
 
 
+def is_name(got: object, choices: Iterable[str]) -> bool:
+    """Say whether ``got`` is one of the names, whatever else it may be: a list, an array, None."""
+    return isinstance(got, str) and got in choices
+
+
+def check_choice(kind: str, got: object, choices: Iterable[str], *, parameter: str | None = None) -> None:
+    """Raise ``unknown`` unless ``got`` is one of the names; see ``is_name``."""
+    names = list(choices)
+    if not is_name(got, names):
+        raise unknown(kind, got, names, parameter=parameter)
+
+
+def check_flag(value: object, name: str) -> bool:
+    """Return ``value`` as a bool: True, False, 1 or 0 of Python's or NumPy's; DTypeError otherwise."""
+    if not isinstance(value, bool | int | np.bool_) or value not in (0, 1):
+        raise _misfit(name, value, "True or False")
+    return bool(value)
+
+
+def check_dtype(dtype: object) -> torch.dtype:
+    """Return a real floating type of at least 16 bits; DTypeError for anything else."""
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point or dtype.itemsize < 2:
+        raise DTypeError(
+            f"dtype must be a real floating type of torch, e.g. torch.float32, got {show(dtype)}",
+            parameter="dtype",
+            got=dtype,
+        )
+    return dtype
+
+
+def check_callable(value: object, name: str, example: str, *, optional: bool = True) -> None:
+    """Raise DTypeError unless ``value`` is a function, or None where it is ``optional``; ``example`` says of what."""
+    if not ((value is None and optional) or (callable(value) and not isinstance(value, type))):
+        raise _misfit(name, value, f"a function {example}")
+
+
+def check_sequence(value: object, name: str, parts: str) -> tuple[Any, ...]:
+    """Return what is in a list, a tuple or any iterable but a text, a mapping or a tensor; DTypeError otherwise."""
+    if isinstance(value, str | bytes | Mapping | Tensor | np.ndarray | type) or not isinstance(value, Iterable):
+        raise _misfit(name, value, f"a list of {parts}")
+    return tuple(value)
+
+
+def check_mapping(value: object, name: str, parts: str) -> Mapping[str, Any]:
+    """Return a mapping of names; DTypeError for anything else."""
+    if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
+        raise _misfit(name, value, f"a dict from names to {parts}")
+    return value
+
+
+def check_sizes(value: object, name: str, minimum: int = 0) -> tuple[int, ...]:
+    """Return the sizes of a shape, each at least ``minimum``; DTypeError or DomainError otherwise."""
+    sizes = check_sequence(value, name, "sizes")
+    return tuple(check_integer(size, f"{name}[{k}]", minimum) for k, size in enumerate(sizes))
+
+
+def check_numbers(value: object, name: str) -> Tensor:
+    """Return a tensor, an array, a number or nested sequences of real numbers as a dense float64 tensor on the CPU.
+
+    Raises DTypeError for anything else. The numbers may be infinite or NaN.
+    """
+    try:
+        found = value if isinstance(value, Tensor) else torch.from_numpy(np.array(value))
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise _misfit(name, value, "a tensor, or numbers in sequences of one length") from error
+    check_dense(found, name)
+    check_values(found, name)
+    if found.is_complex():
+        raise DTypeError(f"{name} must be real, got {found.dtype}; take real and imaginary parts as channels")
+    return found.detach().to("cpu", torch.float64)
+
+
+def check_values(x: Tensor, name: str) -> None:
+    """Raise ConfigError for a tensor on the meta device."""
+    if x.device.type == "meta":
+        raise ConfigError(f"{name} is on the meta device, which holds no values", parameter=name, got="meta")
+
+
+def check_dense(x: Tensor, name: str) -> None:
+    """Raise for a tensor without values that one could compute with: nested, sparse, or of 8 bits."""
+    if x.is_nested or x.layout != torch.strided:
+        what = "nested, whose samples have sizes of their own" if x.is_nested else f"laid out as {x.layout}"
+        how = f"torch.nested.to_padded_tensor({name}, 0.0)" if x.is_nested else f"{name}.to_dense()"
+        raise ShapeError(f"{name} is {what}", parameter=name, allowed="a dense tensor", cure=f"make it dense: {how}")
+    if x.dtype.is_floating_point and x.dtype.itemsize < 2:
+        raise DTypeError(
+            f"{name} must have a type of at least 16 bits, got {x.dtype}",
+            parameter=name,
+            got=x.dtype,
+            cure=f"convert it with {name}.float()",
+        )
+
+
 def pick(kind: str, choice: object, table: Mapping[str, Callable[..., Tensor]]) -> Callable[..., Tensor]:
     """Return the entry ``choice`` of a table, or ``choice`` itself where it is a function; ConfigError otherwise."""
     if isinstance(choice, str) and choice in table:
         return table[choice]
-    if callable(choice):
+    if callable(choice) and not isinstance(choice, type):
         return choice
     raise unknown(kind, choice, table)
 

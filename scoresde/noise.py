@@ -34,7 +34,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scoresde.errors import ConfigError, DomainError, DTypeError, ShapeError, check_samples, keep_integer, read_integer
+from scoresde.errors import (
+    ConfigError,
+    DomainError,
+    DTypeError,
+    ShapeError,
+    check_floating,
+    check_samples,
+    keep_integer,
+    read_integer,
+    show,
+)
 
 __all__ = [
     "GeneratorNoise",
@@ -82,10 +92,10 @@ def check_seed(seed: object, name: str = "seed") -> int:
     """Return ``seed`` if it is an integer in [0, 2**64), else raise DTypeError or DomainError."""
     number = read_integer(seed)
     if number is None:
-        raise DTypeError(f"{name} must be an integer or None, got {seed!r} of type {type(seed).__name__}")
+        raise DTypeError(f"{name} must be an integer or None, got {show(seed)} of type {type(seed).__name__}")
     if not 0 <= number < 2**64:
         allowed = "in [0, 2**64)"
-        raise DomainError(f"{name} must lie {allowed}, got {number}", parameter=name, got=number, allowed=allowed)
+        raise DomainError(f"{name} must lie {allowed}, got {show(number)}", parameter=name, got=number, allowed=allowed)
     return number
 
 
@@ -355,7 +365,7 @@ def on_cpu(generator: object) -> torch.Generator:
     """Return ``generator`` if it is one on the CPU, else raise ConfigError."""
     if not isinstance(generator, torch.Generator):
         raise ConfigError(
-            f"generator must be a torch.Generator on the CPU, got {generator!r}; "
+            f"generator must be a torch.Generator on the CPU, got {show(generator)}; "
             "make one with torch.Generator().manual_seed(0), and use it for every step"
         )
     if generator.device.type != "cpu":
@@ -368,8 +378,10 @@ def on_cpu(generator: object) -> torch.Generator:
 
 def check_tape(noise: object, needed: int, shape: Sequence[int]) -> None:
     """Raise DTypeError or ShapeError unless ``noise`` is ``needed`` finite tensors of this shape, or more."""
-    if not isinstance(noise, (Sequence, Tensor)):
+    if not isinstance(noise, (Sequence, Tensor)) or (isinstance(noise, Tensor) and noise.ndim == 0):
         raise DTypeError(f"noise must be a list of tensors, one for each draw, got {type(noise).__name__}")
+    if isinstance(noise, Tensor):
+        check_floating(noise, "noise")
     if len(noise) < needed:
         raise ShapeError(f"noise holds {len(noise)} tensors, {needed} are needed; record one for each draw")
     for k, z in enumerate(noise[:needed]):
@@ -380,8 +392,8 @@ def check_tape(noise: object, needed: int, shape: Sequence[int]) -> None:
 def check_generator(generator: object, device: torch.device, what: str = "the samples") -> None:
     """Raise DTypeError or ConfigError unless ``generator`` is one on ``device``, where ``what`` is."""
     place = getattr(generator, "device", None)
-    if not isinstance(place, torch.device):
-        raise DTypeError(f"generator must be a torch.Generator, got {generator!r}; a number is seed=")
+    if isinstance(generator, Tensor) or not isinstance(place, torch.device):
+        raise DTypeError(f"generator must be a torch.Generator, got {show(generator)}; a number is seed=")
     if place.type != device.type:
         raise ConfigError(f"generator is on {place}, {what} on {device}; make it on that device")
 
@@ -421,7 +433,7 @@ class Randomness:
         if self.seeds is not None:
             if not isinstance(self.seeds, Sequence):
                 raise DTypeError(
-                    f"seeds must be a list of integers, one for each sample, got {self.seeds!r}; one is seed="
+                    f"seeds must be a list of integers, one for each sample, got {show(self.seeds)}; one is seed="
                 )
             if len(self.seeds) != self.batch:
                 raise ShapeError(

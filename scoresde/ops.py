@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from scoresde.errors import PART, ConfigError, DTypeError, ShapeError, check_finite, check_floating
+from scoresde.errors import PART, ConfigError, DTypeError, ShapeError, check_finite, check_floating, check_values
 
 __all__ = [
     "Array",
@@ -123,6 +123,7 @@ def accept_rows(value: object, name: str) -> Rows:
         x = accept_arrays(value, name, only_read=True)
         samples = x if isinstance(x, Tensor) and x.dtype == torch.uint8 and x.ndim else check_floating(x, name)
         rows = Rows(samples.detach(), torch.promote_types(samples.dtype, torch.float32))
+    check_values(rows.source, name)
     if rows.source.is_floating_point():
         for _ in check_finite(parts(rows), name):
             pass
@@ -146,7 +147,7 @@ def gather_moments(rows: Iterable[Tensor], full_limit: int = 0) -> tuple[int, Te
     Source: Chan, Golub and LeVeque 1983, "Algorithms for computing the sample variance", The American Statistician
     37(3).
     """
-    count, mean, scatter = 0, torch.zeros(()), torch.zeros(())
+    count, mean, scatter = 0, torch.zeros((), device="cpu"), torch.zeros((), device="cpu")
     for part in rows:
         x = part.detach().to("cpu", torch.float64)
         own, full = x.mean(0), x.shape[1] <= full_limit

@@ -34,12 +34,14 @@ from scoresde.errors import (
     DomainError,
     DTypeError,
     ShapeError,
+    check_choice,
     check_device,
     check_floating,
     check_integer,
     check_number,
+    check_numbers,
     read_integer,
-    unknown,
+    show,
 )
 from scoresde.ops import accept_arrays, combine, expand
 from scoresde.solvers.ancestral import DDIM, VARIANCES, Ancestral, Variance
@@ -89,7 +91,7 @@ class Chain(ABC):
     def _check_times(self) -> None:
         if self.knot_times is None:
             return
-        times = torch.as_tensor(self.knot_times).detach().to("cpu", torch.float64)
+        times = check_numbers(self.knot_times, "knot_times")
         if times.shape != (len(self),):
             raise ShapeError(f"knot_times must have shape ({len(self)},), one for each index, got {tuple(times.shape)}")
         if not bool(torch.isfinite(times).all() and (times.diff() > 0).all() and times[0] > 0):
@@ -101,7 +103,7 @@ class Chain(ABC):
         """The knots' times, (n,): (i + 1)/n unless the chain is a choice of another's knots."""
         if self.knot_times is not None:
             return self.knot_times
-        return torch.arange(1, len(self) + 1, dtype=torch.float64) / len(self)
+        return torch.arange(1, len(self) + 1, dtype=torch.float64, device="cpu") / len(self)
 
     @property
     def points(self) -> Point:
@@ -124,7 +126,7 @@ class Chain(ABC):
         """
         n = len(self)
         steps = check_integer(steps, "steps", 1, n)
-        return self.take(torch.linspace(0, n, steps + 1, dtype=torch.float64).round().long()[1:] - 1)
+        return self.take(torch.linspace(0, n, steps + 1, dtype=torch.float64, device="cpu").round().long()[1:] - 1)
 
     def ancestral(self, *, variance: Variance = "small", steps: int | None = None) -> Tableau:
         """Return ancestral sampling as a table: x_{i-1} from the posterior with the data prediction for x_0.
@@ -139,8 +141,7 @@ class Chain(ABC):
         Raises:
             ConfigError: another variance. DomainError: more steps than indices.
         """
-        if variance not in VARIANCES:
-            raise unknown("variance", variance, VARIANCES)
+        check_choice("variance", variance, VARIANCES)
         return Ancestral(1.0, variance).on(self._downwards(steps), self.prior_std)
 
     def ddim(self, eta: float = 0.0, *, steps: int | None = None) -> Tableau:
@@ -165,7 +166,7 @@ class Chain(ABC):
     def _downwards(self, steps: int | None) -> Point:
         """Return the knots from the last one down, all or evenly strided, and clean data."""
         chain = self if steps is None else self.strided(steps)
-        return chain.points[torch.arange(len(chain), -1, -1)]
+        return chain.points[torch.arange(len(chain), -1, -1, device="cpu")]
 
     @property
     def transition_weights(self) -> Pair:
@@ -196,7 +197,7 @@ class Chain(ABC):
             DTypeError: floats. ShapeError: another shape. DomainError: out of range.
         """
         if (number := read_integer(index)) is not None:
-            index = torch.tensor(number)
+            index = torch.tensor(number, device="cpu")
         elif isinstance(index, np.ndarray):
             index = accept_arrays(index, name)
         if not isinstance(index, Tensor) or index.dtype.is_floating_point or index.dtype == torch.bool:
@@ -268,8 +269,7 @@ class Chain(ABC):
             ConfigError: another variance, or a fraction without (or not with) the learned one. ShapeError, DTypeError,
                 DomainError: as ``posterior``, and a fraction of another shape.
         """
-        if variance not in VARIANCES:
-            raise unknown("variance", variance, VARIANCES)
+        check_choice("variance", variance, VARIANCES)
         if (fraction is None) == (variance == "learned"):
             raise ConfigError(f"fraction= belongs to variance='learned', and it needs one; got variance={variance!r}")
         mean, std = self.posterior(data, x_i, index)
@@ -291,8 +291,9 @@ def rule_times(sde: GaussianSDE, n: int, rule: str) -> Tensor:
     Raises DTypeError, DomainError for n and ConfigError for an unknown rule.
     """
     n = check_integer(n, "n", 1)
-    if rule not in RULES:
-        raise unknown("rule", rule, RULES)
+    check_choice("rule", rule, RULES)
+    if not isinstance(sde, GaussianSDE):
+        raise DTypeError(f"sde must be a GaussianSDE, e.g. VPSDE(), got {show(sde)}", parameter="sde")
     if rule == "song" and n > 1:
-        return sde.t_max * torch.linspace(0, 1, n, dtype=torch.float64)
-    return sde.t_max * torch.arange(1, n + 1, dtype=torch.float64) / n
+        return sde.t_max * torch.linspace(0, 1, n, dtype=torch.float64, device="cpu")
+    return sde.t_max * torch.arange(1, n + 1, dtype=torch.float64, device="cpu") / n

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from scoresde.chains.base import Chain, rule_times
 from scoresde.diffusions.sde import GaussianSDE
-from scoresde.errors import ConfigError, DomainError, ShapeError, check_integer, check_number
+from scoresde.errors import ConfigError, DomainError, ShapeError, check_integer, check_number, check_numbers
 
 __all__ = ["DDPM"]
 
@@ -62,7 +62,7 @@ class DDPM(Chain):
     log_alphas: Tensor
 
     def __post_init__(self) -> None:
-        logs = torch.as_tensor(self.log_alphas).detach().to("cpu", torch.float64)
+        logs = check_numbers(self.log_alphas, "log_alphas")
         if logs.ndim != 1 or len(logs) == 0:
             raise ShapeError(f"log_alphas must be a vector with one number for each index, got {tuple(logs.shape)}")
         if bool(((logs > 0) & (logs < 1)).all()):
@@ -78,7 +78,7 @@ class DDPM(Chain):
     @classmethod
     def from_betas(cls, betas: Tensor) -> DDPM:
         """Build the chain of given betas, each in (0, 1); the last may be 1, as rescaled schedules have it."""
-        return cls._of(torch.as_tensor(betas).detach().to("cpu", torch.float64), most=1.0)
+        return cls._of(check_numbers(betas, "betas"), most=1.0)
 
     @classmethod
     def _of(cls, betas: Tensor, most: float = math.nextafter(1.0, 0.0)) -> DDPM:
@@ -98,7 +98,7 @@ class DDPM(Chain):
         n = check_integer(n, "n", 1)
         start = check_number(0.1 / n if beta_start is None else beta_start, "beta_start", 0.0, open_low=True)
         end = check_number(20.0 / n if beta_end is None else beta_end, "beta_end", start)
-        return cls._of(torch.linspace(start, end, n, dtype=torch.float64))
+        return cls._of(torch.linspace(start, end, n, dtype=torch.float64, device="cpu"))
 
     @classmethod
     def cosine(cls, n: int = 1000, *, offset: float = 0.008, max_beta: float = 0.999) -> DDPM:
@@ -110,7 +110,7 @@ class DDPM(Chain):
         n = check_integer(n, "n", 1)
         offset = check_number(offset, "offset", 0.0)
         max_beta = check_number(max_beta, "max_beta", 0.0, 1.0, open_low=True, open_high=True)
-        angle = (torch.arange(n + 1, dtype=torch.float64) / n + offset) / (1 + offset) * (math.pi / 2)
+        angle = (torch.arange(n + 1, dtype=torch.float64, device="cpu") / n + offset) / (1 + offset) * (math.pi / 2)
         # log(cos^2) loses digits where the cosine is near 1, log(1 - sin^2) where it is near 0.
         logs = torch.where(angle < math.pi / 4, torch.log1p(-angle.sin().square()), 2 * angle.cos().abs().log())
         steps = logs.diff()
@@ -144,7 +144,7 @@ class DDPM(Chain):
         first = check_number(start, "start")
         low, width = first / tau, (check_number(end, "end", first, open_low=True) - first) / tau
         clip = check_number(clip, "clip", 0.0, 1.0, open_low=True, open_high=True)
-        t = torch.arange(n + 1, dtype=torch.float64) / n
+        t = torch.arange(n + 1, dtype=torch.float64, device="cpu") / n
         u = low + width * t
         # S(a) - S(b) = sinh((a - b)/2)/(2 cosh(a/2) cosh(b/2)), so that alpha_bar and 1 - alpha_bar are both products.
         whole = _log_sinh(0.5 * width * torch.ones_like(t)) + _log_cosh(0.5 * u)
@@ -179,7 +179,7 @@ class DDPM(Chain):
         if rule == "song":
             return cls._of(sde.diffusion(times).square() * sde.t_max / n)
         logs = torch.nn.functional.logsigmoid(sde.log_snr(times))
-        return cls(logs.diff(prepend=torch.zeros(1, dtype=torch.float64)))
+        return cls(logs.diff(prepend=torch.zeros(1, dtype=torch.float64, device="cpu")))
 
     def __len__(self) -> int:
         """Return the number of indices n."""
@@ -224,6 +224,8 @@ class DDPM(Chain):
 
     def take(self, kept: Tensor) -> DDPM:
         """Return the chain of the kept indices: the log(1 - beta) between two of them add up."""
-        segment = torch.searchsorted(kept, torch.arange(int(kept[-1]) + 1))
-        logs = torch.zeros(len(kept), dtype=torch.float64).index_add(0, segment, self.log_alphas[: len(segment)])
+        segment = torch.searchsorted(kept, torch.arange(int(kept[-1]) + 1, device="cpu"))
+        logs = torch.zeros(len(kept), dtype=torch.float64, device="cpu").index_add(
+            0, segment, self.log_alphas[: len(segment)]
+        )
         return DDPM(logs, knot_times=self.times[kept])

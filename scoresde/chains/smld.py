@@ -21,7 +21,7 @@ from torch import Tensor
 
 from scoresde.chains.base import Chain, rule_times
 from scoresde.diffusions.sde import GaussianSDE
-from scoresde.errors import ConfigError, DomainError, ShapeError, check_integer, check_number
+from scoresde.errors import ConfigError, DomainError, ShapeError, check_integer, check_number, check_numbers
 
 __all__ = ["SMLD"]
 
@@ -43,7 +43,7 @@ class SMLD(Chain):
     sigmas: Tensor
 
     def __post_init__(self) -> None:
-        sigmas = torch.as_tensor(self.sigmas).detach().to("cpu", torch.float64)
+        sigmas = check_numbers(self.sigmas, "sigmas")
         if sigmas.ndim != 1 or len(sigmas) == 0:
             raise ShapeError(f"sigmas must be a vector with one number for each index, got {tuple(sigmas.shape)}")
         bad = ~(torch.isfinite(sigmas) & (sigmas > 0))
@@ -76,7 +76,11 @@ class SMLD(Chain):
         n = check_integer(n, "n", 1)
         low = check_number(sigma_min, "sigma_min", 0.0, open_low=True)
         high = check_number(sigma_max, "sigma_max", low, open_low=True)
-        share = torch.linspace(0, 1, n, dtype=torch.float64) if n > 1 else torch.ones(1, dtype=torch.float64)
+        share = (
+            torch.linspace(0, 1, n, dtype=torch.float64, device="cpu")
+            if n > 1
+            else torch.ones(1, dtype=torch.float64, device="cpu")
+        )
         return cls(torch.pow(low, 1 - share) * torch.pow(high, share))
 
     @classmethod

@@ -163,7 +163,7 @@ class Likelihood(Work):
         told: Mapping[str, Tensor],
     ) -> None:
         """Measure the samples that are left, a part for each process in a round; the first process keeps them."""
-        done = int(world.gather(torch.tensor([0 if found is None else found.done]))[0])
+        done = int(world.gather(torch.tensor([0 if found is None else found.done], device="cpu"))[0])
         bar = tqdm(total=len(x), initial=done, desc="likelihood", unit="sample", disable=not is_interactive())
         with bar:
             while done < len(x):
@@ -174,7 +174,9 @@ class Likelihood(Work):
                     values.update(measure(x[rows], cond, first))
                 columns = list(values.values())  # all of them float64 on the CPU
                 # Rows one after another, so that a process without any need not know how many columns there are.
-                flat = torch.stack(columns, 1).flatten() if columns else torch.zeros(0, dtype=torch.float64)
+                flat = (
+                    torch.stack(columns, 1).flatten() if columns else torch.zeros(0, dtype=torch.float64, device="cpu")
+                )
                 everyone = torch.cat(world.gather(flat))
                 if found is not None:
                     columns = list(everyone.view(-1, len(values)).unbind(1))
@@ -220,7 +222,9 @@ class Likelihood(Work):
         model, size = run.model, math.prod(run.event)
         if levels is not None:
             # The bounds begin where the flow's draws in the bins lie.
-            start = Dequantisation(*levels).choose_time(model.sde, model.transform, torch.zeros(1, *run.event))
+            start = Dequantisation(*levels).choose_time(
+                model.sde, model.transform, torch.zeros(1, *run.event, device="cpu")
+            )
             model = model.with_sde(model.sde.starting_at(start))
         probes = (0 if size <= PROBES else PROBES) if self.probes is None else self.probes
         check_integer(probes, "probes", 0, size)
@@ -376,5 +380,5 @@ def _say_what(levels: Levels | None) -> str:
 
 def _check_end(sde: GaussianSDE) -> None:
     """Raise ConfigError where the integral of the continuous bound does not end."""
-    if float(sde.alpha(torch.tensor(sde.t_max, dtype=torch.float64))) == 0:
+    if float(sde.alpha(torch.tensor(sde.t_max, dtype=torch.float64, device="cpu"))) == 0:
         raise ConfigError(f"{sde!r} reaches alpha = 0, where log-SNR is minus infinity")

@@ -94,7 +94,7 @@ def make_flow_yardstick(run: RunFolder, count: int, *, seed: int, chunk_size: in
         metrics={FLOW_ERROR: measure_error, **{one: against(measure) for one, measure in measures.items()}},
         floors=floors,
         labels={**LABELS, FLOW_ERROR: f"error to the flow (rms, {units})"},
-        classes=None if run.classes is None else torch.arange(run.classes),
+        classes=None if run.classes is None else torch.arange(run.classes, device="cpu"),
         paired=(FLOW_ERROR,),
         reference=OWN_FLOW,
         notes=(

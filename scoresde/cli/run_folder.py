@@ -98,10 +98,10 @@ class RunFolder:
                 )
             return None
         if label is None:
-            return {"label": torch.arange(n) % self.classes}
+            return {"label": torch.arange(n, device="cpu") % self.classes}
         if label not in self.names:
             raise unknown("class", label, self.names, parameter="label")
-        return {"label": torch.full((n,), self.names.index(label))}
+        return {"label": torch.full((n,), self.names.index(label), device="cpu")}
 
 
 def find_checkpoint(path: Path) -> Path:

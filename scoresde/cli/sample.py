@@ -151,7 +151,7 @@ class Sample(Work):
         cost = torch.cat(world.gather(nfe)).double().mean()
         evaluations = f"{float(cost):.4g} evaluations each, {took:.1f} seconds"
         name = sampler.solver.name if sampler.name == USUAL and isinstance(sampler.solver, Tableau) else sampler.name
-        print(f"wrote {self.out}{'' if ending else '/'}: {self.n} samples by {name}, {evaluations}")
+        print(f"wrote {self.out}{'' if ending else '/'}: {self.n} samples by {printable(name)}, {evaluations}")
         return 0
 
     def _draw_all(self, run: RunFolder, sampler: Sampler, final: str, draw: Draw, labels: Condition) -> Tensor:
@@ -172,7 +172,7 @@ class Sample(Work):
 
     def _share(self, world: World, run: RunFolder, draw: Draw, labels: Condition) -> Tensor:
         """Draw this process's share into a folder, from which the first makes the file that was asked for, if any."""
-        cost = [torch.zeros(0, dtype=torch.int64)]
+        cost = [torch.zeros(0, dtype=torch.int64, device="cpu")]
         mine, last = world.share(self.n), bool(self.out.suffix)
         layout = None if last else run.layout
 
@@ -247,7 +247,7 @@ class Sample(Work):
                 cure="train with --context",
             )
         try:
-            rows = torch.tensor([[float(part) for part in self.context.split(",")]]).expand(self.n, -1)
+            rows = torch.tensor([[float(part) for part in self.context.split(",")]], device="cpu").expand(self.n, -1)
         except ValueError:
             path, colon, key = self.context.rpartition(":")
             file, name = (path, key) if colon and Path(path).suffix else (self.context, None)

@@ -42,7 +42,7 @@ def hold_out(
     """
     if len(data) < 3:
         raise DataError(f"{path} holds {len(data)} samples; a fifth of them is held out and two are needed: add more")
-    order = torch.zeros(len(data), dtype=torch.long) if labels is None else labels
+    order = torch.zeros(len(data), dtype=torch.long, device="cpu") if labels is None else labels
     places = [split_by_label(order, split) for split in ("train", "test")]
     train, test = (_take(data, labels, one) for one in places)
     contexts = None if context is None else (context[places[0]], context[places[1]])

@@ -61,7 +61,9 @@ class Yardstick:
     def make_labels(self, n: int) -> dict[str, Tensor] | None:
         """Return what n samples of a conditional model are conditioned on."""
         told = {"label": self.classes, "context": self.contexts}
-        return {name: rows[torch.arange(n) % len(rows)] for name, rows in told.items() if rows is not None} or None
+        return {
+            name: rows[torch.arange(n, device="cpu") % len(rows)] for name, rows in told.items() if rows is not None
+        } or None
 
 
 def make_yardstick(name: str, data: DataSet, *, classes: int | None = None) -> Yardstick:
@@ -127,7 +129,7 @@ def _measure_real(
     parts = [permutation(len(real), stream(0, f"real {data}", k))[:count] for k in range(REPEATS)]
     found = {}
     for name, metric in metrics.items():
-        values = torch.tensor([metric(real[one]) for one in parts], dtype=torch.float64)
+        values = torch.tensor([metric(real[one]) for one in parts], dtype=torch.float64, device="cpu")
         found[name] = Floor(
             mean=float(values.mean()), std=float(values.std()), size=count, other=other, repeats=REPEATS
         )
@@ -135,7 +137,7 @@ def _measure_real(
 
 
 def _count_up(classes: int | None) -> Tensor | None:
-    return torch.arange(classes) if classes else None
+    return torch.arange(classes, device="cpu") if classes else None
 
 
 def _order_in_turn(labels: Tensor) -> Tensor:
@@ -143,7 +145,7 @@ def _order_in_turn(labels: Tensor) -> Tensor:
     turn = torch.empty_like(labels)
     classes = int(labels.max()) + 1
     for k in range(classes):
-        turn[labels == k] = torch.arange(int((labels == k).sum()))
+        turn[labels == k] = torch.arange(int((labels == k).sum()), device="cpu")
     return (turn * classes + labels).argsort()
 
 
@@ -160,7 +162,7 @@ def _judge_digits(data: DataSet, classes: int | None) -> Yardstick:
         "sliced_wasserstein": lambda x: sliced_wasserstein(x.cpu(), held_out),
     }
     if classes:
-        metrics["label_accuracy"] = lambda x: judge.accuracy(x.cpu(), torch.arange(len(x)) % classes)
+        metrics["label_accuracy"] = lambda x: judge.accuracy(x.cpu(), torch.arange(len(x), device="cpu") % classes)
 
     def share(value: float, size: int) -> Floor:
         # The judge has not seen the test digits, whose share is known to its binomial error only.

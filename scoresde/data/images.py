@@ -53,8 +53,8 @@ def digits(split: Split = "train") -> LabelledImages:
     with needing("digits", "scikit-learn"):
         from sklearn.datasets import load_digits
     pixels, targets = load_digits(return_X_y=True)
-    labels = torch.as_tensor(targets, dtype=torch.int64)
-    images = torch.as_tensor(pixels, dtype=torch.float32).reshape(-1, 1, 8, 8) / 8.0 - 1.0
+    labels = torch.as_tensor(targets, dtype=torch.int64, device="cpu")
+    images = torch.as_tensor(pixels, dtype=torch.float32, device="cpu").reshape(-1, 1, 8, 8) / 8.0 - 1.0
     chosen = split_by_label(labels, split)
     return LabelledImages(images=images[chosen], labels=labels[chosen], levels=17)
 
@@ -90,7 +90,7 @@ def photographs(patch: int = 16, count: int = 10_000, split: Split = "train", *,
     labels = integers(len(pixels), (total,), generator)
     rows = integers(pixels.shape[2] - side + 1, (total,), generator)
     columns = integers(pixels.shape[3] - side + 1, (total,), generator)
-    images = torch.empty(total, 3, side, side)
+    images = torch.empty(total, 3, side, side, device="cpu")
     for out, k, row, column in zip(images, labels.tolist(), rows.tolist(), columns.tolist(), strict=True):
         out.copy_(from_bytes(pixels[k, :, row : row + side, column : column + side]))
     return LabelledImages(images=images, labels=labels, levels=256)
@@ -98,7 +98,9 @@ def photographs(patch: int = 16, count: int = 10_000, split: Split = "train", *,
 
 def from_bytes(pixels: Tensor) -> Tensor:
     """Return bytes v as float32 v/127.5 - 1, rounded once, so that ``Dequantise(256)`` gives back the same bits."""
-    return (-1.0 + 2.0 / 255.0 * torch.arange(256, dtype=torch.float64)).to(torch.float32)[pixels.to(torch.int64)]
+    return (-1.0 + 2.0 / 255.0 * torch.arange(256, dtype=torch.float64, device="cpu")).to(torch.float32)[
+        pixels.to(torch.int64)
+    ]
 
 
 def check_split(split: object) -> None:
@@ -122,7 +124,7 @@ def split_by_label(labels: Tensor, split: Split) -> Tensor:
 
     The only sample of a class is for training: a class that no training sees has no samples to learn from.
     """
-    test = torch.zeros(labels.shape[0], dtype=torch.bool)
+    test = torch.zeros(labels.shape[0], dtype=torch.bool, device="cpu")
     test[labels.argsort(stable=True)[::5]] = True
     if labels.numel():
         test &= torch.bincount(labels)[labels] > 1

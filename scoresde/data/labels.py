@@ -22,7 +22,7 @@ def number_classes(values: Sequence[int | str]) -> tuple[Tensor, tuple[str, ...]
     """
     classes = sorted(set(values))
     places = {value: place for place, value in enumerate(classes)}
-    return torch.tensor([places[value] for value in values], dtype=torch.int64), tuple(map(str, classes))
+    return torch.tensor([places[value] for value in values], dtype=torch.int64, device="cpu"), tuple(map(str, classes))
 
 
 def labels_from_file(path: str | os.PathLike[str], key: str | None = None) -> tuple[Tensor, tuple[str, ...]]:

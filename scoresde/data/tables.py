@@ -53,10 +53,10 @@ def tabular(name: str = "wine", split: Split = "train") -> Table:
     with needing("tables", "scikit-learn"):
         from sklearn.datasets import load_breast_cancer, load_iris, load_wine
     bunch = {"breast_cancer": load_breast_cancer, "iris": load_iris, "wine": load_wine}[name]()
-    labels = torch.as_tensor(bunch.target, dtype=torch.int64)
+    labels = torch.as_tensor(bunch.target, dtype=torch.int64, device="cpu")
     chosen = split_by_label(labels, split)
     return Table(
-        values=torch.as_tensor(bunch.data, dtype=torch.float32)[chosen],
+        values=torch.as_tensor(bunch.data, dtype=torch.float32, device="cpu")[chosen],
         names=tuple(str(one) for one in bunch.feature_names),
         labels=labels[chosen],
         classes=tuple(str(one) for one in bunch.target_names),

@@ -29,7 +29,7 @@ class CosineVPSDE(GaussianSDE):
         t_max: time at which sampling starts, at most 1.
 
     Raises:
-        DomainError: unless offset >= 0 and 0 < t_min < t_max <= 1.
+        DomainError: unless 0 <= offset <= 100 and 0 < t_min < t_max <= 1.
     """
 
     t_max: float = field(default=0.9946, kw_only=True)
@@ -37,7 +37,7 @@ class CosineVPSDE(GaussianSDE):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        keep_number(self, "offset", 0.0)
+        keep_number(self, "offset", 0.0, 100.0)
         keep_number(self, "t_max", 0.0, 1.0)
 
     @property

@@ -60,7 +60,7 @@ def inside(function: Method) -> Method:
 
 def check_domain(t: Tensor | float, t_max: float) -> None:
     """Raise DomainError where a time lies outside [0, t_max] or is NaN."""
-    time = torch.as_tensor(t).detach()
+    time = t.detach() if isinstance(t, Tensor) else torch.tensor(t, device="cpu")
     if isinstance(t, Tensor) and not time.is_floating_point():
         return  # for the function to refuse
     good = (time >= 0.0) & (time <= t_max * (1 + ROOM))
@@ -80,7 +80,7 @@ def in_float64(function: Callable[[Any, Tensor], Tensor]) -> Method:
     @functools.wraps(function)
     def wrapped(self: object, t: Tensor | float) -> Tensor:
         if not isinstance(t, Tensor):
-            return function(self, torch.tensor(float(t), dtype=torch.float64))
+            return function(self, torch.tensor(float(t), dtype=torch.float64, device="cpu"))
         if not t.dtype.is_floating_point:
             raise DTypeError(f"a continuous time must be floating, got {t.dtype}; an index i of n is (i + 1)/n")
         work = working_dtype(t.device)

@@ -18,7 +18,7 @@ from itertools import chain
 import torch
 from torch import Tensor
 
-from scoresde.errors import DTypeError, ShapeError, check_floating, check_samples
+from scoresde.errors import DomainError, ShapeError, check_floating, check_numbers, check_samples
 from scoresde.ops import flat, gather_moments, parts, working_dtype
 
 __all__ = ["FULL_COVARIANCE_LIMIT", "Gaussian", "Moments"]
@@ -89,6 +89,26 @@ def _summarise(mean: Tensor, variance: Tensor, basis: Tensor | None) -> str:
     )
 
 
+def _check_finite(numbers: object, name: str) -> Tensor:
+    """Return finite real numbers in float64 on the CPU."""
+    wide = check_numbers(numbers, name)
+    if not bool(torch.isfinite(wide).all()):
+        raise DomainError(f"{name} must be finite", parameter=name, allowed="finite values")
+    return wide
+
+
+def _check_sign(variances: Tensor, what: str, room: float) -> None:
+    """Raise DomainError for a negative variance, rounding apart."""
+    least = float(variances.min()) if variances.numel() else 0.0
+    if least < -room:
+        raise DomainError(
+            f"covariance must be positive semi-definite, {what} is {least:g}",
+            parameter="covariance",
+            got=least,
+            allowed="at least 0",
+        )
+
+
 @dataclass(frozen=True, eq=False)
 class Moments:
     """Mean and covariance of data of one event shape.
@@ -124,7 +144,7 @@ class Moments:
         Their event is that of the first part, which need not be ``event``: a transform may have changed it.
         """
         rest = iter(x)
-        first = next(rest, torch.empty(0, *event))
+        first = next(rest, torch.empty(0, *event, device="cpu"))
         event = first.shape[1:]
         size = math.prod(event)
         count, mean, scatter = gather_moments(map(flat, chain([first], rest)), FULL_COVARIANCE_LIMIT)
@@ -136,21 +156,31 @@ class Moments:
 
     @classmethod
     def exact(cls, mean: Tensor, covariance: Tensor) -> Moments:
-        """Take a mean of shape ``event`` and a covariance of shape (), ``event`` or (D, D)."""
-        for name, numbers in (("mean", mean), ("covariance", covariance)):
-            if numbers.is_complex():
-                raise DTypeError(f"{name} must be real, got {numbers.dtype}; take real and imaginary parts as channels")
-        mean = mean.detach().to("cpu", torch.float64)
-        covariance = covariance.detach().to("cpu", torch.float64)
+        """Take a mean of shape ``event`` and a covariance of shape (), ``event`` or (D, D).
+
+        Raises:
+            DTypeError: no real tensors. ShapeError: a covariance of another shape. DomainError: one that is not finite,
+            symmetric and positive semi-definite, up to the rounding of its type.
+        """
+        given: object = covariance
+        dtype = given.dtype if isinstance(given, Tensor) and given.is_floating_point() else torch.float64
+        mean, covariance = _check_finite(mean, "mean"), _check_finite(covariance, "covariance")
+        # The rounding of a sum of as many terms as a product of matrices has.
+        room = (16 + mean.numel()) * torch.finfo(dtype).eps
         size = mean.numel()
+        room *= float(covariance.abs().max()) if covariance.numel() else 0.0
         if covariance.ndim == 2 and covariance.shape == (size, size):
+            if bool(((covariance - covariance.T).abs() > room).any()):
+                raise DomainError("covariance must be symmetric", parameter="covariance", cure="take (C + C.T)/2")
             values, vectors = torch.linalg.eigh(covariance)
+            _check_sign(values, "its smallest eigenvalue", room)
             # Contiguous, as after a checkpoint: the layout decides a product's last bits.
             return cls(mean, values.clamp_min(0.0), vectors.contiguous())
         if covariance.ndim and covariance.shape != mean.shape:
             raise ShapeError(
                 f"covariance must have shape (), {tuple(mean.shape)} or ({size}, {size}), got {tuple(covariance.shape)}"
             )
+        _check_sign(covariance, "its smallest variance", 0.0)
         return cls(mean, covariance)
 
     def at(self, alpha: float, sigma: float) -> Gaussian:

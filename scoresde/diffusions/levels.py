@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from scoresde.diffusions.curves import curve, in_float64
-from scoresde.diffusions.sde import GaussianSDE
-from scoresde.errors import keep_number
+from scoresde.diffusions.sde import GaussianSDE, check_span
+from scoresde.errors import LARGEST_NUMBER, DomainError, keep_number
 
 __all__ = ["EDMSDE", "VESDE", "RectifiedFlow"]
 
@@ -54,6 +54,15 @@ class VESDE(_UnitAlpha):
         super().__post_init__()
         keep_number(self, "sigma_min", 0.0, open_low=True)
         keep_number(self, "sigma_max", self.sigma_min, open_low=True)
+        check_span(self.sigma_min, self.sigma_max, "sigma_min", "sigma_max")
+        most = math.log(self.sigma_min) + self.t_max * self.log_ratio
+        if not most <= math.log(LARGEST_NUMBER):
+            raise DomainError(
+                f"sigma(t_max) must be at most {LARGEST_NUMBER:g}, got e^{most:g}",
+                parameter="t_max",
+                got=float(self.t_max),
+                cure="time runs from 0 to 1 here: take t_max = 1, and a larger sigma_max instead",
+            )
 
     @property
     def log_ratio(self) -> float:
@@ -122,6 +131,7 @@ class EDMSDE(_SigmaIsTime, _UnitAlpha):
     def __post_init__(self) -> None:
         keep_number(self, "sigma_min", 0.0, open_low=True)
         keep_number(self, "sigma_max", self.sigma_min, open_low=True)
+        check_span(self.sigma_min, self.sigma_max, "sigma_min", "sigma_max")
         object.__setattr__(self, "t_min", float(self.sigma_min))
         object.__setattr__(self, "t_max", float(self.sigma_max))
 

@@ -13,7 +13,7 @@ from scoresde.diffusions.levels import EDMSDE, VESDE, RectifiedFlow
 from scoresde.diffusions.sde import GaussianSDE
 from scoresde.diffusions.tabulated import TabulatedSDE
 from scoresde.diffusions.vp import VPSDE, SubVPSDE
-from scoresde.errors import ConfigError, DTypeError, check_number, unknown
+from scoresde.errors import ConfigError, DTypeError, check_number, show, unknown
 
 __all__ = ["DIFFUSIONS", "check_sde", "sde_from_dict", "sde_to_dict"]
 
@@ -32,10 +32,10 @@ def check_sde(sde: object) -> GaussianSDE:
     """Return ``sde`` if it is a Gaussian diffusion; DTypeError, with what was probably meant, where it is none."""
     if isinstance(sde, GaussianSDE):
         return sde
-    word = sde.__name__ if isinstance(sde, type) else str(sde)
+    word = sde.__name__ if isinstance(sde, type) else show(sde)
     short = {kind.lower().removesuffix("sde"): kind for kind in DIFFUSIONS}
     meant = short.get("".join(c for c in word.lower() if c.isalnum()).removesuffix("sde"), "VPSDE")
-    raise DTypeError(f"sde must be a GaussianSDE, e.g. {meant}(), got {sde!r}")
+    raise DTypeError(f"sde must be a GaussianSDE, e.g. {meant}(), got {show(sde)}")
 
 
 def sde_to_dict(sde: GaussianSDE) -> dict[str, object]:
@@ -74,7 +74,7 @@ def _write(values: Tensor | None) -> list[float | None] | None:
 def _read(values: object) -> Tensor:
     """Return what ``_write`` wrote."""
     assert isinstance(values, list)
-    return torch.tensor([-math.inf if value is None else value for value in values], dtype=torch.float64)
+    return torch.tensor([-math.inf if value is None else value for value in values], dtype=torch.float64, device="cpu")
 
 
 def _check_keys(kind: str, options: dict[str, object], names: set[str]) -> None:

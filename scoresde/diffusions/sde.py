@@ -38,11 +38,13 @@ from scoresde.errors import (
     DTypeError,
     ShapeError,
     SolverError,
+    check_dense,
     check_device,
     check_floating,
     check_number,
     keep_number,
     read_number,
+    show,
 )
 from scoresde.ops import combine, expand, time_derivative, working_dtype
 
@@ -57,6 +59,7 @@ __all__ = [
 ]
 
 ROUNDING = 1e-15  # of a log_snr, relative
+NARROWEST = 1e-9  # of the times of use, relative to the last
 
 Owner = TypeVar("Owner", bound="SDE")
 
@@ -88,8 +91,8 @@ def check_score(function: object) -> Callable[..., Any]:
             f"{type(function).__name__} is a network, net(x, c_noise), and no score function: make a model of it with "
             "ScoreModel(net, sde), or with ScoreModel.from_callable if it was trained to return the score at (x, t)"
         )
-    if not callable(function):
-        raise DTypeError(f"model must be a ScoreModel or a callable (x, t) -> score, got {function!r}")
+    if not callable(function) or isinstance(function, type):
+        raise DTypeError(f"model must be a ScoreModel or a callable (x, t) -> score, got {show(function)}")
     return function
 
 
@@ -123,6 +126,22 @@ def posterior_weights(early: Point, late: Point) -> tuple[Tensor, Tensor, Tensor
     return _divide(early.sigma, late.sigma) * (gap / 2).exp(), early.alpha * fresh, early.sigma * fresh.sqrt()
 
 
+def _on_cpu(number: float) -> Tensor:
+    return torch.tensor(float(number), dtype=torch.float64, device="cpu")
+
+
+def check_span(low: float, high: float, low_name: str, high_name: str) -> None:
+    """Raise DomainError for ends so close that the steps between them would be rounded away."""
+    if high - low < NARROWEST * high:
+        allowed = f"at least {1 + NARROWEST:.9f} {low_name}"
+        raise DomainError(
+            f"{high_name} must be {allowed}, got {show(low)} to {high!r}",
+            parameter=high_name,
+            got=high,
+            allowed=allowed,
+        )
+
+
 @dataclass(frozen=True, eq=False)
 class SDE(ABC):
     """dx = drift(x, t) dt + diffusion(t) dw on [t_min, t_max]; write ``drift`` and ``diffusion`` to make your own.
@@ -138,6 +157,7 @@ class SDE(ABC):
     def __post_init__(self) -> None:
         keep_number(self, "t_min", 0.0, open_low=True)
         keep_number(self, "t_max", self.t_min, open_low=True)
+        check_span(self.t_min, self.t_max, "t_min", "t_max")
 
     @abstractmethod
     def drift(self, x: Tensor, t: Tensor | float) -> Tensor:
@@ -169,11 +189,12 @@ class SDE(ABC):
         if isinstance(t, Tensor):
             if not t.dtype.is_floating_point:
                 raise DTypeError(f"{name} must be floating for a continuous SDE, got {t.dtype}; see DDPM for a chain")
+            check_dense(t, name)
             time = t.to("cpu", torch.float64)
         elif (number := read_number(t)) is None:
-            raise DTypeError(f"{name} must be a number or a floating tensor, got {t!r} of type {type(t).__name__}")
+            raise DTypeError(f"{name} must be a number or a floating tensor, got {show(t)} of type {type(t).__name__}")
         else:
-            time = torch.tensor(number, dtype=torch.float64)
+            time = torch.tensor(number, dtype=torch.float64, device="cpu")
         if time.ndim > 1 or (time.ndim and x is not None and time.shape[0] != x.shape[0]):
             shapes = "()" if x is None else f"() or ({x.shape[0]},)"
             raise ShapeError(f"{name} must have shape {shapes}, got {tuple(time.shape)}")
@@ -225,7 +246,9 @@ class GaussianSDE(SDE):
         Raises:
             DomainError: NaN, or by more than rounding outside of what the curve reaches from t_max down.
         """
-        given = log_snr if isinstance(log_snr, Tensor) else torch.tensor(float(log_snr), dtype=torch.float64)
+        given = (
+            log_snr if isinstance(log_snr, Tensor) else torch.tensor(float(log_snr), dtype=torch.float64, device="cpu")
+        )
         if given.dtype.is_floating_point and not torch.compiler.is_compiling():
             self._check_log_snr(given.detach())
         return self._invert(given).clamp(0.0, self.t_max)
@@ -244,7 +267,7 @@ class GaussianSDE(SDE):
 
     def _log_snr_ends(self) -> tuple[float, float]:
         """Return the smallest and the largest log_snr that has a time: those of t_max and of t = 0."""
-        low, high = self.log_snr(torch.tensor([self.t_max, 0.0], dtype=torch.float64)).tolist()
+        low, high = self.log_snr(torch.tensor([self.t_max, 0.0], dtype=torch.float64, device="cpu")).tolist()
         return low, high
 
     @in_float64
@@ -292,7 +315,11 @@ class GaussianSDE(SDE):
 
     def at(self, t: Tensor | float) -> Point:
         """Return the points at times t (no check of the interval), in float64 on the CPU."""
-        time = t.to("cpu", torch.float64) if isinstance(t, Tensor) else torch.tensor(float(t), dtype=torch.float64)
+        time = (
+            t.to("cpu", torch.float64)
+            if isinstance(t, Tensor)
+            else torch.tensor(float(t), dtype=torch.float64, device="cpu")
+        )
         return unchecked(lambda: Point(time, self.alpha(time), self.sigma(time), self.log_snr(time), self))
 
     def _ask(self, t: Tensor | float) -> Point:
@@ -363,7 +390,7 @@ class GaussianSDE(SDE):
         if time.ndim:
             raise ShapeError(f"t of a prior must be a single time, got shape {tuple(time.shape)}")
         if moments is None:
-            return Gaussian(torch.zeros((), dtype=torch.float64), self.prior_std(time).square())
+            return Gaussian(torch.zeros((), dtype=torch.float64, device="cpu"), self.prior_std(time).square())
         point = self.at(time)
         return moments.at(float(point.alpha), float(point.sigma))
 
@@ -396,7 +423,7 @@ class GaussianSDE(SDE):
 
     def _rows(self) -> list[tuple[str, ...]]:
         """Return the names of the curves, and their values at five times."""
-        t = torch.linspace(self.t_min, self.t_max, 5, dtype=torch.float64)
+        t = torch.linspace(self.t_min, self.t_max, 5, dtype=torch.float64, device="cpu")
         columns = t, self.alpha(t), self.sigma(t), self.log_snr(t), self.drift_rate(t), self.diffusion(t)
         values = torch.stack(columns, 1).tolist()
         names = ("t", "alpha", "sigma", "log_snr", "d log alpha/dt", "g")

@@ -26,7 +26,7 @@ from torch.nn.functional import logsigmoid
 
 from scoresde.diffusions.curves import curve, in_float64
 from scoresde.diffusions.sde import GaussianSDE
-from scoresde.errors import DomainError, ShapeError
+from scoresde.errors import DomainError, ShapeError, check_numbers
 from scoresde.ops import time_derivative
 
 __all__ = ["TabulatedSDE"]
@@ -56,9 +56,10 @@ class TabulatedSDE(GaussianSDE):
 
     def __init__(self, t: Tensor, log_snr: Tensor, log_alpha: Tensor | None = None) -> None:
         given = (t, log_snr) if log_alpha is None else (t, log_snr, log_alpha)
-        curves = [torch.as_tensor(c).detach().to("cpu", torch.float64) for c in given]
+        names = ("t", "log_snr", "log_alpha")
+        curves = [check_numbers(c, name) for c, name in zip(given, names, strict=False)]
         zero = bool(curves[1].numel()) and float(curves[1].reshape(-1)[-1]) == -math.inf
-        for name, values in zip(("t", "log_snr", "log_alpha"), curves, strict=False):
+        for name, values in zip(names, curves, strict=False):
             if values.shape != curves[0].shape or values.ndim != 1 or len(values) < 2:
                 raise ShapeError(
                     f"{name} must be a vector of at least two knots, one for each t, got {tuple(values.shape)}"

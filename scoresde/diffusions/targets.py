@@ -32,7 +32,7 @@ from typing import Literal
 import torch
 
 from scoresde.diffusions.point import Pair, Point
-from scoresde.errors import ConfigError, DomainError, unknown
+from scoresde.errors import ConfigError, DomainError, show, unknown
 
 __all__ = ["TARGETS", "Kind", "target", "unknown_kind", "view"]
 
@@ -109,10 +109,10 @@ def unknown_kind(what: str, got: object, choices: Iterable[str]) -> ConfigError:
         got: the name.
         choices: the names that there are.
     """
-    names, word = sorted(choices), ELSEWHERE.get(str(got).lower())
+    names, word = sorted(choices), ELSEWHERE.get(show(got).strip("'").lower())
     if word not in names:
         return unknown(what, got, names)
-    return ConfigError(f"unknown {what} {got!r}; it is called {word!r} here; choices: {', '.join(names)}")
+    return ConfigError(f"unknown {what} {show(got)}; it is called {word!r} here; choices: {', '.join(names)}")
 
 
 def view(known: Pair, wanted: Pair, point: Point, name: str = "this view") -> Pair:

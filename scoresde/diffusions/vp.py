@@ -16,6 +16,9 @@ from scoresde.errors import DomainError, keep_number
 __all__ = ["VPSDE", "SubVPSDE"]
 
 
+LARGEST_INTEGRAL = 1400.0  # of beta, at which alpha = e^-700
+
+
 @dataclass(frozen=True)
 class _LinearBeta(GaussianSDE):
     """What the diffusions with a linear beta(t) share."""
@@ -29,6 +32,15 @@ class _LinearBeta(GaussianSDE):
         keep_number(self, "beta_max", self.beta_min)
         if self.beta_max == 0:
             raise DomainError("beta_max must be positive, got 0: nothing would diffuse")
+        most = self.t_max * (self.beta_min + 0.5 * self.t_max * (self.beta_max - self.beta_min))
+        if not most <= LARGEST_INTEGRAL:
+            raise DomainError(
+                f"the integral of beta up to t_max must be at most {LARGEST_INTEGRAL:g}, got {most:g}: alpha would be "
+                "no number of float64",
+                parameter="beta_max",
+                got=float(self.beta_max),
+                cure="take a smaller beta_max or t_max",
+            )
 
     @curve
     def beta(self, t: Tensor) -> Tensor:

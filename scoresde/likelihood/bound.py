@@ -19,7 +19,7 @@ from torch import Tensor
 
 from scoresde.diffusions.gaussian import Gaussian
 from scoresde.diffusions.point import Point
-from scoresde.errors import DTypeError, check_integer
+from scoresde.errors import DomainError, DTypeError, check_integer, check_outcome
 from scoresde.likelihood.decoders import Decoder, LevelsDecoder, check_decoder, find_levels
 from scoresde.likelihood.figures import Figures
 from scoresde.models.checks import check_density, check_model_and_data
@@ -138,7 +138,7 @@ class Task:
         self._generator = generator
         self._seed = check_seed(seed)
         x = x.to(torch.promote_types(x.dtype, torch.float32))
-        self.y, self.log_abs_det = x, torch.zeros(len(x), dtype=torch.float64)
+        self.y, self.log_abs_det = x, torch.zeros(len(x), dtype=torch.float64, device="cpu")
         transform = self.model.transform
         if transform is not None:
             draw = self._stream("transform", x.device)
@@ -151,6 +151,7 @@ class Task:
         spread = transform is not None and transform.random
         self.levels = None if self.decoder.discrete or spread else find_levels(x)
         self.size = math.prod(x.shape[1:])
+        _check_size(self.y, self.size)
         self.source = self._noise(noise)
 
     def _stream(self, name: str, device: torch.device | str = "cpu") -> torch.Generator:
@@ -170,9 +171,9 @@ class Task:
         """Return u of shape (repeats, B) in [0, 1), float64 on the CPU; see the module's docstring."""
         batch, draw = len(self.y), self._stream("places")
         first = uniform((1,), draw, dtype=working_dtype(draw.device)).cpu()
-        v = (torch.arange(batch, dtype=torch.float64) / batch + first).remainder(1.0)
+        v = (torch.arange(batch, dtype=torch.float64, device="cpu") / batch + first).remainder(1.0)
         v = v[permutation(batch, draw).cpu()]
-        return (torch.arange(self.repeats, dtype=torch.float64)[:, None] + v) / self.repeats
+        return (torch.arange(self.repeats, dtype=torch.float64, device="cpu")[:, None] + v) / self.repeats
 
     def drawn(self, repeats: int) -> Iterator[tuple[slice, slice, Tensor, Tensor, Condition]]:
         """Yield (draws, samples, y, z, cond) in batches of at most ``chunk_size``: draws x samples, flattened."""
@@ -192,12 +193,27 @@ class Task:
 
     def reconstruction(self, point: Point) -> Tensor:
         """Return minus the decoder's log probability of the data, (B,), with one draw of the state at ``point``."""
-        values, std = torch.zeros(len(self.y), dtype=torch.float64), choose_std(self.decoder, point)
+        values, std = torch.zeros(len(self.y), dtype=torch.float64, device="cpu"), choose_std(self.decoder, point)
         for _, part, y, z, cond in self.drawn(1):
             x = float(point.alpha) * y + float(point.sigma) * z
             mean = self.model.at(x, point, cond).data
-            values[part] = self.decoder.nats(y, mean, std, self.model.transform).to("cpu", torch.float64)
+            nats = self.decoder.nats(y, mean, std, self.model.transform)
+            values[part] = check_outcome(nats, "the reconstruction", point.t.expand(len(y))).to("cpu", torch.float64)
         return values
+
+
+def _check_size(y: Tensor, size: int) -> None:
+    """Raise DomainError for data whose squared errors could not be summed in their type."""
+    limit = math.sqrt(torch.finfo(y.dtype).max / (4 * max(1, size)))
+    largest = float(y.abs().max()) if y.numel() else 0.0
+    if not largest <= limit:
+        raise DomainError(
+            f"x0 reaches {largest:.3g} in the model's coordinates, whose square is no number of {y.dtype}",
+            parameter="x0",
+            got=largest,
+            allowed=f"values up to {limit:.3g}",
+            cure="give the model a transform, e.g. Affine.standardise(data), or the data in float64",
+        )
 
 
 def assemble_bound(task: Task, prior: Tensor, layers: Tensor, terms: Tensor) -> Bound:
@@ -226,7 +242,9 @@ def choose_prior(model: Predictor, point: Point, std: float, prior: Gaussian | N
         return prior
     if model.moments is not None:
         return model.moments.at(float(point.alpha), float(point.sigma))
-    return Gaussian(torch.zeros((), dtype=torch.float64), torch.tensor(std**2, dtype=torch.float64))
+    return Gaussian(
+        torch.zeros((), dtype=torch.float64, device="cpu"), torch.tensor(std**2, dtype=torch.float64, device="cpu")
+    )
 
 
 def measure_prior(prior: Gaussian, y: Tensor, point: Point) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from scoresde.diffusions.point import Point
-from scoresde.errors import ConfigError, DTypeError
+from scoresde.errors import ConfigError, DTypeError, show
 from scoresde.likelihood.probes import Probes
 from scoresde.likelihood.traced import PHI, TracedModel
 from scoresde.models.prediction import Condition, Predictor
@@ -139,7 +139,7 @@ def choose_carrier(
         low, high = sde.at(t_low), sde.at(t_high)
         return FlowCarrier(low, high, "flow", solver), None, 1.0
     if not isinstance(solver, Solver):
-        raise DTypeError(f"solver must be a name, a Solver or a solver of the probability flow, got {solver!r}")
+        raise DTypeError(f"solver must be a name, a Solver or a solver of the probability flow, got {show(solver)}")
     ends, _ = interval_ends(sde, solver, steps, times)
     low, high = sde.at(float(ends[-1])), sde.at(float(ends[0]))
 

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from scoresde.chains.base import Chain
 from scoresde.diffusions.gaussian import Gaussian
-from scoresde.errors import ConfigError, DTypeError, check_integer, unknown
+from scoresde.errors import ConfigError, DTypeError, check_choice, check_integer, check_outcome
 from scoresde.likelihood.bound import Bound, Task, assemble_bound, choose_prior, measure_prior
 from scoresde.likelihood.decoders import Decoder
 from scoresde.models.checks import check_score_model
@@ -77,7 +77,8 @@ def variational_bound(
 
     Raises:
         DTypeError, ShapeError, DomainError, ConfigError: a model, chain, data, decoder, prior or option of the wrong
-            type, shape or range; data off the decoder's levels. All before any call of the network.
+            type, shape or range; data off the decoder's levels. All before any call of the network. SolverError: a
+            prediction that is not finite, with its t and the share of such samples.
     """
     model = check_score_model(model)
     if not isinstance(chain, Chain):
@@ -85,8 +86,7 @@ def variational_bound(
             f"chain must be a DDPM or an SMLD, got {type(chain).__name__}; DDPM.from_sde(sde, n) makes one, and "
             "continuous_elbo takes an SDE"
         )
-    if variance not in VARIANCES:
-        raise unknown("variance", variance, VARIANCES)
+    check_choice("variance", variance, VARIANCES)
     layers = len(chain) - 1
     draws = layers if indices is None else check_integer(indices, "indices", min(1, layers), layers)
     task = Task(
@@ -105,7 +105,7 @@ def variational_bound(
     points = chain.points
     top = measure_prior(choose_prior(model, points[-1], chain.prior_std, prior), task.y, points[-1])
     if len(top) == 0:
-        return assemble_bound(task, top, top, torch.full((len(chain),), torch.nan, dtype=torch.float64))
+        return assemble_bound(task, top, top, torch.full((len(chain),), torch.nan, dtype=torch.float64, device="cpu"))
     with in_mode(model, training=False), torch.no_grad():
         reconstruction = task.reconstruction(points[1])
         index = (1 + (task.places() * layers).long()).clamp_max(layers)
@@ -119,9 +119,10 @@ def variational_bound(
 def _layers(task: Task, chain: Chain, index: Tensor, variance: Variance) -> Tensor:
     """Return the KL divergences of the layers ``index`` (draws, B), of its shape, float64 on the CPU."""
     loss = ChainLoss.bound(chain, variance=variance)
-    values = torch.zeros(index.shape, dtype=torch.float64)
+    values = torch.zeros(index.shape, dtype=torch.float64, device="cpu")
     for draws, part, y, z, cond in task.drawn(len(index)):
         i = index[draws, part]
         nats = task.size * loss(task.model, y, cond=cond, index=i.reshape(-1), noise=z)
+        check_outcome(nats, "the bound's layer", chain.points.t[i.reshape(-1)])
         values[draws, part] = nats.to("cpu", torch.float64).reshape(i.shape)
     return values

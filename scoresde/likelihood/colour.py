@@ -20,7 +20,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from scoresde.diffusions.point import Point
-from scoresde.errors import ConfigError, check_integer, check_samples
+from scoresde.errors import ConfigError, check_flag, check_integer, check_outcome, check_samples
 from scoresde.likelihood.probes import check_groups
 from scoresde.models.checks import check_event, check_model
 from scoresde.models.prediction import Condition, Predictor, Prepared, check_condition, in_mode
@@ -59,6 +59,7 @@ def colour(
     event, size = data.shape[1:], math.prod(data.shape[1:])
     k = check_integer(k, "k", 1, max(1, size))
     intervals = check_integer(intervals, "intervals", 1)
+    check_flag(progress, "progress")
     cond = check_condition(cond, len(data), data.device)
     if len(data) == 0 or size > MOST:
         raise ConfigError(
@@ -85,18 +86,19 @@ def _measure(model: Predictor, x: Tensor, intervals: int, cond: Condition, progr
     y = y.to(working_dtype(y.device))
     low, high = (model.sde.at(t) for t in (model.sde.t_min, model.sde.t_max))
     ends = [float(p.sigma / (p.alpha + p.sigma)) for p in (low, high)]
-    clock = torch.linspace(ends[0], ends[1], 2 * intervals + 1, dtype=torch.float64)[1::2]
+    clock = torch.linspace(ends[0], ends[1], 2 * intervals + 1, dtype=torch.float64, device="cpu")[1::2]
     step = (ends[1] - ends[0]) / intervals
     state, at = float(low.alpha) * y, low
     size = math.prod(x.shape[1:])
-    total = torch.zeros(len(x), size, size, dtype=torch.float64)
+    total = torch.zeros(len(x), size, size, dtype=torch.float64, device="cpu")
     solver = ProbabilityFlow(rtol=1e-4, atol=1e-4)
     for u in tqdm(clock, desc="colours", disable=not progress, leave=False):
         point = Point(u, 1 - u, u, -2 * torch.logit(u))
         state, at = solve(solver, model, state, at, point, cond).x, point
         prepared = model.prepare(point[None], state, cond)
         _, (on_output,) = prepared.weights("flow")
-        total += step * on_output * _jacobian(prepared, state).to("cpu", torch.float64)
+        jacobian = check_outcome(_jacobian(prepared, state), "the network's Jacobian", u.expand(len(state)))
+        total += step * on_output * jacobian.to("cpu", torch.float64)
     return (0.5 * (total + total.transpose(1, 2))).square().mean(0)
 
 
@@ -116,12 +118,12 @@ def partition(weights: Tensor, k: int) -> Tensor:
     """Return the group of each of D coordinates, (D,), for weights (D, D): little weight inside the groups."""
     size = len(weights)
     weights = weights.clone().fill_diagonal_(0.0)
-    groups = torch.full((size,), -1)
-    inside = torch.zeros(size, k, dtype=weights.dtype)  # of each coordinate with each group
+    groups = torch.full((size,), -1, device="cpu")
+    inside = torch.zeros(size, k, dtype=weights.dtype, device="cpu")  # of each coordinate with each group
     for i in weights.sum(1).argsort(descending=True, stable=True).tolist():
         groups[i] = int(inside[i].argmin())
         inside[:, groups[i]] += weights[:, i]
-    rows = torch.arange(size)
+    rows = torch.arange(size, device="cpu")
     for _ in range(20 * size):
         gain = inside[rows, groups] - inside.min(1).values
         i = int(gain.argmax())

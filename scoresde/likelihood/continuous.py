@@ -28,7 +28,7 @@ from torch import Tensor
 
 from scoresde.diffusions.gaussian import Gaussian
 from scoresde.diffusions.sde import GaussianSDE
-from scoresde.errors import ConfigError, DTypeError, check_integer
+from scoresde.errors import ConfigError, DTypeError, check_integer, check_outcome
 from scoresde.likelihood.bound import Bound, Task, assemble_bound, choose_prior, measure_prior
 from scoresde.likelihood.decoders import Decoder
 from scoresde.models.checks import check_score_model
@@ -71,7 +71,8 @@ def continuous_elbo(
 
     Raises:
         ConfigError: an SDE that reaches alpha = 0. DTypeError, ShapeError, DomainError: a model, SDE, data, decoder,
-            prior or option of the wrong type, shape or range. All before any call of the network.
+            prior or option of the wrong type, shape or range. All before any call of the network. SolverError: a
+            prediction that is not finite, with its t and the share of such samples.
     """
     model = check_score_model(model)
     if not isinstance(sde, GaussianSDE):
@@ -96,7 +97,7 @@ def continuous_elbo(
     start, end = sde.at(sde.t_max), sde.at(sde.t_min)
     top = measure_prior(choose_prior(model, start, float(sde.prior_std(sde.t_max)), prior), task.y, start)
     if len(top) == 0:
-        return assemble_bound(task, top, top, torch.full((samples + 1,), torch.nan, dtype=torch.float64))
+        return assemble_bound(task, top, top, torch.full((samples + 1,), torch.nan, dtype=torch.float64, device="cpu"))
     own = model if sde is model.sde else model.with_sde(sde)
     with in_mode(model, training=False), torch.no_grad():
         reconstruction = task.reconstruction(end)
@@ -105,6 +106,7 @@ def continuous_elbo(
         for draws, part, y, z, cond_here in task.drawn(samples):
             at = t[draws, part]
             loss = denoising_score_matching(own, y, weight="simple", t=at.reshape(-1), noise=z, cond=cond_here)
+            check_outcome(loss, "the loss", at.reshape(-1))
             values[draws, part] = loss.to("cpu", torch.float64).reshape(at.shape)
     values *= 0.5 * (high - low) * task.size / samples
     terms = torch.cat([reconstruction.mean()[None], values.mean(1)])

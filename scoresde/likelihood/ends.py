@@ -50,9 +50,9 @@ def measure_mismatch(model: Predictor, prior: Gaussian, point: Point, x: Tensor,
     for every sample without conditions.
     """
     if len(x) == 0:
-        return torch.zeros(0, dtype=torch.float64)
+        return torch.zeros(0, dtype=torch.float64, device="cpu")
     along = _integrate(model, prior, point, x, cond)
-    rows = torch.arange(1 if cond is None else len(x))
+    rows = torch.arange(1 if cond is None else len(x), device="cpu")
     z = x.new_empty(1, DRAWS, *x.shape[1:])
     SampleNoise(stream(seed, "likelihood", "prior").initial_seed()).fill(z)
     draws = torch.cat([z[0], -z[0]])
@@ -67,7 +67,7 @@ def measure_mismatch(model: Predictor, prior: Gaussian, point: Point, x: Tensor,
 def _integrate(model: Predictor, prior: Gaussian, point: Point, x: Tensor, cond: Condition) -> Tensor:
     """Return R(x), (B,)."""
     mean = prior.mean.to(x)
-    total = torch.zeros(len(x), dtype=torch.float64)
+    total = torch.zeros(len(x), dtype=torch.float64, device="cpu")
     for node, weight in zip(NODES, WEIGHTS, strict=True):
         at = mean + node * (x - mean)
         with recording():

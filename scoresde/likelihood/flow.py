@@ -28,7 +28,19 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from scoresde.diffusions.gaussian import Gaussian
-from scoresde.errors import ConfigError, DomainError, check_integer, check_samples, unknown
+from scoresde.errors import (
+    ConfigError,
+    DomainError,
+    check_choice,
+    check_flag,
+    check_floating,
+    check_integer,
+    check_number,
+    check_samples,
+    check_sequence,
+    check_sizes,
+    show,
+)
 from scoresde.likelihood.bound import choose_prior
 from scoresde.likelihood.carry import Carrier, choose_carrier
 from scoresde.likelihood.decoders import Decoder
@@ -91,7 +103,7 @@ class LogLikelihood(Figures):
         """
         draws = self.each.shape[1]
         if self.exact or draws < 2:
-            return torch.full(self.each.shape[:1], 0.0 if self.exact else math.nan, dtype=torch.float64)
+            return torch.full(self.each.shape[:1], 0.0 if self.exact else math.nan, dtype=torch.float64, device="cpu")
         from scipy.special import stdtrit
 
         wider = float(stdtrit(draws - 1, 0.975)) / TWO_SIDED
@@ -146,17 +158,21 @@ def bits_per_dim(
         levels: number of values that a coordinate takes, at least 2.
         range: the lowest and the highest of them.
     """
-    size = math.prod(event_shape)
+    size = math.prod(check_sizes(event_shape, "event_shape"))
+    nats = log_p if isinstance(log_p, Tensor) else check_number(log_p, "log_p")
+    if isinstance(nats, Tensor):
+        nats = check_floating(nats[None], "log_p")[0]
     if size == 0:
         raise DomainError(f"event_shape {tuple(event_shape)} has no coordinates")
     offset = 0.0
     if levels is not None:
         levels = check_integer(levels, "levels", 2)
-        low, high = range
-        if not low < high:
-            raise DomainError(f"range must be (low, high) with low < high, got {range}")
+        ends = check_sequence(range, "range", "two numbers")
+        if len(ends) != 2 or not check_number(ends[0], "range[0]") < check_number(ends[1], "range[1]"):
+            raise DomainError(f"range must be (low, high) with low < high, got {show(range)}")
+        low, high = ends
         offset = math.log((high - low) / (levels - 1))
-    return -(log_p / size + offset) / math.log(2)
+    return -(nats / size + offset) / math.log(2)
 
 
 def log_likelihood(
@@ -225,10 +241,12 @@ def log_likelihood(
     if not isinstance(times, Tensor) and data.numel():
         leads_to = start.choose_time(known.sde, known.transform, data.detach())
         known = known if leads_to == known.sde.t_min else known.with_sde(known.sde.starting_at(leads_to))
+    check_flag(differentiable, "differentiable")
+    check_flag(progress, "progress")
     carrier, coarse, factor = choose_carrier(known, solver, steps, times, differentiable)
     check_seed(seed)
     importance = check_integer(importance, "importance", 1)
-    first_sample = check_integer(first_sample, "first_sample", 0)
+    first_sample = check_integer(first_sample, "first_sample", 0, 2**63 - 1)
     chunk_size = check_integer(chunk_size, "chunk_size", 1)
     if importance > 1 and not start.draws:
         raise ConfigError("importance= averages over a decoder's draws, and there is no decoder; pass decoder=")
@@ -271,7 +289,7 @@ class _Task:
         number = self.first_sample + first
         source = SampleNoise(stream(self.seed, "likelihood", "start").initial_seed(), number)
         z, weighted, errors = torch.empty_like(y), [], []
-        nfe = torch.zeros(len(y), dtype=torch.long)
+        nfe = torch.zeros(len(y), dtype=torch.long, device="cpu")
         latent = y
         for k in range(self.importance):
             source.fill(z)
@@ -288,7 +306,7 @@ class _Task:
             nfe += calls + self.start.calls
             latent = reached if k == 0 else latent
         each = torch.logsumexp(torch.stack(weighted), 0) - math.log(self.importance)  # (B, draws)
-        nothing = torch.zeros(len(y), dtype=torch.float64)
+        nothing = torch.zeros(len(y), dtype=torch.float64, device="cpu")
         truncation = mismatch = nothing if not self.differentiable else torch.full_like(nothing, math.nan)
         if not self.differentiable:
             mismatch = measure_mismatch(self.model, self.law, self.carrier.high, latent, cond, self.seed)
@@ -317,7 +335,7 @@ def _transform(transform: Transform | None, x: Tensor, seed: int, first_sample: 
     What a transform draws for a sample comes from a stream of the sample's own.
     """
     if transform is None or not len(x):
-        return x, torch.zeros(len(x), dtype=torch.float64)
+        return x, torch.zeros(len(x), dtype=torch.float64, device="cpu")
     found = []
     for rows in chunks(len(x), 1 if transform.random else len(x)):
         first = stream(seed, "likelihood", "transform", first_sample + rows.start, device=x.device)
@@ -342,8 +360,8 @@ def _choose_probes(
     """
     size = math.prod(event)
     asked = [name for name, value in (("probes", probes), ("groups", groups), ("draws", draws)) if value is not None]
-    if divergence not in (None, "exact", "probes"):
-        raise unknown("divergence", divergence, ("exact", "probes"))
+    if divergence is not None:
+        check_choice("divergence", divergence, ("exact", "probes"))
     if divergence == "exact" and asked:
         raise ConfigError(f"the exact divergence has no {', '.join(asked)}; leave out divergence= or pass 'probes'")
     if divergence is None:

@@ -135,7 +135,7 @@ def latent_elbo(
     size = check_integer(chunk_size, "chunk_size", 1)
     seed = check_seed(seed)
     density = _Bounded(known, sde, seed, size) if log_density is None else log_density
-    none = torch.zeros(0, dtype=torch.float64)
+    none = torch.zeros(0, dtype=torch.float64, device="cpu")
     reconstruction, entropy, codes = [none], [none], []
     with in_mode(known, training=False), torch.no_grad():
         for rows in chunks(len(data), size):
@@ -143,7 +143,7 @@ def latent_elbo(
             mean, log_variance = coder.posterior(part)
             if log_variance is None:
                 raise ConfigError("a variational autoencoder must give a log variance, got None")
-            noise = torch.empty(mean.shape, dtype=torch.float32)
+            noise = torch.empty(mean.shape, dtype=torch.float32, device="cpu")
             SampleNoise(seed, rows.start).fill(noise)
             z = mean + (0.5 * log_variance).exp() * noise.to(mean)
             reconstruction.append(gaussian_nats(part - coder.decode(z), coder.log_std).cpu())

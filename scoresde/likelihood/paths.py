@@ -33,9 +33,9 @@ from scoresde.errors import (
     ConfigError,
     DTypeError,
     ShapeError,
-    SolverError,
     check_floating,
     check_integer,
+    check_outcome,
     check_samples,
 )
 from scoresde.likelihood.bound import choose_prior, choose_std
@@ -76,7 +76,11 @@ def forward_path(
     if noise is not None:
         check_tape(noise, len(a), x.shape)
     own = stream(check_seed(seed), "path").initial_seed()
-    source = SampleNoise(own, check_integer(first_sample, "first_sample")) if noise is None else TapeNoise(noise)
+    source = (
+        SampleNoise(own, check_integer(first_sample, "first_sample", 0, 2**63 - 1))
+        if noise is None
+        else TapeNoise(noise)
+    )
     states = [x]
     for on_x, on_noise in zip(a.tolist(), b.tolist(), strict=True):
         z = torch.empty_like(x)
@@ -118,7 +122,7 @@ def path_log_weight(
     Raises:
         ConfigError: a table that remembers, repeats noise, goes upwards or draws no noise above the last step.
         DTypeError, ShapeError, DomainError: a path of another shape or number of states, not finite, and so on. All
-            before any call of the network. SolverError: a weight that is NaN.
+            before any call of the network. SolverError: a prediction that is not finite.
     """
     steps = _table(table)
     points = _points(steps)
@@ -138,16 +142,11 @@ def path_log_weight(
         raise ConfigError(f"{steps.name!r} needs a model with variance='learned'; this one has fixed variances")
     law = choose_prior(model, points[-1], steps.prior_std, prior)
     path = path.detach().to(torch.promote_types(path.dtype, torch.float32))
-    weights = torch.zeros(path.shape[1], dtype=torch.float64)
+    weights = torch.zeros(path.shape[1], dtype=torch.float64, device="cpu")
     with in_mode(model, training=False), torch.no_grad():
         for part in chunks(path.shape[1], chunk_size):
             found = _weigh_paths(model, path[:, part], steps, closing, law, select(cond, part))
-            weights[part] = found.to("cpu", torch.float64)
-    if bool((bad := torch.isnan(weights)).any()):
-        raise SolverError(
-            f"the weights of {int(bad.sum())} of {len(bad)} paths are NaN: the network's output is, or they lie too "
-            "far out for its type"
-        )
+            weights[part] = check_outcome(found, "the log weight").to("cpu", torch.float64)
     return weights
 
 
@@ -228,5 +227,5 @@ def _closing(table: Tableau, decoder: Decoder | None) -> Decoder | None:
 
 def _points(table: Tableau) -> Point:
     """Return the points of a path: the table's end, then its calls upwards; fields of shape (N + 1,)."""
-    upwards = torch.arange(len(table.rows) - 1, -1, -1)
+    upwards = torch.arange(len(table.rows) - 1, -1, -1, device="cpu")
     return Point.joined([table.end.point().of_each(1)[0], table.points[upwards]])

@@ -27,7 +27,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from scoresde.errors import ConfigError, DTypeError, ShapeError
+from scoresde.errors import ConfigError, DTypeError, ShapeError, show
 from scoresde.noise import SampleNoise, stream
 
 __all__ = ["Probes", "check_groups", "lattice"]
@@ -91,20 +91,20 @@ def lattice(event: tuple[int, ...], k: int) -> Tensor:
     """
     size = math.prod(event)
     if k >= size:
-        return torch.arange(size).reshape(event)
+        return torch.arange(size, device="cpu").reshape(event)
     sizes = event[1:] if len(event) > 1 else event
     channels = event[0] if len(event) > 1 else 1
     apart = channels if k >= channels else 1  # groups of channels
     periods, shift = _choose_periods(sizes, k // apart)
-    cells = torch.meshgrid(*(torch.arange(n) for n in sizes), indexing="ij")
-    number = torch.zeros(sizes, dtype=torch.long)
+    cells = torch.meshgrid(*(torch.arange(n, device="cpu") for n in sizes), indexing="ij")
+    number = torch.zeros(sizes, dtype=torch.long, device="cpu")
     steps = sum((c // a for c, a in zip(cells[:-1], periods[:-1], strict=True)), torch.zeros_like(number))
     for axis, (cell, period) in enumerate(zip(cells, periods, strict=True)):
         place = cell + shift * steps if axis == len(sizes) - 1 else cell
         number = number * period + place % period
     if len(event) == 1:
         return number
-    channel = torch.arange(channels).reshape(-1, *(1,) * len(sizes)) % apart
+    channel = torch.arange(channels, device="cpu").reshape(-1, *(1,) * len(sizes)) % apart
     return _renumber(channel * math.prod(periods) + number)
 
 
@@ -147,7 +147,7 @@ def check_groups(groups: object, event: Sequence[int]) -> Tensor:
         DTypeError: no tensor of integers. ShapeError: of another event. ConfigError: a negative number.
     """
     if not isinstance(groups, Tensor) or groups.is_floating_point() or groups.is_complex():
-        raise DTypeError(f"groups must be a tensor of integers, the group of each coordinate, got {groups!r}")
+        raise DTypeError(f"groups must be a tensor of integers, the group of each coordinate, got {show(groups)}")
     if tuple(groups.shape) != tuple(event):
         raise ShapeError(f"groups must have the event's shape {tuple(event)}, got {tuple(groups.shape)}")
     if groups.numel() and int(groups.min()) < 0:

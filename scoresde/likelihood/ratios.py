@@ -15,7 +15,18 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from scoresde.errors import ConfigError, ShapeError, check_integer, check_samples, unknown
+from scoresde.errors import (
+    ConfigError,
+    DTypeError,
+    ShapeError,
+    check_choice,
+    check_flag,
+    check_integer,
+    check_mapping,
+    check_numbers,
+    check_samples,
+    show,
+)
 from scoresde.likelihood.continuous import continuous_elbo
 from scoresde.likelihood.decoders import Decoder
 from scoresde.likelihood.flow import LogLikelihood, log_likelihood
@@ -117,7 +128,7 @@ class Classification:
         """Of the probabilities, (B, K): by the jackknife over the draws; NaN for one draw."""
         draws = len(self.each)
         if draws < 2:
-            return torch.full(self.each.shape[1:], math.nan, dtype=torch.float64)
+            return torch.full(self.each.shape[1:], math.nan, dtype=torch.float64, device="cpu")
         without = (self.each.sum(0) - self.each) / (draws - 1)
         return torch.softmax(without + self.log_prior, 2).std(0, correction=0) * math.sqrt(draws - 1)
 
@@ -129,6 +140,12 @@ class Classification:
     def __repr__(self) -> str:
         draws, batch, classes = self.each.shape
         return f"<Classification of {batch} samples into {classes} classes, {draws} draws>"
+
+
+def _read_labels(labels: object) -> Tensor:
+    """Return classes as a tensor of their own type."""
+    check_numbers(tuple(labels) if isinstance(labels, range) else labels, "labels")
+    return labels if isinstance(labels, Tensor) else torch.as_tensor(labels, device="cpu")
 
 
 def classify(
@@ -177,10 +194,9 @@ def classify(
         ConfigError: no class, an unknown ``by``, options of the other one. ShapeError, DTypeError, DomainError: bad
             data or conditions, before any call of the network.
     """
-    known, classes = check_model(model), torch.as_tensor(labels)
+    known, classes = check_model(model), _read_labels(labels)
     data = check_samples(x, "x")
-    if by not in get_args(By):
-        raise unknown("way to classify", by, get_args(By))
+    check_choice("way to classify", by, get_args(By))
     if classes.ndim == 0 or len(classes) == 0:
         raise ConfigError("labels must name at least one class, e.g. range(10)")
     strange = {"probes": probes, "solver": solver, "steps": steps} if by == "bound" else {"decoder": decoder}
@@ -188,7 +204,11 @@ def classify(
         raise ConfigError(f"classify(by={by!r}) takes no {', '.join(given)}; leave it out")
     draws = check_integer(draws, "draws", 1)
     check_seed(seed)
-    share = torch.zeros(len(classes)) if log_prior is None else log_prior
+    check_flag(progress, "progress")
+    if not isinstance(key, str):
+        raise DTypeError(f"key must be the name of a condition, got {show(key)}", parameter="key")
+    cond = None if cond is None else check_mapping(cond, "cond", "tensors")
+    share = torch.zeros(len(classes), device="cpu") if log_prior is None else check_numbers(log_prior, "log_prior")
     if share.shape != (len(classes),):
         raise ShapeError(f"log_prior must have shape ({len(classes)},), one for each class, got {tuple(share.shape)}")
     found = []

@@ -32,7 +32,7 @@ from torch import Tensor
 
 from scoresde.diffusions.point import Point
 from scoresde.diffusions.sde import GaussianSDE
-from scoresde.errors import DTypeError, keep_integer, unknown
+from scoresde.errors import DTypeError, check_choice, keep_integer
 from scoresde.likelihood.bound import choose_std
 from scoresde.likelihood.decoders import Decoder, bin_ends, event_sum
 from scoresde.models.prediction import Condition, Predictor
@@ -82,7 +82,7 @@ class _Density(Start):
 
     def begin(self, model: Predictor, y: Tensor, point: Point, z: Tensor, cond: Condition) -> tuple[Tensor, Tensor]:
         alpha, size = float(point.alpha), math.prod(y.shape[1:])
-        return alpha * y, torch.full((len(y),), size * math.log(alpha), dtype=torch.float64)
+        return alpha * y, torch.full((len(y),), size * math.log(alpha), dtype=torch.float64, device="cpu")
 
 
 @dataclass(frozen=True)
@@ -136,8 +136,7 @@ class Dequantisation(Start):
     def __post_init__(self) -> None:
         keep_integer(self, "levels", 2)
         keep_interval(self)
-        if self.law not in get_args(Law):
-            raise unknown("law of dequantisation", self.law, get_args(Law))
+        check_choice("law of dequantisation", self.law, get_args(Law))
 
     def check(self, y: Tensor, transform: Transform | None) -> None:
         """Raise DomainError for data off the levels, ConfigError for a transform that draws."""

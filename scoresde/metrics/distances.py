@@ -6,7 +6,7 @@ import math
 
 from torch import Generator
 
-from scoresde.errors import check_integer
+from scoresde.errors import DTypeError, check_integer, show
 from scoresde.metrics.pairs import BLOCK, check_pair, cut_quantiles, measure_distances, sum_between, sum_within
 from scoresde.noise import normal, stream
 from scoresde.ops import Array, chunks
@@ -42,7 +42,9 @@ def sliced_wasserstein(
     Source: Rabin, Peyre, Delon, Bernot (2011); Bonneel, Rabin, Peyre, Pfister (2015).
     """
     first, second = check_pair(x, y)
-    count = check_integer(projections, "projections", 1)
+    count = check_integer(projections, "projections", 1, 2**20)
+    if not (generator is None or isinstance(generator, Generator)):
+        raise DTypeError(f"generator must be a torch.Generator, got {show(generator)}; a number is seed=")
     dimension = first.shape[1]
     if dimension == 1:
         count = 1

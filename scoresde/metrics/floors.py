@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 import torch
 from torch import Tensor
 
-from scoresde.errors import DomainError, DTypeError, check_integer, check_samples
+from scoresde.errors import DomainError, check_callable, check_integer, check_samples, check_value
 from scoresde.noise import permutation, stream
 from scoresde.ops import Array, accept_arrays
 
@@ -94,11 +94,10 @@ def floor(
         DTypeError, ShapeError, DomainError: a bad reference or count, or a reference too small for two disjoint sets.
     """
     pool = check_samples(accept_arrays(reference, "reference"), "reference")
-    if not callable(metric):
-        raise DTypeError(f"metric must be a function of two tensors, got {type(metric).__name__}; pass energy_distance")
+    check_callable(metric, "metric", "of two sets, e.g. energy_distance", optional=False)
     first = check_integer(size, "size", 1)
     second = first if other is None else check_integer(other, "other", 1)
-    count = check_integer(repeats, "repeats", 2)
+    count = check_integer(repeats, "repeats", 2, 10**6)
     if first + second > pool.shape[0]:
         raise DomainError(
             f"size + other must be at most {pool.shape[0]}, the samples in reference, got {first} + {second}; "
@@ -107,6 +106,7 @@ def floor(
     values = []
     for repeat in range(count):
         chosen = permutation(pool.shape[0], stream(seed, "floor", repeat)).to(pool.device)
-        values.append(float(metric(pool[chosen[:first]], pool[chosen[first : first + second]])))
-    result = torch.tensor(values, dtype=torch.float64)
+        value = metric(pool[chosen[:first]], pool[chosen[first : first + second]])
+        values.append(check_value(value, "metric"))
+    result = torch.tensor(values, dtype=torch.float64, device="cpu")
     return Floor(mean=float(result.mean()), std=float(result.std()), size=first, other=second, repeats=count)

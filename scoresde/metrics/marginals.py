@@ -16,7 +16,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from scoresde.errors import unknown
+from scoresde.errors import check_choice
 from scoresde.metrics.pairs import BLOCK, check_pair, cut_quantiles
 from scoresde.ops import Array, chunks
 
@@ -65,8 +65,7 @@ def marginal_distances(x: Array, y: Array, *, distance: str = "wasserstein") -> 
 
     Source: Villani (2009), remark 2.19; Smirnov (1939).
     """
-    if distance not in DISTANCES:
-        raise unknown("distance", distance, DISTANCES)
+    check_choice("distance", distance, DISTANCES)
     first, second = check_pair(x, y)
     parts = chunks(first.shape[1], max(1, BLOCK // (first.shape[0] + second.shape[0])))
     return torch.cat([DISTANCES[distance](first[:, part], second[:, part]) for part in parts]).reshape(x.shape[1:])

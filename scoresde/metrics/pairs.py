@@ -44,8 +44,8 @@ def cut_quantiles(n: int, m: int, like: Tensor) -> tuple[Tensor, Tensor, Tensor]
 
     The breakpoints are integers in units of 1/(n m), so that no piece is lost or doubled by rounding.
     """
-    of_x = torch.arange(1, n + 1, dtype=torch.int64) * m
-    of_y = torch.arange(1, m + 1, dtype=torch.int64) * n
+    of_x = torch.arange(1, n + 1, dtype=torch.int64, device="cpu") * m
+    of_y = torch.arange(1, m + 1, dtype=torch.int64, device="cpu") * n
     ends = torch.cat([of_x, of_y]).sort().values
     starts = torch.cat([ends.new_zeros(1), ends[:-1]])
     starts, ends = starts[ends > starts], ends[ends > starts]

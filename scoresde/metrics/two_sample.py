@@ -27,7 +27,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Generator, Tensor
 
-from scoresde.errors import ConfigError, DomainError, DTypeError, check_floating, check_integer, check_number
+from scoresde.errors import (
+    ConfigError,
+    DomainError,
+    DTypeError,
+    check_callable,
+    check_floating,
+    check_integer,
+    check_number,
+    check_value,
+    show,
+)
 from scoresde.metrics.discrepancy import check_bandwidth, kernel
 from scoresde.metrics.floors import Metric
 from scoresde.metrics.pairs import BLOCK, check_pair
@@ -91,7 +101,7 @@ def two_sample_test(
     Source: Gretton, Borgwardt, Rasch, Schoelkopf, Smola (2012); Phipson, Smyth (2010), arXiv:1603.05766.
     """
     first, second = check_pair(x, y, least=2)
-    count = check_integer(permutations, "permutations", 1)
+    count = check_integer(permutations, "permutations", 1, 10**6)
     n, total = first.shape[0], first.shape[0] + second.shape[0]
     generator = stream(seed, "two_sample_test")
     if statistic is None:
@@ -100,15 +110,12 @@ def two_sample_test(
         # All terms lie in [0, 1]: relabellings that are equal but for the order of summation must count as equal.
         slack = 100 * torch.finfo(first.dtype).eps
     else:
-        if not callable(statistic):
-            raise DTypeError(
-                f"statistic must be a function of two sets, got {type(statistic).__name__}; pass energy_distance"
-            )
+        check_callable(statistic, "statistic", "of two sets, e.g. energy_distance", optional=False)
         if bandwidth is not None:
             raise ConfigError("bandwidth is that of mmd; bind it to your own statistic")
         pooled = torch.cat([check_floating(accept_arrays(one)) for one in (x, y)]).detach()
         orders = (order.to(pooled.device) for order in _draw_orders(total, count, generator))
-        values = [float(statistic(pooled[order[:n]], pooled[order[n:]])) for order in orders]
+        values = [check_value(statistic(pooled[order[:n]], pooled[order[n:]]), "statistic") for order in orders]
         slack = 1e-12 * abs(values[0])
     bad = [k for k, value in enumerate(values) if not math.isfinite(value)]
     if bad:
@@ -155,8 +162,11 @@ def classifier_two_sample_test(
     train = torch.cat([one[:size] for one in sets])
     mean, std = train.mean(0), train.std(0)
     std = torch.where(std > 0, std, torch.ones_like(std))
-    labels = (torch.arange(2 * size) >= size).to(torch.int64)
+    labels = (torch.arange(2 * size, device="cpu") >= size).to(torch.int64)
     order = permutation(2 * size, generator)
+    given: object = classifier
+    if not (given is None or (callable(getattr(given, "fit", None)) and callable(getattr(given, "predict", None)))):
+        raise DTypeError(f"classifier must have fit(x, y) and predict(x), got {show(given)}")
     machine = _make_forest(int(integers(2**31, (), generator))) if classifier is None else classifier
     machine.fit(((train - mean) / std)[order].numpy(), labels[order].numpy())
     # One call in random order: what a classifier makes of the order or of the batch cannot tell the labels.
@@ -196,7 +206,7 @@ def _make_forest(random_state: int) -> Classifier:
 
 def _draw_orders(total: int, count: int, generator: Generator) -> Iterator[Tensor]:
     """Yield the order as it is and ``count`` random ones."""
-    yield torch.arange(total)
+    yield torch.arange(total, device="cpu")
     for _ in range(count):
         yield permutation(total, generator)
 
@@ -209,7 +219,9 @@ def _mmds(pooled: Tensor, n: int, bandwidth: float, orders: Iterator[Tensor]) ->
     """
     total = pooled.shape[0]
     m = total - n
-    chosen = torch.stack([torch.zeros(total).index_fill_(0, order[:n], 1.0) for order in orders], dim=1).to(pooled)
+    chosen = torch.stack(
+        [torch.zeros(total, device="cpu").index_fill_(0, order[:n], 1.0) for order in orders], dim=1
+    ).to(pooled)
     inner, outer = pooled.new_zeros(chosen.shape[1]), pooled.new_zeros(chosen.shape[1])
     everything = pooled.new_zeros(())
     for part in chunks(total, max(1, BLOCK // total)):

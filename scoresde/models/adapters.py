@@ -27,7 +27,7 @@ from scoresde.diffusions.levels import EDMSDE, RectifiedFlow
 from scoresde.diffusions.sde import GaussianSDE
 from scoresde.diffusions.tabulated import TabulatedSDE
 from scoresde.diffusions.vp import VPSDE
-from scoresde.errors import ConfigError, DomainError, DTypeError, ShapeError, unknown
+from scoresde.errors import ConfigError, DomainError, DTypeError, ShapeError, check_choice, check_numbers, show
 from scoresde.models.networks import Conditional, bare_network, condition_names, describe_network
 from scoresde.models.parameterization import Predicts
 from scoresde.models.score_model import ScoreModel
@@ -159,9 +159,8 @@ def adapt(
             ShapeError, DomainError: betas that are no vector in (0, 1).
     """
     if not callable(net):
-        raise DTypeError(f"net must be a network, net(x, time) -> a tensor of x's shape, got {net!r}")
-    if time not in get_args(NetworkTime):
-        raise unknown("time", time, get_args(NetworkTime))
+        raise DTypeError(f"net must be a network, net(x, time) -> a tensor of x's shape, got {show(net)}")
+    check_choice("time", time, get_args(NetworkTime))
     if (betas is not None) != (time == "index"):
         raise ConfigError(f"betas= go with time='index', got time={time!r} and {'no ' * (betas is None)}betas")
     if sde is not None and time not in ("time", "sigma"):
@@ -177,9 +176,11 @@ def adapt(
         )
     if time == "flow_matching":
         if predicts not in (None, "velocity"):
-            raise ConfigError(f"a network of flow matching answers the velocity data - noise, not {predicts!r}")
+            raise ConfigError(f"a network of flow matching answers the velocity data - noise, not {show(predicts)}")
         return ScoreModel.from_callable(Adapted(net, _reverse, sign=-1.0), RectifiedFlow(), predicts="velocity")
     home = sde if sde is not None else EDMSDE() if time == "sigma" else VPSDE()
+    if predicts is not None:
+        check_choice("prediction", predicts, get_args(Predicts))
     kind = predicts if predicts is not None else "data" if time == "sigma" else "noise"
     if kind == "edm":
         raise ConfigError(f"time={time!r} reads a network literally, which predicts='edm' is not; take time='edm'")
@@ -207,7 +208,7 @@ def _keep(t: Tensor) -> Tensor:
 
 def sde_of_betas(betas: object) -> TabulatedSDE:
     """Return the SDE through the knots of a chain, t = (i + 1)/n."""
-    values = torch.as_tensor(betas).detach().to("cpu", torch.float64)
+    values = check_numbers(betas, "betas")
     if values.ndim != 1 or len(values) < 2:
         raise ShapeError(f"betas must be a vector of at least two, got shape {tuple(values.shape)}")
     good = (values > 0) & (values < 1)
@@ -219,4 +220,6 @@ def sde_of_betas(betas: object) -> TabulatedSDE:
         )
     logs = torch.log1p(-values).cumsum(0)
     n = len(values)
-    return TabulatedSDE(torch.arange(1, n + 1, dtype=torch.float64) / n, logs - (-torch.expm1(logs)).log())
+    return TabulatedSDE(
+        torch.arange(1, n + 1, dtype=torch.float64, device="cpu") / n, logs - (-torch.expm1(logs)).log()
+    )

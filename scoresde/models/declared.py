@@ -139,7 +139,7 @@ def check_moments(tensors: Mapping[str, Tensor], where: str) -> Moments:
         raise refuse("basis", f"of shape {(size, size)}, got {tuple(basis.shape)}")
     # Columns of length 1 whose products vanish: a probe in the place of all products, of which there are size^2.
     wide = basis.double()
-    probe = torch.linspace(0.5, 1.5, size, dtype=torch.float64)
+    probe = torch.linspace(0.5, 1.5, size, dtype=torch.float64, device="cpu")
     off = ((wide.T @ (wide @ probe) - probe).abs().max(), (wide.square().sum(0) - 1).abs().max())
     if float(max(off)) > ROUGH * size**0.5:
         raise refuse("basis", "orthonormal columns")
@@ -175,7 +175,7 @@ def check_event(
     event = None if moments is None or not moments.mean.ndim else tuple(moments.mean.shape)
     if transform is not None and event is not None:
         with blame(f"{where}: transform"):
-            transform.inverse(torch.zeros((1, *event)))
+            transform.inverse(torch.zeros((1, *event), device="cpu"))
     own, channels = _find_event(net, event)
     if event is not None and own not in (None, event):
         raise CheckpointError(f"{where}: the moments are of the event {event}, the network's is {own}")

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from scoresde.diffusions.levels import RectifiedFlow
-from scoresde.errors import CheckpointError, ConfigError, check_path, unknown
+from scoresde.errors import CheckpointError, ConfigError, check_choice, check_path, unknown
 from scoresde.models.adapters import Adapted, Index, Scale, sde_of_betas
 from scoresde.models.parameterization import Predicts
 from scoresde.models.score_model import ScoreModel
@@ -40,15 +40,15 @@ def read_betas(config: Mapping[str, Any]) -> Tensor:
     schedule = config.get("beta_schedule", "linear")
     given = config.get("trained_betas")
     if given is not None:
-        betas = torch.tensor(given, dtype=torch.float64)
+        betas = torch.tensor(given, dtype=torch.float64, device="cpu")
     elif schedule == "linear":
-        betas = torch.linspace(start, end, n, dtype=torch.float64)
+        betas = torch.linspace(start, end, n, dtype=torch.float64, device="cpu")
     elif schedule == "scaled_linear":
-        betas = torch.linspace(math.sqrt(start), math.sqrt(end), n, dtype=torch.float64).square()
+        betas = torch.linspace(math.sqrt(start), math.sqrt(end), n, dtype=torch.float64, device="cpu").square()
     elif schedule == "sigmoid":
-        betas = torch.linspace(-6, 6, n, dtype=torch.float64).sigmoid() * (end - start) + start
+        betas = torch.linspace(-6, 6, n, dtype=torch.float64, device="cpu").sigmoid() * (end - start) + start
     elif schedule == "squaredcos_cap_v2":
-        angle = (torch.arange(n + 1, dtype=torch.float64) / n + 0.008) / 1.008 * (math.pi / 2)
+        angle = (torch.arange(n + 1, dtype=torch.float64, device="cpu") / n + 0.008) / 1.008 * (math.pi / 2)
         bars = angle.cos().square()
         betas = (1 - bars[1:] / bars[:-1]).clamp_max(0.999)
     else:
@@ -99,8 +99,7 @@ def from_diffusers(folder: str | Path, *, net: nn.Module | None = None) -> Score
     if "prediction_type" not in scheduler and "beta_schedule" not in scheduler and "trained_betas" not in scheduler:
         raise ConfigError(f"{root} has a scheduler {kind!r} of another kind than betas or flow matching; see adapt()")
     predicts = scheduler.get("prediction_type", "epsilon")
-    if predicts not in KINDS:
-        raise unknown("prediction_type", predicts, KINDS)
+    check_choice("prediction_type", predicts, KINDS)
     sde = sde_of_betas(read_betas(scheduler))
     told = Adapted(network, Index(len(sde.knots), whole=False), names=names, nulls=nulls)
     return ScoreModel(

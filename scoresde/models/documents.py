@@ -79,7 +79,7 @@ def _sde(value: object, path: str) -> None:
     record({"kind": text, **tables[str(kind)]}, other)(held, path)
     with at(path):
         sde = sde_from_dict(held)
-        point = sde.at(torch.linspace(sde.t_min, sde.t_max, 5, dtype=torch.float64))
+        point = sde.at(torch.linspace(sde.t_min, sde.t_max, 5, dtype=torch.float64, device="cpu"))
         finite = (point.alpha + point.sigma < HUGE).all() and torch.isfinite(point.log_snr[:-1]).all()
         if not bool(finite) or not bool((point.log_snr.diff() < 0).all()):
             raise ConfigError(f"the curves of {sde} are not finite, or log_snr does not fall")

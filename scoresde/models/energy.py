@@ -20,7 +20,7 @@ from torch import Tensor
 
 from scoresde.diffusions.gaussian import Moments
 from scoresde.diffusions.sde import GaussianSDE
-from scoresde.errors import DTypeError, check_floating
+from scoresde.errors import DTypeError, check_floating, show
 from scoresde.models.networks import Gradient
 from scoresde.models.prediction import Condition, check_condition
 from scoresde.models.score_model import ScoreModel
@@ -49,7 +49,7 @@ class EnergyModel(ScoreModel):
         transform: Transform | None = None,
     ) -> None:
         if not callable(net):
-            raise DTypeError(f"net must be a network, net(x, c_noise) -> energies (B,), got {net!r}")
+            raise DTypeError(f"net must be a network, net(x, c_noise) -> energies (B,), got {show(net)}")
         super().__init__(Gradient(net), sde, predicts="score", moments=moments, transform=transform)
 
     def energy(self, x: Tensor, t: Tensor | float, cond: Condition = None) -> Tensor:

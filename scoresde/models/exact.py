@@ -30,10 +30,10 @@ from scoresde.diffusions.sde import GaussianSDE
 from scoresde.errors import (
     ConfigError,
     DomainError,
-    DTypeError,
     ShapeError,
     check_floating,
     check_integer,
+    check_numbers,
     check_samples,
 )
 from scoresde.models.prediction import describe_data
@@ -74,14 +74,6 @@ class _GaussianNet(nn.Module):
         return (part - sigma * m).to(x.dtype).reshape(x.shape)
 
 
-def _read_tensor(value: object, name: str, dtype: torch.dtype | None = None) -> Tensor:
-    """Return a tensor, an array, a number or a list of numbers as a tensor; DTypeError for anything else."""
-    try:
-        return torch.as_tensor(value, dtype=dtype)
-    except (TypeError, ValueError, OverflowError, RuntimeError) as error:
-        raise DTypeError(f"{name} must be a tensor of numbers, got {value!r}") from error
-
-
 class ExactModel(ScoreModel):
     """What the models have in common whose score is a formula."""
 
@@ -110,17 +102,6 @@ class GaussianModel(ExactModel):
     """
 
     def __init__(self, *, sde: GaussianSDE, mean: Tensor, covariance: Tensor) -> None:
-        mean, covariance = _read_tensor(mean, "mean"), _read_tensor(covariance, "covariance")
-        if not bool(torch.isfinite(mean).all() and torch.isfinite(covariance).all()):
-            raise DomainError("mean and covariance must be finite")
-        if covariance.ndim == 2 and covariance.shape == (mean.numel(), mean.numel()):
-            lowest = float(torch.linalg.eigvalsh(covariance.double()).min())
-            if lowest < -1e-10 * float(covariance.abs().max()) or not torch.allclose(covariance, covariance.T):
-                raise DomainError(
-                    f"covariance must be symmetric and positive semi-definite, lowest eigenvalue {lowest:g}"
-                )
-        elif bool((covariance < 0).any()):
-            raise DomainError(f"covariance must not be negative, got {float(covariance.min()):g}")
         moments = Moments.exact(mean, covariance)
         super().__init__(_GaussianNet(moments), sde, predicts="v", moments=moments)
         self.law = moments.at(1.0, 0.0)
@@ -210,12 +191,13 @@ class GaussianMixtureModel(ExactModel):
     """
 
     def __init__(self, *, sde: GaussianSDE, weights: Tensor, means: Tensor, std: float | Tensor) -> None:
-        means = check_samples(_read_tensor(means, "means"), "means").detach().to("cpu", torch.float64)
+        if torch.is_tensor(means):
+            check_floating(means, "means")
+        means = check_samples(check_numbers(means, "means"), "means")
         if len(means) == 0:
             raise ShapeError("means is empty: a mixture needs at least one component")
-        share, spread = (
-            _read_tensor(given, name, torch.float64).cpu() for name, given in (("weights", weights), ("std", std))
-        )
+        share = check_numbers(weights, "weights")
+        spread = check_numbers(std, "std")
         if share.shape != (len(means),) or spread.shape not in ((), (len(means),)):
             raise ShapeError(
                 f"weights must have shape ({len(means)},) and std () or ({len(means)},) for {len(means)} means, "
@@ -228,7 +210,7 @@ class GaussianMixtureModel(ExactModel):
         share, spread = share / share.sum(), spread.expand(len(means))
         mean = share @ flat(means)
         centred = flat(means) - mean
-        within = (share * spread.square()).sum() * torch.eye(len(mean), dtype=torch.float64)
+        within = (share * spread.square()).sum() * torch.eye(len(mean), dtype=torch.float64, device="cpu")
         moments = Moments.exact(mean.reshape(means.shape[1:]), (centred.T * share) @ centred + within)
         super().__init__(_MixtureNet(share, means, spread), sde, predicts="v", moments=moments)
         self.weights, self.means, self.std = share, means, spread

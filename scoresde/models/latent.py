@@ -212,7 +212,7 @@ class _Own:
         self.seed, self.first = seed, first
 
     def __call__(self, like: Tensor) -> Tensor:
-        z = torch.empty(like.shape, dtype=torch.float32)
+        z = torch.empty(like.shape, dtype=torch.float32, device="cpu")
         SampleNoise(self.seed, self.first).fill(z)
         self.first += len(z)
         return z

@@ -19,7 +19,7 @@ from scoresde.diffusions.named import check_sde
 from scoresde.diffusions.point import Point
 from scoresde.diffusions.sde import GaussianSDE
 from scoresde.diffusions.targets import TARGETS, Kind, target, unknown_kind
-from scoresde.errors import DTypeError, ShapeError, SolverError
+from scoresde.errors import ShapeError, SolverError, check_callable, is_name
 from scoresde.models import checkpoint
 from scoresde.models.checks import check_model
 from scoresde.models.prediction import Condition, Prediction, Predictor, Prepared, Readout, check_output, count_writes
@@ -127,9 +127,8 @@ class MappedModel(ChangedModel):
     """
 
     def __init__(self, model: Predictor, change: Change, predicts: Kind = "data") -> None:
-        if not callable(change):
-            raise DTypeError(f"change must be a function Prediction -> tensor, got {change!r}")
-        if predicts not in TARGETS:
+        check_callable(change, "change", "Prediction -> tensor", optional=False)
+        if not is_name(predicts, TARGETS):
             raise unknown_kind("prediction", predicts, TARGETS)
         super().__init__(model, predicts)
         self.change = change

@@ -13,7 +13,7 @@ import torch
 
 from scoresde.diffusions.point import Pair, Point
 from scoresde.diffusions.targets import TARGETS, target, unknown_kind
-from scoresde.errors import check_number
+from scoresde.errors import check_number, is_name
 
 __all__ = ["PARAMETERIZATIONS", "Parameterization", "Predicts", "find_parameterization", "literal_parameterization"]
 
@@ -73,7 +73,7 @@ def find_parameterization(predicts: str | Parameterization, sigma_data: float | 
         ConfigError: an unknown name, with what it is called here. DTypeError, DomainError: sigma_data not positive.
     """
     if not isinstance(predicts, Parameterization):
-        if predicts not in PARAMETERIZATIONS:
+        if not is_name(predicts, PARAMETERIZATIONS):
             raise unknown_kind("parameterisation", predicts, PARAMETERIZATIONS)
         predicts = PARAMETERIZATIONS[predicts]
     if sigma_data is None:
@@ -87,6 +87,6 @@ def literal_parameterization(kind: str) -> Parameterization:
     Args:
         kind: a key of ``targets.TARGETS``; ConfigError for any other.
     """
-    if kind not in TARGETS:
+    if not is_name(kind, TARGETS):
         raise unknown_kind("prediction", kind, TARGETS)
     return Parameterization(f"literal {kind}", _Plain(kind), sigma_data=None, scale_free=False)

@@ -11,7 +11,15 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from scoresde.errors import CheckpointError, ConfigError, ScoreSDEError, check_integer, check_number, unknown
+from scoresde.errors import (
+    LARGEST_SIZE,
+    CheckpointError,
+    ConfigError,
+    ScoreSDEError,
+    check_integer,
+    check_number,
+    unknown,
+)
 
 __all__ = [
     "Check",
@@ -132,7 +140,7 @@ def listing(inner: Check, least: int = 0, most: int | None = None) -> Check:
     def check(value: object, path: str) -> None:
         if not isinstance(value, list):
             raise misfit(path, "a list", value)
-        check_integer(len(value), f"the length of {path}", least, most)
+        check_integer(len(value), f"the length of {path}", least, LARGEST_SIZE if most is None else most)
         for k, one in enumerate(value):
             inner(one, f"{path}[{k}]")
 

@@ -36,7 +36,7 @@ from scoresde.diffusions.named import check_sde
 from scoresde.diffusions.point import Point
 from scoresde.diffusions.sde import GaussianSDE
 from scoresde.diffusions.targets import Kind
-from scoresde.errors import DomainError, DTypeError, ShapeError, SolverError, unknown
+from scoresde.errors import DomainError, DTypeError, ShapeError, SolverError, check_choice, show
 from scoresde.models import checkpoint
 from scoresde.models.latent import Coder
 from scoresde.models.networks import (
@@ -108,13 +108,12 @@ class ScoreModel(Predictor):
         variance: Variance = "fixed",
     ) -> None:
         if not callable(net):
-            raise DTypeError(f"net must be a network, net(x, c_noise) -> a tensor of x's shape, got {net!r}")
+            raise DTypeError(f"net must be a network, net(x, c_noise) -> a tensor of x's shape, got {show(net)}")
         if not (moments is None or isinstance(moments, Moments)):
             raise DTypeError(f"moments must be Moments, got {type(moments).__name__}; use Moments.of(data)")
-        if not callable(condition_on) and condition_on not in get_args(ConditionOn):
-            raise unknown("conditioning", condition_on, get_args(ConditionOn))
-        if variance not in get_args(Variance):
-            raise unknown("variance of a model", variance, get_args(Variance))
+        if not callable(condition_on) or isinstance(condition_on, type):
+            check_choice("conditioning", condition_on, get_args(ConditionOn))
+        check_choice("variance of a model", variance, get_args(Variance))
         super().__init__(check_sde(sde), moments=moments, transform=check_transform(transform), variance=variance)
         self.net = net
         self.trained_sde = sde

@@ -31,6 +31,7 @@ from scoresde.errors import (
     ShapeError,
     check_integer,
     check_number,
+    show,
     unknown,
 )
 from scoresde.nn.embeddings import FREQUENCIES, fourier_features
@@ -208,7 +209,7 @@ def read_counts(given: Counts, usual: str, option: str) -> dict[str, int]:
     counts = given if isinstance(given, Mapping) else {usual: given}
     for name in counts:
         if not name.isidentifier() or name in ("x", "c_noise"):
-            raise ConfigError(f"{option} must name conditions by words such as {usual!r}, got {name!r}")
+            raise ConfigError(f"{option} must name conditions by words such as {usual!r}, got {show(name)}")
     return {name: check_integer(count, option, 1) for name, count in counts.items()}
 
 

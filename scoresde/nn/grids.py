@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from scoresde.errors import ConfigError, ShapeError, check_integer
+from scoresde.errors import ConfigError, ShapeError, check_integer, check_sizes
 from scoresde.nn.conditions import ConditionalNetwork
 
 __all__ = ["GridNetwork", "LevelNetwork"]
@@ -58,12 +58,13 @@ class LevelNetwork(GridNetwork):
             ConfigError: no level at all, or heads that do not divide the channels.
         """
         self.width = check_integer(width, "width", 1)
-        self.multipliers = tuple(check_integer(m, "multipliers", 1) for m in multipliers)
+        self.multipliers = check_sizes(multipliers, "multipliers", 1)
         if not self.multipliers:
             raise ConfigError("multipliers must name at least one level, got none; (1, 2) makes two levels")
         self.blocks = check_integer(blocks, "blocks", 1)
         last = len(self.multipliers) - 1
-        self.attention = tuple(sorted({check_integer(a, "attention", 0, last) for a in attention}))
+        levels = check_sizes(attention, "attention")
+        self.attention = tuple(sorted({check_integer(a, "attention", 0, last) for a in levels}))
         self.heads = check_integer(heads, "heads", 1)
         widths = [self.width * m for m in self.multipliers]
         for level in {*self.attention, last}:

@@ -9,8 +9,8 @@ with gains that start at 0; the second part is there because pixel norms hide ho
 
 **Training.** What the network computes does not depend on the length of an output's weights, so their gradient is
 perpendicular to them, and every step makes them longer and the next one turn less. ``normalise_`` brings them back to
-magnitude 1, so that the learning rate alone says how fast the network changes. It is to be called after each step of
-the optimiser and before the average of the weights is moved; a forward pass changes nothing.
+magnitude 1, so that the learning rate alone says how fast the network changes. ``fit`` and ``Trainer`` call it after each
+step of the optimiser and before the averages of the weights are moved; a forward pass changes nothing.
 """
 
 from __future__ import annotations
@@ -66,8 +66,8 @@ class _Parts(Parts):
 class MagnitudeUNet(LevelNetwork):
     """A magnitude-preserving U-Net: net(x, c_noise, label=None, **conditions) -> a tensor of x's dtype and shape.
 
-    x and channels beside it are to have magnitude 1, as a ``ScoreModel`` gives. In training, ``normalise_`` is to be
-    called after each step of the optimiser. Source: Karras et al. 2024, arXiv:2312.02696.
+    x and channels beside it are to have magnitude 1, as a ``ScoreModel`` gives. A loop of your own calls
+    ``normalise_`` after each step of the optimiser. Source: Karras et al. 2024, arXiv:2312.02696.
 
     Args:
         channels: C of x, which has shape (B, C, L), (B, C, H, W) or (B, C, D, H, W).

@@ -18,13 +18,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from scoresde.errors import ConfigError, ShapeError, check_integer, read_integer
+from scoresde.errors import ConfigError, ShapeError, check_integer, check_sizes, read_integer
 from scoresde.nn.conditions import ConditionalNetwork, Conditioning, Counts
 from scoresde.nn.embeddings import add_linear, initialise
 from scoresde.noise import check_seed
@@ -67,8 +66,8 @@ class MLP(ConditionalNetwork):
     ) -> None:
         super().__init__()
         one = read_integer(event_shape)
-        sizes = tuple(cast(Sequence[int], event_shape)) if one is None else (one,)
-        self.event_shape = tuple(check_integer(n, "event_shape", 1) for n in sizes)
+        sizes = check_sizes(event_shape if one is None else (one,), "event_shape", 1)
+        self.event_shape = sizes
         self.width = check_integer(width, "width", 1)
         self.depth = check_integer(depth, "depth", 0)
         self.read_conditions(classes, context_features, concat_channels)

@@ -12,7 +12,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, Literal
 
-from scoresde.errors import ConfigError, DTypeError, unknown
+from scoresde.errors import ConfigError, DTypeError, check_choice
 from scoresde.metrics.floors import Comparison
 from scoresde.plots.style import GREY, MARKERS, PALETTE, dress, new_figure, plain_log_ticks, use_style
 
@@ -68,13 +68,11 @@ def comparison(
     for k, row in enumerate(rows):
         if not isinstance(row, Comparison):
             raise DTypeError(f"rows[{k}] must be a scoresde.metrics.Comparison, got {type(row).__name__}")
-    if cost not in ("nfe", "seconds"):
-        raise unknown("cost", cost, ("nfe", "seconds"))
+    check_choice("cost", cost, ("nfe", "seconds"))
     known = list(dict.fromkeys(name for row in rows for name in row.distances))
     shown = known if metrics is None else list(metrics)
     for name in shown:
-        if name not in known:
-            raise unknown("metric", name, known)
+        check_choice("metric", name, known)
     names = _name_samplers(rows)
     with use_style():
         single = len(shown) == 1

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from torch import Tensor
 
-from scoresde.errors import ConfigError, DataError, ShapeError, check_integer, check_number, unknown
+from scoresde.errors import ConfigError, DataError, ShapeError, check_choice, check_integer, check_number
 from scoresde.plots.samples import check_images, check_points, dot, enlarge, mosaic, window
 from scoresde.plots.style import PALETTE, PAPER, dress, new_figure, use_style
 
@@ -62,8 +62,7 @@ def animation(
         DataError: the smallest drawing still exceeds 2 MB.
     """
     target = Path(path)
-    if kind not in ("images", "points"):
-        raise unknown("kind", kind, ("images", "points"))
+    check_choice("kind", kind, ("images", "points"))
     if target.suffix.lower() != ".gif":
         raise ConfigError(f"path must end in .gif, got {str(path)!r}; GIF is the only format written")
     if len(frames) < 2:

@@ -211,7 +211,7 @@ def check_points(points: object, name: str) -> Array:
 def enlarge(pictures: Array) -> Array:
     """Return pictures (N, H, W, C) interpolated cubically to at least 64 pixels a side."""
     factor = max(1, math.ceil(64 / min(pictures.shape[1:3])))
-    planes = torch.as_tensor(pictures).permute(0, 3, 1, 2)
+    planes = torch.as_tensor(pictures, device="cpu").permute(0, 3, 1, 2)
     larger = torch.nn.functional.interpolate(planes, scale_factor=factor, mode="bicubic", align_corners=False)
     result: Array = larger.clamp(0.0, 1.0).permute(0, 2, 3, 1).numpy()
     return result

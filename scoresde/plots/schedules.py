@@ -110,7 +110,7 @@ def _name_sdes(sdes: Mapping[str, GaussianSDE] | Sequence[GaussianSDE]) -> dict[
 
 def _draw(axes: Axes, panel: _Panel, sdes: Mapping[str, GaussianSDE], *, scaled: bool) -> None:
     """Draw one curve of every diffusion, and choose the axis."""
-    shares = torch.linspace(0.0, math.pi / 2, _INTERVALS + 1, dtype=torch.float64).sin().square()
+    shares = torch.linspace(0.0, math.pi / 2, _INTERVALS + 1, dtype=torch.float64, device="cpu").sin().square()
     seen = []
     for k, (name, sde) in enumerate(sdes.items()):
         t = sde.t_min + (sde.t_max - sde.t_min) * shares

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from scoresde.errors import ConfigError, DTypeError
+from scoresde.errors import ConfigError, DTypeError, printable
 from scoresde.plots.style import INK, PAPER, dress, new_figure, use_style
 from scoresde.solvers.tableau import Tableau
 
@@ -60,7 +60,7 @@ def tableau(table: Tableau) -> Figure:
             _write(axes, cells, picture)
         dress(axes, ylabel="time t of the call", grid=False)
         figure.suptitle(
-            f"{table.name}\n{table.nfe} evaluations, in the {table.prediction} prediction", fontweight="bold"
+            f"{printable(table.name)}\n{table.nfe} evaluations, in the {table.prediction} prediction", fontweight="bold"
         )
         axes.set_xticks(range(len(names)), names)
         axes.xaxis.tick_top()

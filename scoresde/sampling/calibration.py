@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from scoresde.diffusions.sde import SDE, GaussianSDE
-from scoresde.errors import ConfigError, check_integer
+from scoresde.errors import ConfigError, check_integer, is_name
 from scoresde.sampling.part import Watch
 from scoresde.sampling.plan import Plan, Planner, plan
 from scoresde.solvers import grids
 from scoresde.solvers.build import build_table
 from scoresde.solvers.candidates import GRIDS, USUAL, Candidate, find_candidate
-from scoresde.solvers.grids import STEPS, Grid
+from scoresde.solvers.grids import MOST_STEPS, STEPS, Grid
 from scoresde.solvers.named import DEFAULT, by_name
 from scoresde.solvers.tableau import Tableau
 
@@ -98,17 +98,17 @@ class Calibration(Planner):
         self, sde: GaussianSDE, steps: int | None = None, times: Tensor | Grid | None = None, final: str = "denoise"
     ) -> Tableau:
         """Return the candidate's table of so many evaluations, 20 by default, or the default solver's."""
-        if times is not None or final != "denoise":
+        if times is not None or not is_name(final, ("denoise",)):
             return build_table(sde, DEFAULT, steps=steps, times=times, final=final)
-        count = check_integer(STEPS if steps is None else steps, "steps", 1)
+        count = check_integer(STEPS if steps is None else steps, "steps", 1, MOST_STEPS)
         found = self.candidate(count)
-        if found.end > float(sde.log_snr(torch.tensor(sde.t_min, dtype=torch.float64))):
+        if found.end > float(sde.log_snr(torch.tensor(sde.t_min, dtype=torch.float64, device="cpu"))):
             found = replace(found, end=math.inf)
         return found.build(sde, count)
 
     def plan(self, sde: SDE, steps: int | None, times: Tensor | Grid | None, final: str, watch: Watch) -> Plan:
         """Return the plan of that table."""
-        if times is None and final == "denoise" and isinstance(sde, GaussianSDE):
+        if times is None and is_name(final, ("denoise",)) and isinstance(sde, GaussianSDE):
             return plan(self.table(sde, steps), sde, None, None, final, watch)
         return plan(by_name(DEFAULT), sde, steps, times, final, watch)
 

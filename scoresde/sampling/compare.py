@@ -13,7 +13,16 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from scoresde.errors import ConfigError, check_integer
+from scoresde.errors import (
+    ConfigError,
+    DTypeError,
+    check_callable,
+    check_flag,
+    check_integer,
+    check_mapping,
+    check_sequence,
+    show,
+)
 from scoresde.metrics.floors import Comparison, Floor
 from scoresde.models.checks import check_model
 from scoresde.models.prediction import Condition, Predictor
@@ -69,6 +78,17 @@ def compare(
     """
     model = check_model(model)
     samples = check_integer(samples, "samples", 1)
+    samplers, metrics = check_sequence(samplers, "samplers", "Sampler"), check_mapping(metrics, "metrics", "functions")
+    for k, one in enumerate(samplers):
+        if not isinstance(one, Sampler):
+            raise DTypeError(f"samplers[{k}] must be a Sampler, got {show(one)}", cure="Sampler(name, solver, steps)")
+    for name, metric in metrics.items():
+        check_callable(metric, f"metrics[{name!r}]", "of samples")
+    check_callable(cond, "cond", "of a number of samples")
+    check_callable(on_row, "on_row", "of a row and its samples")
+    check_flag(progress, "progress")
+    if not callable(floors) and floors is not None:
+        check_mapping(floors, "floors", "Floor")
     rows: list[Comparison] = []
     drawn: list[Tensor] = []
     shape = _event(model) if event is None else tuple(check_integer(n, "event", 1) for n in event)

@@ -59,7 +59,7 @@ class TableScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         self.fixed = None if table is None else Tableau.from_json(table)
         self.init_noise_sigma = 1.0
         self.stepper: Stepper | None = None
-        self.timesteps = torch.arange(num_train_timesteps - 1, -1, -1, dtype=torch.float32)
+        self.timesteps = torch.arange(num_train_timesteps - 1, -1, -1, dtype=torch.float32, device="cpu")
 
     def __len__(self) -> int:
         """Return the number of indices that the network knows."""

@@ -14,7 +14,15 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from scoresde.errors import ConfigError, DomainError, check_floating, check_integer, check_number, check_samples
+from scoresde.errors import (
+    ConfigError,
+    DomainError,
+    check_flag,
+    check_floating,
+    check_integer,
+    check_number,
+    check_samples,
+)
 from scoresde.models.checks import check_data_event, check_event, check_model
 from scoresde.models.guidance.methods import Method, MethodName
 from scoresde.models.guidance.operators import Mask
@@ -71,14 +79,14 @@ def denoise(
             )
         std = float(stretched.abs().mean())
     sde = known.sde
-    wanted = torch.tensor(std, dtype=torch.float64).log().mul(-2)
-    low, high = (float(sde.log_snr(torch.tensor(t, dtype=torch.float64))) for t in (sde.t_max, sde.t_min))
+    wanted = torch.tensor(std, dtype=torch.float64, device="cpu").log().mul(-2)
+    low, high = (float(sde.log_snr(torch.tensor(t, dtype=torch.float64, device="cpu"))) for t in (sde.t_max, sde.t_min))
     if not low <= float(wanted) <= high:
         raise DomainError(
             f"noise_std must be a level of the SDE, of log-SNR {low:.3g} to {high:.3g}, got {float(wanted):.3g}"
         )
     t = float(sde.time(wanted))
-    start = float(sde.alpha(torch.tensor(t, dtype=torch.float64))) * z
+    start = float(sde.alpha(torch.tensor(t, dtype=torch.float64, device="cpu"))) * z
     return _come_down(known, start, t, steps, solver, cond, seed)
 
 
@@ -154,6 +162,7 @@ def impute(
     check_samples(x.nan_to_num(nan=0.0, posinf=float("inf"), neginf=-float("inf")))
     check_event(known.moments, x.shape, "x")
     count = check_integer(draws, "draws", 1)
+    check_flag(progress, "progress")
     kept = (~x.isnan()).flatten(1)
     least = 0.03 * float(x[~x.isnan()].std(correction=0)) if bool(kept.any()) else 0.0
     told_std = max(check_number(noise_std, "noise_std", 0.0), least)

@@ -23,7 +23,16 @@ import torch
 from torch import Generator, Tensor
 
 from scoresde.diffusions.sde import GaussianSDE
-from scoresde.errors import ConfigError, DomainError, DTypeError, check_integer, check_samples, explain_keywords
+from scoresde.errors import (
+    ConfigError,
+    DomainError,
+    DTypeError,
+    check_flag,
+    check_integer,
+    check_samples,
+    explain_keywords,
+    show,
+)
 from scoresde.models.checks import check_data_event, check_event, check_model
 from scoresde.models.prediction import Condition, Predictor, check_condition, in_mode, select
 from scoresde.noise import TapeNoise
@@ -126,6 +135,7 @@ def encode(
     known = check_model(model)
     check_data_event(known, check_samples(x).shape, "x")
     model, solver = _checked(known, sde, solver)
+    check_flag(full_output, "full_output")
     cond = check_condition(cond, x.shape[0])
     # Nothing is differentiated here.
     y = x.detach() if model.transform is None else model.transform.forward(x.detach(), generator)
@@ -179,6 +189,7 @@ def decode(
     known = check_model(model)
     check_event(known.moments, check_samples(z, "z").shape, "z")
     model, solver = _checked(known, sde, solver)
+    check_flag(full_output, "full_output")
     if isinstance(solver, FlowSolver):
         result = _sampled(model, z, solver, choose_span(model.sde, steps, times), cond, chunk_size)
     else:
@@ -196,7 +207,7 @@ def _checked(known: Predictor, sde: GaussianSDE | None, solver: object) -> tuple
             "a built Tableau runs one way only; pass its solver with times=, or decode with sample(x_init=)"
         )
     if not isinstance(solver, (Solver, FlowSolver)):
-        raise DTypeError(f"solver must be a name, a Solver or a solver of the probability flow, got {solver!r}")
+        raise DTypeError(f"solver must be a name, a Solver or a solver of the probability flow, got {show(solver)}")
     return (known if sde is None or sde is known.sde else known.with_sde(sde)), solver
 
 
@@ -215,7 +226,7 @@ def choose_span(sde: GaussianSDE, steps: int | None, times: object, *, clean: bo
             "times=, or take a fixed solver, e.g. solver='heun'"
         )
     if times is None:
-        return torch.tensor([sde.t_max, sde.t_min], dtype=torch.float64)
+        return torch.tensor([sde.t_max, sde.t_min], dtype=torch.float64, device="cpu")
     ends = check_times(sde, times)
     return (ends if clean else _noisy(ends))[[0, -1]]
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from scoresde.diffusions.gaussian import Gaussian
-from scoresde.errors import ConfigError, ShapeError
+from scoresde.errors import ConfigError, ShapeError, check_dtype, check_sizes
 from scoresde.models.checks import check_event, check_model
 from scoresde.models.prediction import Condition, Predictor, check_condition
 from scoresde.noise import TapeNoise
@@ -70,8 +70,10 @@ class SamplingModule(nn.Module):
         )
         if self.table.stochastic:
             raise ConfigError(f"{self.table.name!r} draws noise, and a module has none; use a deterministic solver")
-        check_event(self.model.moments, shape, "shape")
-        self.shape = tuple(shape)
+        sizes = check_sizes(shape, "shape")
+        check_dtype(dtype)
+        check_event(self.model.moments, sizes, "shape")
+        self.shape = tuple(sizes)
         like = torch.empty(self.shape, dtype=dtype, device=self.model.device)
         self._prepared = self.model.prepare(self.table.points, like, check_condition(cond, self.shape[0], like.device))
         self._prepared.weights(self.table.prediction)

@@ -103,7 +103,7 @@ def flow_field(
         return stage
 
     def time(u: float) -> float:
-        return float(model.sde.match(_straight(torch.tensor(u, dtype=torch.float64))).t)
+        return float(model.sde.match(_straight(torch.tensor(u, dtype=torch.float64, device="cpu"))).t)
 
     return Field(stages, u[0], u[1], (scales[0], scales[1]), time, "sigma/(alpha + sigma)", parameters)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import cast
 
@@ -11,14 +12,20 @@ from torch import Tensor
 from scoresde.diffusions.gaussian import Gaussian
 from scoresde.diffusions.sde import SDE, GaussianSDE, check_score
 from scoresde.errors import (
+    LARGEST_SIZE,
     ConfigError,
+    DomainError,
     DTypeError,
     ShapeError,
+    check_callable,
     check_device,
+    check_dtype,
     check_floating,
     check_integer,
     check_samples,
+    check_sizes,
     read_integer,
+    show,
 )
 from scoresde.models.checks import unwrap_model
 from scoresde.models.prediction import Predictor
@@ -61,36 +68,38 @@ def layout(
             )
         shape = (number, *model.moments.mean.shape)
     shape = cast(Sequence[int] | None, shape)
+    shape = None if shape is None else check_sizes(shape, "shape")
     if x_init is not None:
         check_floating(x_init, "x_init")
         if shape is not None and tuple(shape) != tuple(x_init.shape):
             raise ShapeError(f"shape {tuple(shape)} and x_init of shape {tuple(x_init.shape)} differ; leave out shape")
         shape, dtype = tuple(x_init.shape), dtype or x_init.dtype
         device = x_init.device if device is None else device
-    if shape is None or len(shape) == 0:
+    sizes = () if shape is None else tuple(shape)
+    if not sizes:
         raise ShapeError("shape must be (B, *), e.g. sample(model, (64, 2)); or pass x_init")
-    shape = tuple(check_integer(n, f"shape[{k}]", 0) for k, n in enumerate(shape))
+    if math.prod(sizes) > LARGEST_SIZE:
+        raise DomainError(f"shape {show(sizes)} holds more than {LARGEST_SIZE} values; sample in parts: first_sample=")
+    shape = sizes
     dtype = torch.float32 if dtype is None else dtype
-    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
-        raise DTypeError(f"dtype must be a real floating type of torch, e.g. torch.float32, got {dtype!r}")
+    dtype = check_dtype(dtype)
     try:
         place = torch.empty(0, device=device or model.device or "cpu").device
-    except (RuntimeError, AssertionError, TypeError) as error:
-        raise ConfigError(f"device must name one that torch can use, got {device!r}: {error}") from error
+    except (RuntimeError, AssertionError, TypeError, ValueError) as error:
+        raise ConfigError(f"device must name one that torch can use, got {show(device)}: {show(str(error))}") from error
     check_device(place, "device" if x_init is None else "x_init", model.device or place, "the model")
     if x_init is not None:
         check_samples(x_init, "x_init")
     if model.transform is not None:  # asked of no samples, so that a misfit shows before any call
-        model.transform.inverse(torch.empty((0, *shape[1:]), dtype=dtype))
+        model.transform.inverse(torch.empty((0, *shape[1:]), dtype=dtype, device="cpu"))
     return tuple(shape), dtype, place
 
 
 def check_calls(kernels: object, on_step: object) -> None:
     """Check what the loop calls."""
     if not isinstance(kernels, Sequence) or not all(callable(kernel) for kernel in kernels):
-        raise DTypeError(f"kernels must be a list of kernels, e.g. [Langevin(snr=0.16)], got {kernels!r}")
-    if not (on_step is None or callable(on_step)):
-        raise DTypeError(f"on_step must be a function of a Step, got {on_step!r}")
+        raise DTypeError(f"kernels must be a list of kernels, e.g. [Langevin(snr=0.16)], got {show(kernels)}")
+    check_callable(on_step, "on_step", "of a Step")
 
 
 def check_prior(prior: object, shape: tuple[int, ...]) -> None:

@@ -15,7 +15,7 @@ from typing import Literal, Unpack, get_args
 import torch
 from torch import Tensor
 
-from scoresde.errors import ShapeError, check_integer, check_samples, unknown
+from scoresde.errors import ShapeError, check_choice, check_integer, check_samples
 from scoresde.models.checks import check_model
 from scoresde.models.prediction import Predictor
 from scoresde.ops import flat
@@ -43,8 +43,7 @@ def interpolate(
         ShapeError, DTypeError, DomainError, ConfigError, SolverError: as ``encode`` (a transform that draws noise is
             refused); an unknown path, a and b of different shapes.
     """
-    if path not in get_args(Path):
-        raise unknown("path", path, get_args(Path))
+    check_choice("path", path, get_args(Path))
     n = check_integer(n, "n", 2)
     if check_samples(a, "a").shape != check_samples(b, "b").shape:
         raise ShapeError(f"a and b must have one shape, got {tuple(a.shape)} and {tuple(b.shape)}")
@@ -52,10 +51,10 @@ def interpolate(
     known = check_model(model)
     alpha = float((options.get("sde") or known.sde).alpha(start.times[-1]))
     centre = 0.0 if known.moments is None else known.moments.mean * alpha
-    centre = torch.as_tensor(centre).to(start.x)
+    centre = (centre if isinstance(centre, Tensor) else torch.tensor(centre, device="cpu")).to(start.x)
     one, other = flat(start.x - centre), flat(end.x - centre)
     shape = (n, *(1,) * one.ndim)
-    w = torch.linspace(0.0, 1.0, n, dtype=torch.float64).reshape(shape)
+    w = torch.linspace(0.0, 1.0, n, dtype=torch.float64, device="cpu").reshape(shape)
     mixed = _mix(one.double(), other.double(), w, path).to(one).reshape(n * len(a), *start.x.shape[1:]) + centre
     decoding: DecodeOptions = {**options}
     if (cond := options.get("cond")) is not None:

@@ -32,7 +32,17 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from scoresde.errors import ConfigError, check_integer, check_samples, keep_integer, keep_number, unknown
+from scoresde.errors import (
+    ConfigError,
+    DTypeError,
+    check_flag,
+    check_integer,
+    check_samples,
+    keep_integer,
+    keep_number,
+    show,
+    unknown,
+)
 from scoresde.models.checks import check_model
 from scoresde.models.guidance.methods import METHODS, Method, solve
 from scoresde.models.guidance.operators import Operator
@@ -85,11 +95,11 @@ class SplitGibbs(PosteriorSampler):
         rhos = [self.last * (self.first / self.last) ** max(0.0, 1 - k / max(1, falling - 1)) for k in range(rounds)]
         for k in tqdm(range(rounds), desc="gibbs", unit="round", disable=not problem.progress, leave=False):
             u = problem.draw_gaussian(z, rhos[k], f"gibbs {k}", self.langevin)
-            t = float(sde.time(torch.tensor(-2 * math.log(rhos[k]), dtype=torch.float64)))
+            t = float(sde.time(torch.tensor(-2 * math.log(rhos[k]), dtype=torch.float64, device="cpu")))
             times = levels(sde, self.inner - 1, start=t).t
             out = sample(
                 model.in_its_own_coordinates(),
-                x_init=float(sde.alpha(torch.tensor(t, dtype=torch.float64))) * u,
+                x_init=float(sde.alpha(torch.tensor(t, dtype=torch.float64, device="cpu"))) * u,
                 solver=self.solver,
                 times=times,
                 cond=problem.cond,
@@ -273,6 +283,7 @@ def sample_posterior(
     known = check_model(model)
     count, budget = check_integer(n, "n", 1), check_integer(steps, "steps", 1)
     check_seed(seed)
+    check_flag(progress, "progress")
     chosen = SAMPLERS.get(method, method) if isinstance(method, str) else method
     told = expand_condition(cond, count, known.device or torch.device("cpu"))
     if isinstance(chosen, (str, Method)):
@@ -290,6 +301,12 @@ def sample_posterior(
             full_output=True,
         )
         return PosteriorSamples(out.x, int(out.nfe[0]))
+    asked: object = chosen
+    if not callable(asked) or isinstance(asked, type):
+        raise DTypeError(
+            f"method must be a name or one of scoresde.guidance, SplitGibbs(), DAPS(), ..., got {show(chosen)}",
+            parameter="method",
+        )
     if solver is not None:
         raise ConfigError(f"{type(chosen).__name__} has a solver of its own; pass it there, or leave solver= out")
     # The operator is checked as for any method that takes all of them.

@@ -21,7 +21,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from scoresde.errors import ConfigError, keep_integer, keep_number, unknown
+from scoresde.errors import ConfigError, check_choice, keep_integer, keep_number
 from scoresde.models.prediction import Prepared
 from scoresde.noise import NoiseSource
 from scoresde.ops import expand
@@ -88,8 +88,7 @@ class Langevin:
     def __post_init__(self) -> None:
         keep_number(self, "snr", 0.0, open_low=True)
         keep_integer(self, "steps", 1)
-        if self.norms not in NORMS:
-            raise unknown("norms", self.norms, NORMS)
+        check_choice("norms", self.norms, NORMS)
 
     @property
     def calls(self) -> int:
@@ -163,7 +162,7 @@ class MALA:
 
 def take_langevin_step(x: Tensor, score: Tensor, step: Tensor | float, z: Tensor) -> Tensor:
     """Return the Langevin step x + step score + sqrt(2 step) z; ``step`` is a number or has shape (B,)."""
-    size = torch.as_tensor(step)
+    size = step if isinstance(step, Tensor) else torch.tensor(step, device="cpu")
     return x + expand(size, x) * score + expand((2 * size).sqrt(), x) * z
 
 
@@ -185,7 +184,7 @@ def take_tested_steps(
         noise: two draws a proposal; the first coordinate of the second decides.
         on_step: called with the number of the proposal and the states after it.
     """
-    size = torch.tensor(step, dtype=torch.float64)
+    size = torch.tensor(step, dtype=torch.float64, device="cpu")
     energy, score = evaluate(x)
     count = torch.zeros(len(x), dtype=torch.long, device=x.device)
     for k in range(steps):

@@ -24,7 +24,18 @@ from torch import Tensor
 
 from scoresde.diffusions.levels import VESDE
 from scoresde.diffusions.sde import check_score
-from scoresde.errors import ConfigError, DTypeError, ShapeError, SolverError, check_integer, check_number, check_samples
+from scoresde.errors import (
+    ConfigError,
+    DTypeError,
+    ShapeError,
+    SolverError,
+    check_callable,
+    check_flag,
+    check_integer,
+    check_number,
+    check_samples,
+    show,
+)
 from scoresde.models.checks import unwrap_model
 from scoresde.models.prediction import Condition, Predictor
 from scoresde.models.score_model import ScoreModel
@@ -86,6 +97,9 @@ def langevin(
     start, known = check_samples(x), unwrap_model(score)
     step = check_number(step, "step", 0.0, open_low=True)
     n = check_integer(n, "n", 1)
+    check_callable(on_step, "on_step", "(index, x)")
+    check_callable(energy, "energy", "x -> (B,)")
+    check_flag(full_output, "full_output")
     if isinstance(known, Predictor) != (times is not None):
         raise ConfigError(
             "a ScoreModel and times= go together: give the times of its noise levels, or the score of one density as a "
@@ -96,8 +110,6 @@ def langevin(
     if energy is not None:
         if times is not None or cond is not None:
             raise ConfigError("energy is that of one density; for levels use sample with kernels=[MALA()]")
-        if not callable(energy):
-            raise DTypeError(f"energy must be a function x -> (B,), got {energy!r}")
         randomness = Randomness(batch=len(start), device=start.device, seed=seed, generator=generator, noise=noise)
         if noise is not None:
             check_tape(noise, 2 * n, start.shape)
@@ -111,7 +123,7 @@ def langevin(
     elif callable(score) and cond is None:
         model, solver = ScoreModel.from_callable(lambda x, t: score(x), VESDE()), _table(step, n)
     else:
-        raise DTypeError(f"score must be a function of x, and cond= goes with a ScoreModel; got {score!r}")
+        raise DTypeError(f"score must be a function of x, and cond= goes with a ScoreModel; got {show(score)}")
     try:
         return sample(
             model,
@@ -135,7 +147,7 @@ def langevin(
 
 def _table(step: float, n: int) -> Tableau:
     """Return n equal Langevin steps at one point; a literal score does not see which."""
-    knot = Knot.of(VESDE().at(torch.tensor([0.5], dtype=torch.float64)))[0]
+    knot = Knot.of(VESDE().at(torch.tensor([0.5], dtype=torch.float64, device="cpu")))[0]
     row = Row(knot, (1.0, step), noise=(math.sqrt(2 * step),))
     return Tableau(f"langevin ({n} steps of {step:g})", "score", (row,) * n, knot, knot, 1.0)
 
@@ -156,8 +168,10 @@ def _adjusted(
         with recording():
             point = y.detach().requires_grad_(score is None)
             value = energy(point)
-            if value.shape != (len(y),):
-                raise ShapeError(f"energy must return one number a sample, ({len(y)},), got {tuple(value.shape)}")
+            given: object = value
+            if not isinstance(given, Tensor) or value.shape != (len(y),):
+                got = tuple(value.shape) if isinstance(given, Tensor) else type(given).__name__
+                raise ShapeError(f"energy must return one number a sample, ({len(y)},), got {got}")
             slope = -torch.autograd.grad(value.sum(), point)[0] if score is None else score(point).detach()
         if slope.shape != y.shape:
             raise ShapeError(f"the score must have the shape {tuple(y.shape)} of x, got {tuple(slope.shape)}")

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from scoresde.diffusions.gaussian import Moments
 from scoresde.diffusions.sde import SDE, GaussianSDE
-from scoresde.errors import ConfigError, unknown
+from scoresde.errors import ConfigError, check_choice, check_flag
 from scoresde.models.prediction import Condition, Prediction, Predictor
 from scoresde.models.scored_sde import ScoredSDE
 from scoresde.sampling.kernels import Kernel
@@ -58,7 +58,7 @@ class Part:
     @classmethod
     def empty(cls, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Part:
         """Return the result of no samples, of shape (0, *) for samples (B, *)."""
-        none = torch.zeros(0, dtype=torch.long)
+        none = torch.zeros(0, dtype=torch.long, device="cpu")
         return cls(torch.empty((0, *shape[1:]), dtype=dtype, device=device), none, None, none, none, none)
 
     @classmethod
@@ -84,7 +84,7 @@ class Start:
         """Return the start at time t; None for an SDE without alpha and sigma."""
         if not isinstance(sde, GaussianSDE):
             return None
-        return cls(Knot.of(sde.at(torch.tensor([t], dtype=torch.float64)))[0], float(sde.prior_std(t)))
+        return cls(Knot.of(sde.at(torch.tensor([t], dtype=torch.float64, device="cpu")))[0], float(sde.prior_std(t)))
 
     def state(self, z: Tensor, moments: Moments | None) -> Tensor:
         """Return the start state for standard normal z, whose memory it may use."""
@@ -105,8 +105,9 @@ class Watch:
     progress: bool = False
 
     def __post_init__(self) -> None:
-        if self.on_nonfinite not in ("raise", "freeze"):
-            raise unknown("on_nonfinite", self.on_nonfinite, ("raise", "freeze"))
+        check_choice("on_nonfinite", self.on_nonfinite, ("raise", "freeze"))
+        for name in ("trajectory", "differentiable", "progress"):
+            check_flag(getattr(self, name), name)
 
     def beyond(self, *, trajectory: bool = False, differentiable: bool = False) -> list[str]:
         """Return what is wanted but only a table can do, or what the solver says that it can."""
@@ -122,8 +123,7 @@ class Watch:
 
 def check_final(sde: SDE, final: str) -> None:
     """Raise ConfigError for an unknown end, or for one that this SDE has not."""
-    if final not in FINALS:
-        raise unknown("final", final, FINALS)
+    check_choice("final", final, FINALS)
     if final == "denoise" and not isinstance(sde, GaussianSDE):
         raise ConfigError(
             f"final='denoise' needs alpha and sigma, which {type(sde).__name__} has not; pass final='sample' or 'mean'"

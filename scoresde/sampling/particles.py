@@ -49,12 +49,24 @@ from tqdm import tqdm
 from scoresde.diffusions.gaussian import Gaussian
 from scoresde.diffusions.point import Point
 from scoresde.diffusions.sde import GaussianSDE
-from scoresde.errors import ConfigError, DomainError, check_integer, check_number
+from scoresde.errors import (
+    ConfigError,
+    DomainError,
+    DTypeError,
+    check_dtype,
+    check_flag,
+    check_integer,
+    check_mapping,
+    check_number,
+    check_sizes,
+    show,
+)
 from scoresde.models.checks import unwrap_model
 from scoresde.models.guidance.combine import CombinedModel, check_combined, sum_weighted
 from scoresde.models.prediction import Predictor, in_mode, select
 from scoresde.noise import check_seed, normal, stream, uniform
 from scoresde.ops import chunks, flat
+from scoresde.solvers.grids import MOST_STEPS
 
 __all__ = ["Particles", "Population", "correct", "expand_condition", "levels"]
 
@@ -107,8 +119,8 @@ class Population:
     """
 
     def __init__(self, count: int, threshold: float, seed: int) -> None:
-        self.log_weights = torch.full((count,), -math.log(count), dtype=torch.float64)
-        self.ancestors = torch.arange(count)  # the place at the start of each particle's family
+        self.log_weights = torch.full((count,), -math.log(count), dtype=torch.float64, device="cpu")
+        self.ancestors = torch.arange(count, device="cpu")  # the place at the start of each particle's family
         self.threshold, self.seed, self.log_normaliser, self.log_normaliser_error = threshold, seed, 0.0, 0.0
         self.ess: list[float] = []
         self.resampled: list[int] = []
@@ -123,7 +135,9 @@ class Population:
         self.log_normaliser += total
         self.log_weights = weights - total
         self.ess.append(float(torch.exp(-torch.logsumexp(2 * self.log_weights, 0))))
-        families = torch.zeros(count, dtype=torch.float64).index_add_(0, self.ancestors, self.log_weights.exp())
+        families = torch.zeros(count, dtype=torch.float64, device="cpu").index_add_(
+            0, self.ancestors, self.log_weights.exp()
+        )
         self.log_normaliser_error = float((families - 1 / count).norm())
         if self.ess[-1] >= self.threshold * count:
             return None
@@ -136,7 +150,7 @@ class Population:
 
     def result(self, x: Tensor, nfe: int) -> Particles:
         """Return what was found."""
-        ess = torch.tensor(self.ess, dtype=torch.float64)
+        ess = torch.tensor(self.ess, dtype=torch.float64, device="cpu")
         found = self.log_normaliser, self.log_normaliser_error
         return Particles(x, self.log_weights, *found, ess, tuple(self.resampled), nfe)
 
@@ -185,9 +199,11 @@ def correct(
             "guided(model, scale) with a number alone"
         )
     count = check_integer(n, "n", 1)
-    steps = check_integer(steps, "steps", 1)
+    steps = check_integer(steps, "steps", 1, MOST_STEPS)
     threshold = check_number(threshold, "threshold", 0.0, 1.0)
     check_seed(seed)
+    check_flag(progress, "progress")
+    check_dtype(dtype)
     event = _find_event(combined, shape)
     device = combined.device or torch.device("cpu")
     point = levels(combined.sde, steps)
@@ -227,7 +243,7 @@ class _Factor:
     def of(cls, model: nn.Module, power: float) -> _Factor:
         moments = model.moments if isinstance(model, Predictor) else None
         if moments is None:
-            return cls(power, torch.zeros((), dtype=torch.float64), None)
+            return cls(power, torch.zeros((), dtype=torch.float64, device="cpu"), None)
         variance = moments.variance.cpu().double()
         # Of a full covariance its mean serves.
         return cls(power, moments.mean.cpu().double(), variance if moments.basis is None else variance.mean())
@@ -237,7 +253,8 @@ class _Factor:
         a = 1 - (after / nu) ** 2
         kept = 1.0 if self.variance is None else self.variance / (self.variance + nu**2)
         # Without moments the data count as narrow.
-        return torch.as_tensor(a * after**2 + (0.0 if self.variance is None else a**2 * nu**2 * kept))
+        made: Tensor | float = a * after**2 + (0.0 if self.variance is None else a**2 * nu**2 * kept)
+        return made if isinstance(made, Tensor) else torch.tensor(made, device="cpu")
 
 
 def _step(
@@ -267,8 +284,8 @@ def _step(
 def levels(sde: GaussianSDE, steps: int, start: float | None = None) -> Point:
     """Return steps + 1 points of equal log-SNR from the top of an SDE, where alpha > 0, or from ``start`` to t_min."""
     first = sde.t_max if start is None else start
-    top, bottom = (float(sde.log_snr(torch.tensor(t, dtype=torch.float64))) for t in (first, sde.t_min))
-    values = torch.linspace(max(top, LOWEST), bottom, steps + 1, dtype=torch.float64)
+    top, bottom = (float(sde.log_snr(torch.tensor(t, dtype=torch.float64, device="cpu"))) for t in (first, sde.t_min))
+    values = torch.linspace(max(top, LOWEST), bottom, steps + 1, dtype=torch.float64, device="cpu")
     times = sde.time(values)
     if top >= LOWEST:
         times[0] = first
@@ -282,13 +299,18 @@ def expand_condition(
     """Return conditions of a batch from one value for all."""
     if cond is None:
         return None
-    values = {name: torch.as_tensor(value, device=device) for name, value in cond.items()}
+    values = {}
+    for name, value in check_mapping(cond, "cond", "values").items():
+        try:
+            values[name] = torch.as_tensor(value, device=device)
+        except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+            raise DTypeError(f"cond[{name!r}] must be a number or numbers, got {show(value)}") from error
     return {name: value.expand(count, *value.shape) for name, value in values.items()}
 
 
 def _find_event(model: Predictor, shape: Sequence[int] | None) -> tuple[int, ...]:
     if shape is not None:
-        return tuple(check_integer(size, "shape", 1) for size in shape)
+        return check_sizes(shape, "shape", 1)
     part = next((part for part in model.modules() if isinstance(part, Predictor) and part.moments is not None), None)
     if part is None or part.moments is None:
         raise ConfigError("the model knows no moments, so no event; pass shape=, of one sample")
@@ -297,7 +319,10 @@ def _find_event(model: Predictor, shape: Sequence[int] | None) -> tuple[int, ...
 
 def _start_law(factors: Sequence[_Factor], nu: float) -> Gaussian:
     """Return the product of the Gaussians that the factors are at the first level, coordinate by coordinate."""
-    precision, pull = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
+    precision, pull = (
+        torch.zeros((), dtype=torch.float64, device="cpu"),
+        torch.zeros((), dtype=torch.float64, device="cpu"),
+    )
     for factor in factors:
         variance = nu**2 + (0.0 if factor.variance is None else factor.variance)
         precision, pull = precision + factor.power / variance, pull + factor.power * factor.mean / variance
@@ -311,5 +336,5 @@ def _systematic(log_weights: Tensor, count: int, generator: torch.Generator) -> 
     """Return ``count`` places drawn by their weights, with one random offset for all (Kitagawa 1996)."""
     edges = torch.cumsum(torch.exp(log_weights - torch.logsumexp(log_weights, 0)), 0)
     offset = float(uniform((1,), generator))
-    at = (torch.arange(count, dtype=torch.float64) + offset) / count
+    at = (torch.arange(count, dtype=torch.float64, device="cpu") + offset) / count
     return torch.searchsorted(edges, at).clamp_max(len(log_weights) - 1)

@@ -14,7 +14,7 @@ from typing import Protocol
 from torch import Tensor
 
 from scoresde.diffusions.sde import SDE
-from scoresde.errors import DTypeError
+from scoresde.errors import DTypeError, show
 from scoresde.models.prediction import Condition, Predictor
 from scoresde.models.scored_sde import ScoredSDE
 from scoresde.noise import NoiseSource
@@ -68,7 +68,7 @@ def plan(solver: object, sde: SDE, steps: int | None, times: Tensor | Grid | Non
         DTypeError: no kind of solver. ConfigError, DomainError: options that do not go together or that it cannot do.
     """
     raise DTypeError(
-        f"solver must be a name, a Solver, a Tableau or a ProbabilityFlow, got {solver!r}; "
+        f"solver must be a name, a Solver, a Tableau or a ProbabilityFlow, got {show(solver)}; "
         "a builder is called first: solver=solvers.ddim()"
     )
 

@@ -80,12 +80,12 @@ class World:
             return (x,)
         kind = f"{x.dtype}, {tuple(x.shape[1:])}"
         mark = int.from_bytes(hashlib.blake2b(kind.encode(), digest_size=7).digest(), "little")
-        heads = [head.tolist() for head in self._exchange(torch.tensor([len(x), mark]))]
+        heads = [head.tolist() for head in self._exchange(torch.tensor([len(x), mark], device="cpu"))]
         strange = [rank for rank, (_, other) in enumerate(heads) if other != mark]
         if strange:
             raise ShapeError(f"process {self.rank} gathers tensors of {kind}, process {strange[0]} others")
         width = math.prod(x.shape[1:]) * x.element_size()
-        raw = torch.zeros(max(rows for rows, _ in heads) * width, dtype=torch.uint8)
+        raw = torch.zeros(max(rows for rows, _ in heads) * width, dtype=torch.uint8, device="cpu")
         raw[: len(x) * width] = x.detach().cpu().contiguous().view(-1).view(torch.uint8)
         parts = zip(self._exchange(raw), heads, strict=True)
         return tuple(
@@ -95,7 +95,7 @@ class World:
 
     def barrier(self) -> None:
         """Wait until every process is here; errors as of ``gather``."""
-        self.gather(torch.zeros(1, dtype=torch.int64))
+        self.gather(torch.zeros(1, dtype=torch.int64, device="cpu"))
 
     def _exchange(self, x: Tensor) -> list[Tensor]:
         """Return the equally long tensors of all processes, on the CPU."""

@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 
 from scoresde.diffusions.gaussian import Gaussian, Moments
 from scoresde.diffusions.sde import SDE
-from scoresde.errors import SolverError, check_integer, explain_keywords
+from scoresde.errors import SolverError, check_flag, check_integer, explain_keywords
 from scoresde.models.checks import check_event
 from scoresde.models.prediction import Condition, Predictor, check_condition, in_mode, select
 from scoresde.noise import NoiseSource, Randomness, check_tape
@@ -218,6 +218,7 @@ def sample(
         SolverError: non-finite states (with step, time and share; ``partial`` holds the state), or a failed flow.
     """
     check_calls(kernels, on_step)
+    check_flag(full_output, "full_output")
     model = as_model(model, sde)
     method, steps, kernels = read_solver(solver, model, steps, kernels)
     wide = dtype is None

@@ -13,13 +13,14 @@ from typing import cast
 from scoresde.chains.ddpm import DDPM
 from scoresde.chains.smld import SMLD
 from scoresde.diffusions.sde import GaussianSDE
-from scoresde.errors import ConfigError, check_integer, unknown
+from scoresde.errors import ConfigError, check_integer, printable, unknown
 from scoresde.models.prediction import Predictor
 from scoresde.models.scored_sde import ScoredSDE
 from scoresde.sampling.calibration import Calibration
 from scoresde.sampling.kernels import Kernel, Langevin
 from scoresde.solvers.adaptive import ProbabilityFlow
 from scoresde.solvers.ancestral import reverse_diffusion
+from scoresde.solvers.grids import MOST_STEPS
 from scoresde.solvers.named import SOLVERS, by_name
 from scoresde.solvers.solver import Solver
 from scoresde.solvers.tableau import Tableau
@@ -112,19 +113,19 @@ def parse_sampler(
     if at and not own.isdecimal():
         raise ConfigError(f"sampler {text!r}: after the @ stands a number of samples, e.g. {head}@100", got=text)
     name, colon, count = head.partition(":")
-    samples = check_integer(int(own), f"samples of {name}", 1) if at else samples
-    steps = None if steps is None else check_integer(steps, "steps", 1)
+    samples = check_integer(_read_count(own), f"samples of {name}", 1) if at else samples
+    steps = None if steps is None else check_integer(steps, "steps", 1, MOST_STEPS)
     if steps is not None and (colon or _is_table(head)):
         raise ConfigError(
             f"sampler {text!r} names its steps already", parameter="steps", got=steps, cure=f"leave out steps={steps}"
         )
     if _is_table(head):
         table = read_table(Path(head))
-        return Sampler(table.name, table, samples=samples)
+        return Sampler(printable(table.name), table, samples=samples)
     _check_name("sampler", name)
     if colon and not count.isdecimal():
         raise ConfigError(f"sampler {text!r}: after the colon stands a number of steps, e.g. {name}:20", got=text)
-    steps = check_integer(int(count), f"steps of {name}", 1) if colon else steps
+    steps = check_integer(_read_count(count), f"steps of {name}", 1, MOST_STEPS) if colon else steps
     if name == TUNED:
         return Sampler(name, _find_table({} if model is None else model.tables, steps), samples=samples)
     if name == USUAL:
@@ -138,6 +139,11 @@ def parse_sampler(
             f"sampler {text!r}: the adaptive probability flow chooses its own steps", cure=f"write {name!r}"
         )
     return Sampler(name, solver, steps, samples=samples)
+
+
+def _read_count(digits: str) -> int:
+    """Return a number of at most 15 digits, and a larger one cut to them: more than anything takes."""
+    return int(digits[:15])
 
 
 def _find_table(tables: Mapping[int, str], steps: int | None) -> Tableau:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 
 from scoresde.diffusions.targets import unknown_kind
-from scoresde.errors import ConfigError
+from scoresde.errors import ConfigError, ShapeError, check_numbers, is_name
 from scoresde.solvers.tableau import Tableau
 
 if TYPE_CHECKING:
@@ -40,13 +39,15 @@ def to_diffusers(
         from scoresde.sampling.diffusers_scheduler import TableScheduler
     except ImportError as error:
         raise ConfigError("a scheduler needs diffusers; pip install diffusers") from error
-    if predicts not in PREDICTION_TYPES:
+    if not is_name(predicts, PREDICTION_TYPES):
         raise unknown_kind("prediction", predicts, PREDICTION_TYPES)
     if (betas is None) != (predicts == "velocity"):
         raise ConfigError(
             "predicts='velocity' is of flow matching, which has no betas; any other prediction needs betas="
         )
-    given = None if betas is None else torch.as_tensor(betas).double().tolist()
+    given = None if betas is None else check_numbers(betas, "betas").tolist()
+    if given is not None and not isinstance(given, list):
+        raise ShapeError(f"betas must be a vector, got the number {given:g}", parameter="betas")
     table = solver.to_json() if isinstance(solver, Tableau) else None
     made: TableScheduler = TableScheduler(
         solver=None if table is not None else str(solver),

@@ -8,8 +8,17 @@ import torch
 from torch import Tensor
 
 from scoresde.diffusions.sde import GaussianSDE
-from scoresde.diffusions.targets import Kind, target, view
-from scoresde.errors import ConfigError, DTypeError, ShapeError, SolverError, check_floating
+from scoresde.diffusions.targets import TARGETS, Kind, target, unknown_kind, view
+from scoresde.errors import (
+    ConfigError,
+    DTypeError,
+    ShapeError,
+    SolverError,
+    check_floating,
+    is_name,
+    printable,
+    show,
+)
 from scoresde.noise import GeneratorNoise, NoiseSource, SampleNoise, check_seed, fresh_seed
 from scoresde.sampling.executor import Run
 from scoresde.solvers.rows import Knot
@@ -44,10 +53,14 @@ class Stepper:
         self, table: Tableau, *, predicts: Kind = "noise", sde: GaussianSDE | None = None, seed: int | None = None
     ) -> None:
         if not isinstance(table, Tableau):
-            raise DTypeError(f"table must be a Tableau, e.g. build_table(VPSDE(), 'dpmpp_2m', steps=20), got {table!r}")
+            raise DTypeError(
+                f"table must be a Tableau, e.g. build_table(VPSDE(), 'dpmpp_2m', steps=20), got {show(table)}"
+            )
         if table.spread:
             raise ConfigError(f"{table.name!r} takes its variance from the network; use it with variance='small'")
         points = table.points
+        if not is_name(predicts, TARGETS):
+            raise unknown_kind("prediction", predicts, TARGETS)
         if predicts == "velocity":
             if sde is None:
                 raise ConfigError("a velocity is of an SDE's time; pass sde=, or predicts='flow' for z - x_0")
@@ -64,7 +77,7 @@ class Stepper:
         return len(self.table.rows)
 
     def __repr__(self) -> str:
-        return f"<Stepper {self.table.name}: {self.place} of {len(self)} calls made>"
+        return f"<Stepper {printable(self.table.name)}: {self.place} of {len(self)} calls made>"
 
     def __iter__(self) -> Iterator[Knot]:
         """Yield where the network is asked next, until the table ends."""

@@ -10,7 +10,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from scoresde.diffusions.sde import SDE
-from scoresde.errors import ConfigError, SolverError
+from scoresde.errors import ConfigError, SolverError, printable
 from scoresde.models.prediction import Condition, Predictor
 from scoresde.models.scored_sde import ScoredSDE
 from scoresde.noise import NoiseSource
@@ -69,12 +69,14 @@ class TablePlan:
         freezes = self.watch.on_nonfinite == "freeze"
         mark, begin = noise.mark(), x if freezes else x.clone()
         states: list[Tensor] = [x.clone()] if self.watch.trajectory else []
-        status = torch.zeros(batch, dtype=torch.long)
+        status = torch.zeros(batch, dtype=torch.long, device="cpu")
         observers: list[Observer] = [] if self.watch.on_step is None else [self.watch.on_step]
         if self.watch.trajectory:
             observers.append(lambda step: states.append(step.x.clone()))
         guard = _Freezer(status, x.clone()) if freezes else None
-        with tqdm(total=self.table.nfe, desc=self.table.name, disable=not self.watch.progress, leave=False) as bar:
+        with tqdm(
+            total=self.table.nfe, desc=printable(self.table.name), disable=not self.watch.progress, leave=False
+        ) as bar:
             if self.watch.progress:
                 observers.append(lambda step: _tick(bar))
             out = execute(
@@ -94,8 +96,8 @@ class TablePlan:
             share = float((~torch.isfinite(out)).reshape(batch, -1).any(1).double().mean())
             raise SolverError(f"{share:.1%} of the samples are not finite after {self.table.name}", partial=out)
         calls = self.table.nfe + sum(kernel.calls for kernel in self.watch.kernels) * self._applications
-        counts = torch.full((batch,), calls, dtype=torch.long)
-        steps = torch.full((batch,), self.table.nfe, dtype=torch.long)
+        counts = torch.full((batch,), calls, dtype=torch.long, device="cpu")
+        steps = torch.full((batch,), self.table.nfe, dtype=torch.long, device="cpu")
         kept = torch.stack(states) if self.watch.trajectory else None
         return Part(out, counts, kept, status, steps, torch.zeros_like(steps))
 

@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scoresde.errors import DomainError, SolverError, keep_integer, keep_number, unknown
+from scoresde.errors import DomainError, SolverError, check_choice, keep_integer, keep_number
 from scoresde.solvers.pairs import EMBEDDED, Embedded, EmbeddedName
 
 __all__ = ["Field", "FlowResult", "FlowSolver", "ProbabilityFlow", "Stage", "check_tolerances"]
@@ -92,7 +92,7 @@ class Field:
 
     def slope(self, y: Tensor, u: Tensor) -> Tensor:
         """Return the slope of a whole batch y (B, *) at one u, in float64 on the CPU."""
-        return self.stages(u.expand(1, y.shape[0]), torch.arange(y.shape[0]))(0, y)
+        return self.stages(u.expand(1, y.shape[0]), torch.arange(y.shape[0], device="cpu"))(0, y)
 
     def only(self, k: int) -> Field:
         """Return the field of sample k alone, as a batch of one."""
@@ -141,8 +141,7 @@ class ProbabilityFlow(FlowSolver):
         keep_number(self, "rtol", 0.0, open_low=True)
         keep_number(self, "atol", 0.0, open_low=True)
         keep_integer(self, "max_steps", 1)
-        if self.method not in EMBEDDED:
-            raise unknown("method", self.method, EMBEDDED)
+        check_choice("method", self.method, EMBEDDED)
 
     @torch.no_grad()
     def integrate(self, field: Field, x: Tensor) -> FlowResult:
@@ -156,9 +155,9 @@ class ProbabilityFlow(FlowSolver):
         pair = EMBEDDED[self.method]
         span, shape = field.end - field.start, x.shape
         end_y = (x / field.scales[0]).reshape(shape[0], math.prod(shape[1:]))
-        accepted, taken = torch.zeros(2, shape[0], dtype=torch.long).numpy()
+        accepted, taken = torch.zeros(2, shape[0], dtype=torch.long, device="cpu").numpy()
         now, tried, nodes = _Active.at_start(field, shape[0] if span else 0), 0, np.array(pair.nodes)[:, None]
-        y, errors = end_y, torch.zeros(shape[0], field.integrals, dtype=torch.float64)
+        y, errors = end_y, torch.zeros(shape[0], field.integrals, dtype=torch.float64, device="cpu")
         slope = _flatten(now.stages(field, now.u[None]), shape)(0, y) if len(now.rows) else y
         while len(now.rows):
             tried += 1

@@ -31,7 +31,7 @@ from torch import Tensor
 
 from scoresde.diffusions.point import Point
 from scoresde.diffusions.sde import GaussianSDE, transition_weights
-from scoresde.errors import DomainError, check_number, unknown
+from scoresde.errors import DomainError, check_choice, check_number
 from scoresde.solvers.forms import freeze_data
 from scoresde.solvers.grids import even, karras
 from scoresde.solvers.one_step import OneStep, Stage, express, name_increments
@@ -81,8 +81,7 @@ def ancestral(*, eta: float = 1.0, variance: Variance = "small") -> Solver:
             than 1.
     """
     eta = check_number(eta, "eta", 0.0)
-    if variance not in VARIANCES:
-        raise unknown("variance", variance, VARIANCES)
+    check_choice("variance", variance, VARIANCES)
     if variance != "small" and eta != 1.0:
         raise DomainError(f"the {variance} variance belongs to eta = 1, got eta = {eta:g}")
     return Solver("ancestral", Ancestral(eta, variance), even(), 1, _declare_order(eta), "Ho et al. 2020")

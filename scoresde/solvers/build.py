@@ -10,7 +10,7 @@ from torch import Tensor
 
 from scoresde.diffusions.named import DIFFUSIONS
 from scoresde.diffusions.sde import SDE, GaussianSDE
-from scoresde.errors import ConfigError, DomainError, DTypeError, ScoreSDEError, unknown
+from scoresde.errors import ConfigError, DomainError, DTypeError, ScoreSDEError, check_choice, show
 from scoresde.solvers.adaptive import FlowSolver
 from scoresde.solvers.closing import close
 from scoresde.solvers.grids import Grid, check_one_way, choose_grid
@@ -41,19 +41,18 @@ def build_table(
         ConfigError: options that do not go together, an unknown name or ``final``. DomainError, DTypeError: bad steps
             or times, or a solver that the SDE cannot carry on them, with the names of those that it can.
     """
-    if final not in FINALS:
-        raise unknown("final", final, FINALS)
+    check_choice("final", final, FINALS)
     made = by_name(solver) if isinstance(solver, str) else solver
     if isinstance(made, FlowSolver):
         raise DTypeError(f"{solver!r} chooses its own steps and has no table; take a solver that makes tables")
     if not isinstance(made, (Solver, Tableau)):
         raise DTypeError(
-            f"solver must be a name, a Solver, a Tableau or a ProbabilityFlow, got {solver!r}; "
+            f"solver must be a name, a Solver, a Tableau or a ProbabilityFlow, got {show(solver)}; "
             "a builder is called first: solver=solvers.ddim()"
         )
     if not isinstance(sde, GaussianSDE):
         raise DTypeError(
-            f"sde must be a GaussianSDE, e.g. VPSDE(), got {sde!r}; any other SDE needs a solver of scoresde.bridge"
+            f"sde must be a GaussianSDE, e.g. VPSDE(), got {show(sde)}; any other SDE needs a solver of scoresde.bridge"
         )
     check_one_way(steps, times)
     if isinstance(made, Tableau):
@@ -93,7 +92,7 @@ def _can_carry(sde: GaussianSDE, name: str, steps: int | None, times: Tensor | G
 def _build(sde: GaussianSDE, solver: Solver, grid: Grid, count: int, final: str) -> Tableau:
     if final != "denoise":
         return FINALS[final](solver.build(sde, grid(sde, count)))
-    if solver.closes and float(sde.sigma(torch.zeros((), dtype=torch.float64))) == 0:
+    if solver.closes and float(sde.sigma(torch.zeros((), dtype=torch.float64, device="cpu"))) == 0:
         times = grid(sde, count)
         times[-1] = 0.0
         return solver.build(sde, times)

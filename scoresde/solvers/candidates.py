@@ -58,8 +58,8 @@ class Candidate:
     def build(self, sde: GaussianSDE, steps: int) -> Tableau:
         """Return the table of this many calls, or raise a ScoreSDEError where there is none."""
         solver, short = self.solver, sde
-        if self.end < float(sde.log_snr(torch.tensor(sde.t_min, dtype=torch.float64))):
-            short = sde.starting_at(float(sde.time(torch.tensor(self.end, dtype=torch.float64))))
+        if self.end < float(sde.log_snr(torch.tensor(sde.t_min, dtype=torch.float64, device="cpu"))):
+            short = sde.starting_at(float(sde.time(torch.tensor(self.end, dtype=torch.float64, device="cpu"))))
         elif self.end < math.inf:
             raise ConfigError(f"{sde} ends before log_snr = {self.end:g}")
         last = solver.calls if solver.closes else solver.leap or 1

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from scoresde.diffusions.named import DIFFUSIONS
-from scoresde.errors import ScoreSDEError
+from scoresde.errors import DTypeError, ScoreSDEError, check_sequence, show
 from scoresde.solvers.adaptive import ProbabilityFlow
 from scoresde.solvers.named import ALIASES, SOLVERS, by_name
 from scoresde.solvers.pairs import EMBEDDED
@@ -80,7 +80,10 @@ def markdown(entries: Sequence[Entry] | None = None) -> str:
     """Return the records as a Markdown table, the documentation's; all of them by default."""
     head = ("name", "evaluations a step", "order", "weak", "strong", "noise", "from alpha = 0", "grid", "source")
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
-    for entry in catalogue() if entries is None else entries:
+    listed = catalogue() if entries is None else check_sequence(entries, "entries", "Entry")
+    for entry in listed:
+        if not isinstance(entry, Entry):
+            raise DTypeError(f"entries must be of solvers.list(), got {show(entry)}")
         orders = (entry.order.deterministic, entry.order.weak, entry.order.strong)
         cells = [
             f"`{entry.name}`",

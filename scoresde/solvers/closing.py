@@ -30,12 +30,12 @@ def close(table: Tableau, sde: GaussianSDE, calls: int) -> Tableau:
 
     It has one out of alpha = 0, and where nu/2 lies below the SDE's smallest level.
     """
-    late = sde.at(torch.tensor([table.end.t], dtype=torch.float64))
+    late = sde.at(torch.tensor([table.end.t], dtype=torch.float64, device="cpu"))
     level = late.log_snr + 2 * math.log(2)
     if calls == 1 or table.end.alpha == 0 or bool(level > sde.log_snr(sde.t_min)):
         return table.denoised()
     middle = sde.at(sde.time(level))
-    one, half = torch.ones(1, dtype=torch.float64), 0.5 * middle.alpha
+    one, half = torch.ones(1, dtype=torch.float64, device="cpu"), 0.5 * middle.alpha
     first, second = (express("data", table.prediction, point, table.name) for point in (late, middle))
     stages = [
         Stage(late, first, half / late.alpha, (half,)),

@@ -33,7 +33,7 @@ from torch import Tensor
 
 from scoresde.diffusions.point import Point
 from scoresde.diffusions.sde import GaussianSDE
-from scoresde.errors import ConfigError, check_integer, check_number, unknown
+from scoresde.errors import ConfigError, check_choice, check_integer, check_number, check_sequence
 from scoresde.solvers.forms import FORMS, NODES, WEIGHTS
 from scoresde.solvers.grids import Grid, diffused, log_snr
 from scoresde.solvers.one_step import OneStep, Stage, express, name_increments
@@ -76,13 +76,12 @@ def exponential(
     Raises:
         ConfigError: unknown names, or nodes that do not fit the order. DomainError: order, eta or a node out of range.
     """
-    if prediction not in get_args(Prediction):
-        raise unknown("prediction of an exponential method", prediction, get_args(Prediction))
-    if coefficients not in get_args(Weighting):
-        raise unknown("coefficients", coefficients, get_args(Weighting))
+    check_choice("prediction of an exponential method", prediction, get_args(Prediction))
+    check_choice("coefficients", coefficients, get_args(Weighting))
     order = check_integer(order, "order", 1, 3)
     eta = check_number(eta, "eta", 0.0)
-    places = STAGES[order] if nodes is None else (0.0, *(check_number(c, f"nodes[{k}]") for k, c in enumerate(nodes)))
+    given = () if nodes is None else check_sequence(nodes, "nodes", "numbers")
+    places = STAGES[order] if nodes is None else (0.0, *(check_number(c, f"nodes[{k}]") for k, c in enumerate(given)))
     if len(places) != order:
         raise ConfigError(f"nodes of a method of order {order} must be {order - 1} numbers, got {nodes}")
     for k, (low, c) in enumerate(itertools.pairwise(places)):
@@ -90,11 +89,11 @@ def exponential(
     if order == 3 and abs(places[2] - 2 / 3) > 1e-12:
         raise ConfigError(f"nodes of a method of order 3 must end at 2/3, got {places[2]}; elsewhere it has order 2")
     declared = Order(float(order)) if eta == 0 else Order(strong=1.0, weak=float(min(order, 2)))
-    title = name or f"exponential {order} ({prediction}, eta = {eta:g})"
+    title = f"exponential {order} ({prediction}, eta = {eta:g})" if name is None else name
     build = _Exponential(title, prediction, eta, declared, places, coefficients)
-    native = grid or _choose_grid(prediction, order, eta)
+    native = _choose_grid(prediction, order, eta) if grid is None else grid
     leap = 0 if order == 1 else 1 if eta else 2
-    return Solver(name or "exponential", build, native, order, declared, paper, leap=leap)
+    return Solver("exponential" if name is None else name, build, native, order, declared, paper, leap=leap)
 
 
 def _choose_grid(prediction: Prediction, order: int, eta: float) -> Grid:

@@ -32,7 +32,16 @@ import torch
 from torch import Tensor
 
 from scoresde.diffusions.sde import SDE, GaussianSDE
-from scoresde.errors import ConfigError, DomainError, DTypeError, ShapeError, check_integer, check_number
+from scoresde.errors import (
+    ConfigError,
+    DomainError,
+    DTypeError,
+    ShapeError,
+    check_integer,
+    check_number,
+    check_numbers,
+    printable,
+)
 
 __all__ = [
     "Grid",
@@ -48,6 +57,8 @@ __all__ = [
 ]
 
 
+MOST_STEPS = 10**6  # of a table, whose rows are objects
+CLOSEST = 1e-13  # of a time, between it and the next: less is rounding
 FIRST_LOG_SNR, LAST_LOG_SNR = -10.0, 14.0  # VPSDE's own ends, for an SDE that goes further
 
 
@@ -77,19 +88,34 @@ class Grid:
             sde: whose times.
             steps: number of intervals.
             jumps: whether a jump to clean data follows, so that the grid may end at ``until``.
+
+        Raises:
+            ConfigError: no number of steps. DTypeError, DomainError: a bad one, or times that do not decrease.
         """
         n = steps if steps is not None else self.steps
         if n is None:
             raise ConfigError(f"the grid {self.name!r} needs a number of steps; pass steps=")
-        n = check_integer(n, "steps", 0)
-        fractions = torch.arange(n + 1, dtype=torch.float64) / max(n, 1)
+        n = check_integer(n, "steps", 0, MOST_STEPS)
+        fractions = torch.arange(n + 1, dtype=torch.float64, device="cpu") / max(n, 1)
         if jumps and float(sde.log_snr(sde.t_min)) > self.until:
             sde = sde.starting_at(float(sde.time(self.until)))
-        return self.rule(sde, fractions, *self.options)
+        times = self.rule(sde, fractions, *self.options)
+        falls = times.diff() < -CLOSEST * times[:-1]
+        if not bool(falls.all()):
+            where = int((~falls).nonzero()[0])
+            raise DomainError(
+                f"the grid {printable(self.name)} with {n} steps hardly falls at t = {float(times[where]):g}: float64 "
+                "cannot tell its times apart",
+                parameter="times",
+                got=float(times[where]),
+                allowed="decreasing times",
+                cure="take milder options of the grid, or fewer steps",
+            )
+        return times
 
     def __repr__(self) -> str:
         """Say in one line what the grid is."""
-        return f"<Grid {self.name}{'' if self.steps is None else f', {self.steps} steps'}>"
+        return f"<Grid {printable(self.name)}{'' if self.steps is None else f', {self.steps} steps'}>"
 
 
 def _pin(sde: GaussianSDE, times: Tensor) -> Tensor:
@@ -112,7 +138,7 @@ def uniform(steps: int | None = None, *, power: float = 1.0) -> Grid:
 
 
 def _place_uniform(sde: GaussianSDE, fractions: Tensor, power: float) -> Tensor:
-    ends = torch.tensor([sde.t_max, sde.t_min], dtype=torch.float64) ** (1 / power)
+    ends = torch.tensor([sde.t_max, sde.t_min], dtype=torch.float64, device="cpu") ** (1 / power)
     return _pin(sde, _interpolate(ends[0], ends[1], fractions) ** power)
 
 
@@ -126,7 +152,7 @@ def even(steps: int | None = None) -> Grid:
 
 
 def _place_even(sde: GaussianSDE, fractions: Tensor) -> Tensor:
-    ends = sde.at(torch.tensor([sde.t_max, sde.t_min], dtype=torch.float64))
+    ends = sde.at(torch.tensor([sde.t_max, sde.t_min], dtype=torch.float64, device="cpu"))
     is_level = bool((ends.alpha == 1).all()) and bool((ends.sigma == ends.t).all())
     return _place_diffused(sde, fractions, 2.0) if is_level else _place_uniform(sde, fractions, 1.0)
 
@@ -179,7 +205,7 @@ def rectified(steps: int | None = None, *, power: float = 1.0) -> Grid:
 
 
 def _place_rectified(sde: GaussianSDE, fractions: Tensor, power: float) -> Tensor:
-    low, high = sde.log_snr(torch.tensor([sde.t_max, sde.t_min], dtype=torch.float64))
+    low, high = sde.log_snr(torch.tensor([sde.t_max, sde.t_min], dtype=torch.float64, device="cpu"))
     first, last = (torch.sigmoid(-0.5 * end) ** (1 / power) for end in (low, high))
     u = _interpolate(first, last, fractions) ** power
     return _pin(sde, sde.time((2 * (torch.log1p(-u) - u.log())).clamp(low, high)))
@@ -213,9 +239,9 @@ def curve(levels: Sequence[float], shares: Sequence[float]) -> Grid:
     Raises:
         ShapeError: other numbers of them, or fewer than two. DomainError: levels that do not fall, or shares that fall.
     """
-    u, share = torch.tensor(levels, dtype=torch.float64), torch.tensor(shares, dtype=torch.float64)
-    if len(u) != len(share) or len(u) < 2:
-        raise ShapeError(f"a curve needs as many shares as levels, two at least, got {len(share)} and {len(u)}")
+    u, share = check_numbers(levels, "levels"), check_numbers(shares, "shares")
+    if u.ndim != 1 or u.shape != share.shape or len(u) < 2:
+        raise ShapeError(f"a curve needs as many shares as levels, two at least, got {share.numel()} and {u.numel()}")
     if not bool((u.diff() < 0).all()) or not bool((share.diff() > 0).all()):
         raise DomainError("the levels of a curve must fall and its shares rise")
     return Grid("curve", _place_on_curve, None, (*u.tolist(), *share.tolist()))
@@ -223,7 +249,7 @@ def curve(levels: Sequence[float], shares: Sequence[float]) -> Grid:
 
 def _place_on_curve(sde: GaussianSDE, fractions: Tensor, *numbers: float) -> Tensor:
     levels, shares = np.array(numbers).reshape(2, -1)
-    ends = sde.log_snr(torch.tensor([sde.t_max, sde.t_min], dtype=torch.float64))
+    ends = sde.log_snr(torch.tensor([sde.t_max, sde.t_min], dtype=torch.float64, device="cpu"))
     first, last = (float(np.interp(-u, -levels, shares)) for u in torch.sigmoid(-0.5 * ends).tolist())
     u = torch.from_numpy(np.interp(first + (last - first) * fractions.numpy(), shares, levels))
     return _pin(sde, sde.time((2 * (torch.log1p(-u) - u.log())).clamp(ends[0], ends[1])))
@@ -231,7 +257,7 @@ def _place_on_curve(sde: GaussianSDE, fractions: Tensor, *numbers: float) -> Ten
 
 def _find_ends(sde: GaussianSDE) -> Tensor:
     """Return log_snr at t_max, or where a grid in log_snr begins if alpha is 0 there, and at t_min."""
-    ends = sde.log_snr(torch.tensor([sde.t_max, sde.t_min], dtype=torch.float64))
+    ends = sde.log_snr(torch.tensor([sde.t_max, sde.t_min], dtype=torch.float64, device="cpu"))
     return torch.where(ends == -math.inf, FIRST_LOG_SNR, ends)
 
 
@@ -241,8 +267,11 @@ def knots(times: Tensor, steps: int | None = None) -> Grid:
     Raises:
         DomainError: when called with more steps than there are intervals.
     """
-    chosen = tuple(times.to(torch.float64).tolist())
-    return Grid(f"{len(times)} knots", _choose_knots, len(times) - 1 if steps is None else steps, chosen)
+    given = check_numbers(times, "times")
+    if given.ndim != 1 or len(given) == 0:
+        raise ShapeError(f"times must be a vector of at least one time, got shape {tuple(given.shape)}")
+    chosen = tuple(given.tolist())
+    return Grid(f"{len(chosen)} knots", _choose_knots, len(chosen) - 1 if steps is None else steps, chosen)
 
 
 def _choose_knots(sde: GaussianSDE, fractions: Tensor, *times: float) -> Tensor:
@@ -252,7 +281,7 @@ def _choose_knots(sde: GaussianSDE, fractions: Tensor, *times: float) -> Tensor:
             f"steps must be at most {last}, the number of intervals of the chain, got {len(fractions) - 1}"
         )
     index = ((1 - fractions) * last).round().long()
-    return torch.tensor(times, dtype=torch.float64)[index]
+    return torch.tensor(times, dtype=torch.float64, device="cpu")[index]
 
 
 STEPS = 20
@@ -263,7 +292,7 @@ def choose_grid(native: Grid, steps: int | None, times: Grid | None) -> tuple[Gr
     """Return the grid, the solver's own unless another is named, and its number of intervals (20 by default)."""
     grid = native if times is None else times
     count = steps if steps is not None else grid.steps
-    return grid, check_integer(STEPS if count is None else count, "steps", 1)
+    return grid, check_integer(STEPS if count is None else count, "steps", 1, MOST_STEPS)
 
 
 def check_one_way(steps: int | None, times: object) -> None:
@@ -285,7 +314,7 @@ def check_times(sde: SDE, times: object, *, rising: bool = False) -> Tensor:
     if not isinstance(times, Tensor) or not times.dtype.is_floating_point:
         got = times.dtype if isinstance(times, Tensor) else type(times).__name__
         raise DTypeError(f"times must be a floating tensor or a Grid, got {got}")
-    ends = times.detach().to("cpu", torch.float64)
+    ends = check_numbers(times, "times")
     if ends.ndim != 1 or len(ends) == 0:
         raise ShapeError(f"times must be a vector of at least one time, got shape {tuple(ends.shape)}")
     if bool(torch.isnan(ends).any()):

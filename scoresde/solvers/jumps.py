@@ -25,7 +25,7 @@ from torch import Tensor
 
 from scoresde.diffusions.point import Point
 from scoresde.diffusions.sde import GaussianSDE, transition_weights
-from scoresde.errors import ConfigError, DomainError, DTypeError, check_integer, check_number
+from scoresde.errors import ConfigError, DomainError, DTypeError, check_integer, check_number, read_number, show
 from scoresde.solvers.exponential import dpmpp_2s
 from scoresde.solvers.grids import Grid, karras
 from scoresde.solvers.multistep import Multistep
@@ -138,11 +138,13 @@ def churned(
     _check_solver(solver, "churned")
     churn = check_number(churn, "churn", 0.0)
     s_min = check_number(s_min, "s_min", 0.0)
-    if s_max != math.inf:
+    if isinstance(s_max, int) or read_number(s_max) != math.inf:
         s_max = check_number(s_max, "s_max", s_min)
     s_noise = check_number(s_noise, "s_noise", 0.0, open_low=True)
     order = _limit_order(_weaken(solver.order, s_noise == 1.0), solver.build, 1.0) if churn else solver.order
-    return _Churned(name or f"{solver.name}, churned", solver, order, churn, s_min, s_max, s_noise).wrap()
+    return _Churned(
+        f"{solver.name}, churned" if name is None else name, solver, order, churn, s_min, s_max, s_noise
+    ).wrap()
 
 
 @dataclass(frozen=True)
@@ -184,8 +186,8 @@ def _lift(sde: GaussianSDE, points: Point, gamma: Tensor) -> Point:
 def _check_solver(solver: object, wrapper: str) -> None:
     if not isinstance(solver, Solver):
         raise DTypeError(
-            f"{wrapper} needs a solver that makes tables, got {solver!r} of type {type(solver).__name__}; for a name, "
-            "solvers.by_name(name)"
+            f"{wrapper} needs a solver that makes tables, got {show(solver)} of type {type(solver).__name__}; "
+            "for a name, solvers.by_name(name)"
         )
 
 
@@ -210,7 +212,7 @@ def edm(
     Source: Karras et al. 2022, "Elucidating the design space of diffusion-based generative models", arXiv:2206.00364,
     algorithm 2.
     """
-    base = runge_kutta(HEUN, variable="nu", grid=grid or NATIVE, paper="Karras et al. 2022")
+    base = runge_kutta(HEUN, variable="nu", grid=NATIVE if grid is None else grid, paper="Karras et al. 2022")
     return churned(base, churn=churn, s_min=s_min, s_max=s_max, s_noise=s_noise, name="edm")
 
 
@@ -245,7 +247,9 @@ def restart(
     if steps is not None:
         steps = check_integer(steps, "steps", 1)
     order = _limit_order(_weaken(solver.order, steps is None), solver.build, 2.0)
-    return _Restarted(name or f"{solver.name}, restarted", solver, order, t_min, t_max, repeats, steps).wrap()
+    return _Restarted(
+        f"{solver.name}, restarted" if name is None else name, solver, order, t_min, t_max, repeats, steps
+    ).wrap()
 
 
 @dataclass(frozen=True)
@@ -268,7 +272,7 @@ class _Restarted(_Around):
                 f"t_min and t_max must lie in [{sde.t_min:g}, {sde.t_max:g}], the SDE's times, got {t_min:g} and "
                 f"{t_max:g}"
             )
-        points, high = sde.at(times), sde.at(torch.tensor([t_max], dtype=torch.float64))
+        points, high = sde.at(times), sde.at(torch.tensor([t_max], dtype=torch.float64, device="cpu"))
         if float(high.alpha) == 0:
             raise DomainError(f"t_max = {t_max:g} is where alpha = 0: nothing would be left of the state; lower it")
         # Float times of another spelling of the same grid may differ in the last places.
@@ -296,7 +300,7 @@ def _place_ends(sde: GaussianSDE, points: Point, high: Point, low: int, steps: i
     ends = torch.cat([high.log_snr, points.log_snr[low : low + 1]])
     # EDM's spacing: nu^(1/7) falls evenly.
     roots = (-ends / 14).exp()
-    inner = torch.arange(1, steps, dtype=torch.float64) / steps
+    inner = torch.arange(1, steps, dtype=torch.float64, device="cpu") / steps
     return sde.at(sde.time(-14 * (roots[0] + (roots[1] - roots[0]) * inner).log()))
 
 
@@ -332,7 +336,7 @@ class _Ancestral2S(_Around):
             return self.leave(sde, times)
         late, early = points[:-1], points[1:]
         # nu_down may lie below the SDE's smallest level, but no call is made there: only its level counts.
-        gap, share = late.log_snr - early.log_snr, torch.tensor(self.eta, dtype=torch.float64).square()
+        gap, share = late.log_snr - early.log_snr, torch.tensor(self.eta, dtype=torch.float64, device="cpu").square()
         level = early.log_snr - torch.logaddexp(torch.log1p(-share), share.log() + gap)
         below = Point(early.t, early.alpha, early.alpha * (-0.5 * level).exp(), level)
         return self.write_path(sde, late, below, points)

@@ -63,7 +63,8 @@ def choose_step(gamma: Tensor, repeats: int) -> Tensor:
         # f' is negative at 0 and positive at 1; w' = w^2/2.
         rising = 0.5 * w * w * (1 - left * (1 - c)) > 2 * repeats * left * (ratio * ratio - w)
         low, high = np.where(rising, low, c), np.where(rising, c, high)
-    return torch.as_tensor(0.5 * (low + high))
+    middle: Tensor | float = 0.5 * (low + high)
+    return middle if isinstance(middle, Tensor) else torch.tensor(middle, device="cpu")
 
 
 def _check_levels(levels: list[Knot], name: str) -> None:
@@ -102,7 +103,7 @@ def annealed_langevin(*, repeats: int = 5, step: float | None = None, grid: Grid
         DTypeError, DomainError: options out of range; when built, a level at which alpha is 0.
     """
     build = AnnealedLangevin(repeats, step)
-    return Solver("annealed_langevin", build, grid or log_snr(), repeats, paper="Song and Ermon 2020")
+    return Solver("annealed_langevin", build, log_snr() if grid is None else grid, repeats, paper="Song and Ermon 2020")
 
 
 @dataclass(frozen=True)
@@ -156,7 +157,7 @@ def corrector_only(*, grid: Grid | None = None) -> Solver:
     Args:
         grid: native time grid; uniform in log-SNR by default.
     """
-    return Solver("corrector_only", _CorrectorOnly(), grid or log_snr(), 1, paper="Song et al. 2021")
+    return Solver("corrector_only", _CorrectorOnly(), log_snr() if grid is None else grid, 1, paper="Song et al. 2021")
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ from torch import Tensor
 
 from scoresde.diffusions.point import Point
 from scoresde.diffusions.sde import GaussianSDE
-from scoresde.errors import ConfigError, DomainError, check_integer, check_number, unknown
+from scoresde.errors import ConfigError, DomainError, check_choice, check_integer, check_number
 from scoresde.solvers.clocks import VARIABLES, VariableName
 from scoresde.solvers.forms import FORMS, Form, FormName
 from scoresde.solvers.grids import Grid, log_snr
@@ -91,12 +91,9 @@ def multistep(
         ConfigError: unknown names or settings that do not go together. DomainError: order, corrector or eta out of
             range; from the table, a noise prediction out of alpha = 0.
     """
-    if prediction not in FORMS:
-        raise unknown("prediction of a multistep method", prediction, FORMS)
-    if variable not in VARIABLES:
-        raise unknown("variable", variable, VARIABLES)
-    if coefficients not in COEFFICIENTS:
-        raise unknown("coefficients", coefficients, COEFFICIENTS)
+    check_choice("prediction of a multistep method", prediction, FORMS)
+    check_choice("variable", variable, VARIABLES)
+    check_choice("coefficients", coefficients, COEFFICIENTS)
     order = check_integer(order, "order", 1, 4)
     corrector = check_integer(corrector, "corrector", 0, 5)
     rule = COEFFICIENTS[coefficients]
@@ -110,10 +107,12 @@ def multistep(
     if prediction == "flow" and random:
         raise ConfigError("the flow prediction has no stochastic form; use prediction='data' with eta > 0")
     flags = lower_order_final, first_alone
-    build = Multistep(name or "", prediction, variable, order, corrector, eta, coefficients, *flags)
+    build = Multistep("" if name is None else name, prediction, variable, order, corrector, eta, coefficients, *flags)
     # Only the flow's polynomial stays bounded into sigma = 0, in a variable that is finite there.
     closes = prediction == "flow" and variable != "log_snr"
-    return Solver(name or "multistep", build, grid or GRID, 1, build.declared, paper, closes)
+    return Solver(
+        "multistep" if name is None else name, build, GRID if grid is None else grid, 1, build.declared, paper, closes
+    )
 
 
 @dataclass(frozen=True)
@@ -194,7 +193,7 @@ class Multistep(Method):
         if not callable(self.eta):
             return torch.full_like(times, self.eta)
         values = [check_number(self.eta(t), f"eta at t = {t:g}", 0.0) for t in times.tolist()]
-        return torch.tensor(values, dtype=torch.float64)
+        return torch.tensor(values, dtype=torch.float64, device="cpu")
 
     def _count(
         self, late: Point, early: Point, clock: Tensor, bounds: Sequence[tuple[int, int]]
@@ -231,7 +230,7 @@ class Multistep(Method):
         counts: tuple[list[int], list[int]],
     ) -> tuple[list[list[float]], list[list[float]]]:
         """Return each interval's weights of its predictor's and its corrector's predictions, newest first."""
-        used = torch.tensor([i for i, count in enumerate(counts[0]) if count], dtype=torch.long)
+        used = torch.tensor([i for i, count in enumerate(counts[0]) if count], dtype=torch.long, device="cpu")
         place = {int(i): k for k, i in enumerate(used)}
         start, end = lam[:, used]
         values, measure = self.form.measure(early[used], start, end, eta[used])
@@ -240,10 +239,10 @@ class Multistep(Method):
         for lead, which in enumerate(counts):
             weights: list[list[float]] = [[] for _ in which]
             for count in sorted({*which} - {0}):
-                index = torch.tensor([i for i, c in enumerate(which) if c == count])
+                index = torch.tensor([i for i, c in enumerate(which) if c == count], device="cpu")
                 # The corrector's newest prediction is made where the interval ends.
                 nodes = [clock[1, index]] * lead + [clock[0, index - k] for k in range(count - lead)]
-                at = torch.tensor([place[int(i)] for i in index])
+                at = torch.tensor([place[int(i)] for i in index], device="cpu")
                 step = Integral(torch.stack(nodes, 1), values[at], measure[at], start[at], end[at], edge[at])
                 for i, row in zip(index.tolist(), COEFFICIENTS[self.coefficients].weights(step).tolist(), strict=True):
                     weights[i] = row

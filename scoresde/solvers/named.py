@@ -9,7 +9,7 @@ import functools
 from collections.abc import Callable
 from typing import Literal
 
-from scoresde.errors import unknown
+from scoresde.errors import check_choice
 from scoresde.solvers.adaptive import ProbabilityFlow
 from scoresde.solvers.ancestral import ancestral, ddim, euler_ancestral, reverse_diffusion
 from scoresde.solvers.exponential import (
@@ -81,9 +81,12 @@ ALIASES: dict[str, Callable[[], Solver | ProbabilityFlow]] = {
 SOLVERS |= {"probability_flow": ProbabilityFlow, **ALIASES}
 
 
-@functools.cache
 def by_name(name: str) -> Solver | ProbabilityFlow:
     """Return the solver of a published name with its default options; ConfigError with the nearest match if unknown."""
-    if name not in SOLVERS:
-        raise unknown("solver", name, SOLVERS)
+    check_choice("solver", name, SOLVERS)
+    return _build_once(name)
+
+
+@functools.cache
+def _build_once(name: str) -> Solver | ProbabilityFlow:
     return SOLVERS[name]()

@@ -97,7 +97,7 @@ class OneStep(Method):
 
     def choose_prediction(self, sde: GaussianSDE) -> FormName:
         """Return the prediction of its tables: one for all legs of a path, wherever they start."""
-        from_noise = bool(sde.alpha(torch.tensor(sde.t_max, dtype=torch.float64)) == 0)
+        from_noise = bool(sde.alpha(torch.tensor(sde.t_max, dtype=torch.float64, device="cpu")) == 0)
         return "flow" if self.prediction == "noise" and from_noise else self.prediction
 
     def write_legs(self, sde: GaussianSDE, late: Point, early: Point, cuts: Sequence[int]) -> list[list[Row]]:
@@ -135,7 +135,7 @@ class OneStep(Method):
 def write_rows(stages: list[Stage]) -> list[list[Row]]:
     """Write n steps as rows; each quantity is its weights on [x, P_1, ..., P_k, z_1, ...], (n, 1 + k + draws)."""
     count, draws = len(stages), len(stages[-1].on_draws)
-    unit = torch.eye(1 + count + draws, dtype=torch.float64)
+    unit = torch.eye(1 + count + draws, dtype=torch.float64, device="cpu")
     state = unit[0].expand(len(stages[0].on_x), -1)
     values: list[Tensor] = []
     columns, held = [], 0

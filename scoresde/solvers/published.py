@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from scoresde.errors import check_integer, check_number, unknown
+from scoresde.errors import check_choice, check_flag, check_integer, check_number
 from scoresde.solvers.clocks import VariableName
 from scoresde.solvers.forms import FormName
 from scoresde.solvers.grids import Grid, diffused, karras, rectified
@@ -90,7 +90,7 @@ def deis(
         variable=variable,
         order=order,
         lower_order_final=lower_order_final,
-        grid=grid or diffused(),
+        grid=diffused() if grid is None else grid,
         name="deis",
         paper="Zhang and Chen 2023",
     )
@@ -124,7 +124,7 @@ def ipndm(*, order: int = 4, grid: Grid | None = None) -> Solver:
         prediction="noise",
         order=order,
         coefficients="constant",
-        grid=grid or rectified(power=1.5),
+        grid=rectified(power=1.5) if grid is None else grid,
         name="ipndm",
         paper="Zhang and Chen 2023",
     )
@@ -140,7 +140,12 @@ def lms(*, order: int = 4, grid: Grid | None = None) -> Solver:
     Source: Crowson 2022, "k-diffusion"; Karras et al. 2022, arXiv:2206.00364 (the derivative).
     """
     return multistep(
-        prediction="noise", variable="nu", order=order, grid=grid or karras(), name="lms", paper="Crowson 2022"
+        prediction="noise",
+        variable="nu",
+        order=order,
+        grid=karras() if grid is None else grid,
+        name="lms",
+        paper="Crowson 2022",
     )
 
 
@@ -167,13 +172,12 @@ def unipc(
     Raises:
         ConfigError: unknown variant or prediction. DomainError: order not in [1, 4].
     """
-    if variant not in get_args(Rounding):
-        raise unknown("variant", variant, get_args(Rounding))
+    check_choice("variant", variant, get_args(Rounding))
     order = check_integer(order, "order", 1, 4)
     return multistep(
         prediction=prediction,
         order=order,
-        corrector=order + 1 if corrected else 0,
+        corrector=order + 1 if check_flag(corrected, "corrected") else 0,
         coefficients=variant,
         lower_order_final=lower_order_final,
         grid=grid,
@@ -206,8 +210,7 @@ def sa_solver(
     Raises:
         ConfigError: unknown coefficients or prediction. DomainError: an order or tau out of range.
     """
-    if coefficients not in get_args(Rounding):
-        raise unknown("coefficients", coefficients, get_args(Rounding))
+    check_choice("coefficients", coefficients, get_args(Rounding))
     predictor_order = check_integer(predictor_order, "predictor_order", 1, 4)
     corrector_order = check_integer(corrector_order, "corrector_order", 0, 5)
     return multistep(
@@ -246,7 +249,7 @@ def flow_ab(*, order: int = 3, grid: Grid | None = None) -> Solver:
         prediction="flow",
         variable="rectified",
         order=order,
-        grid=grid or rectified(),
+        grid=rectified() if grid is None else grid,
         name="flow_ab",
         paper="Liu et al. 2023",
     )
@@ -269,7 +272,7 @@ def flow_abm(*, order: int = 3, corrector: int = 4, grid: Grid | None = None) ->
         order=order,
         corrector=corrector,
         first_alone=True,
-        grid=grid or diffused(power=3.9),
+        grid=diffused(power=3.9) if grid is None else grid,
         name="flow_abm",
         paper="Liu et al. 2023",
     )

@@ -103,7 +103,7 @@ EVEN_STEPS = {1: (1.0,), 2: (3 / 2, -1 / 2), 3: (23 / 12, -16 / 12, 5 / 12), 4: 
 
 def _share_evenly(step: Integral) -> Tensor:
     """Share m_0 by the weights of Adams and Bashforth for even steps: (n, k)."""
-    return step.moment(0) * torch.tensor(EVEN_STEPS[step.nodes.shape[1]], dtype=torch.float64)
+    return step.moment(0) * torch.tensor(EVEN_STEPS[step.nodes.shape[1]], dtype=torch.float64, device="cpu")
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from scoresde.diffusions.point import Point
 from scoresde.diffusions.sde import GaussianSDE
-from scoresde.errors import ConfigError, check_number, unknown
+from scoresde.errors import ConfigError, DTypeError, check_choice, check_number, is_name, show
 from scoresde.solvers.clocks import VARIABLES, Variable, VariableName
 from scoresde.solvers.grids import Grid, rectified
 from scoresde.solvers.one_step import OneStep, Stage, name_increments
@@ -111,9 +111,10 @@ def runge_kutta(
     Raises:
         ConfigError: another variable, or a method or a variable without noise. DomainError: eta < 0.
     """
-    if variable not in VARIABLES:
-        raise unknown("variable", variable, VARIABLES)
+    check_choice("variable", variable, VARIABLES)
     eta = check_number(eta, "eta", 0.0)
+    if not isinstance(method, Butcher):
+        raise DTypeError(f"method must be a Butcher, e.g. HEUN, got {show(method)}", parameter="method")
     clock, noise = VARIABLES[variable], method.noise
     if eta and (noise is None or not clock.clocked):
         raise ConfigError(
@@ -121,12 +122,15 @@ def runge_kutta(
             "take EULER or SRA1 in t, nu or log_snr, or eta = 0"
         )
     order = Order(float(method.order)) if not eta or not noise else Order(strong=noise.strong, weak=noise.weak)
-    called = name or method.name
+    given: object = name
+    if not (given is None or isinstance(given, str)):
+        raise DTypeError(f"name must be a text, got {show(given)}", parameter="name")
+    called = method.name if name is None else name
     build = _RungeKutta(f"{called} ({_name_options(variable, eta)})", "flow", eta, order, method, variable)
     # Heun's method in nu goes to the smallest level first, as its authors have it.
     leap = 2 if 1.0 in method.nodes and variable != "nu" else 0
     closes = variable == "rectified" and not leap
-    return Solver(called, build, grid or clock.grid, len(method.stages), order, paper, closes, leap)
+    return Solver(called, build, clock.grid if grid is None else grid, len(method.stages), order, paper, closes, leap)
 
 
 @dataclass(frozen=True)
@@ -238,7 +242,7 @@ def heun(*, variable: VariableName = "rectified", grid: Grid | None = None) -> S
     In nu it is the deterministic sampler of Karras et al. 2022, "Elucidating the design space of diffusion-based
     generative models", arXiv:2206.00364, algorithm 1; in t the classical Heun method of Song et al.'s probability flow.
     """
-    if variable == "rectified" and grid is None:
+    if grid is None and is_name(variable, ("rectified",)):
         grid = rectified(power=1.25)  # on the even one the error rises between 18 and 24 evaluations
     return runge_kutta(HEUN, variable=variable, grid=grid, paper="Karras et al. 2022")
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from scoresde.diffusions.point import Point
 from scoresde.diffusions.sde import GaussianSDE
+from scoresde.errors import DTypeError, show
 from scoresde.solvers.grids import Grid, check_times, log_snr
 from scoresde.solvers.rows import Order
 from scoresde.solvers.tableau import Tableau
@@ -72,6 +73,18 @@ class Solver:
     paper: str = ""
     closes: bool = False
     leap: int = 0
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str):
+            raise DTypeError(f"name must be a text, got {show(self.name)}", parameter="name")
+        if not isinstance(self.grid, Grid):
+            raise DTypeError(
+                f"grid must be a Grid, e.g. grids.karras(), got {show(self.grid)}",
+                parameter="grid",
+                cure="times of your own go to times=",
+            )
+        if not callable(self.build):
+            raise DTypeError(f"build must be a function (sde, times) -> Tableau, got {show(self.build)}")
 
     def __call__(self, sde: GaussianSDE, times: Tensor | Grid) -> Tableau:
         """Return the table on ``times``: a decreasing tensor of interval ends, or a Grid that fixes its steps.

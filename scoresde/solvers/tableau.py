@@ -27,7 +27,6 @@ from __future__ import annotations
 
 import functools
 import json
-import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
 
@@ -37,9 +36,11 @@ import torch
 from scoresde.diffusions.point import Point
 from scoresde.diffusions.sde import GaussianSDE
 from scoresde.diffusions.targets import TARGETS, target, view
-from scoresde.errors import ConfigError, DomainError, check_number, unknown
+from scoresde.errors import ConfigError, DomainError, check_choice, check_number, printable
+from scoresde.solvers.documents import parse, read_fields
 from scoresde.solvers.law import fix_variance, map_errors, map_rows
-from scoresde.solvers.rows import CLEAN, Knot, Order, Row, check_rows, read_row
+from scoresde.solvers.rows import CLEAN, Knot, Order, Row
+from scoresde.solvers.schema import check_head, check_rows
 from scoresde.solvers.text import write_html, write_lines
 
 __all__ = ["Tableau"]
@@ -61,8 +62,8 @@ class Tableau:
         order: declared orders.
 
     Raises:
-        ConfigError, DTypeError, DomainError: weights that name predictions or draws which do not exist, or are no
-            finite numbers.
+        ConfigError: a field that is not what ``solvers/schema.py`` says, as a weight of a prediction that does not
+            exist; the error names the field. DomainError: a weight that is not finite: the method has no such step.
     """
 
     name: str
@@ -75,10 +76,11 @@ class Tableau:
     order: Order = field(default_factory=Order)
 
     def __post_init__(self) -> None:
-        if self.prediction not in TARGETS or self.prediction == "velocity":
-            raise unknown("prediction of a table", self.prediction, [k for k in TARGETS if k != "velocity"])
-        if not all(map(math.isfinite, (*self.lift, self.prior_std))):
-            raise DomainError(f"lift and prior_std must be finite, got {self.lift} and {self.prior_std}")
+        kinds = [kind for kind in TARGETS if kind != "velocity"]
+        check_choice("prediction of a table", self.prediction, kinds, parameter="prediction")
+        check_head(
+            self.name, start=self.start, end=self.end, prior_std=self.prior_std, lift=self.lift, order=self.order
+        )
         check_rows(self.rows, self.name, drawn=int(self.lift[1] != 0.0))
 
     @classmethod
@@ -136,7 +138,7 @@ class Tableau:
         """The rows' calls as one Point with fields of shape (nfe,)."""
         knots = [row.at for row in self.rows]
         t, alpha, sigma, log_snr = (
-            torch.tensor([getattr(k, name) for k in knots], dtype=torch.float64)
+            torch.tensor([getattr(k, name) for k in knots], dtype=torch.float64, device="cpu")
             for name in ("t", "alpha", "sigma", "log_snr")
         )
         return Point(t, alpha, sigma, log_snr)
@@ -236,34 +238,19 @@ class Tableau:
         """Read a table written by ``to_json``.
 
         Raises:
-            ConfigError: text that is no such table, or of a newer format.
+            ConfigError: text that is no such table, or of a newer format; it names the field, e.g. "rows[3].state[1]".
         """
         try:
-            got = json.loads(text)
-            if got.pop("format") != 1:
-                raise ConfigError("this table was written by a newer version; upgrade scoresde")
-            if not isinstance(got["name"], str):
-                raise TypeError(f"its name is {got['name']!r}")
-            scale, weight = got.pop("lift")
-            rows = tuple(read_row(entry) for entry in got.pop("rows"))
-            return cls(
-                rows=rows,
-                start=Knot(**got.pop("start")),
-                end=Knot(**got.pop("end")),
-                lift=(scale, weight),
-                order=Order(**got.pop("order")),
-                **got,
-            )
-        except (ConfigError, DomainError):
-            raise
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
-            raise ConfigError(f"this is no saved table: {error}; make one with Tableau.to_json()") from error
+            return cls(**read_fields(parse(text)))
+        except DomainError as error:
+            raise ConfigError(str(error), parameter=error.parameter, got=error.got, allowed=error.allowed) from error
 
     def __repr__(self) -> str:
         """Say in one line what the table is."""
         kind = "stochastic" if self.stochastic else "deterministic"
         span = f"t = {self.start.t:g} to {self.end.t:g}"
-        return f"<Tableau {self.name}: {self.nfe} evaluations, {span}, {kind}, in the {self.prediction} prediction>"
+        cost = f"{self.nfe} evaluations, {span}, {kind}"
+        return f"<Tableau {printable(self.name)}: {cost}, in the {self.prediction} prediction>"
 
     def __str__(self) -> str:
         """Print the rows: time, log_snr and the weights; the middle of a long table is left out."""

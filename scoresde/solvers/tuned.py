@@ -110,7 +110,7 @@ class Layout:
         """Return the places in ``values`` of the knots' gaps, the levels' shifts or the weights."""
         n = self.count
         spans = {"knots": (0, n), "levels": (n, 2 * n), "weights": (2 * n, len(self.values))}
-        return torch.cat([torch.arange(*spans[part]) for part in parts])
+        return torch.cat([torch.arange(*spans[part], device="cpu") for part in parts])
 
     def coefficients(self, values: Tensor) -> Coefficients:
         """Return the numbers of the steps for values (B, P), differentiably."""
@@ -129,8 +129,8 @@ class Layout:
         reached = torch.cat([alpha[1:], torch.ones_like(alpha[:1])])
         decay = after / sigma
         gain = reached - alpha * decay
-        older = torch.zeros(n, n, values.shape[0], dtype=values.dtype)
-        i, j = torch.tril_indices(n, n, -1)
+        older = torch.zeros(n, n, values.shape[0], dtype=values.dtype, device="cpu")
+        i, j = torch.tril_indices(n, n, -1, device="cpu")
         older = older.index_put((i, j), free)
         newest = torch.diag_embed((1 - older.sum(1)).T).permute(1, 2, 0)
         return Coefficients((log_snr + shifts).clamp(self.start, self.end), decay, gain[:, None] * (older + newest))
@@ -149,7 +149,7 @@ class Layout:
         for i, knot in enumerate(knots):
             by = scale[i + 1]
             rows.append(Row(knot, (by / scale[i] * decay[i], *(by * w for w in weights[i][i::-1]))))
-        begin = sde.at(torch.tensor([sde.t_max], dtype=torch.float64))
+        begin = sde.at(torch.tensor([sde.t_max], dtype=torch.float64, device="cpu"))
         lift = (scale[0] / float(begin.r), 0.0)
         std = float(sde.prior_std(begin.t[0]))
         return Tableau(name, "data", tuple(rows), Knot.of(begin)[0], CLEAN, std, (1.0, 0.0) if lift[0] == 1 else lift)
@@ -157,7 +157,7 @@ class Layout:
 
 def _ends(sde: GaussianSDE) -> Tensor:
     """Return log_snr at t_max and at t_min, (2,)."""
-    return sde.log_snr(torch.tensor([sde.t_max, sde.t_min], dtype=torch.float64))
+    return sde.log_snr(torch.tensor([sde.t_max, sde.t_min], dtype=torch.float64, device="cpu"))
 
 
 def _points(sde: GaussianSDE, log_snr: Tensor) -> Point:

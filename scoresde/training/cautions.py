@@ -37,7 +37,7 @@ def measure_heaviest(
     weight, times = choose_loss(model, weight, times)
     draw, sde = pick("time sampler", times, TIMES), model.sde
     if isinstance(draw, TimeLaw):
-        u = (torch.arange(PLACES, dtype=torch.float64) + 0.5) / PLACES
+        u = (torch.arange(PLACES, dtype=torch.float64, device="cpu") + 0.5) / PLACES
         t = draw.quantile(sde, u).clamp(sde.t_min, sde.t_max)
     else:
         t = draw(PLACES, sde, stream(0, "caution"))
@@ -60,7 +60,9 @@ def warn_of_loss(model: ScoreModel, weight: WeightName | Weight | None, times: T
             f'hardly learned; take weight="{usual["weight"]}" with times="{usual["times"]}", the default'
         )
     elif draw is TIMES["log_snr"] and carries_rate(weigh) and not _is_level(model):
-        level = bool(torch.isfinite(model.sde.log_snr(torch.tensor(model.sde.t_max, dtype=torch.float64))))
+        level = bool(
+            torch.isfinite(model.sde.log_snr(torch.tensor(model.sde.t_max, dtype=torch.float64, device="cpu")))
+        )
         found = (
             "the weight has the density of log-SNR as a factor already, and times drawn evenly in log-SNR count it a "
             f'second time; take times="{"importance" if level else "low_discrepancy"}"'
@@ -79,6 +81,6 @@ def warn_of_loss(model: ScoreModel, weight: WeightName | Weight | None, times: T
 
 def _is_level(model: ScoreModel) -> bool:
     """Return whether log-SNR is linear in t, so that its density changes nothing."""
-    ends = torch.linspace(model.sde.t_min, model.sde.t_max, 5, dtype=torch.float64)
+    ends = torch.linspace(model.sde.t_min, model.sde.t_max, 5, dtype=torch.float64, device="cpu")
     steps = model.sde.log_snr(ends).diff()
     return torch.allclose(steps, steps.mean().expand_as(steps), rtol=1e-6)

@@ -25,6 +25,7 @@ from scoresde.errors import (
     TrainingWarning,
     check_integer,
     check_number,
+    check_path,
     explain_keywords,
 )
 from scoresde.models import saving
@@ -232,6 +233,7 @@ def fit(
     log_every = check_integer(log_every, "log_every", 1)
     save_every = max(1, steps // 10) if save_every is None else check_integer(save_every, "save_every", 1)
     keep, workers = check_integer(keep, "keep", 1), check_integer(workers, "workers", 0)
+    folder = None if folder is None else check_path(folder, "folder")
     if resume not in (False, True, CHANGE):
         raise ConfigError(f"resume must be True, False or 'change', got {resume!r}", parameter="resume", got=resume)
     _check_functions(unpack=unpack, augment=augment, watch=watch, on_log=on_log)

@@ -132,7 +132,7 @@ def _describe_sde(sde: GaussianSDE) -> dict[str, object]:
     """Return an SDE's document; of one's own, its curves at five times too."""
     document = dict(sde_to_document(sde))
     if document["kind"] is None:
-        t = torch.linspace(sde.t_min, sde.t_max, 5, dtype=torch.float64)
+        t = torch.linspace(sde.t_min, sde.t_max, 5, dtype=torch.float64, device="cpu")
         for name, values in (("alpha", sde.at(t).alpha), ("sigma", sde.at(t).sigma)):
             document[name] = [float(f"{value:.6g}") for value in values.tolist()]
     return document

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from scoresde.errors import ConfigError, DTypeError
+from scoresde.errors import ConfigError, DTypeError, SolverError
 from scoresde.models.prediction import Condition, in_mode, select
 from scoresde.models.score_model import ScoreModel
 from scoresde.noise import stream
@@ -41,9 +41,12 @@ class Judge:
         with trainer.ema.applied():
             if trainer.objective is not None:
                 return self._judge_objective()
-            return held_out_loss(
-                trainer.model, self.data, weight=self.weight, times=self.times, cond=self.cond, seed=trainer.seed
-            ).mean
+            try:
+                return held_out_loss(
+                    trainer.model, self.data, weight=self.weight, times=self.times, cond=self.cond, seed=trainer.seed
+                ).mean
+            except SolverError:  # the loop has patience with what is not finite
+                return math.nan
 
     def _judge_objective(self) -> float:
         """Return the objective's mean at draws that are the same at every look."""

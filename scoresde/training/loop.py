@@ -61,7 +61,7 @@ class Loop:
         self.run, self.judge, self.best, self.watch, self.keep = run, judge, best, watch, keep
         self.first = trainer.step
         # Losses since the last record that an earlier process made.
-        self.carried = torch.empty(0) if carried is None else carried
+        self.carried = torch.empty(0, device="cpu") if carried is None else carried
         self.logged = self.first
         self.losses = torch.full((max(0, steps - self.first),), math.nan, device=trainer.device)
         self.bad_checks = 0
@@ -134,12 +134,12 @@ class Loop:
         is_best = False
         if judged and self.judge is not None:
             # One answer for all, by which all stop or go on.
-            held_out = float(trainer.world.gather(torch.tensor([self.judge()], dtype=torch.float64))[0])
+            held_out = float(trainer.world.gather(torch.tensor([self.judge()], dtype=torch.float64, device="cpu"))[0])
             record["held_out_loss"] = _to_json(held_out)
             is_best = self.best.see(held_out, trainer)
         if judged and self.watch is not None and trainer.world.is_main:
             record["watched"] = look(trainer, self.watch)
-        self.logged, self.carried = trainer.step, torch.empty(0)
+        self.logged, self.carried = trainer.step, torch.empty(0, device="cpu")
         self.log.add(record)
         self.bad_checks = self.bad_checks + 1 if 2 * len(good) < len(recent) else 0
         if self.bad_checks == PATIENCE or (self.bad_checks and trainer.step == self.steps):
@@ -152,7 +152,7 @@ class Loop:
         done = trainer.step
         skipped = torch.isnan(self.losses[: done - self.first]).nonzero()
         step = self.first + int(skipped[-1]) if len(skipped) else done - 1
-        where, bad = "the gradient is not", torch.zeros(0, dtype=torch.bool)
+        where, bad = "the gradient is not", torch.zeros(0, dtype=torch.bool, device="cpu")
         if not self.batches.source.state():  # any batch can be read again
             trainer.step = step
             x0, cond = self.batches(step)

@@ -2,7 +2,8 @@ r"""One step of training.
 
 A step draws times and noise, takes the gradient of the mean loss, scales it to a norm of at most ``clip_norm``, makes
 one Adam step (Kingma, Ba 2015, arXiv:1412.6980; decoupled weight decay of Loshchilov, Hutter 2019, arXiv:1711.05101)
-or one of an optimiser of your own, and moves the averages of the weights. The batch may be given to the network in
+or one of an optimiser of your own, restores the lengths of weights that have one (``nn.MagnitudeUNet``), and moves the
+averages of the weights. The batch may be given to the network in
 parts, whose gradients add up to that of the whole.
 A step whose loss or gradient is not finite changes nothing. Whatever is random in step k depends on (seed, k) alone, so
 that a run can stop anywhere and go on without the state of any generator. Nothing in a step waits for the device.
@@ -26,6 +27,7 @@ from torch.nn.parallel import DistributedDataParallel
 from scoresde.diffusions.sde import GaussianSDE
 from scoresde.errors import ConfigError, DTypeError, ShapeError, check_integer, check_number, explain_keywords, pick
 from scoresde.models.checks import check_differentiable, check_score_model
+from scoresde.models.networks import bare_network
 from scoresde.models.prediction import Condition, select
 from scoresde.models.score_model import ScoreModel
 from scoresde.noise import check_seed, normal, stream
@@ -44,6 +46,15 @@ from scoresde.training.updates import MakeOptimizer, Update
 __all__ = ["Objective", "Trainer"]
 
 Objective = Callable[[ScoreModel, Tensor, torch.Generator, Condition], Tensor]
+
+
+@runtime_checkable
+class Normalised(Protocol):
+    """A network whose weights have a length that every step restores, as ``nn.MagnitudeUNet`` is one."""
+
+    def normalise_(self) -> None:
+        """Restore it, in place."""
+        ...
 
 
 @runtime_checkable
@@ -126,7 +137,7 @@ class Trainer:
         self.weight = correct_weight(pick("weight", weight, WEIGHTS), self.times)
         sde = self.model.sde
         if objective is None:
-            ends = torch.linspace(sde.t_min, sde.t_max, 9, dtype=torch.float64)
+            ends = torch.linspace(sde.t_min, sde.t_max, 9, dtype=torch.float64, device="cpu")
             check_scalars(read_scalars(self.model, sde.at(ends), self.weight), ends)
         if learning_rate is None:
             learning_rate = 1e-3 if optimizer is None else 1.0
@@ -136,6 +147,7 @@ class Trainer:
             raise ConfigError(f"autocast must be None, torch.bfloat16 or torch.float16, got {autocast}")
         self.autocast, self.seed = autocast, check_seed(seed)
         self.accumulate = check_integer(accumulate, "accumulate", 1)
+        self.bare = bare_network(self.net)
         self.averages = _make_averages(self.net, ema_decay, sigma_rel)
         self.ema = self.averages[0]
         trained = [p for p in self.net.parameters() if p.requires_grad]
@@ -276,6 +288,8 @@ class Trainer:
         self.skipped = torch.isfinite(norm if self.world.size > 1 else norm + loss).logical_not()
         self.updating = True
         self.update(norm, self.skipped, self.rate(self.step))
+        if isinstance(self.bare, Normalised):
+            self.bare.normalise_()
         for average in self.averages:
             average.update()
         self.step, self.updating = self.step + 1, False

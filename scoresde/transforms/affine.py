@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
-from scoresde.errors import DomainError, DTypeError, ShapeError, check_floating, read_number
+from scoresde.errors import DTypeError, ShapeError, check_floating, check_number, read_number, show
 from scoresde.ops import Array, Rows, accept_rows, gather_moments, parts, working_dtype
-from scoresde.transforms.base import check_interval, read_options
+from scoresde.transforms.base import check_inside, check_interval, read_options
 
 __all__ = ["Affine"]
 
@@ -42,11 +42,10 @@ class Affine:
             many = isinstance(given, tuple)
             numbers = tuple(v if type(v) is int else read_number(v) for v in (given if many else (given,)))
             if None in numbers:
-                raise DTypeError(f"{name} must be a number or a tuple of numbers, got {given!r}")
+                raise DTypeError(f"{name} must be a number or a tuple of numbers, got {show(given)}")
             object.__setattr__(self, name, numbers if many else numbers[0])
-            values = torch.tensor(numbers, dtype=torch.float64)
-            if not bool(torch.isfinite(values).all()) or (name == "scale" and bool((values <= 0).any())):
-                raise DomainError(f"{name} must be finite{' and positive' if name == 'scale' else ''}, got {given}")
+            for number in numbers:
+                check_number(number, name, 0.0 if name == "scale" else None, open_low=name == "scale")
             lengths |= {len(numbers)} if many else set()
         if len(lengths) > 1 or 0 in lengths:
             raise ShapeError(
@@ -87,7 +86,7 @@ class Affine:
         return cls(0.5 * low + 0.5 * high, 0.5 * high - 0.5 * low)
 
     def _numbers(self, value: float | tuple[float, ...], x: Tensor) -> Tensor:
-        numbers = torch.tensor(value, dtype=torch.float64)
+        numbers = torch.tensor(value, dtype=torch.float64, device="cpu")
         if numbers.ndim and (x.ndim < 2 or x.shape[1] != len(numbers)):
             raise ShapeError(f"the transform serves {len(numbers)} channels, got data of shape {tuple(x.shape)}")
         return numbers.to(x).reshape(-1, *(1,) * (x.ndim - 2)) if numbers.ndim else numbers.to(x)
@@ -100,8 +99,10 @@ class Affine:
     @functools.cached_property
     def far(self) -> bool:
         """Whether the data lie so far from 0 that float32 would round them by a thousandth of their deviation."""
-        shift, scale = (torch.tensor(value, dtype=torch.float64) for value in (self.shift, self.scale))
-        return float((shift.abs() / scale).max()) > FAR or float(scale.max()) > torch.finfo(torch.float32).max
+        shift, scale = (torch.tensor(value, dtype=torch.float64, device="cpu") for value in (self.shift, self.scale))
+        known = torch.finfo(torch.float32)
+        extreme = max(float(shift.abs().max()), float(scale.max())) > known.max or float(scale.min()) < known.tiny
+        return float((shift.abs() / scale).max()) > FAR or extreme
 
     def _widen(self, x: Tensor) -> Tensor:
         """Return x in a type that holds the data and the numbers."""
@@ -114,7 +115,11 @@ class Affine:
         Data that are far from 0 are centred in float64, whatever their type.
         """
         wide = self._widen(check_floating(x, "data"))
-        return ((wide - self._numbers(self.shift, wide)) / self._numbers(self.scale, wide)).to(x.dtype)
+        y = ((wide - self._numbers(self.shift, wide)) / self._numbers(self.scale, wide)).to(x.dtype)
+        if self.far:
+            where = f"where (x - shift)/scale is a number of {x.dtype}, for {self}"
+            check_inside(torch.isfinite(y), x, where)
+        return y
 
     def inverse(self, y: Tensor) -> Tensor:
         """Map the model's coordinates (B, *) to data, from float32 to float64 where the data are ``far`` from 0."""

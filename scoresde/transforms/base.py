@@ -6,13 +6,24 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import fields
 from typing import Any, Protocol, runtime_checkable
 
+import torch
 from torch import Generator, Tensor
 
-from scoresde.errors import ConfigError, DomainError, DTypeError, check_number, keep_number, unknown
+from scoresde.errors import (
+    LARGEST_NUMBER,
+    ConfigError,
+    DomainError,
+    DTypeError,
+    check_number,
+    keep_number,
+    show,
+    unknown,
+)
 from scoresde.transforms.augment import RandomCrop, RandomFlip
 
 __all__ = [
     "Transform",
+    "check_holds",
     "check_inside",
     "check_interval",
     "check_transform",
@@ -61,7 +72,7 @@ def check_transform(transform: object) -> Transform | None:
         return transform
     if isinstance(transform, RandomFlip | RandomCrop):
         raise DTypeError(f"{transform} is not inverted: it is no transform of the model; pass it to fit as augment=")
-    raise DTypeError(f"transform must be one of scoresde.transforms, e.g. Affine(), got {transform!r}")
+    raise DTypeError(f"transform must be one of scoresde.transforms, e.g. Affine(), got {show(transform)}")
 
 
 def forward_parts(transform: Transform | None, x: Iterable[Tensor], generator: Generator) -> Iterator[Tensor]:
@@ -107,6 +118,13 @@ def check_interval(low: float, high: float) -> tuple[float, float]:
     high = check_number(high, "high")
     if low >= high:
         raise DomainError(f"low must be below high, got low={low:g} and high={high:g}")
+    if high - low < 1 / LARGEST_NUMBER:
+        raise DomainError(
+            f"high must lie at least {1 / LARGEST_NUMBER:g} above low, got {show(low)} and {high!r}",
+            parameter="high",
+            got=high,
+            cure="give the data another unit",
+        )
     return low, high
 
 
@@ -115,6 +133,25 @@ def keep_interval(owner: object) -> None:
     keep_number(owner, "low")
     keep_number(owner, "high")
     check_interval(getattr(owner, "low"), getattr(owner, "high"))  # noqa: B009 any dataclass with both
+
+
+class _Interval(Protocol):
+    @property
+    def low(self) -> float: ...
+    @property
+    def high(self) -> float: ...
+
+
+def check_holds(interval: _Interval, dtype: torch.dtype) -> None:
+    """Raise DTypeError for data of a type that has no numbers between the ends of a transform's interval."""
+    known, width = torch.finfo(dtype), interval.high - interval.low
+    if width < known.tiny or max(abs(interval.low), abs(interval.high)) > known.max:
+        raise DTypeError(
+            f"data of {dtype} have no numbers in [{interval.low:g}, {interval.high:g}], the range of {interval}",
+            parameter="x",
+            got=dtype,
+            cure="use x.double(), or give the data another unit",
+        )
 
 
 def check_inside(good: Tensor, x: Tensor, where: str) -> None:

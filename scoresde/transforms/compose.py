@@ -8,7 +8,7 @@ from typing import Final
 
 from torch import Generator, Tensor
 
-from scoresde.errors import DTypeError, check_floating, unknown
+from scoresde.errors import DTypeError, check_floating, show, unknown
 from scoresde.ops import working_dtype
 from scoresde.transforms.affine import Affine
 from scoresde.transforms.base import Transform, read_options
@@ -35,7 +35,7 @@ class Compose:
             raise DTypeError(f"parts must be a tuple of transforms, got {type(self.parts).__name__}; Compose((a, b))")
         for k, part in enumerate(self.parts):
             if isinstance(part, type) or not isinstance(part, Transform):
-                raise DTypeError(f"parts[{k}] must be a transform, got {part!r}; it needs the methods of Transform")
+                raise DTypeError(f"parts[{k}] must be a transform, got {show(part)}; it needs the methods of Transform")
 
     @property
     def random(self) -> bool:
@@ -70,7 +70,7 @@ class Compose:
     def from_dict(cls, config: Mapping[str, object]) -> Compose:
         parts = read_options(config, cls)["parts"]
         if not isinstance(parts, tuple):
-            raise DTypeError(f"the parts of Compose must be a list of descriptions, got {parts!r}")
+            raise DTypeError(f"the parts of Compose must be a list of descriptions, got {show(parts)}")
         return cls(tuple(transform_from_dict(part) for part in parts))
 
 

@@ -12,7 +12,7 @@ from torch import Generator, Tensor
 from scoresde.errors import ConfigError, DTypeError, check_floating, keep_integer, keep_number
 from scoresde.noise import uniform
 from scoresde.ops import working_dtype
-from scoresde.transforms.base import check_inside, keep_interval, read_options
+from scoresde.transforms.base import check_holds, check_inside, keep_interval, read_options
 
 __all__ = ["Dequantise", "Logit"]
 
@@ -73,6 +73,7 @@ class Dequantise:
         if generator is None:
             raise ConfigError('Dequantise draws noise: pass generator=, e.g. scoresde.noise.stream(seed, "dequantise")')
         wide = x.to(working_dtype(x.device))
+        check_holds(self, x.dtype)
         # In units of a bin: the rounding error of the largest value in x's type.
         rounding = torch.finfo(x.dtype).eps * max(abs(self.low), abs(self.high)) / self.width
         if rounding > 1 / 16:
@@ -132,6 +133,7 @@ class Logit:
     def _tails(self, x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Return log u and log(1 - u), each from its own end, so that neither loses digits."""
         inside = (x >= self.low) & (x <= self.high) if self.epsilon else (x > self.low) & (x < self.high)
+        check_holds(self, x.dtype)
         ends = "[]" if self.epsilon else "()"
         check_inside(inside, x, f"in {ends[0]}{self.low:g}, {self.high:g}{ends[1]}, the range of {self}")
         # Contiguous, since a vectorised logarithm may differ in its last bit with the place in memory.
@@ -155,6 +157,7 @@ class Logit:
     def inverse(self, y: Tensor) -> Tensor:
         """Map the real line to [low, high]."""
         wide = check_floating(y, "y").to(torch.promote_types(y.dtype, torch.float32)).contiguous()
+        check_holds(self, y.dtype)
         share = ((wide.sigmoid() - self.epsilon) / (1.0 - 2.0 * self.epsilon)).clamp(0.0, 1.0)
         return (self.low + (self.high - self.low) * share).to(y.dtype)
 

@@ -150,12 +150,12 @@ REFUSED: dict[str, tuple[Callable[[], object], type[ScoreSDEError], str]] = {
     "variance negative": (
         lambda: gaussian(covariance=torch.tensor([1.0, -1.0])),
         DomainError,
-        "covariance must not be negative, got -1",
+        "covariance must be positive semi-definite, its smallest variance is -1",
     ),
     "covariance indefinite": (
         lambda: gaussian(covariance=torch.tensor([[1.0, 2.0], [2.0, 1.0]])),
         DomainError,
-        "covariance must be symmetric and positive semi-definite, lowest eigenvalue -1",
+        "covariance must be positive semi-definite, its smallest eigenvalue is -1",
     ),
     "a mean that is none": (lambda: gaussian(mean=None), DTypeError, "mean must be a tensor of numbers, got None"),
     "std none": (lambda: mixture(std=None), DTypeError, "std must be a tensor of numbers, got None"),

@@ -20,6 +20,7 @@ from scoresde.errors import (
     check_integer,
     check_number,
     check_samples,
+    show,
 )
 from scoresde.likelihood.fokker_planck.densities import Densities
 from scoresde.likelihood.fokker_planck.scheme import Array, Scheme, points
@@ -68,7 +69,7 @@ def evolve_density(
     flux-corrected transport algorithms for fluids".
     """
     if not isinstance(sde, SDE):
-        raise DTypeError(f"sde must be an SDE, e.g. VPSDE() or VPSDE().reverse(model), got {sde!r}")
+        raise DTypeError(f"sde must be an SDE, e.g. VPSDE() or VPSDE().reverse(model), got {show(sde)}")
     centres, edges = _grid(box)
     knots = _check_times(sde, times)
     tolerance = check_number(tolerance, "tolerance", 0.0, open_low=True)
@@ -85,7 +86,9 @@ def evolve_density(
             kept.append(p)
             taken += count
     values = torch.from_numpy(np.stack(kept))
-    return Densities(tuple(map(torch.from_numpy, centres)), torch.tensor(knots, dtype=torch.float64), values, taken)
+    return Densities(
+        tuple(map(torch.from_numpy, centres)), torch.tensor(knots, dtype=torch.float64, device="cpu"), values, taken
+    )
 
 
 def _cross(
@@ -120,7 +123,7 @@ def _cross(
 def _grid(box: object) -> tuple[list[Array], list[Array]]:
     """Return centres and edges along each axis."""
     if not isinstance(box, Sequence) or not all(isinstance(side, Sequence) and len(side) == 3 for side in box):
-        raise DTypeError(f"box must be [(low, high, cells)] for each axis, e.g. [(-4.0, 4.0, 400)], got {box!r}")
+        raise DTypeError(f"box must be [(low, high, cells)] for each axis, e.g. [(-4.0, 4.0, 400)], got {show(box)}")
     if len(box) not in (1, 2):
         raise ShapeError(f"box must have one or two axes, got {len(box)}; grids in more dimensions are too large")
     counts = [check_integer(cells, f"box[{k}][2]", 8) for k, (_, _, cells) in enumerate(box)]
@@ -139,7 +142,7 @@ def _grid(box: object) -> tuple[list[Array], list[Array]]:
 def _check_times(sde: SDE, times: object) -> list[float]:
     """Return the times as numbers, in an order in which the equation is well posed."""
     if not isinstance(times, Tensor) or times.ndim != 1 or len(times) < 2:
-        raise ShapeError(f"times must be a tensor of at least two times, (T,), got {times!r}")
+        raise ShapeError(f"times must be a tensor of at least two times, (T,), got {show(times)}")
     knots: list[float] = sde.check_time(times).tolist()
     steps = np.diff(knots)
     if not ((steps > 0).all() or (steps < 0).all()):
@@ -154,7 +157,7 @@ def _check_times(sde: SDE, times: object) -> list[float]:
 def _start(start: object, scheme: Scheme) -> Array:
     """Return the first densities, of mass 1."""
     shape = tuple(map(len, scheme.centres))
-    if callable(start):
+    if callable(start) and not isinstance(start, type):
         values = start(points(scheme.centres))
         if not isinstance(values, Tensor) or values.shape != (math.prod(shape),):
             got = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__

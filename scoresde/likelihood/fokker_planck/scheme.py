@@ -83,7 +83,7 @@ class Scheme:
 
     def fluxes(self, axis: int, t: float) -> Fluxes:
         """Return the weights of the fluxes through the axis's faces."""
-        time = torch.tensor(t, dtype=torch.float64)
+        time = torch.tensor(t, dtype=torch.float64, device="cpu")
         g = float(self.sde.diffusion(time))
         drift = self.sde.drift(self.faces[axis], time)
         if drift.shape != self.faces[axis].shape:

@@ -30,6 +30,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -42,7 +43,10 @@ from scoresde.errors import (
     DTypeError,
     ShapeError,
     TrainingWarning,
+    check_mapping,
     check_number,
+    check_sequence,
+    show,
 )
 from scoresde.models import checkpoint
 from scoresde.models.checks import check_model
@@ -137,12 +141,12 @@ def guided(
     if not isinstance(scale, Tensor):
         scale = check_number(scale, "scale")
     if interval is not None:
-        given: object = interval
-        if not isinstance(given, Sequence) or len(given) != 2:
-            raise DTypeError(f"interval must be two noise levels sigma/alpha, (lowest, highest), got {given!r}")
+        interval = check_sequence(interval, "interval", "two noise levels")
+        if len(interval) != 2:
+            raise ConfigError(f"interval must be (low, high), got {show(interval)}", parameter="interval")
         low = check_number(interval[0], "interval[0]", 0.0)
         interval = low, check_number(interval[1], "interval[1]", low)
-    away = Term(1) if weak is not None else Term(0, "null" if negative is None else dict(negative))
+    away = Term(1) if weak is not None else Term(0, "null" if negative is None else _own(negative, "negative"))
     return CombinedModel(
         [inner] if weak is None else [inner, check_model(weak)],
         (Term(0), away),
@@ -151,6 +155,15 @@ def guided(
         interval=interval,
         rescale=check_number(rescale, "rescale", 0.0, 1.0),
     )
+
+
+def _check_power(power: object) -> float:
+    return check_number(power, "powers")
+
+
+def _own(values: object, name: str) -> dict[str, Any]:
+    """Return a copy of conditions."""
+    return dict(check_mapping(values, name, "values"))
 
 
 def product(
@@ -171,17 +184,20 @@ def product(
         DTypeError, ConfigError: no models, models under several SDEs or transforms, other numbers of powers or
             conditions. DomainError: a power that is not finite.
     """
-    known = [check_model(model) for model in models]
+    known = [check_model(model) for model in check_sequence(models, "models", "models")]
     if not known:
         raise ConfigError("a product needs at least one model, got none")
-    given = [1.0] * len(known) if powers is None else [check_number(w, "powers") for w in powers]
-    told = [None] * len(known) if conds is None else list(conds)
+    given = (
+        [1.0] * len(known) if powers is None else list(map(_check_power, check_sequence(powers, "powers", "numbers")))
+    )
+    told = [None] * len(known) if conds is None else list(check_sequence(conds, "conds", "dicts"))
     if len(given) != len(known) or len(told) != len(known):
         raise ConfigError(f"{len(known)} models need as many powers and conds, got {len(given)} and {len(told)}")
     parts = list({id(model): model for model in known}.values())
     places = {id(model): place for place, model in enumerate(parts)}
     terms = tuple(
-        Term(places[id(model)], "asked" if one is None else dict(one)) for model, one in zip(known, told, strict=True)
+        Term(places[id(model)], "asked" if one is None else _own(one, "conds"))
+        for model, one in zip(known, told, strict=True)
     )
     return CombinedModel(parts, terms, powers=tuple(given))
 

@@ -59,7 +59,7 @@ class Measured:
                 f"singular values of {size} coordinates are too dear (at most {MOST}); use another method, e.g. 'mmps'"
             )
         if self._decomposition is None:
-            basis = torch.eye(size, dtype=torch.float64).reshape(size, *self.event)
+            basis = torch.eye(size, dtype=torch.float64, device="cpu").reshape(size, *self.event)
             matrix = (self(basis) - self(torch.zeros_like(basis[:1]))).T
             self._decomposition = torch.linalg.svd(matrix, full_matrices=False)
         u, s, vt = (part.to(like) for part in self._decomposition)

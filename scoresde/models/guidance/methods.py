@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from scoresde.diffusions.gaussian import Moments
-from scoresde.errors import ConfigError, keep_integer, keep_number, unknown
+from scoresde.errors import ConfigError, is_name, keep_integer, keep_number, unknown
 from scoresde.models.guidance.measured import Linearised
 from scoresde.ops import expand, flat
 
@@ -148,7 +148,7 @@ class PiGDM(Method):
 
     def __post_init__(self) -> None:
         keep_integer(self, "iterations", 1)
-        if self.covariance != "moments":
+        if not is_name(self.covariance, ("moments",)):
             if isinstance(self.covariance, str):
                 raise unknown("covariance", self.covariance, ["moments", "or a number"])
             keep_number(self, "covariance", 0.0, open_low=True)
@@ -270,7 +270,7 @@ class DDRM(Method):
         u, values, vt = asked.line.measured.decompose(asked.residual)
         seen = values > 1e-9 * values.max()
         inverse = torch.where(seen, 1 / torch.where(seen, values, 1.0), 0.0)
-        share = torch.ones((len(asked.nu2), 1)).to(asked.residual)
+        share = torch.ones((len(asked.nu2), 1), device="cpu").to(asked.residual)
         if asked.noise > 0:
             ratio = (asked.nu2 / asked.noise).sqrt()[:, None] * values
             share = torch.where(ratio >= 1, 1.0, math.sqrt(1 - self.eta**2) * ratio)

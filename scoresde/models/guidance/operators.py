@@ -15,7 +15,18 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from scoresde.errors import ConfigError, DTypeError, ShapeError, check_integer, check_samples, keep_integer
+from scoresde.errors import (
+    ConfigError,
+    DTypeError,
+    ShapeError,
+    check_floating,
+    check_integer,
+    check_numbers,
+    check_samples,
+    check_values,
+    keep_integer,
+    show,
+)
 from scoresde.ops import recording
 
 __all__ = [
@@ -72,8 +83,7 @@ class Mask(Operator):
     keep: Tensor
 
     def __post_init__(self) -> None:
-        if self.keep.dtype != torch.bool:
-            raise DTypeError(f"keep must be a bool tensor, true where x is seen, got {self.keep.dtype}")
+        _check_seen(self.keep, "x")
         if not bool(self.keep.any()):
             raise ConfigError("keep is false everywhere: nothing is seen")
 
@@ -99,6 +109,7 @@ class Matrix(Operator):
     matrix: Tensor
 
     def __post_init__(self) -> None:
+        check_values(check_floating(self.matrix, "matrix"), "matrix")
         if self.matrix.ndim != 2 or not self.matrix.is_floating_point():
             raise ShapeError(f"matrix must be floating (m, D), got {self.matrix.dtype} {tuple(self.matrix.shape)}")
 
@@ -121,6 +132,7 @@ class Blur(Operator):
     kernel: Tensor
 
     def __post_init__(self) -> None:
+        check_values(check_floating(self.kernel, "kernel"), "kernel")
         if not self.kernel.is_floating_point() or self.kernel.ndim not in (1, 2, 3):
             raise ShapeError(f"kernel must be floating, of 1 to 3 dimensions, got {tuple(self.kernel.shape)}")
         if any(size % 2 == 0 for size in self.kernel.shape):
@@ -130,7 +142,7 @@ class Blur(Operator):
     def gaussian(cls, std: float, dims: int = 2) -> Blur:
         """Return a Gaussian blur of a standard deviation in pixels, cut at three of them."""
         reach = max(1, math.ceil(3 * std))
-        line = torch.exp(-0.5 * (torch.arange(-reach, reach + 1, dtype=torch.float64) / std) ** 2)
+        line = torch.exp(-0.5 * (torch.arange(-reach, reach + 1, dtype=torch.float64, device="cpu") / std) ** 2)
         kernel = line / line.sum()
         for _ in range(check_integer(dims, "dims", 1, 3) - 1):
             kernel = kernel[..., None] * (line / line.sum())
@@ -200,8 +212,7 @@ class Fourier(Operator):
     keep: Tensor
 
     def __post_init__(self) -> None:
-        if self.keep.dtype != torch.bool:
-            raise DTypeError(f"keep must be a bool tensor, true where a coefficient is seen, got {self.keep.dtype}")
+        _check_seen(self.keep, "a coefficient")
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return the coefficients."""
@@ -237,13 +248,21 @@ class Nonlinear(Operator):
         return self.function(x)
 
 
+def _check_seen(keep: object, what: str) -> None:
+    """Raise DTypeError unless ``keep`` is a bool tensor."""
+    if not isinstance(keep, Tensor) or keep.dtype != torch.bool:
+        got = keep.dtype if isinstance(keep, Tensor) else show(keep)
+        raise DTypeError(f"keep must be a bool tensor, true where {what} is seen, got {got}")
+    check_numbers(keep, "keep")
+
+
 def as_operator(operator: object) -> Operator:
     """Return an operator: itself, a bool tensor as a mask, a matrix, or a function as a nonlinear one."""
     if isinstance(operator, Operator):
         return operator
     if isinstance(operator, Tensor):
         return Mask(operator) if operator.dtype == torch.bool else Matrix(operator)
-    if callable(operator):
+    if callable(operator) and not isinstance(operator, type):
         return Nonlinear(operator)
     raise DTypeError(
         "operator must be one of scoresde.guidance, e.g. Mask(keep), a bool tensor, a matrix (m, D), or a function, "
@@ -257,6 +276,8 @@ def check_measurement(operator: Operator, y: object, event: Sequence[int]) -> Te
         raise DTypeError(f"y must be a tensor, got {type(y).__name__}")
     check_samples(y[None], "y")
     seen = operator(torch.zeros((1, *event), device=y.device))
+    if not isinstance(seen, Tensor):
+        raise DTypeError(f"the operator must return a tensor, got {type(seen).__name__}")
     if tuple(y.shape) != tuple(seen.shape[1:]):
         raise ShapeError(
             f"y must have the shape {tuple(seen.shape[1:])} of one measurement of an event {tuple(event)}, got "

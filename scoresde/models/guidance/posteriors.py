@@ -41,7 +41,7 @@ import torch
 from torch import Tensor
 
 from scoresde.diffusions.point import Point
-from scoresde.errors import ConfigError, ShapeError, check_number, unknown
+from scoresde.errors import ConfigError, ShapeError, check_number, check_sizes, unknown
 from scoresde.models.guidance.measured import Measured
 from scoresde.models.guidance.methods import METHODS, Asked, Method, MethodName, covary_gaussian
 from scoresde.models.guidance.operators import Operator, as_operator, check_measurement
@@ -109,7 +109,8 @@ class PosteriorModel(ChangedModel):
         super().__init__(model, "data")
         if event is None and self.moments is None:
             raise ConfigError("the model knows no moments, so no event; pass event=, the shape of one sample")
-        self.event = tuple(event or (() if self.moments is None else self.moments.mean.shape))
+        own = () if self.moments is None else tuple(self.moments.mean.shape)
+        self.event = own if event is None else check_sizes(event, "event", 1)
         if isinstance(method, str) and method not in METHODS:
             raise unknown("posterior method", method, METHODS)
         self.method = METHODS[method] if isinstance(method, str) else method
@@ -118,7 +119,7 @@ class PosteriorModel(ChangedModel):
         # Of data, where a transform of codes gives them another shape.
         seen = self.event
         if self.transform is not None:
-            seen = tuple(self.transform.inverse(torch.zeros(1, *self.event)).shape[1:])
+            seen = tuple(self.transform.inverse(torch.zeros(1, *self.event, device="cpu")).shape[1:])
         linear = operator.linear and self.measured.is_linear()
         if operator.linear and not linear:
             if self.transform is None or Measured(operator, None, seen, 0.0).is_linear() is False:

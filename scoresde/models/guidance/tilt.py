@@ -20,7 +20,14 @@ import torch
 from torch import Tensor
 
 from scoresde.diffusions.point import Point
-from scoresde.errors import ConfigError, DTypeError, ShapeError, check_number, unknown
+from scoresde.errors import (
+    ConfigError,
+    ShapeError,
+    check_callable,
+    check_choice,
+    check_number,
+    check_sequence,
+)
 from scoresde.models.mapped import ChangedModel, PreparedChange
 from scoresde.models.prediction import Condition, Prediction, Predictor, Prepared
 from scoresde.ops import recording
@@ -68,15 +75,13 @@ class TiltedModel(ChangedModel):
 
     def __init__(self, model: Predictor, log_factor: Factor, scale: float, at: At, names: tuple[str, ...]) -> None:
         super().__init__(model, "noise")
-        if not callable(log_factor):
-            raise DTypeError(f"log_factor must be a function of the state or of the data, got {log_factor!r}")
-        if at not in get_args(At):
-            raise unknown("place of a factor", at, get_args(At))
+        check_callable(log_factor, "log_factor", "of the state or of the data", optional=False)
+        check_choice("place of a factor", at, get_args(At))
         self.log_factor, self.scale, self.at_what, self.names = (
             log_factor,
             check_number(scale, "scale"),
             at,
-            tuple(names),
+            check_sequence(names, "names", "names"),
         )
 
     def prepare(self, point: Point, x: Tensor, cond: Condition = None) -> Prepared:

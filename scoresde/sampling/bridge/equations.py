@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from scoresde.errors import ConfigError, SolverError, keep_integer, keep_number, unknown
+from scoresde.errors import ConfigError, SolverError, check_choice, keep_integer, keep_number
 from scoresde.solvers.adaptive import Field, FlowResult, FlowSolver, check_tolerances
 
 if TYPE_CHECKING:
@@ -48,7 +48,11 @@ class _Counted:
     def __call__(self, u: Tensor | float, y: Tensor) -> Tensor:
         # A probe for the first step, or rounding to float32, may leave the interval. u keeps its graph: torchdiffeq
         # differentiates its choice of steps too, and the solution does not depend on it only where both parts are kept.
-        at = torch.as_tensor(u).to("cpu", torch.float64).clamp(*sorted((self.field.start, self.field.end)))
+        at = (
+            (u if isinstance(u, Tensor) else torch.tensor(u, device="cpu"))
+            .to("cpu", torch.float64)
+            .clamp(*sorted((self.field.start, self.field.end)))
+        )
         self.calls += 1
         if self.calls > self.max_calls:
             raise self.error(float(at.detach()), y, f"max_calls = {self.max_calls} is used up; loosen rtol and atol")
@@ -100,8 +104,7 @@ class ScipyODE(FlowSolver):
         keep_number(self, "rtol", 0.0, open_low=True)
         keep_number(self, "atol", 0.0, open_low=True)
         keep_integer(self, "max_calls", 1)
-        if self.method not in SCIPY:
-            raise unknown("method", self.method, SCIPY)
+        check_choice("method", self.method, SCIPY)
 
     def integrate(self, field: Field, x: Tensor) -> FlowResult:
         """Carry x (B, *) along a field, sample by sample; see ``FlowSolver.integrate``."""
@@ -116,13 +119,13 @@ class ScipyODE(FlowSolver):
             flat = (y / field.scales[0]).reshape(-1)
 
             def slope(u: float, values: object) -> object:
-                now = torch.as_tensor(values, dtype=y.dtype).to(y.device).reshape(y.shape)
+                now = torch.as_tensor(values, dtype=y.dtype, device="cpu").to(y.device).reshape(y.shape)
                 return counted(u, now).reshape(-1).to("cpu", torch.float64).numpy()
 
             result = integrate.solve_ivp(
                 slope, (field.start, field.end), flat.cpu().numpy(), method=self.method, rtol=self.rtol, atol=self.atol
             )
-            reached = torch.as_tensor(result.y[:, -1], dtype=y.dtype).to(y.device).reshape(y.shape)
+            reached = torch.as_tensor(result.y[:, -1], dtype=y.dtype, device="cpu").to(y.device).reshape(y.shape)
             if result.status != 0:
                 raise counted.error(float(result.t[-1]), reached, str(result.message))
             counted.accepted = len(result.t) - 1
@@ -167,8 +170,7 @@ class TorchDiffEq(FlowSolver):
         keep_number(self, "rtol", 0.0, open_low=True)
         keep_number(self, "atol", 0.0, open_low=True)
         keep_integer(self, "max_calls", 1)
-        if self.method not in TORCHDIFFEQ:
-            raise unknown("method", self.method, TORCHDIFFEQ)
+        check_choice("method", self.method, TORCHDIFFEQ)
         _torchdiffeq()
 
     def integrate(self, field: Field, x: Tensor) -> FlowResult:
@@ -178,14 +180,14 @@ class TorchDiffEq(FlowSolver):
             return _one_by_one(self._carry, field, x)
         moves = field.start != field.end and len(x) > 0
         out, counted = self._carry(field, x) if moves else (x, _Counted(field, "", 1))
-        counts = torch.tensor([[counted.calls], [counted.accepted], [counted.rejected]]).expand(3, len(x))
+        counts = torch.tensor([[counted.calls], [counted.accepted], [counted.rejected]], device="cpu").expand(3, len(x))
         return FlowResult(out, *counts.clone())
 
     def _carry(self, field: Field, x: Tensor) -> tuple[Tensor, _Counted]:
         """Solve for one state, a sample or a batch."""
         torchdiffeq = _torchdiffeq()
         counted = _Counted(field, f"torchdiffeq's {self.method}", self.max_calls)
-        times = torch.tensor([field.start, field.end], dtype=torch.float64)
+        times = torch.tensor([field.start, field.end], dtype=torch.float64, device="cpu")
         # Told of the end, the method steps onto it; else it steps past and interpolates, where there may be no flow.
         options = {"step_t": times[1:].clone()}
         y = x / field.scales[0]
@@ -205,11 +207,11 @@ class TorchDiffEq(FlowSolver):
 def _one_by_one(solve: Callable[[Field, Tensor], tuple[Tensor, _Counted]], field: Field, x: Tensor) -> FlowResult:
     """Solve sample by sample, each in the field of its own condition."""
     parts = []
-    counts = torch.zeros(3, len(x), dtype=torch.long)
+    counts = torch.zeros(3, len(x), dtype=torch.long, device="cpu")
     for k in range(len(x)):
         part = x[k : k + 1]
         if field.start != field.end:
             part, counted = solve(field.only(k), part)
-            counts[:, k] = torch.tensor([counted.calls, counted.accepted, counted.rejected])
+            counts[:, k] = torch.tensor([counted.calls, counted.accepted, counted.rejected], device="cpu")
         parts.append(part)
     return FlowResult(torch.cat(parts) if parts else x, *counts)

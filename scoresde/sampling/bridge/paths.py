@@ -28,10 +28,10 @@ from scoresde.errors import (
     ConfigError,
     DomainError,
     SolverError,
+    check_choice,
     check_integer,
     check_samples,
     keep_number,
-    unknown,
 )
 from scoresde.models.prediction import Condition, Predictor
 from scoresde.models.scored_sde import ScoredSDE
@@ -99,7 +99,7 @@ class TorchSDE(Planner):
             steps = math.ceil((sde.t_max - sde.t_min) / self.dt - 1e-9)
         if steps is None:
             raise ConfigError("a grid needs steps= or TorchSDE(dt=)")
-        times = torch.linspace(sde.t_max, sde.t_min, steps + 1, dtype=torch.float64)
+        times = torch.linspace(sde.t_max, sde.t_min, steps + 1, dtype=torch.float64, device="cpu")
         times[0] = sde.t_max
         return times
 
@@ -160,7 +160,7 @@ def simulate(
     if noise is None:
         noise = SampleNoise(fresh_seed() if seed is None else check_seed(seed))
         noise.rewind(1)
-    fractions = torch.arange(1, substeps + 1, dtype=torch.float64) / substeps
+    fractions = torch.arange(1, substeps + 1, dtype=torch.float64, device="cpu") / substeps
     fine = torch.cat([ends[:1], (ends[:-1, None] + ends.diff()[:, None] * fractions).reshape(-1)])
     fine[substeps::substeps] = ends[1:]
     walked = walk(sde, x0, fine, noise, method=method, adjoint=adjoint)
@@ -209,7 +209,7 @@ def walk(
         path = _increment(y, late - early, DRAWS[method], source, x.shape)
         # The step reaches past the interval and is cut to it, so that no second, tiny one comes of rounding.
         arguments = {"bm": path, "method": method, "dt": 2 * (late - early)}
-        ends = torch.tensor([early, late], dtype=torch.float64)
+        ends = torch.tensor([early, late], dtype=torch.float64, device="cpu")
         before = y
         if adjoint is None:
             y = torchsde.sdeint(equation, y, ends, **arguments)[-1]
@@ -283,8 +283,7 @@ def _increment(y: Tensor, h: float, draws: int, noise: NoiseSource | None, shape
 
 
 def _check_method(method: str) -> None:
-    if method not in DRAWS:
-        raise unknown("method", method, DRAWS)
+    check_choice("method", method, DRAWS)
 
 
 @dataclass(frozen=True, eq=False)
@@ -328,7 +327,7 @@ class PathPlan:
             states, calls = [*states, state] if self.trajectory else [state], so_far
         if self.final == "denoise":
             states, calls = [*states, denoised(model, states[-1], float(self.knots[-1]), cond)], calls + 1
-        counts = torch.full((x.shape[0],), calls, dtype=torch.long)
+        counts = torch.full((x.shape[0],), calls, dtype=torch.long, device="cpu")
         steps = torch.full_like(counts, len(self.times) - 1)
         kept = torch.stack(states) if self.trajectory else None
         return Part(states[-1], counts, kept, torch.zeros_like(counts), steps, torch.zeros_like(counts))

@@ -160,7 +160,7 @@ def _fly(model: Predictor, start: Tensor, cond: Condition, order: int, key: int)
 
     out = flat(sample(model, x_init=both, solver=table, cond=told, on_step=see).double())
     gains = (out[len(start) :] - out[: len(start)]).norm(dim=1) / torch.stack(apart).clamp_min(1e-30)
-    spans = torch.tensor(levels, dtype=torch.float64).unfold(0, order + 1, 1)
+    spans = torch.tensor(levels, dtype=torch.float64, device="cpu").unfold(0, order + 1, 1)
     return spans.mean(1), torch.stack(bends).cpu() * gains.unfold(0, order + 1, 1).mean(2).cpu()
 
 

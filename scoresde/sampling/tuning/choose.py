@@ -21,7 +21,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from scoresde.diffusions.sde import SDE, GaussianSDE
-from scoresde.errors import ConfigError, ScoreSDEError, check_integer, check_number, unknown
+from scoresde.errors import ConfigError, ScoreSDEError, check_choice, check_flag, check_integer, check_number
 from scoresde.models.checks import check_model
 from scoresde.models.prediction import Predictor, in_mode
 from scoresde.ops import flat
@@ -218,8 +218,9 @@ def select(
     """
     known = check_options(model, steps, samples, tolerance, chunk_size)
     steps = int(steps)
-    if by not in ("both", "rms", "median"):
-        raise unknown("by", by, ("both", "rms", "median"))
+    check_flag(noise, "noise")
+    check_flag(progress, "progress")
+    check_choice("by", by, ("both", "rms", "median"))
     with in_mode(known, training=False):
         pairs, spent = make_pairs(
             known, samples, seed, "select", event=event, cond=cond, tolerance=tolerance, size=chunk_size

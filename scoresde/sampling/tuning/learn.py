@@ -101,7 +101,10 @@ def improve(
     for iteration in tqdm(range(iterations), desc="tuning", unit="step", disable=not progress, leave=False):
         scale = max(2 * float(each.median()), FLOOR)
         weights = 1 / (1 + (each / scale).square())
-        gradient, curvature = torch.zeros(len(free)).double(), torch.zeros(len(free), len(free)).double()
+        gradient, curvature = (
+            torch.zeros(len(free), device="cpu").double(),
+            torch.zeros(len(free), len(free), device="cpu").double(),
+        )
         draw, done = stream(seed, "sketch", iteration, device=train.start.device), 0
         signs = [normal(tuple(train.start.shape), draw).sign() for _ in range(SKETCHES)]
         for part in train.parts(size):

@@ -71,7 +71,10 @@ def descend(
         progress: show a bar of the iterations.
     """
     free, used = layout.places(parts), 0
-    moved, nearby = torch.zeros(len(free), dtype=values.dtype, requires_grad=True), torch.zeros_like(train.start)
+    moved, nearby = (
+        torch.zeros(len(free), dtype=values.dtype, requires_grad=True, device="cpu"),
+        torch.zeros_like(train.start),
+    )
     nearby.requires_grad_(radius > 0)
     groups = [{"params": [moved], "lr": RATE}]
     if radius > 0:
@@ -129,15 +132,15 @@ def find_levels(model: Predictor, train: Pairs, steps: int) -> tuple[Tensor, int
     scale = float(table.start.point().r)
     with torch.no_grad():
         out = sample(model, x_init=scale * train.start, solver=table, final="sample", cond=train.cond, on_step=see)
-    u = torch.tensor([*levels, 0.0], dtype=torch.float64)
+    u = torch.tensor([*levels, 0.0], dtype=torch.float64, device="cpu")
     states.append(flat(out.double()))
-    costs = torch.full((FINE + 1, FINE + 1), math.inf, dtype=torch.float64)
+    costs = torch.full((FINE + 1, FINE + 1), math.inf, dtype=torch.float64, device="cpu")
     for i in range(FINE):
         for j in range(i + 1, FINE + 1):
             costs[i, j] = (states[j] - states[i] - (u[j] - u[i]) * slopes[i]).square().mean(1).sqrt().mean()
     begins = choose_path(costs, steps)[:-1]
     found = [2 * math.log((1 - levels[k]) / levels[k]) for k in begins]
-    return torch.tensor(found, dtype=torch.float64), FINE * len(train)
+    return torch.tensor(found, dtype=torch.float64, device="cpu"), FINE * len(train)
 
 
 def choose_path(costs: Tensor, steps: int) -> list[int]:
@@ -159,6 +162,6 @@ def place_at(log_snr: Tensor) -> Grid:
 
 
 def _choose_levels(sde: GaussianSDE, fractions: Tensor, *log_snr: float) -> Tensor:
-    inside = sde.time(torch.tensor(log_snr[1:], dtype=torch.float64))
+    inside = sde.time(torch.tensor(log_snr[1:], dtype=torch.float64, device="cpu"))
     times = torch.cat([inside.new_tensor([sde.t_max]), inside, inside.new_tensor([sde.t_min])])
     return times[: len(fractions)]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from scoresde.errors import ConfigError
+from scoresde.errors import ConfigError, check_callable, check_mapping, check_sizes
 from scoresde.models.prediction import Condition, Predictor, select
 from scoresde.noise import SampleNoise, integers, stream
 from scoresde.ops import chunks, flat
@@ -114,7 +114,7 @@ def make_pairs(
         chunk_size=size,
         full_output=True,
     )
-    scale = float(model.sde.at(torch.tensor(model.sde.t_max, dtype=torch.float64)).r)
+    scale = float(model.sde.at(torch.tensor(model.sde.t_max, dtype=torch.float64, device="cpu")).r)
     return Pairs(x / scale, out.x, told), int(out.nfe.sum())
 
 
@@ -124,8 +124,14 @@ def draw_starts(
     """Return start states from the prior, (count, *event), and their conditions; see ``make_pairs``."""
     if event is None and model.moments is None:
         raise ConfigError("the model knows no moments, so no event; pass event=, the shape of one sample")
-    shape = tuple(event or (() if model.moments is None else model.moments.mean.shape))
+    own = () if model.moments is None else tuple(model.moments.mean.shape)
+    shape = own if event is None else check_sizes(event, "event", 1)
+    check_callable(cond, "cond", "of a number of samples")
     z = torch.empty((count, *shape), device=model.device or "cpu")
     SampleNoise(int(integers(2**31, (1,), stream(0, *key)))).fill(z)
-    told = None if cond is None else {name: value.to(z.device) for name, value in cond(count).items()}
+    told = (
+        None
+        if cond is None
+        else {name: value.to(z.device) for name, value in check_mapping(cond(count), "cond(n)", "tensors").items()}
+    )
     return model.sde.prior(None, model.moments).from_noise(z), told

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from scoresde.diffusions.sde import SDE, GaussianSDE
-from scoresde.errors import ConfigError, check_integer, check_number, unknown
+from scoresde.errors import ConfigError, check_choice, check_flag, check_integer, check_number, check_sequence, show
 from scoresde.models.checks import check_differentiable, check_model
 from scoresde.models.prediction import Predictor, in_mode
 from scoresde.sampling.calibration import Calibration
@@ -194,14 +194,14 @@ def tune(
     count = samples or _count(known, steps, event)
     for name, value in (("held_out", held_out or count), ("starts", starts), ("iterations", iterations)):
         check_integer(value, name, 1)
-    chosen = tuple(parts)
+    check_flag(keep, "keep")
+    check_flag(progress, "progress")
+    chosen = check_sequence(parts, "parts", "names")
     for part in chosen:
-        if part not in PARTS:
-            raise unknown("part", part, PARTS)
-    if method not in get_args(Method):
-        raise unknown("method", method, get_args(Method))
+        check_choice("part", part, PARTS)
+    check_choice("method", method, get_args(Method))
     if check_number(radius, "radius", 0.0) and method != "adam":
-        raise ConfigError(f"radius= is of the soft objective, which method='adam' descends on, not {method!r}")
+        raise ConfigError(f"radius= is of the soft objective, which method='adam' descends on, not {show(method)}")
     first = None
     if start is not None:
         first = start if isinstance(start, Tableau) else build_table(known.sde, start, steps=steps)

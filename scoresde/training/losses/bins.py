@@ -22,8 +22,10 @@ class LossBins:
     """
 
     def __init__(self, sde: GaussianSDE, device: torch.device) -> None:
-        ends = sde.log_snr(torch.tensor([sde.t_max, sde.t_min], dtype=torch.float64)).clamp(-WIDEST, WIDEST)
-        self.edges = ends[0] + (ends[1] - ends[0]) * torch.arange(BINS + 1, dtype=torch.float64) / BINS
+        ends = sde.log_snr(torch.tensor([sde.t_max, sde.t_min], dtype=torch.float64, device="cpu")).clamp(
+            -WIDEST, WIDEST
+        )
+        self.edges = ends[0] + (ends[1] - ends[0]) * torch.arange(BINS + 1, dtype=torch.float64, device="cpu") / BINS
         self.sums = torch.zeros(2, BINS, device=device)
 
     @property

@@ -76,8 +76,8 @@ class ImportanceIndices:
     def __init__(self, n: int, *, history: int = 10, uniform_share: float = 1e-3) -> None:
         self.n, self.history = check_integer(n, "n", 1), check_integer(history, "history", 1)
         self.uniform_share = check_number(uniform_share, "uniform_share", 0.0, 1.0)
-        self._squares = torch.zeros(self.n, self.history, dtype=torch.float64)
-        self._counts = torch.zeros(self.n, dtype=torch.long)
+        self._squares = torch.zeros(self.n, self.history, dtype=torch.float64, device="cpu")
+        self._counts = torch.zeros(self.n, dtype=torch.long, device="cpu")
 
     def __repr__(self) -> str:
         full = "full" if bool((self._counts >= self.history).all()) else "not full yet"
@@ -106,7 +106,7 @@ class ImportanceIndices:
     @property
     def probabilities(self) -> Tensor:
         """The law of the next index, (n,), float64 on the CPU."""
-        even = torch.full((self.n,), 1 / self.n, dtype=torch.float64)
+        even = torch.full((self.n,), 1 / self.n, dtype=torch.float64, device="cpu")
         size = self._squares.mean(1).sqrt()
         if bool((self._counts < self.history).any()) or not float(size.sum()) > 0:
             return even
@@ -259,7 +259,7 @@ class ChainLoss:
         batch = x0.shape[0]
         if batch == 0:
             return x0.new_zeros((0,), dtype=dtype)
-        weight = torch.ones(batch, dtype=torch.float64)
+        weight = torch.ones(batch, dtype=torch.float64, device="cpu")
         if index is None:
             i, weight = self._draw(batch, on_cpu(generator))
         else:
@@ -282,7 +282,7 @@ class ChainLoss:
     def _draw(self, batch: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Return indices (B,), evenly spread over their law, and 1/(n p)."""
         n = len(self.chain)
-        u = torch.arange(batch, dtype=torch.float64).div_(batch)
+        u = torch.arange(batch, dtype=torch.float64, device="cpu").div_(batch)
         u = u.add_(uniform((1,), generator, dtype=torch.float64)).remainder_(1.0)
         if self.indices is None:
             return (u * n).long().clamp_max(n - 1), torch.ones_like(u)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import torch
 
-from scoresde.errors import PART, ShapeError, check_integer, pick
+from scoresde.errors import PART, ShapeError, check_integer, check_outcome, pick
 from scoresde.models.checks import check_score_model
 from scoresde.models.prediction import check_condition, in_mode, select
 from scoresde.models.score_model import ScoreModel
@@ -71,6 +71,7 @@ def held_out_loss(
 
     Raises:
         ShapeError, DTypeError, DomainError, ConfigError: bad data or options, as ``denoising_score_matching``.
+        SolverError: a loss that is not finite.
     """
     model = check_score_model(model)
     rows = accept_rows(data, "data")
@@ -114,6 +115,7 @@ def held_out_loss(
                         noise=z[part],
                         cond=select(known, here, device),
                     )
+                    check_outcome(found, "the held-out loss", times_of[k][here])
                     bins.add(numbers[k][here], found)
                     losses.append(found)
     all_losses = torch.cat(losses).double().cpu()

@@ -25,7 +25,16 @@ import torch
 from torch import Tensor
 
 from scoresde.diffusions.sde import ScoreFunction
-from scoresde.errors import ConfigError, ShapeError, check_floating, check_integer
+from scoresde.errors import (
+    ConfigError,
+    DTypeError,
+    ShapeError,
+    check_callable,
+    check_floating,
+    check_integer,
+    check_number,
+    show,
+)
 from scoresde.models.prediction import Condition
 from scoresde.models.score_model import ScoreModel
 from scoresde.noise import integers
@@ -106,14 +115,17 @@ def sliced_score_matching(
 
 
 def _ask_score(model: ScoreModel | ScoreFunction, x: Tensor, *, t: Tensor | float, cond: Condition) -> Tensor:
-    time = t if isinstance(t, Tensor) else torch.tensor(float(t), dtype=torch.float64)
+    time = t if isinstance(t, Tensor) else torch.tensor(check_number(t, "t"), dtype=torch.float64, device="cpu")
+    check_callable(model, "model", "(x, t) -> score, or a ScoreModel", optional=False)
     if cond is None:
         out = model(x, time)
     elif isinstance(model, ScoreModel):
         out = model(x, time, cond)
     else:
         raise ConfigError("cond goes with a ScoreModel; bind it to a function of your own: lambda x, t: score(x, t, c)")
-    score = out if isinstance(out, Tensor) else out.score
+    score = out if isinstance(out, Tensor) else getattr(out, "score", None)
+    if not isinstance(score, Tensor):
+        raise DTypeError(f"the model must return a tensor, or what has a score, got {show(out)}")
     if score.shape != x.shape:
         raise ShapeError(f"the score must have the shape {tuple(x.shape)} of x, got {tuple(score.shape)}")
     return score

@@ -70,7 +70,7 @@ class TimeLaw:
     def __call__(self, n: int, sde: GaussianSDE, generator: torch.Generator) -> Tensor:
         if self.stratified:
             start = uniform((1,), generator, dtype=torch.float64)
-            u = torch.arange(n, dtype=torch.float64).div_(n).add_(start).remainder_(1.0)
+            u = torch.arange(n, dtype=torch.float64, device="cpu").div_(n).add_(start).remainder_(1.0)
         else:
             u = uniform((n,), generator, dtype=torch.float64)
         return self.quantile(sde, u).clamp(sde.t_min, sde.t_max)
@@ -93,7 +93,7 @@ def _in_t(sde: GaussianSDE, u: Tensor) -> Tensor:
 
 def _ends(sde: GaussianSDE) -> Tensor:
     """Return log_snr at t_max and at t_min."""
-    return sde.log_snr(torch.tensor([sde.t_max, sde.t_min], dtype=torch.float64))
+    return sde.log_snr(torch.tensor([sde.t_max, sde.t_min], dtype=torch.float64, device="cpu"))
 
 
 def _in_log_snr(sde: GaussianSDE, u: Tensor) -> Tensor:
