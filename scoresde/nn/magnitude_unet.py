@@ -9,8 +9,8 @@ with gains that start at 0; the second part is there because pixel norms hide ho
 
 **Training.** What the network computes does not depend on the length of an output's weights, so their gradient is
 perpendicular to them, and every step makes them longer and the next one turn less. ``normalise_`` brings them back to
-magnitude 1, so that the learning rate alone says how fast the network changes. ``fit`` and ``Trainer`` call it after each
-step of the optimiser and before the averages of the weights are moved; a forward pass changes nothing.
+magnitude 1, so that the learning rate alone says how fast the network changes. ``fit`` and ``Trainer`` call it after
+each step of the optimiser and before the averages of the weights are moved; a forward pass changes nothing.
 """
 
 from __future__ import annotations

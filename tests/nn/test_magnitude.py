@@ -127,3 +127,15 @@ def test_the_trainer_bears_it_and_without_normalising_weights_grow() -> None:
         grown.append(max(magnitude(weight) for weight in rows(net)))
     assert grown[0] == pytest.approx(1, abs=1e-5)
     assert grown[1] > 1.01
+
+
+def test_training_restores_the_lengths_after_every_step() -> None:
+    """Whatever the optimiser did, each stored weight has the magnitude that it began with, and so have averages' sums."""
+    net = MagnitudeUNet(1, dims=1, width=8, multipliers=(1, 2))
+    trainer = Trainer(ScoreModel(net, VPSDE(), predicts="v"), learning_rate=0.1)
+    for _ in range(3):
+        trainer(torch.ones(4, 1, 8))
+    after = [p.detach().clone() for p in net.parameters()]
+    net.normalise_()
+    for p, known in zip(net.parameters(), after, strict=True):
+        torch.testing.assert_close(p.detach(), known, rtol=1e-6, atol=1e-7)
