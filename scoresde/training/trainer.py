@@ -25,7 +25,16 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from scoresde.diffusions.sde import GaussianSDE
-from scoresde.errors import ConfigError, DTypeError, ShapeError, check_integer, check_number, explain_keywords, pick
+from scoresde.errors import (
+    CheckpointError,
+    ConfigError,
+    DTypeError,
+    ShapeError,
+    check_integer,
+    check_number,
+    explain_keywords,
+    pick,
+)
 from scoresde.models.checks import check_differentiable, check_score_model
 from scoresde.models.networks import bare_network
 from scoresde.models.prediction import Condition, select
@@ -73,6 +82,7 @@ class Stateful(Protocol):
 # Times are turned into coefficients for many steps at once, where that saves more than it costs.
 BLOCK_STEPS, BLOCK_SIZE = 64, 32768
 MOST_AVERAGES = 8
+ADAM = ("step", "exp_avg", "exp_avg_sq")
 UNCERTAINTY = "uncertainty"  # before the names of its parameters
 OBJECTIVE = "objective"  # before the names of what it has learned
 
@@ -318,7 +328,12 @@ class Trainer:
 
     @torch.no_grad()
     def restore(self, numbers: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-        """Go on from ``state``; the network's own weights must be those of that moment already."""
+        """Go on from ``state``; the network's own weights must be those of that moment already.
+
+        Raises:
+            CheckpointError: a tensor that is missing, of another shape, or not finite; nothing is taken up then.
+        """
+        self._check_state(tensors)
         self.step = int(numbers["step"])
         for k, average in enumerate(self.averages):
             mark, average.updates = "" if k == 0 else str(k), int(numbers["updates"])
@@ -336,6 +351,29 @@ class Trainer:
                 self.objective.load_state_dict(kept)
         if "loss_bins" in tensors and self.world.is_main:  # checkpoints of earlier versions have none
             self.bins.sums.copy_(tensors["loss_bins"])
+
+    def _check_state(self, tensors: Mapping[str, Tensor]) -> None:
+        shapes: dict[str, torch.Size] = {}
+        for k, average in enumerate(self.averages):
+            mark = "" if k == 0 else str(k)
+            for name, base in zip(average.names, average.base, strict=True):
+                shapes[f"base{mark}.{name}"] = shapes[f"offset{mark}.{name}"] = base.shape
+        if self.uncertainty is not None:
+            shapes |= {f"value.{UNCERTAINTY}.{k}": v.shape for k, v in self.uncertainty.named_parameters()}
+        if not self.update.own:
+            parameters = {self.update.names[id(p)]: p.shape for p in self.parameters}
+            for place in tensors:
+                key, _, name = place.partition(".")
+                if name in parameters and key in ADAM:
+                    shapes[place] = torch.Size() if key == "step" else parameters[name]
+        for place, shape in shapes.items():
+            found = tensors.get(place)
+            if found is None or found.shape != shape or not bool(torch.isfinite(found).all()):
+                what = "missing" if found is None else f"of shape {tuple(found.shape)}, or not finite"
+                raise CheckpointError(
+                    f"training_state.{place} of the checkpoint is {what}; {tuple(shape)} finite ones are needed; take "
+                    "another copy"
+                )
 
 
 def _make_averages(net: nn.Module, ema_decay: float, sigma_rel: float | Sequence[float] | None) -> list[EMA]:

@@ -130,7 +130,7 @@ def test_the_trainer_bears_it_and_without_normalising_weights_grow() -> None:
 
 
 def test_training_restores_the_lengths_after_every_step() -> None:
-    """Whatever the optimiser did, each stored weight has the magnitude that it began with, and so have averages' sums."""
+    """Whatever the optimiser did, each stored weight has the magnitude that it began with."""
     net = MagnitudeUNet(1, dims=1, width=8, multipliers=(1, 2))
     trainer = Trainer(ScoreModel(net, VPSDE(), predicts="v"), learning_rate=0.1)
     for _ in range(3):

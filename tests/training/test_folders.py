@@ -241,3 +241,24 @@ def test_a_tracker_whose_package_is_missing_says_what_to_install(monkeypatch: py
     monkeypatch.setitem(sys.modules, "accelerate", None)
     with pytest.raises(ConfigError, match="the tracker 'wandb' needs accelerate and wandb: pip install"):
         open_trackers(["wandb"], None)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda state: state.pop("base.skip.weight"), "training_state.base.skip.weight of the checkpoint is missing"),
+        (lambda state: state["offset.skip.bias"].fill_(math.nan), "training_state.offset.skip.bias .* or not finite"),
+        (
+            lambda state: state.update({"exp_avg.skip.bias": torch.zeros(3)}),
+            r"training_state.exp_avg.skip.bias of the checkpoint is of shape \(3,\), or not finite; \(1,\) finite ones",
+        ),
+    ],
+)
+def test_an_altered_training_state_is_refused_by_the_field(tmp_path: Path, change: Any, message: str) -> None:
+    fit(tiny(), DATA, folder=tmp_path, **OPTIONS)
+    contents = checkpoint.read(tmp_path / "checkpoint")
+    parts = {name: contents.tensors(name) for name in contents.parts}
+    change(parts["training_state"])
+    checkpoint.write(tmp_path / "checkpoint", contents.documents, parts)
+    with pytest.raises(CheckpointError, match=message):
+        fit(tiny(), DATA, folder=tmp_path, resume=True, **OPTIONS)

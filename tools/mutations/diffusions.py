@@ -94,8 +94,8 @@ MUTANTS = (
     Mutant(
         what="Affine multiplies by its scale forwards",
         file="transforms/affine.py",
-        pattern="return ((wide - self._numbers(self.shift, wide)) / self._numbers(self.scale, wide)).to(x.dtype)",
-        replacement="return ((wide - self._numbers(self.shift, wide)) * self._numbers(self.scale, wide)).to(x.dtype)",
+        pattern="y = ((wide - self._numbers(self.shift, wide)) / self._numbers(self.scale, wide)).to(x.dtype)",
+        replacement="y = ((wide - self._numbers(self.shift, wide)) * self._numbers(self.scale, wide)).to(x.dtype)",
         tests=("transforms/test_data_transforms.py::test_the_log_determinant_is_that_of_autograds_jacobian",),
     ),
     Mutant(

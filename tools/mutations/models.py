@@ -10,15 +10,15 @@ MUTANTS = (
     Mutant(
         what="a checkpoint's manifest written before its parts",
         file="models/checkpoint.py",
-        pattern="        for name, (_, data) in parts.items():\n",
-        replacement="        _put(where / MANIFEST, manifest)\n        for name, (_, data) in parts.items():\n",
+        pattern="            _put(where / name, written)\n",
+        replacement="            _put(where / MANIFEST, manifest)\n            _put(where / name, written)\n",
         tests=("models/test_checkpoint.py::test_a_save_killed_anywhere_leaves_the_old_checkpoint_or_the_new_one",),
     ),
     Mutant(
         what="a checkpoint's digest not compared",
-        file="models/checkpoint.py",
-        pattern='if hashlib.sha256(data).hexdigest() != entry["sha256"]:',
-        replacement='if len(data) != entry["bytes"]:',
+        file="models/stored.py",
+        pattern="if found != digest:",
+        replacement="if not found:",
         tests=("models/test_checkpoint.py::test_every_flipped_bit_is_refused",),
     ),
     Mutant(

@@ -24,8 +24,8 @@ MUTANTS = (
     Mutant(
         what="the average's decay not to the power of its stride",
         file="training/ema.py",
-        pattern="1 - decay**self.every)",
-        replacement="1 - decay)",
+        pattern="return float(decay**self.every)",
+        replacement="return float(decay)",
         tests=("training/test_ema.py::test_average_of_moving_weights_is_the_float64_recursion",),
     ),
     Mutant(
@@ -59,20 +59,20 @@ MUTANTS = (
     Mutant(
         what="a transform's noise that of the first step",
         file="training/batches.py",
-        pattern='stream(self.seed, "transform", step, device=device)',
-        replacement='stream(self.seed, "transform", device=device)',
+        pattern='stream(self.seed, "transform", step, *self.who, device=device)',
+        replacement='stream(self.seed, "transform", *self.who, device=device)',
         tests=("training/test_draws_of_a_step.py::test_no_two_steps_share_their_draws",),
     ),
     Mutant(
         what="a step that was not made does change the average",
         file="training/trainer.py",
-        pattern="self.skipped = torch.isfinite(norm + loss.detach()).logical_not()",
+        pattern="self.skipped = torch.isfinite(norm if self.world.size > 1 else norm + loss).logical_not()",
         replacement="self.skipped = torch.isfinite(norm).logical_not() & False",
         tests=("training/test_trainer.py::test_a_step_without_a_finite_gradient_changes_nothing",),
     ),
     Mutant(
         what="gradients clipped by their square",
-        file="training/trainer.py",
+        file="training/updates.py",
         pattern="(norm / limit).clamp_min(1.0).float()",
         replacement="(norm / limit).square().clamp_min(1.0).float()",
         tests=("training/test_trainer.py::test_step_is_the_loss_then_clipping_then_adam",),
@@ -80,8 +80,8 @@ MUTANTS = (
     Mutant(
         what="a checkpoint while the loss is not finite",
         file="training/loop.py",
-        pattern="        if 2 * len(good) < len(recent):\n            return\n",
-        replacement="",
+        pattern="if 2 * len(good) < len(recent) or not trainer.world.is_main:",
+        replacement="if not trainer.world.is_main:",
         tests=("training/test_what_is_kept.py::test_nothing_is_kept_of_steps_that_were_not_made",),
     ),
     Mutant(
@@ -93,7 +93,7 @@ MUTANTS = (
     ),
     Mutant(
         what="the held-out loss with the raw weights",
-        file="training/loop.py",
+        file="training/judge.py",
         pattern="        with trainer.ema.applied():\n",
         replacement="        with in_mode(trainer.net, training=True):\n",
         tests=("training/test_held_out.py::test_training_logs_the_loss_by_noise_level_and_of_held_out_data",),
@@ -146,8 +146,8 @@ MUTANTS = (
     Mutant(
         what="times of low discrepancy that start at 0",
         file="training/losses/times.py",
-        pattern="u = torch.arange(n, dtype=torch.float64).div_(n).add_(start).remainder_(1.0)",
-        replacement="u = torch.arange(n, dtype=torch.float64).div_(n)",
+        pattern='u = torch.arange(n, dtype=torch.float64, device="cpu").div_(n).add_(start).remainder_(1.0)',
+        replacement='u = torch.arange(n, dtype=torch.float64, device="cpu").div_(n)',
         tests=("training/losses/test_times_and_weights.py::test_each_time_alone_has_its_law",),
     ),
 )
