@@ -18,7 +18,7 @@ MUTANTS = (
         what="one stratum of the bound for all draws",
         file="likelihood/bound.py",
         pattern='return (torch.arange(self.repeats, dtype=torch.float64, device="cpu")[:, None] + v) / self.repeats',
-        replacement='return (0 * torch.arange(self.repeats, dtype=torch.float64, device="cpu")[:, None] + v) / self.repeats',
+        replacement="return v.expand(self.repeats, -1) / self.repeats",
         tests=("likelihood/test_strata.py::test_places_are_evenly_spaced_and_meet_every_stratum",),
     ),
     Mutant(
