@@ -353,11 +353,12 @@ def check_number(
     *,
     open_low: bool = False,
     open_high: bool = False,
+    largest: float = LARGEST_NUMBER,
 ) -> float:
     """Return ``value`` as a finite float in the stated interval, else raise DTypeError or DomainError.
 
-    A number is Python's, NumPy's, or a real tensor or array without dimensions. It lies in [-1e150, 1e150] whatever the
-    interval, and one that must be positive is at least 1e-150: formulas square numbers and their reciprocals.
+    A number is Python's, NumPy's, or a real tensor or array without dimensions. Its size is at most ``largest``,
+    whatever the interval, and one that must be positive is at least the reciprocal: formulas square both.
     """
     found = read_number(value)
     if found is None:
@@ -365,9 +366,9 @@ def check_number(
     number = found
     below = low is not None and (number <= low if open_low else number < low)
     above = high is not None and (number >= high if open_high else number > high)
-    extreme = abs(number) > LARGEST_NUMBER or (open_low and low == 0 and 0 < number < 1 / LARGEST_NUMBER)
+    extreme = abs(number) > largest or (open_low and low == 0 and 0 < number < 1 / largest)
     if extreme and math.isfinite(number) and not (below or above):
-        allowed = f"of a size between {1 / LARGEST_NUMBER:g} and {LARGEST_NUMBER:g}"
+        allowed = f"of a size between {1 / largest:g} and {largest:g}"
         raise DomainError(f"{name} must be {allowed}, got {show(number)}", parameter=name, got=number, allowed=allowed)
     if not math.isfinite(number) or below or above:
         left = "(-inf" if low is None else f"{'(' if open_low else '['}{low:g}"

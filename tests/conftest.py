@@ -8,7 +8,6 @@ would see that reseeding instead of the test.
 from __future__ import annotations
 
 import os
-import random
 from collections.abc import Generator
 
 IN_WORKER = "PYTEST_XDIST_WORKER" in os.environ
@@ -16,9 +15,9 @@ if IN_WORKER:
     # Before the numerical libraries load, and for the processes that tests start.
     os.environ["OMP_NUM_THREADS"] = "1"
 
-import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
+from global_state import changes, global_state  # noqa: E402
 from hypothesis import HealthCheck, settings  # noqa: E402
 
 if IN_WORKER:
@@ -28,30 +27,6 @@ if IN_WORKER:
 settings.register_profile("repeatable", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("nightly", settings.get_profile("repeatable"), derandomize=False, max_examples=1000)
 settings.load_profile("repeatable")  # the other one: pytest --hypothesis-profile=nightly
-
-
-def global_state() -> dict[str, object]:
-    """What the library must never change: the random generators and the settings shared by a whole process."""
-    kind, keys, *position = np.random.get_state()  # noqa: NPY002 the global generator is what is watched
-    state: dict[str, object] = {
-        "Python's random state": random.getstate(),
-        "NumPy's random state": (kind, keys.tobytes(), *position),
-        "torch's random state": torch.get_rng_state().numpy().tobytes(),
-        "torch's default dtype": torch.get_default_dtype(),
-        "torch's grad mode": torch.is_grad_enabled(),
-        "torch's deterministic mode": torch.are_deterministic_algorithms_enabled(),
-    }
-    if torch.cuda.is_initialized():
-        state["CUDA's random state"] = [s.numpy().tobytes() for s in torch.cuda.get_rng_state_all()]
-    return state
-
-
-def changes(before: dict[str, object]) -> str | None:
-    after = global_state()
-    moved = [name for name, value in before.items() if after[name] != value]
-    if not moved:
-        return None
-    return f"changed {', '.join(moved)}: draw from scoresde.noise or a torch.Generator, and restore what you set"
 
 
 @pytest.hookimpl(wrapper=True)

@@ -21,6 +21,14 @@ TIMES = torch.tensor([0.9, 0.5, 0.1], dtype=torch.float64)
 BETAS = torch.linspace(1e-4, 0.02, 50)
 TABLE = build_table(VPSDE(), "ddim", steps=3)
 SDES = ("VPSDE", "SubVPSDE", "VESDE", "EDMSDE", "CosineVPSDE", "RectifiedFlow")
+CODER = nn.Autoencoder(1, dims=1, width=4, multipliers=(1, 1))
+CODED = normal((4, 1, 8), stream(2))
+LATENT = ScoreModel(
+    nn.MLP((4, 4), width=4, depth=1),
+    VPSDE(),
+    moments=Moments.of(normal((4, 4, 4), stream(3))),
+    transform=scoresde.Latent(CODER),
+)
 OPTIONS = ("Langevin", "MALA", "ProbabilityFlow", "SplitGibbs", "DAPS", "Replacement", "TwistedSMC", "GaussianDecoder")
 
 
@@ -50,6 +58,9 @@ def core() -> dict[str, Entry]:
     measured = {"model": GAUSSIAN, "y": X[0, :1], "noise_std": 0.1}
     right: dict[str, dict[str, Any]] = {
         **{name: {} for name in (*SDES, *OPTIONS, "Affine", "Logit")},
+        "Latent": {"autoencoder": CODER},
+        "latent_elbo": {"model": LATENT, "x": CODED},
+        "EncoderDecoder": {"encoder": down, "decoder": down},
         "DDPM.linear": {"n": 30},
         "DDPM.cosine": {"n": 9},
         "DDPM.sigmoid": {"n": 9},

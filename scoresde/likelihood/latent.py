@@ -26,7 +26,7 @@ from torch import Tensor
 
 from scoresde.diffusions.named import check_sde
 from scoresde.diffusions.sde import GaussianSDE
-from scoresde.errors import ConfigError, ShapeError, check_integer, check_samples
+from scoresde.errors import ConfigError, ShapeError, check_callable, check_integer, check_samples
 from scoresde.likelihood.continuous import continuous_elbo
 from scoresde.likelihood.decoders import event_sum, gaussian_nats
 from scoresde.likelihood.figures import Figures
@@ -134,6 +134,7 @@ def latent_elbo(
     data = check_samples(x, "x").detach()
     size = check_integer(chunk_size, "chunk_size", 1)
     seed = check_seed(seed)
+    check_callable(log_density, "log_density", "of codes y (B, *) -> log p(y) (B,)")
     density = _Bounded(known, sde, seed, size) if log_density is None else log_density
     none = torch.zeros(0, dtype=torch.float64, device="cpu")
     reconstruction, entropy, codes = [none], [none], []

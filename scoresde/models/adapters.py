@@ -163,6 +163,8 @@ def adapt(
     check_choice("time", time, get_args(NetworkTime))
     if (betas is not None) != (time == "index"):
         raise ConfigError(f"betas= go with time='index', got time={time!r} and {'no ' * (betas is None)}betas")
+    if sde is not None and not isinstance(sde, GaussianSDE):
+        raise DTypeError(f"sde must be a diffusion, e.g. VPSDE(), got {show(sde)}")
     if sde is not None and time not in ("time", "sigma"):
         raise ConfigError(f"time={time!r} is of a diffusion of its own; leave out sde=")
     if time == "index":

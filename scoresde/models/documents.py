@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -87,7 +88,8 @@ def _sde(value: object, path: str) -> None:
 
 def _transform(value: object, path: str) -> None:
     """Take a transform of the package."""
-    numbers = either(int=number(), float=number(), list=listing(number(), 1))
+    any_size = number(largest=sys.float_info.max)
+    numbers = either(int=any_size, float=any_size, list=listing(any_size, 1))
     tables: dict[str, Mapping[str, Check]] = {
         "Affine": {"shift": numbers, "scale": numbers},
         "Dequantise": {"levels": integer(2), "low": number(), "high": number()},
@@ -209,7 +211,7 @@ TABLE = record(
         "order": ORDER,
     }
 )
-SHARES = listing(number(0.0, 1.0))
+SHARES = listing(number(0.0, 1.0 + 1e-9))  # sums that end in 1, to rounding
 RUNG = record(
     {
         "steps": integer(1),

@@ -24,7 +24,7 @@ import safetensors.torch
 import torch
 from torch import Generator, Tensor, nn
 
-from scoresde.errors import ConfigError, DTypeError, ShapeError
+from scoresde.errors import ConfigError, DTypeError, ShapeError, check_callable
 from scoresde.models.networks import bare_network, describe_network, network_state
 from scoresde.models.prediction import in_mode
 from scoresde.noise import SampleNoise, check_seed, normal
@@ -71,8 +71,7 @@ class EncoderDecoder(nn.Module):
     def __init__(self, encoder: Callable[[Tensor], Tensor], decoder: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
         for name, function in (("encoder", encoder), ("decoder", decoder)):
-            if not callable(function):
-                raise DTypeError(f"{name} must be a function or a module, got {function!r}")
+            check_callable(function, name, "or a module", optional=False)
         self.encoder, self.decoder = encoder, decoder
 
     def posterior(self, x: Tensor) -> tuple[Tensor, None]:

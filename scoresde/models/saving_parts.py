@@ -111,7 +111,7 @@ def _check_told(part: Predictor, told: Mapping[str, object], where: str) -> None
         if name not in net.kinds:
             raise unknown(where, name, net.kinds)
         option, count = net.kinds[name]
-        one = torch.as_tensor(value)
+        one = torch.as_tensor(value, device="cpu")
         if option == "classes" and not (one.ndim == 0 and one.dtype == torch.int64 and -1 <= one < count):
             raise ConfigError(f"{where}.{name} must be a class from 0 to {count - 1}, or -1 for none, got {value}")
         if option != "concat_channels" or part.moments is not None:

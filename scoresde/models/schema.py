@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from scoresde.errors import (
+    LARGEST_NUMBER,
     LARGEST_SIZE,
     CheckpointError,
     ConfigError,
@@ -100,14 +101,16 @@ def integer(low: int = 0, high: int = LARGEST) -> Check:
     return check
 
 
-def number(low: float | None = None, high: float | None = None, *, open_low: bool = False) -> Check:
-    """Return the check of a finite number in [low, high], or (low, high]."""
+def number(
+    low: float | None = None, high: float | None = None, *, open_low: bool = False, largest: float = LARGEST_NUMBER
+) -> Check:
+    """Return the check of a finite number in [low, high], or (low, high], of a size of at most ``largest``."""
 
     def check(value: object, path: str) -> None:
         # Of whole numbers those that a float holds: what comes after takes no longer ones.
         if not isinstance(value, int | float) or isinstance(value, bool) or (type(value) is int and abs(value) > 2**53):
             raise misfit(path, "a number", value)
-        check_number(value, path, low, high, open_low=open_low)
+        check_number(value, path, low, high, open_low=open_low, largest=largest)
 
     return check
 

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from scoresde.errors import ConfigError, ShapeError, check_integer, check_number
+from scoresde.errors import ConfigError, ShapeError, check_flag, check_integer, check_number
 from scoresde.nn.blocks import CONVOLUTIONS, group_norm
 from scoresde.nn.embeddings import initialise
 from scoresde.noise import check_seed, normal
@@ -109,7 +109,7 @@ class Autoencoder(nn.Module):
         self.multipliers = tuple(check_integer(m, "multipliers", 1) for m in multipliers)
         if not self.multipliers:
             raise ConfigError("multipliers must name at least one level, got none; (1, 2) makes two levels")
-        self.variational = bool(variational)
+        self.variational = check_flag(variational, "variational")
         self.std = None if std is None else check_number(std, "std", 0.0, open_low=True)
         self.seed = check_seed(seed)
         self.factor = 2 ** (len(self.multipliers) - 1)

@@ -30,7 +30,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from scoresde.errors import ShapeError, check_integer
+from scoresde.errors import ShapeError, check_flag, check_integer
 from scoresde.nn.conditions import ConditionalNetwork, Conditioning, Counts
 from scoresde.nn.embeddings import initialise
 from scoresde.noise import check_seed
@@ -109,7 +109,7 @@ class EGNN(ConditionalNetwork):
         self.features = check_integer(features, "features", 0)
         self.width = check_integer(width, "width", 1)
         self.depth = check_integer(depth, "depth", 1)
-        self.centred = bool(centred)
+        self.centred = check_flag(centred, "centred")
         self.read_conditions(classes, context_features, None)
         self.seed = check_seed(seed)
         with torch.device("meta"):

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from scoresde.errors import unknown
+from scoresde.errors import check_choice, check_flag
 from scoresde.nn.blocks import CONVOLUTIONS, Attention, Block, group_norm
 from scoresde.nn.conditions import Conditioning, Counts
 from scoresde.nn.embeddings import add_linear, initialise
@@ -103,10 +103,9 @@ class UNet(LevelNetwork):
         super().__init__()
         self.read_grid(channels, dims, out_channels)
         widths, attend = self.read_levels(width, multipliers, blocks, attention, heads)
-        if resample not in RESAMPLE:
-            raise unknown("resample", resample, RESAMPLE)
+        check_choice("resample", resample, RESAMPLE)
         self.resample: Literal["conv", "residual"] = resample
-        self.rescale_skips = bool(rescale_skips)
+        self.rescale_skips = check_flag(rescale_skips, "rescale_skips")
         self.read_conditions(classes, context_features, concat_channels)
         self.seed = check_seed(seed)
 

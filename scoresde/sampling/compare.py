@@ -21,6 +21,7 @@ from scoresde.errors import (
     check_integer,
     check_mapping,
     check_sequence,
+    check_sizes,
     show,
 )
 from scoresde.metrics.floors import Comparison, Floor
@@ -91,7 +92,7 @@ def compare(
         check_mapping(floors, "floors", "Floor")
     rows: list[Comparison] = []
     drawn: list[Tensor] = []
-    shape = _event(model) if event is None else tuple(check_integer(n, "event", 1) for n in event)
+    shape = _event(model) if event is None else check_sizes(event, "event", 1)
     bar = tqdm(samplers, desc="comparing", unit="sampler", disable=not progress, leave=False)
     for one in bar:
         bar.set_postfix_str(one.name)

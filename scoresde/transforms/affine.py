@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -45,7 +46,9 @@ class Affine:
                 raise DTypeError(f"{name} must be a number or a tuple of numbers, got {show(given)}")
             object.__setattr__(self, name, numbers if many else numbers[0])
             for number in numbers:
-                check_number(number, name, 0.0 if name == "scale" else None, open_low=name == "scale")
+                # Of the size of the data, which no formula squares.
+                low, most = (0.0, None)[name == "shift"], sys.float_info.max
+                check_number(number, name, low, open_low=name == "scale", largest=most)
             lengths |= {len(numbers)} if many else set()
         if len(lengths) > 1 or 0 in lengths:
             raise ShapeError(

@@ -103,7 +103,7 @@ def test_help_shows_the_file_s_values_as_defaults(toml: Writer, capsys: pytest.C
         ("steps = 3\nbatch-size = 4\n", "unknown key 'batch-size' (line 2 of run.toml); did you mean 'batch_size'?"),
         (
             "[train]\nsteps = 3\n",
-            "unknown key 'train' (line 1 of run.toml); keys: background, batch_size, change, ",
+            "unknown key 'train' (line 1 of run.toml); keys: accumulate, background, batch_size, change, ",
         ),
         ("xyzzy.steps = 3\n", "unknown key 'xyzzy' (line 1 of run.toml); keys: "),
         ("debug = true\n", "unknown key 'debug' (line 1 of run.toml)"),

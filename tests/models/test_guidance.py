@@ -353,7 +353,11 @@ FAULTS: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
     "two ways": (lambda: guided(exact(), 2.0, weak=exact(), negative={"label": 1}), ConfigError, "pass one of them"),
     "scale": (lambda: guided(exact(), math.inf), DomainError, "scale must lie in"),
     "interval": (lambda: guided(exact(), 2.0, interval=(2.0, 1.0)), DomainError, r"interval\[1\] must"),
-    "one level": (lambda: guided(exact(), 2.0, interval=3.0), DTypeError, "interval must be two noise levels"),
+    "one level": (
+        lambda: guided(exact(), 2.0, interval=3.0),
+        DTypeError,
+        "interval must be a list of two noise levels",
+    ),
     "rescale": (lambda: guided(exact(), 2.0, rescale=1.5), DomainError, r"rescale must lie in \[0, 1\]"),
     "shape": (
         lambda: sample(guided(exact(), torch.ones(3)), 2, cond={"label": LABEL[:2]}),

@@ -81,6 +81,8 @@ NO_ARGUMENTS = {
 # Training has tests of its own; tuning runs for long with what is right; two need an optional package or a file.
 NOT_HERE = {"fit", "select", "tune", "calibrate", "held_out_loss", "from_diffusers", "to_diffusers"}
 NOT_HERE |= {"denoising_score_matching", "implicit_score_matching", "sliced_score_matching"}
+# Of processes and files; a record that ``latent_elbo`` returns.
+NOT_HERE |= {"processes", "read_shards", "write_shards", "LatentBound"}
 
 
 def test_the_walk_leaves_no_function_out() -> None:

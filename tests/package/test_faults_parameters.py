@@ -157,8 +157,16 @@ REFUSED: dict[str, tuple[Callable[[], object], type[ScoreSDEError], str]] = {
         DomainError,
         "covariance must be positive semi-definite, its smallest eigenvalue is -1",
     ),
-    "a mean that is none": (lambda: gaussian(mean=None), DTypeError, "mean must be a tensor of numbers, got None"),
-    "std none": (lambda: mixture(std=None), DTypeError, "std must be a tensor of numbers, got None"),
+    "a mean that is none": (
+        lambda: gaussian(mean=None),
+        DTypeError,
+        "mean must be a tensor, or numbers in sequences of one length, got None",
+    ),
+    "std none": (
+        lambda: mixture(std=None),
+        DTypeError,
+        "std must be a tensor, or numbers in sequences of one length, got None",
+    ),
     "mean complex": (lambda: gaussian(mean=TWO * 1j), DTypeError, "mean must be real, got torch.complex64"),
     "chunk_size 0": (
         lambda: EmpiricalModel(sde=SDE, data=torch.zeros(3, 2), chunk_size=0),

@@ -16,7 +16,7 @@ from types import FrameType
 
 import numpy as np
 import torch
-from conftest import changes, global_state
+from global_state import changes, global_state
 
 from fuzzing import names
 from scoresde import ScoreSDEError
