@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -262,3 +263,26 @@ def test_an_altered_training_state_is_refused_by_the_field(tmp_path: Path, chang
     checkpoint.write(tmp_path / "checkpoint", contents.documents, parts)
     with pytest.raises(CheckpointError, match=message):
         fit(tiny(), DATA, folder=tmp_path, resume=True, **OPTIONS)
+
+
+def test_a_second_training_in_a_folder_is_refused_while_the_first_runs(tmp_path: Path) -> None:
+    """New or resumed; the first goes on to its end, and the folder is free afterwards."""
+    begun, go_on = threading.Event(), threading.Event()
+
+    def wait(done: int, steps: int, seconds: float) -> None:
+        if done == 5:
+            begun.set()
+            assert go_on.wait(60)
+
+    first = threading.Thread(target=lambda: fit(tiny(), DATA, folder=tmp_path / "run", **{**OPTIONS, "progress": wait}))
+    first.start()
+    assert begun.wait(60)
+    try:
+        for resume in (True, False):
+            with pytest.raises(CheckpointError, match=r"run is in use by another thread|run is not empty"):
+                fit(tiny(), DATA, folder=tmp_path / "run", resume=resume, **OPTIONS)
+    finally:
+        go_on.set()
+        first.join()
+    assert [line["step"] for line in records(tmp_path / "run")] == [3, 6, 9, 12]
+    fit(tiny(), DATA, folder=tmp_path / "run", resume=True, **OPTIONS)
