@@ -60,6 +60,7 @@ __all__ = [
     "on_cpu",
     "permutation",
     "seeded",
+    "seeded_torch",
     "stream",
     "undisturbed",
     "uniform",
@@ -131,6 +132,26 @@ def seeded(seed: int, *key: int | str) -> Iterator[Callable[..., None]]:
             yield begin
         finally:
             torch.default_generator.set_state(state)
+
+
+@contextmanager
+def seeded_torch(device: torch.device, seed: int, *key: int | str) -> Iterator[None]:
+    """Set torch's global generator, and the device's, from ``(seed, *key)``; put them back at the end.
+
+    Around a network of somebody's own, whose dropout draws from them.
+    """
+    number = stream(seed, *key).initial_seed()
+    generators = [torch.default_generator]
+    if device.type == "cuda":
+        generators.append(torch.cuda.default_generators[device.index or 0])
+    states = [generator.get_state() for generator in generators]
+    try:
+        for generator in generators:
+            generator.manual_seed(number)
+        yield
+    finally:
+        for generator, state in zip(generators, states, strict=True):
+            generator.set_state(state)
 
 
 def fresh_seed() -> int:

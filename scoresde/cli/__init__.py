@@ -181,12 +181,17 @@ def _run(arguments: list[str], here: World) -> int:
         )
     settings = read_settings(arguments[1:], verbs[verb])
     options = _parse(verbs[verb], verb, arguments[1:], {} if settings is None else settings.values)
+    from scoresde.cli.options import GIVEN, find_given  # which needs tyro
+
+    known = GIVEN.set(find_given(arguments[1:], {} if settings is None else settings.values))
     try:
         return 0 if options is None else options.run()
     except ScoreSDEError as error:
         if settings is not None:
             settings.locate(error, arguments)
         raise
+    finally:
+        GIVEN.reset(known)
 
 
 def _load_verbs() -> dict[str, type[Command]]:

@@ -3,6 +3,7 @@
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, TypeVar
@@ -90,6 +91,16 @@ def choose(option: str, name: str, choices: Mapping[str, T], kind: str | None = 
     if name not in choices:
         raise unknown(kind or option, name, choices, parameter=option)
     return choices[name]
+
+
+# The options that were named on the command line or in a file, also those that say the default.
+GIVEN: ContextVar[frozenset[str]] = ContextVar("GIVEN", default=frozenset())
+
+
+def find_given(arguments: Iterable[str], settings: Iterable[str]) -> frozenset[str]:
+    """Return the names of the options that arguments and a file's settings name."""
+    flags = (one[2:].partition("=")[0].replace("-", "_") for one in arguments if one.startswith("--"))
+    return frozenset([*settings, *(name.removeprefix("no_") for name in flags)])
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,6 +15,7 @@ import tyro
 from scoresde.cli.files import ARRAYS, BAD_IMAGES, locate, open_data
 from scoresde.cli.layouts import LAYOUTS, Layout
 from scoresde.cli.options import (
+    GIVEN,
     Float,
     Int,
     OptionalFloat,
@@ -365,7 +366,7 @@ def _read_options(asked: Train) -> Train:
     given = {
         field.name: getattr(own, field.name)
         for field in dataclasses.fields(own)
-        if getattr(own, field.name) != getattr(usual, field.name)
+        if getattr(own, field.name) != getattr(usual, field.name) or field.name in GIVEN.get() - set(PASSING)
     }
     if given and not asked.change:
         first = next(iter(given))

@@ -173,7 +173,7 @@ def run_training(
             held_out=test[0] if judged else None,
             held_out_cond=conds[1] if judged else None,
             patience=options.patience,
-            watch=make_watch(options, data, tuple(train[0].shape[1:]), folder, every) if options.watch else None,
+            watch=make_watch(options, data, tuple(train[0].shape[1:]), folder) if options.watch else None,
             accumulate=options.accumulate,
             uncertainty=options.uncertainty,
             augment=RandomFlip() if options.flip else None,

@@ -13,7 +13,6 @@ from scoresde.cli.yardsticks import make_yardstick
 from scoresde.errors import ConfigError
 from scoresde.models.score_model import ScoreModel
 from scoresde.sampling.sample import sample
-from scoresde.training.log import LOG
 
 if TYPE_CHECKING:
     from scoresde.cli.train import Train
@@ -25,8 +24,8 @@ STEPS, SHOWN = 20, 64
 
 
 def make_watch(
-    options: Train, data: DataSet, event: tuple[int, ...], folder: Path, batches: int
-) -> Callable[[ScoreModel], dict[str, float]]:
+    options: Train, data: DataSet, event: tuple[int, ...], folder: Path
+) -> Callable[[ScoreModel, int], dict[str, float]]:
     """Return what looks at a model in training: numbers by name, and a picture of some samples in the folder.
 
     Args:
@@ -34,7 +33,6 @@ def make_watch(
         data: what it is trained on, of which the held-out part is the measure.
         event: the shape of a sample.
         folder: of the run.
-        batches: steps between two looks, by which the pictures are named.
     """
     name = options.data if data.path is None else data.path.name
     yard = make_yardstick(name, data, classes=len(data.classes) if options.conditional else None)
@@ -42,11 +40,8 @@ def make_watch(
     count = data.preset.samples
     told = yard.make_labels(count) or {}
     cond = {key: value for key, value in told.items() if {"label": labels, "context": yard.contexts}[key] is not None}
-    looks = sum(1 for line in _lines(folder) if '"watched"' in line)
 
-    def look(model: ScoreModel) -> dict[str, float]:
-        nonlocal looks
-        looks += 1
+    def look(model: ScoreModel, step: int) -> dict[str, float]:
         x = sample(model, (count, *event), steps=STEPS, seed=options.seed, cond=cond or None, progress=False).cpu()
         run = RunFolder(folder, model, {}, options.data, x.shape[1:], len(data.classes), data.classes, 0)
         try:
@@ -54,15 +49,9 @@ def make_watch(
         except ConfigError:  # there is no picture of such data
             pass
         else:
-            step = min(looks * batches, options.steps or 0)
             chosen = slice(SHOWN if data.kind == "images" else count)
             shown = cond["label"][chosen] if "label" in cond else None
             write_samples(run, x[chosen], folder / WATCHED / f"step-{step:08d}.png", labels=shown, in_turn=False)
         return {metric: measure(x) for metric, measure in yard.metrics.items()}
 
     return look
-
-
-def _lines(folder: Path) -> list[str]:
-    log = folder / LOG
-    return log.read_text(encoding="utf-8", errors="replace").splitlines() if log.is_file() else []

@@ -6,8 +6,8 @@ combination of those whose profile is nearest to p in the square norm. With <p, 
 
     <p_a, p_b> = (a + 1)(b + 1)(t_a/t_b)^e/((a + b + 1) max(t_a, t_b)),    e = b if t_a < t_b else -a,
 
-the coefficients x solve A x = c with A_ij = <p_i, p_j> and c_i = <p_i, p>. They need not be positive. An average that
-was kept itself comes back as it is.
+the coefficients x solve A x + m = c, sum x = 1, with A_ij = <p_i, p_j> and c_i = <p_i, p>. They need not be positive.
+An average that was kept itself comes back as it is.
 
 Source: Karras et al. 2024, "Analyzing and improving the training dynamics of diffusion models", arXiv:2312.02696,
 section 3 and appendix C.
@@ -15,7 +15,9 @@ section 3 and appendix C.
 
 from __future__ import annotations
 
+import math
 import os
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -24,16 +26,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from scoresde.errors import CheckpointError, DomainError, check_integer, check_path
+from scoresde.errors import CheckpointError, DomainError, TrainingWarning, check_integer, check_path
 from scoresde.models import checkpoint
 from scoresde.models.networks import network_state
 from scoresde.models.score_model import ScoreModel
 from scoresde.training.ema import EMA, power_of
 
-__all__ = ["AVERAGES", "keep_averages", "mix_profiles", "rebuild_average"]
+__all__ = ["AVERAGES", "is_kept", "keep_averages", "mix_profiles", "rebuild_average"]
 
 AVERAGES = "averages"  # the folder of the snapshots in a run's
 PART = "average"
+MISSED = 0.5  # of a profile, above which it is said
 
 
 def keep_averages(folder: Path, step: int, averages: list[EMA]) -> None:
@@ -47,10 +50,18 @@ def keep_averages(folder: Path, step: int, averages: list[EMA]) -> None:
     )
 
 
+def is_kept(folder: Path, step: int) -> bool:
+    """Return whether the averages of a step are there."""
+    return (folder / AVERAGES / f"{step:010d}" / checkpoint.MANIFEST).is_file()
+
+
 def mix_profiles(
     powers: NDArray[np.float64], times: NDArray[np.float64], power: float, time: float
-) -> NDArray[np.float64]:
-    """Return the coefficients of kept profiles (n,) whose combination is nearest to another profile."""
+) -> tuple[NDArray[np.float64], float]:
+    """Return the coefficients of kept profiles (n,), of sum 1, whose combination is nearest to another profile.
+
+    And how much of that profile they miss, a share of its norm.
+    """
 
     def product(
         a: NDArray[np.float64], s: NDArray[np.float64], b: NDArray[np.float64], t: NDArray[np.float64]
@@ -60,10 +71,14 @@ def mix_profiles(
 
     gram = product(powers[:, None], times[:, None], powers[None, :], times[None, :])
     wanted = product(powers, times, np.full_like(powers, power), np.full_like(times, time))
-    # Scaled to unit profiles, whose products are then cosines; nearly equal ones share what they have in common.
-    size = np.sqrt(np.diag(gram))
-    found = np.linalg.lstsq(gram / np.outer(size, size), wanted / size, rcond=1e-12)[0]
-    return np.asarray(found / size)
+    # Scaled to unit profiles, whose products are then cosines, and with a multiplier for the sum.
+    size, n = np.sqrt(np.diag(gram)), len(powers)
+    system = np.zeros((n + 1, n + 1))
+    system[:n, :n], system[:n, n], system[n, :n] = gram / np.outer(size, size), 1 / size, 1 / size
+    found = np.linalg.lstsq(system, np.append(wanted / size, 1.0), rcond=1e-12)[0][:n] / size
+    own = float(product(np.array([power]), np.array([time]), np.array([power]), np.array([time]))[0])
+    missed = float(found @ gram @ found - 2 * found @ wanted + own)
+    return np.asarray(found), math.sqrt(max(0.0, missed / own))
 
 
 def rebuild_average(
@@ -90,8 +105,8 @@ def rebuild_average(
         raise CheckpointError(f"{where} holds no averages of several widths; train with fit(folder=, sigma_rel=(...))")
     steps = [int(place.name) for place in places]
     last = steps[-1] if step is None else check_integer(step, "step", 1)
-    if last > steps[-1]:
-        raise DomainError(f"step must be at most {steps[-1]}, the last whose averages were kept, got {last}")
+    if not steps[0] <= last <= steps[-1]:
+        raise DomainError(f"step must be in [{steps[0]}, {steps[-1]}], the steps whose averages were kept, got {last}")
     # Those just after the step tell of it, too.
     enough = next(k for k, at in enumerate(steps) if at >= last) + 1
     kept = [checkpoint.read(place) for place in places[:enough]]
@@ -104,7 +119,14 @@ def rebuild_average(
     times = np.array([float(kept[index].document(PART)["time"]) for index, _, _ in entries])
     # A step that was kept is meant as it was kept: some averages know of every eighth step.
     wanted = times[steps.index(last) * (len(entries) // len(kept))] if last in steps else float(last)
-    weights = mix_profiles(powers, times, power, float(wanted))
+    weights, missed = mix_profiles(powers, times, power, float(wanted))
+    if missed > MISSED:
+        warnings.warn(
+            f"the averages that were kept miss {missed:.0%} of the profile of sigma_rel={sigma_rel:g} at step {last}; "
+            "save more often, or keep a width nearer to it",
+            TrainingWarning,
+            stacklevel=2,
+        )
     total: dict[str, Tensor] = {}
     for (index, part, _), weight in zip(entries, weights, strict=True):
         for name, value in kept[index].tensors(f"{PART}_{part}").items():

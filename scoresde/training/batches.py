@@ -13,7 +13,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from scoresde.diffusions.gaussian import Moments
-from scoresde.errors import ConfigError, DTypeError, check_finite
+from scoresde.errors import ConfigError, DTypeError, ShapeError, check_finite
 from scoresde.models.prediction import Condition
 from scoresde.noise import stream
 from scoresde.ops import move
@@ -69,7 +69,7 @@ class Batches:
         x, cond = self.source.read(step)
         device, transform = self.device, self.transform
         if self.augment is not None:
-            x = self.augment(x, stream(self.seed, "augment", step, *self.who, device=x.device))
+            x = self._augmented(x, stream(self.seed, "augment", step, *self.who, device=x.device))
         if transform is not None and not transform.random:
             x = transform.forward(_floating(x))
         x = move(x.to(self.dtype), device)
@@ -85,9 +85,24 @@ class Batches:
         draws = {name: stream(self.seed, "dropout", name, step, *self.who, device=device) for name in self.dropout}
         return x, drop_conditions(cond, self.dropout, draws)
 
+    def _augmented(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        assert self.augment is not None
+        found: object = self.augment(x, generator)
+        if not isinstance(found, Tensor) or not found.ndim or len(found) != len(x):
+            raise ShapeError(f"augment must return a tensor of {len(x)} samples, got {found!r:.60}")
+        return found
+
     def spread_conditions(self, n: int) -> dict[str, Tensor]:
         """Return the conditions of n samples from all over the data, on the network's device."""
         return {key: move(value, self.device) for key, value in self.source.spread(n).items()}
+
+    @property
+    def event(self) -> tuple[int, ...] | None:
+        """The shape of a sample as the model sees it; None of data that can be read once."""
+        if self.source.event is None:
+            return None
+        with tqdm(disable=True) as bar:
+            return tuple(next(self._seen(bar)).shape[1:])
 
     def measure(self, *, progress: bool = False) -> Moments:
         """Return the moments of the data as the model sees them, in one pass; a slow one shows a bar.
@@ -114,7 +129,7 @@ class Batches:
             for part in self.source.samples():
                 draw = stream(self.seed, "augment", device=part.device) if draw is None else draw
                 bar.update(len(part))
-                yield _floating(part if self.augment is None else self.augment(part, draw))
+                yield _floating(part if self.augment is None else self._augmented(part, draw))
 
         raw = changed()
         first = next(raw)

@@ -85,7 +85,9 @@ class ItemSource(AtWill):
     ) -> None:
         self.items, self.size, self.workers = items, size, workers
         self.order, self.drawn = Order(len(items), size, seed, world), _Drawn(items, read, seed)
-        self.cond_names = tuple(self.drawn[(-1, 0)][1])
+        x, cond = self.drawn[(-1, 0)]
+        self.cond_names = tuple(cond)
+        self.event: tuple[int, ...] | None = tuple(x.shape)
         self._next: tuple[int, Iterator[Pair]] | None = None
 
     def read(self, step: int) -> tuple[Tensor, Condition]:
@@ -153,12 +155,15 @@ class StreamSource:
         self._open: Iterator[object] | None = None
         self._seen: Condition = None
         self.cond_names: tuple[str, ...] = ()
+        self.event: tuple[int, ...] | None = None
         self._summary: str | None = None
+        self._told: dict[str, str] = {}
         if not self.once:
             found = next(self.one_pass(), None)
             if found is None:
                 raise ShapeError("data is empty: training needs at least one batch")
             self._note(found[1])
+            self.event = tuple(found[0].shape[1:])
 
     def _note(self, cond: Mapping[str, Tensor]) -> None:
         self.cond_names, self._seen = tuple(cond), dict(cond) or None
@@ -229,7 +234,9 @@ class StreamSource:
         if self._summary is None:
             found = None if self.once else next(self.one_pass(), None)
             self._summary = "" if found is None else f", the first {describe_values(found[0])}"
-        return {"data": f"{type(self.batches).__name__} of {length}{self._summary}", "cond": {}, "batch_size": None}
+            self._told = {} if found is None else {k: describe_values(v) for k, v in sorted(found[1].items())}
+        data = f"{type(self.batches).__name__} of {length}{self._summary}"
+        return {"data": data, "cond": self._told, "batch_size": None}
 
     def spread(self, n: int) -> dict[str, Tensor]:
         return {key: value[torch.arange(n, device="cpu") % len(value)] for key, value in (self._seen or {}).items()}
@@ -238,7 +245,8 @@ class StreamSource:
         return {"epoch": self.epoch, "place": self.place}
 
     def restore(self, state: Mapping[str, int]) -> None:
-        self.epoch, self.place, self._open = int(state["epoch"]), int(state["place"]), None
+        # Data of another kind, changed on purpose, have no place: they begin.
+        self.epoch, self.place, self._open = int(state.get("epoch", 0)), int(state.get("place", 0)), None
 
     def close(self) -> None:
         self._open = None

@@ -81,7 +81,7 @@ class EMA:
         sigma_rel: float | None = None,
     ) -> None:
         self.decay = check_number(decay, "decay", 0.0, 1.0, open_high=True)
-        self.sigma_rel = sigma_rel
+        self.sigma_rel = None if sigma_rel is None else check_number(sigma_rel, "sigma_rel")
         self.power = None if sigma_rel is None else power_of(sigma_rel)
         self.every = check_integer(every, "every", 1)
         if self.power is not None and BEGINNING % self.every:
@@ -104,6 +104,13 @@ class EMA:
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
         self._find_parameters()
+
+    @torch.no_grad()
+    def begin_anew(self) -> None:
+        """Take the parameters as they are now for the average."""
+        for base, offset, value in zip(self.base, self.offset, self._values, strict=True):
+            base.copy_(value)
+            offset.zero_()
 
     def update(self) -> None:
         """Count a step, and at every ``every``-th move the average towards the parameters as they are now."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 import os
 import time
@@ -39,19 +38,20 @@ from scoresde.sampling.tuning.calibrate import calibrate as find_calibration
 from scoresde.training.batches import Batches
 from scoresde.training.cautions import warn_of_loss
 from scoresde.training.datasets import Items
-from scoresde.training.identity import CHANGE, Run, name_function
+from scoresde.training.identity import CHANGE, Run
 from scoresde.training.items import Unpack
 from scoresde.training.judge import Judge, Watch
 from scoresde.training.keeping import CHECKPOINT
 from scoresde.training.log import Log, Record, Tracker, check_trackers, open_trackers
 from scoresde.training.loop import Loop, Progress
-from scoresde.training.losses.times import TimeSampler, TimesName
+from scoresde.training.losses.times import TimeLaw, TimeSampler, TimesName
 from scoresde.training.losses.weights import Weight, WeightName
+from scoresde.training.names import name_function
 from scoresde.training.opening import USUAL_BATCH, open_source, read_all
 from scoresde.training.parallel import lost_processes, shared_network
 from scoresde.training.rates import DecayName, read_rate
 from scoresde.training.result import TrainResult
-from scoresde.training.sources import ALONE
+from scoresde.training.sources import ALONE, Source
 from scoresde.training.start import begin, held, open_folder
 from scoresde.training.trainer import Objective, Trainer
 from scoresde.training.updates import MakeOptimizer
@@ -189,8 +189,9 @@ def fit(
             goes into the log with every checkpoint that is due. The folder keeps the best checkpoint beside the last.
         held_out_cond: their conditions.
         patience: stop after so many held-out losses without a better one; the result's model is then the best.
-        watch: a function of the model with the averaged weights, called with every checkpoint that is due; the numbers
-            that it returns, {"name": value}, go into the log. It may draw samples and save pictures of them.
+        watch: a function of the model with the averaged weights (and of the step, if it takes two), called with every
+            checkpoint that is due; the numbers that it returns, {"name": value}, go into the log. It may draw samples
+            and save pictures of them.
         autocast: None, torch.bfloat16 or torch.float16 (whose loss is scaled).
         seed: of everything random; None draws one and reports it.
         folder: for log.jsonl, log.csv and the checkpoint; new or empty unless ``resume``. None to write nothing.
@@ -238,6 +239,12 @@ def fit(
         raise ConfigError(f"resume must be True, False or 'change', got {resume!r}", parameter="resume", got=resume)
     _check_functions(unpack=unpack, augment=augment, watch=watch, on_log=on_log)
     patience = _check_patience(patience, held_out)
+    if held_out is None and held_out_cond is not None:
+        raise ConfigError("held_out_cond= are conditions of held_out= data; pass those, or leave it out")
+    if not isinstance(progress, bool) and not callable(progress):
+        raise DTypeError(f"progress must be True, False or a function, got {progress!r:.60}")
+    if not isinstance(world, World):
+        raise DTypeError(f"world must be that of `with processes() as world:`, got {world!r:.60}")
     seed = fresh_seed() if seed is None else check_seed(seed)
     rate, options = read_rate(learning_rate, warmup, decay, steps=steps, own=optimizer is not None)
     sinks = check_trackers(trackers)
@@ -277,15 +284,15 @@ def fit(
             world=world,
         )
         shown = progress is True and world.is_main
-        moments = batches.measure(progress=shown) if moments is None else _check_moments(moments)
+        moments = batches.measure(progress=shown) if moments is None else _check_moments(moments, batches)
         if transform is None:
             _warn_of_scale(moments)
         own = {"weight": weight, "times": times}
-        options |= {name: f"your own: {name_function(one)}" for name, one in own.items() if inspect.isroutine(one)}
+        options |= {name: f"your own: {name_function(one)}" for name, one in own.items() if _is_own(one)}
         run = None if folder is None else Run.of(trainer, batches, options)
         judge = None
         if held_out is not None:
-            held_out, held_out_cond = _read_held_out(held_out, held_out_cond, model, unpack)
+            held_out, held_out_cond = _read_held_out(held_out, held_out_cond, model, unpack, source)
             judge = Judge(trainer, held_out, held_out_cond, weight, times)
         stack.enter_context(held(folder, world, resume=resume))
         where = open_folder(folder, resume=resume) if world.is_main or folder is None else Path(folder)
@@ -333,6 +340,11 @@ def fit(
         )
 
 
+def _is_own(one: object) -> bool:
+    """Return whether a weight or times are a function, which has no name of its own."""
+    return callable(one) and not isinstance(one, TimeLaw)
+
+
 def _check_functions(**given: object) -> None:
     """Raise DTypeError for what can be called but is no function."""
     for name, one in given.items():
@@ -340,9 +352,12 @@ def _check_functions(**given: object) -> None:
             raise DTypeError(f"{name} must be a function or None, got {one!r:.60}")
 
 
-def _check_moments(moments: object) -> Moments:
+def _check_moments(moments: object, batches: Batches) -> Moments:
     if not isinstance(moments, Moments):
         raise DTypeError(f"moments must be scoresde.Moments, as Moments.of(data) makes, got {moments!r:.60}")
+    event = batches.event
+    if event is not None and moments.mean.ndim and tuple(moments.mean.shape) != event:
+        raise ShapeError(f"moments are of samples of shape {tuple(moments.mean.shape)}, the model sees {event}")
     return moments
 
 
@@ -355,7 +370,7 @@ def _check_patience(patience: int | None, held_out: object) -> int | None:
 
 
 def _read_held_out(
-    data: Data, cond: Mapping[str, Array] | None, model: ScoreModel, unpack: Unpack | None
+    data: Data, cond: Mapping[str, Array] | None, model: ScoreModel, unpack: Unpack | None, source: Source
 ) -> tuple[Array | Rows, Mapping[str, Array] | None]:
     """Return held-out data and their conditions in memory, checked."""
     if not isinstance(data, Tensor | np.ndarray | Rows | list):
@@ -365,7 +380,13 @@ def _read_held_out(
     rows = accept_rows(data, "held_out")
     if len(rows) == 0:
         raise ShapeError("held_out is empty: a loss needs at least one sample")
-    check_condition(accept_arrays(cond, "held_out_cond", only_read=True), len(rows), each=True)
+    known = check_condition(accept_arrays(cond, "held_out_cond", only_read=True), len(rows), each=True)
+    if source.event is not None and len(source.event) != len(rows.shape[1:]):
+        raise ShapeError(f"held_out has samples of shape {tuple(rows.shape[1:])}, data of shape {source.event}")
+    if set(known or {}) != set(source.cond_names):
+        raise ConfigError(
+            f"held_out_cond must have the conditions {sorted(source.cond_names)} of the data, got {sorted(known or {})}"
+        )
     return rows, cond
 
 
@@ -384,8 +405,12 @@ def _calibrate(model: ScoreModel, batches: Batches, *, progress: bool) -> None:
 
 def _read_dropout(label_dropout: float, cond_dropout: Mapping[str, float] | None) -> dict[str, float]:
     """Return the shares, name by name, of what is dropped at all."""
+    if cond_dropout is not None and not isinstance(cond_dropout, Mapping):
+        raise DTypeError(f"cond_dropout must be a dict, e.g. {{'label': 0.1}}, got {cond_dropout!r:.60}")
     named = {"label_dropout": ("label", label_dropout)}
     named |= {f"cond_dropout[{name!r}]": (name, share) for name, share in (cond_dropout or {}).items()}
+    if label_dropout and "label" in (cond_dropout or {}):
+        raise ConfigError("label_dropout= and cond_dropout={'label': ...} say the same thing; leave one out")
     shares = {name: check_number(share, option, 0.0, 1.0) for option, (name, share) in named.items()}
     return {name: share for name, share in shares.items() if share}
 

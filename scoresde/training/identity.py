@@ -6,10 +6,9 @@ and each option of ``fit`` that changes a step. How often it logs and saves, wha
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import warnings
-from collections.abc import Mapping, Sized
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,10 +19,11 @@ from scoresde.errors import ConfigError, TrainingWarning
 from scoresde.models.checkpoint import Contents
 from scoresde.models.saving import network_to_dict, sde_to_document
 from scoresde.training.batches import Batches
+from scoresde.training.names import name_function
 from scoresde.training.trainer import Trainer
 from scoresde.training.updates import describe_optimizer
 
-__all__ = ["CHANGE", "RUN", "Run", "name_function"]
+__all__ = ["CHANGE", "RUN", "Run"]
 
 RUN = "run"  # the name of the document in a checkpoint
 CHANGE = "change"  # resume="change"
@@ -136,15 +136,6 @@ def _describe_sde(sde: GaussianSDE) -> dict[str, object]:
         for name, values in (("alpha", sde.at(t).alpha), ("sigma", sde.at(t).sigma)):
             document[name] = [float(f"{value:.6g}") for value in values.tolist()]
     return document
-
-
-def name_function(function: object) -> str:
-    """Return what a function or an objective is called, with its numbers and words where it is a dataclass."""
-    if not dataclasses.is_dataclass(function) or isinstance(function, type):
-        return str(getattr(function, "__qualname__", type(function).__name__))
-    values = {field.name: getattr(function, field.name) for field in dataclasses.fields(function)}
-    said = [f"{name}={value!r}" for name, value in values.items() if isinstance(value, Sized | int | float)]
-    return f"{type(function).__name__}({', '.join(said)})"
 
 
 def _show(value: object) -> str:

@@ -104,6 +104,8 @@ def to_tensor(value: object, name: str) -> Tensor:
         return made
     pictures = sys.modules.get("PIL.Image")
     if pictures is not None and isinstance(value, pictures.Image):
+        if value.mode in ("F", "I") or value.mode.startswith("I;16"):  # numbers, not bytes
+            return torch.from_numpy(np.array(value, dtype=np.float32))[None]
         # Palettes and bits as what they show.
         shown = value if value.mode in ("L", "RGB", "RGBA") else value.convert("RGB")
         pixels = torch.from_numpy(np.array(shown, dtype=np.uint8))  # a copy: (H, W) or (H, W, C)
@@ -132,6 +134,12 @@ def join(pairs: Sequence[Pair], where: Sequence[int] | None = None) -> Pair:
                 f"items of the data must have one shape, got {tuple(first.shape)} at {start} and {tuple(x.shape)} at "
                 f"{at}; bring them to one size in the data set, or with unpack="
             )
+        for name in told.keys() & cond.keys():
+            if told[name].shape != cond[name].shape:
+                raise ShapeError(
+                    f"{name} of the data must have one shape, got {tuple(cond[name].shape)} at {start} and "
+                    f"{tuple(told[name].shape)} at {at}"
+                )
         if told.keys() != cond.keys():
             raise ConfigError(f"item {at} of the data has the conditions {sorted(told)}, item {start} {sorted(cond)}")
     return (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -11,7 +12,6 @@ from torch import Tensor
 
 from scoresde.errors import ConfigError, DTypeError, SolverError
 from scoresde.models.prediction import Condition, in_mode, select
-from scoresde.models.score_model import ScoreModel
 from scoresde.noise import stream
 from scoresde.ops import Array, Rows, accept_arrays, accept_rows, chunks
 from scoresde.training.log import BINNED, COLUMNS
@@ -22,7 +22,7 @@ from scoresde.training.trainer import Trainer
 
 __all__ = ["Best", "Judge", "Watch", "look"]
 
-Watch = Callable[[ScoreModel], Mapping[str, float] | None]
+Watch = Callable[..., Mapping[str, float] | None]
 CHUNK = 512
 
 
@@ -104,6 +104,16 @@ class Best:
         return {"loss": None if math.isinf(self.loss) else self.loss, "step": self.step, "looks": self.looks}
 
 
+def _takes_step(watch: Watch) -> bool:
+    """Return whether a function takes the step beside the model."""
+    try:
+        parameters = inspect.signature(watch).parameters.values()
+    except (TypeError, ValueError):
+        return False
+    needed = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) and p.default is p.empty]
+    return len(needed) == 2
+
+
 def look(trainer: Trainer, watch: Watch) -> dict[str, float | None]:
     """Return the numbers that a function of one's own finds of the model with the averaged weights.
 
@@ -111,7 +121,7 @@ def look(trainer: Trainer, watch: Watch) -> dict[str, float | None]:
         DTypeError: what it returns is no mapping of numbers. ConfigError: a name that the log has already.
     """
     with trainer.ema.applied(), in_mode(trainer.model, training=False), torch.no_grad():
-        found = watch(trainer.model)
+        found = watch(trainer.model, trainer.step) if _takes_step(watch) else watch(trainer.model)
     if found is None:
         return {}
     if not isinstance(found, Mapping):
@@ -122,7 +132,7 @@ def look(trainer: Trainer, watch: Watch) -> dict[str, float | None]:
             raise ConfigError(f"watch returned {name!r}, which the log has already; give it another name")
         try:
             number = float(value)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             raise DTypeError(f"watch returned {value!r:.60} for {name!r}, which is no number") from error
         made[str(name)] = number if math.isfinite(number) else None
     return made

@@ -74,7 +74,7 @@ class Log:
             self._append(LOG, json.dumps(record) + "\n")
             row = _flatten(record)
             if not set(row) <= set(self._columns):
-                self._columns = [*COLUMNS, *(name for name in row if name not in COLUMNS)]
+                self._columns = list(dict.fromkeys([*COLUMNS, *self._columns, *row]))
                 rows = [_flatten(one) for one in _read(self.folder / LOG)]
                 _replace(self.folder / TABLE, _table(self._columns, rows, titled=True))
             else:
@@ -159,7 +159,8 @@ def _replace(file: Path, text: str) -> None:
 
 def check_trackers(trackers: str | Sequence[str | Tracker]) -> list[str | Tracker]:
     """Return trackers, of which some are names; ConfigError for an unknown name, DTypeError for no tracker."""
-    found: list[str | Tracker] = [trackers] if isinstance(trackers, str) else list(trackers)
+    single = isinstance(trackers, str | Tracker)
+    found: list[str | Tracker] = [trackers] if single else list(trackers or ())  # type: ignore[list-item]
     for one in found:
         if isinstance(one, str) and one not in TRACKERS:
             raise unknown("tracker", one, TRACKERS)

@@ -86,8 +86,11 @@ class Loop:
                     due = last or trainer.step % self.save_every == 0
                     looked = due and (self.judge is not None or self.watch is not None)
                     is_best = False
+                    if due:
+                        self.check_weights()
                     if last or trainer.step % self.log_every == 0 or looked:
-                        mean, is_best = self.record(judged=due)
+                        with self.saved_at_least(due=due):
+                            mean, is_best = self.record(judged=due)
                         bar.set_postfix_str(f"loss {mean:.4g}")
                     if due:
                         self.save(is_best=is_best)
@@ -101,6 +104,7 @@ class Loop:
             raise
         finally:
             self.batches.source.close()
+            trainer.update.rest()
         losses = self.losses[: trainer.step - self.first].cpu()
         return losses if trainer.world.size == 1 else torch.stack(trainer.world.gather(losses)).mean(0)
 
@@ -141,10 +145,42 @@ class Loop:
             record["watched"] = look(trainer, self.watch)
         self.logged, self.carried = trainer.step, torch.empty(0, device="cpu")
         self.log.add(record)
-        self.bad_checks = self.bad_checks + 1 if 2 * len(good) < len(recent) else 0
+        # The first steps in float16 overflow until the scale of the loss is found.
+        scale = trainer.update.scale
+        searching = scale is not None and float(scale) > 1
+        self.bad_checks = self.bad_checks + 1 if 2 * len(good) < len(recent) and not searching else 0
         if self.bad_checks == PATIENCE or (self.bad_checks and trainer.step == self.steps):
             raise self.describe_failure()
         return mean, is_best
+
+    @contextmanager
+    def saved_at_least(self, *, due: bool) -> Iterator[None]:
+        """Save where a look at the model, a tracker or a function of the log fails at a step that is to be kept."""
+        try:
+            yield
+        except SolverError:
+            raise
+        except Exception:
+            if due and self.trainer.world.size == 1:
+                self.save()
+            raise
+
+    def check_weights(self) -> None:
+        """Raise SolverError where the weights are no longer finite; the last good checkpoint stands."""
+        trainer = self.trainer
+        if all(bool(torch.isfinite(value).all()) for value in [*trainer.parameters, *trainer.buffers]):
+            return
+        raise SolverError(
+            f"weights are not finite after step {trainer.step - 1}, learning rate "
+            f"{trainer.rate(trainer.step - 1):.3g}; {self.say_what_stands()}. Lower learning_rate, lengthen warmup or "
+            "lower clip_norm"
+        )
+
+    def say_what_stands(self) -> str:
+        """Return in words which checkpoint there is."""
+        if self.folder is not None and (self.folder / CHECKPOINT).is_dir():
+            return f"the last good checkpoint is in {self.folder / CHECKPOINT}"
+        return "no checkpoint was written"
 
     def describe_failure(self) -> SolverError:
         """Describe the last step that was skipped; where no other came after it, with the weights that it had."""
@@ -166,12 +202,10 @@ class Loop:
             if trainer.objective is None:
                 t = trainer.draw_times(len(x0), step)[bad]
                 where += f", at t from {float(t.min()):.3g} to {float(t.max()):.3g}"
-        kept = "no checkpoint was written"
-        if self.folder is not None and (self.folder / CHECKPOINT).is_dir():
-            kept = f"the last good checkpoint is in {self.folder / CHECKPOINT}"
         return SolverError(
-            f"the loss is not finite at step {step}, learning rate {trainer.rate(step):.3g}: {where}; {kept}. "
-            "Lower learning_rate, lengthen warmup, lower clip_norm or look at the data's scale"
+            f"the loss is not finite at step {step}, learning rate {trainer.rate(step):.3g}: {where}; "
+            f"{self.say_what_stands()}. Lower learning_rate, lengthen warmup, lower clip_norm or look at the scale of "
+            "the data"
         )
 
     def save(self, *, is_best: bool = False) -> None:

@@ -41,7 +41,7 @@ def open_source(
     size = USUAL_BATCH if batch_size is None else batch_size
     if size < world.size:
         raise ConfigError(f"batch_size must be at least {world.size}, a sample for each process, got {size}")
-    if isinstance(data, TensorDataset):
+    if isinstance(data, TensorDataset) and unpack is None and not workers:
         data, told = Reader(net, unpack, "an item")(tuple(data.tensors))
         cond, unpack = {**told, **(cond or {})} or None, None
     if isinstance(data, Tensor | np.ndarray | Rows | list | tuple | str | Mapping) or not isinstance(
@@ -88,6 +88,11 @@ def _open_stream(
 ) -> StreamSource:
     if batch_size is not None or workers:
         raise ConfigError("batch_size= and workers= are for arrays and data sets; a loader has its own, leave them out")
+    if isinstance(data, DataLoader) and data.persistent_workers:
+        raise ConfigError(
+            "persistent workers go on drawing where they were, so that a resumed run draws otherwise; make the "
+            "DataLoader without persistent_workers="
+        )
     if isinstance(data, DataLoader) and data.generator is not None:
         raise ConfigError(
             "the DataLoader has a generator of its own, whose state no checkpoint keeps; make it without generator=, "
@@ -99,6 +104,8 @@ def _open_stream(
 def read_all(data: object, net: Callable[..., object], unpack: Unpack | None) -> Pair:
     """Return a data set of items, or one epoch of a loader, as one batch in memory: for data that are held out."""
     source = open_source(data, None, net, batch_size=None, seed=0, unpack=unpack, workers=0)
+    if isinstance(source, RowSource):
+        return source.data[:], dict(source.cond or {})
     if isinstance(source, ItemSource):
         return source.take(len(source.items))
     assert isinstance(source, StreamSource)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from scoresde.errors import ConfigError, check_number, keep_integer, unknown
+from scoresde.training.names import name_function
 
 __all__ = ["DECAYS", "DecayName", "LearningRate", "read_rate"]
 
@@ -95,8 +96,8 @@ def read_rate(
             raise ConfigError(
                 "warmup= and decay= shape a rate that is a number; a function has its own, leave them out"
             )
-        name = str(getattr(learning_rate, "__qualname__", type(learning_rate).__name__))
-        return learning_rate, {"learning_rate": f"your own: {name}", "warmup": None, "decay": None, "steps": None}
+        named = f"your own: {name_function(learning_rate)}"
+        return learning_rate, {"learning_rate": named, "warmup": None, "decay": None, "steps": None}
     peak = learning_rate if learning_rate is not None else 1.0 if own else 1e-3
     rate = LearningRate(peak, warmup, steps, decay or "cosine")
     options: dict[str, object] = {"learning_rate": rate.peak, "warmup": rate.warmup, "decay": rate.decay}

@@ -28,6 +28,7 @@ class Source(Protocol):
     """The raw data of a training, batch by batch."""
 
     cond_names: tuple[str, ...]
+    event: tuple[int, ...] | None  # of the raw data; None where it is not known yet
 
     def read(self, step: int) -> tuple[Tensor, Condition]:
         """Return the data (B, *) and the conditions of a step, where the source has them."""
@@ -107,6 +108,7 @@ class RowSource(AtWill):
     def __init__(self, data: Tensor | Rows, cond: Condition, *, size: int, seed: int, world: World = ALONE) -> None:
         self.data, self.cond, self.size = data, cond, size
         self.cond_names = tuple(cond or ())
+        self.event: tuple[int, ...] | None = tuple(data.shape[1:])
         self.order = Order(len(data), size, seed, world)
 
     def read(self, step: int) -> tuple[Tensor, Condition]:

@@ -17,10 +17,11 @@ from scoresde.errors import CheckpointError, ConfigError, DomainError
 from scoresde.models import checkpoint, saving
 from scoresde.models.lock import locked
 from scoresde.sampling.processes import World
+from scoresde.training.averages import is_kept, keep_averages
 from scoresde.training.batches import Batches
 from scoresde.training.identity import CHANGE, Run
 from scoresde.training.judge import Best
-from scoresde.training.keeping import BEST, CHECKPOINT, is_unfinished
+from scoresde.training.keeping import BEST, CHECKPOINT, copy_checkpoint, is_unfinished
 from scoresde.training.log import LOG, Log
 from scoresde.training.loop import RECENT
 from scoresde.training.trainer import Trainer
@@ -115,19 +116,30 @@ def begin(
         )
     state = contents.tensors("training_state")
     saving.load_network(contents, "weights", trainer.net)
-    trainer.restore(numbers, state)
+    trainer.restore(numbers, state, change=resume == CHANGE)
     batches.source.restore(numbers.get("source", {}))
-    _restore_best(best, folder, numbers.get("best"))
+    if resume != CHANGE:  # what is new is judged anew
+        _restore_best(best, folder, numbers.get("best"), contents, trainer)
     if trainer.world.is_main:
         log.go_on_from(trainer.step)
     return Start(state.get(RECENT, torch.empty(0, device="cpu")), best)
 
 
-def _restore_best(best: Best, folder: Path, numbers: dict[str, float | None] | None) -> None:
-    """Take up the best so far; its weights from the folder's best checkpoint."""
+def _restore_best(
+    best: Best, folder: Path, numbers: dict[str, float | None] | None, contents: checkpoint.Contents, trainer: Trainer
+) -> None:
+    """Take up the best so far, its weights from the folder's best checkpoint; complete what a kill left undone."""
+    step = trainer.step
+    if trainer.ema.sigma_rel is not None and trainer.world.is_main and not is_kept(folder, step):
+        keep_averages(folder, step, trainer.averages)
     if numbers is None or numbers["loss"] is None:
         return
     best.loss, best.step, best.looks = float(numbers["loss"]), int(numbers["step"] or 0), int(numbers["looks"] or 0)
+    if best.step == step:
+        best.weights = contents.tensors("ema") if best.patience is not None else None
+        if trainer.world.is_main:
+            copy_checkpoint(folder / CHECKPOINT, folder / BEST)
+        return
     if best.patience is None:
         return
     try:

@@ -39,7 +39,7 @@ from scoresde.models.checks import check_differentiable, check_score_model
 from scoresde.models.networks import bare_network
 from scoresde.models.prediction import Condition, select
 from scoresde.models.score_model import ScoreModel
-from scoresde.noise import check_seed, normal, stream
+from scoresde.noise import check_seed, normal, seeded_torch, stream
 from scoresde.ops import chunks, move, recording
 from scoresde.sampling.processes import World
 from scoresde.training.ema import EMA, LONGEST_STRIDE, choose_stride
@@ -158,6 +158,11 @@ class Trainer:
         self.autocast, self.seed = autocast, check_seed(seed)
         self.accumulate = check_integer(accumulate, "accumulate", 1)
         self.bare = bare_network(self.net)
+        self.buffers = [buffer for buffer in self.net.buffers() if buffer.is_floating_point()]
+        # What the built-in networks compute draws nothing.
+        self.drawing = not type(self.bare).__module__.startswith("scoresde.nn.")
+        if any(isinstance(part, nn.Embedding) and part.sparse for part in self.net.modules()):
+            raise ConfigError("an Embedding(sparse=True) gives gradients that cannot be clipped here; make it dense")
         self.averages = _make_averages(self.net, ema_decay, sigma_rel)
         self.ema = self.averages[0]
         trained = [p for p in self.net.parameters() if p.requires_grad]
@@ -248,6 +253,8 @@ class Trainer:
                 x, told = (x0, cond) if len(slices) == 1 else (x0[part], select(cond, part))
                 with torch.autocast(x0.device.type, self.autocast, enabled=self.autocast is not None):
                     losses = self.objective(self.model, x, generator, told)
+                if not isinstance(losses, Tensor):
+                    raise DTypeError(f"objective must return losses of shape ({len(x)},), got {losses!r:.60}")
                 if losses.shape != x.shape[:1]:
                     raise ShapeError(f"objective must return losses of shape ({len(x)},), got {tuple(losses.shape)}")
                 yield part, losses, ()
@@ -271,8 +278,34 @@ class Trainer:
             return self._step(x0, cond)
 
     def _step(self, x0: Tensor, cond: Condition) -> Tensor:
+        rate = check_number(self.rate(self.step), "learning_rate", 0.0)
         for p in self.parameters:
             p.grad = None
+        before = [buffer.clone() for buffer in self.buffers]
+        scale = self.update.scale
+        draws = seeded_torch(self.device, self.seed, "network", self.step, self.world.rank) if self.drawing else None
+        with draws or nullcontext():
+            means = self._backward(x0, cond)
+        loss = means[0] if len(means) == 1 else torch.stack(means).sum()
+        gradients = [p.grad for p in self.parameters if p.grad is not None]
+        norms = torch._foreach_norm(gradients, 2, self.dtype)
+        norm = torch.linalg.vector_norm(torch.stack(norms))
+        self.gradient_norm = norm = norm if scale is None else norm / scale
+        # The gradient is the same in every process, the loss of one is not.
+        self.skipped = torch.isfinite(norm if self.world.size > 1 else norm + loss).logical_not()
+        self.updating = True
+        self.update(norm, self.skipped, rate)
+        for buffer, kept in zip(self.buffers, before, strict=True):
+            buffer.copy_(torch.where(self.skipped, kept, buffer))
+        if isinstance(self.bare, Normalised):
+            self.bare.normalise_()
+        for average in self.averages:
+            average.update()
+        self.step, self.updating = self.step + 1, False
+        return loss
+
+    def _backward(self, x0: Tensor, cond: Condition) -> list[Tensor]:
+        """Leave the gradient with the parameters, and return the means of the parts, each with its share."""
         means: list[Tensor] = []
         scale = self.update.scale
         # The mean over all samples, where the network takes the mean over the processes.
@@ -289,21 +322,13 @@ class Trainer:
             with nullcontext() if last else not_yet(self.net):
                 total = mean if scale is None else mean * scale
                 total.backward()
-        loss = means[0] if len(means) == 1 else torch.stack(means).sum()
-        gradients = [p.grad for p in self.parameters if p.grad is not None]
-        norms = torch._foreach_norm(gradients, 2, self.dtype)
-        norm = torch.linalg.vector_norm(torch.stack(norms))
-        self.gradient_norm = norm = norm if scale is None else norm / scale
-        # The gradient is the same in every process, the loss of one is not.
-        self.skipped = torch.isfinite(norm if self.world.size > 1 else norm + loss).logical_not()
-        self.updating = True
-        self.update(norm, self.skipped, self.rate(self.step))
-        if isinstance(self.bare, Normalised):
-            self.bare.normalise_()
-        for average in self.averages:
-            average.update()
-        self.step, self.updating = self.step + 1, False
-        return loss
+        if self.uncertainty is not None and self.world.size > 1:
+            # The network's wrapper averages its own alone.
+            for p in self.uncertainty.parameters():
+                assert p.grad is not None
+                torch.distributed.all_reduce(p.grad)
+                p.grad.div_(self.world.size)
+        return means
 
     def state(self) -> tuple[dict[str, object], dict[str, Tensor]]:
         """Return what another Trainer of the same options needs to go on: numbers, and tensors by name."""
@@ -327,23 +352,28 @@ class Trainer:
         }, tensors
 
     @torch.no_grad()
-    def restore(self, numbers: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    def restore(self, numbers: Mapping[str, Any], tensors: Mapping[str, Tensor], *, change: bool = False) -> None:
         """Go on from ``state``; the network's own weights must be those of that moment already.
+
+        With ``change`` what has no counterpart there begins anew: averages at the weights, another optimiser.
 
         Raises:
             CheckpointError: a tensor that is missing, of another shape, or not finite; nothing is taken up then.
         """
-        self._check_state(tensors)
+        self._check_state(tensors, change=change)
         self.step = int(numbers["step"])
         for k, average in enumerate(self.averages):
             mark, average.updates = "" if k == 0 else str(k), int(numbers["updates"])
+            if f"base{mark}.{average.names[0]}" not in tensors:
+                average.begin_anew()
+                continue
             for i, name in enumerate(average.names):
                 average.base[i].copy_(tensors[f"base{mark}.{name}"])
                 average.offset[i].copy_(tensors[f"offset{mark}.{name}"])
         if self.uncertainty is not None:
             for name, p in self.uncertainty.named_parameters():
-                p.copy_(tensors[f"value.{UNCERTAINTY}.{name}"])
-        self.update.restore(numbers, tensors)
+                p.copy_(tensors.get(f"value.{UNCERTAINTY}.{name}", p))
+        self.update.restore(numbers, tensors, change=change)
         if isinstance(self.objective, Stateful):
             mark = f"{OBJECTIVE}."
             kept = {name.removeprefix(mark): value for name, value in tensors.items() if name.startswith(mark)}
@@ -352,7 +382,7 @@ class Trainer:
         if "loss_bins" in tensors and self.world.is_main:  # checkpoints of earlier versions have none
             self.bins.sums.copy_(tensors["loss_bins"])
 
-    def _check_state(self, tensors: Mapping[str, Tensor]) -> None:
+    def _check_state(self, tensors: Mapping[str, Tensor], *, change: bool) -> None:
         shapes: dict[str, torch.Size] = {}
         for k, average in enumerate(self.averages):
             mark = "" if k == 0 else str(k)
@@ -368,6 +398,8 @@ class Trainer:
                     shapes[place] = torch.Size() if key == "step" else parameters[name]
         for place, shape in shapes.items():
             found = tensors.get(place)
+            if found is None and change:
+                continue
             if found is None or found.shape != shape or not bool(torch.isfinite(found).all()):
                 what = "missing" if found is None else f"of shape {tuple(found.shape)}, or not finite"
                 raise CheckpointError(

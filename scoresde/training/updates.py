@@ -76,6 +76,11 @@ class Update:
         self.growth = torch.zeros((), dtype=torch.int32, device=device)
         self.fused = bool(getattr(self.optimizer, "_step_supports_amp_scaling", False))
 
+    @property
+    def kind(self) -> str | None:
+        """The name of an optimiser of one's own."""
+        return type(self.optimizer).__name__ if self.own else None
+
     def __call__(self, norm: Tensor, skipped: Tensor, rate: float) -> None:
         """Update with the gradients that are there, of this norm without the scale; ``skipped`` is 0-d, boolean."""
         limit = math.inf if self.clip_norm is None else self.clip_norm
@@ -118,11 +123,20 @@ class Update:
             tensors |= {"loss_scale": self.scale, "loss_scale_growth": self.growth}
         kept: dict[str, object] = {"state": numbers} if numbers else {}
         if self.own:
+            kept["kind"] = self.kind
             kept["groups"] = [_keep_numbers(group) for group in self.optimizer.param_groups]
         return ({"optimizer": kept} if kept else {}), tensors
 
-    def restore(self, numbers: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-        """Go on from ``state``."""
+    def rest(self) -> None:
+        """Give an optimiser of one's own the rates that it was made with."""
+        if self.own:
+            for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
+                group["lr"] = rate
+
+    def restore(self, numbers: Mapping[str, Any], tensors: Mapping[str, Tensor], *, change: bool = False) -> None:
+        """Go on from ``state``; with ``change`` another optimiser begins anew, and options are the new ones."""
+        if change and numbers.get("optimizer", {}).get("kind") != self.kind:
+            return
         known = {name: p for p in self.parameters for name in [self.names[id(p)]]}
         kept = numbers.get("optimizer", {})
         for place, value in [*tensors.items(), *kept.get("state", {}).items()]:
@@ -138,7 +152,7 @@ class Update:
             )
             self.optimizer.state[p][key] = held
         groups = kept.get("groups")
-        if groups is not None:
+        if groups is not None and not change:
             if len(groups) != len(self.optimizer.param_groups):
                 raise CheckpointError(f"the checkpoint's optimiser has {len(groups)} groups of parameters, not as many")
             for group, numbers_of in zip(self.optimizer.param_groups, groups, strict=True):
@@ -185,7 +199,13 @@ def _check_optimizer(make: object, parameters: list[nn.Parameter], weight_decay:
         )
     known = {id(p) for p in parameters}
     held = [p for group in made.param_groups for p in group["params"]]
-    foreign = [p for p in held if id(p) not in known]
+    foreign = [p for p in held if id(p) not in known and p.requires_grad]
+    missing = len(known) - len({id(p) for p in held} & known)
+    if missing and not foreign:
+        raise ConfigError(
+            f"the optimizer lacks {missing} of the {len(known)} parameters to train; pass a function that makes it of "
+            "a list of all (also those of uncertainty=), or freeze what stays with requires_grad_(False)"
+        )
     if foreign or not held:
         raise ConfigError(
             f"the optimizer holds {len(foreign)} parameters that are not the network's trainable ones; make it of "

@@ -13,7 +13,16 @@ from typing import Literal
 import torch
 from torch import Generator, Tensor
 
-from scoresde.errors import ConfigError, ShapeError, check_integer, keep_integer, keep_number
+from scoresde.errors import (
+    ConfigError,
+    ShapeError,
+    check_integer,
+    check_sequence,
+    check_sizes,
+    keep_integer,
+    keep_number,
+    read_integer,
+)
 from scoresde.noise import integers, uniform
 
 __all__ = ["Augmentation", "RandomCrop", "RandomFlip"]
@@ -38,7 +47,9 @@ class RandomFlip:
 
     def __post_init__(self) -> None:
         keep_number(self, "probability", 0.0, 1.0)
-        dims = tuple(check_integer(d, "dims", -8, -1) for d in self.dims)
+        one = read_integer(self.dims)
+        given = check_sequence(self.dims, "dims", "dimensions") if one is None else (one,)
+        dims = tuple(check_integer(d, "dims", -8, -1) for d in given)
         if not dims or len(set(dims)) < len(dims):
             raise ConfigError(f"dims must be different and count from the end, as (-1,) or (-1, -2), got {self.dims}")
         object.__setattr__(self, "dims", dims)
@@ -72,7 +83,7 @@ class RandomCrop:
     fill: Literal["reflect", "zeros"] = "reflect"
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "size", tuple(check_integer(n, "size", 1) for n in self.size))
+        object.__setattr__(self, "size", check_sizes(self.size, "size", 1))
         keep_integer(self, "padding", 0)
         if not self.size or self.fill not in ("reflect", "zeros"):
             raise ConfigError(f"RandomCrop needs sizes and fill='reflect' or 'zeros', got {self.size}, {self.fill!r}")

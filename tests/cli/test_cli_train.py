@@ -207,3 +207,18 @@ def test_a_loss_that_is_never_finite_is_said_with_the_cure(tmp_path: Path, capsy
     assert "the loss is not finite at step" in err.splitlines()[-1]
     assert "Lower learning_rate" in err.splitlines()[-1]
     assert "Traceback" not in err
+
+
+def test_a_run_is_changed_back_to_a_default_where_that_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    options = ["--data", "moons", "--batch-size", "8", "--precision", "bf16", "--accumulate", "2", "--watch"]
+    assert main(["train", *options, "--steps", "4", "--out", str(out)]) == 0
+    said = refused(capsys, ["train", "--resume", str(out), "--precision", "fp32"])
+    assert "leave out --precision, or change it on purpose with --change" in said
+    change = ["--change", "--precision", "fp32", "--steps", "8"]
+    assert main(["train", "--resume", str(out), *change]) == 0
+    kept = json.loads((out / "run.json").read_text())["options"]
+    assert (kept["precision"], kept["accumulate"], kept["watch"], kept["steps"]) == ("fp32", 2, True, 8)
+    assert sorted(f.name for f in (out / "samples").iterdir()) == [f"step-{k:08d}.png" for k in range(1, 9)]

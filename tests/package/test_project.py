@@ -345,7 +345,8 @@ def test_sound(tmp_path): torch.randn(2, generator=torch.Generator().manual_seed
 
 
 def test_a_test_that_moves_global_state_fails(tmp_path: Path) -> None:
-    (tmp_path / "conftest.py").write_text((ROOT / "tests" / "conftest.py").read_text(encoding="utf-8"), "utf-8")
+    for name in ("conftest.py", "global_state.py"):
+        (tmp_path / name).write_text((ROOT / "tests" / name).read_text(encoding="utf-8"), "utf-8")
     (tmp_path / "test_state.py").write_text(STATEFUL_TESTS, "utf-8")
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-rA", "--rootdir", tmp_path, tmp_path]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)

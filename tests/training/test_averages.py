@@ -12,7 +12,7 @@ from scipy.integrate import quad
 from small_models import DATA, same, tiny, weights
 from torch import Tensor, nn
 
-from scoresde import CheckpointError, DomainError, ScoreModel, fit
+from scoresde import CheckpointError, DomainError, ScoreModel, TrainingWarning, fit
 from scoresde.models import checkpoint
 from scoresde.noise import normal, stream
 from scoresde.training import EMA, rebuild_average
@@ -63,17 +63,42 @@ def test_the_average_has_the_weights_of_its_products() -> None:
     torch.testing.assert_close(follow(12**-0.5, path), path.mean(0), rtol=1e-12, atol=1e-14)
 
 
-def test_the_products_of_profiles_are_their_integrals() -> None:
-    """One kept profile: its coefficient for another is <p, q>/<p, p>, by quadrature."""
-    for (a, s), (b, t) in (((3.0, 0.7), (9.0, 1.0)), ((9.0, 1.0), (3.0, 0.7)), ((5.0, 1.0), (5.0, 1.0))):
+def test_the_nearest_combination_of_profiles_is_that_of_their_integrals() -> None:
+    """Two kept profiles x and 1 - x of them: x = <q - p_2, p_1 - p_2>/|p_1 - p_2|^2, by quadrature."""
 
-        def profile(u: float, g: float, end: float) -> float:
-            return (g + 1) * u**g / end ** (g + 1) if u <= end else 0.0
+    def profile(u: float, g: float, end: float) -> float:
+        return (g + 1) * u**g / end ** (g + 1) if u <= end else 0.0
 
-        both = quad(lambda u: profile(u, a, s) * profile(u, b, t), 0, min(s, t))[0]  # noqa: B023
-        own = quad(lambda u: profile(u, a, s) ** 2, 0, s)[0]  # noqa: B023
-        found = mix_profiles(np.array([a]), np.array([s]), b, t)
-        assert found[0] == pytest.approx(both / own, rel=1e-8)
+    for first, second, wanted in (
+        ((3.0, 0.7), (9.0, 1.0), (5.0, 1.0)),
+        ((9.0, 1.0), (3.0, 0.7), (4.0, 0.9)),
+        ((5.0, 1.0), (2.0, 1.0), (5.0, 1.0)),
+    ):
+
+        def over(left: tuple, right: tuple, also: tuple, last: tuple) -> float:
+            ends = sorted({left[1], right[1], also[1], last[1]})
+            parts = zip([0.0, *ends], ends, strict=False)
+            return sum(
+                quad(
+                    lambda u: (profile(u, *left) - profile(u, *right)) * (profile(u, *also) - profile(u, *last)), *part
+                )[0]
+                for part in parts
+            )
+
+        share = over(wanted, second, first, second) / over(first, second, first, second)
+        powers, times = np.array([first[0], second[0]]), np.array([first[1], second[1]])
+        found, missed = mix_profiles(powers, times, *wanted)
+        assert found == pytest.approx([share, 1 - share], rel=1e-6, abs=1e-8)
+        if wanted == first:
+            assert missed < 1e-6
+
+
+def test_a_profile_that_none_is_near_is_said(tmp_path: Path) -> None:
+    fit(tiny(), DATA, folder=tmp_path, sigma_rel=0.1, steps=100, save_every=50, **OPTIONS)
+    with pytest.warns(TrainingWarning, match=r"miss [0-9]+% of the profile of sigma_rel=0.02 at step 75; save more"):
+        rebuild_average(tmp_path, 0.02, step=75)
+    with pytest.raises(DomainError, match=r"step must be in \[50, 100\], the steps whose averages were kept, got 20"):
+        rebuild_average(tmp_path, 0.1, step=20)
 
 
 def test_rebuilt_averages_are_those_that_were_kept(tmp_path: Path) -> None:
@@ -126,5 +151,5 @@ def test_what_cannot_be_rebuilt_says_why(tmp_path: Path) -> None:
     fit(tiny(), DATA, folder=tmp_path / "run", sigma_rel=0.1, steps=4, **OPTIONS)
     with pytest.raises(DomainError, match=r"sigma_rel must lie in \(0, 0.28"):
         rebuild_average(tmp_path / "run", 0.3)
-    with pytest.raises(DomainError, match="step must be at most 4, the last whose averages were kept, got 5"):
+    with pytest.raises(DomainError, match=r"step must be in \[1, 4\], the steps whose averages were kept, got 5"):
         rebuild_average(tmp_path / "run", 0.1, step=5)

@@ -14,7 +14,17 @@ import torch
 from small_models import DATA, F64, same, tiny, weights
 from torch import Tensor, nn
 
-from scoresde import VPSDE, ConfigError, ScoreModel, fit
+from scoresde import (
+    VPSDE,
+    ConfigError,
+    DomainError,
+    DTypeError,
+    RectifiedFlow,
+    ScoreModel,
+    SolverError,
+    fit,
+    losses,
+)
 from scoresde.nn import MLP
 from scoresde.noise import normal, stream
 from scoresde.training import Trainer
@@ -177,8 +187,9 @@ def test_a_run_with_any_optimiser_goes_on_to_the_same_bits(tmp_path: Path, name:
 def test_an_optimiser_that_was_made_is_used() -> None:
     model = tiny()
     made = torch.optim.SGD(model.net.parameters(), lr=0.1)
-    fit(model, DATA, optimizer=made, learning_rate=lambda k: 0.5, **OPTIONS)
-    assert made.param_groups[0]["lr"] == pytest.approx(0.05)
+    result = fit(model, DATA, optimizer=made, learning_rate=lambda k: 0.5, **OPTIONS)
+    assert result.log[-1]["learning_rate"] == pytest.approx(0.05)
+    assert made.param_groups[0]["lr"] == 0.1  # as it was made
 
 
 def test_a_rate_of_ones_own_is_all_of_it(tmp_path: Path) -> None:
@@ -228,7 +239,7 @@ def test_training_learns_the_weight_and_a_resumed_run_keeps_it(tmp_path: Path) -
 
 def test_the_data_prediction_is_trained_with_the_velocitys_loss() -> None:
     """weight="velocity" on a network that predicts the data counts |v_hat - v|^2 of the rectified flow, v = z - x_0."""
-    from scoresde import RectifiedFlow, denoising_score_matching
+    from scoresde import denoising_score_matching
 
     sde, x0, z = RectifiedFlow(), DATA[:50].double(), normal((50, 2), stream(3), dtype=F64)
     net = MLP(2, width=8, depth=1, seed=1).double()
@@ -291,3 +302,141 @@ def test_training_sees_augmented_data_and_their_moments(tmp_path: Path) -> None:
     fit(model, data, augment=RandomFlip(), **flipped)
     with pytest.raises(ConfigError, match=r"another run: augment 'RandomFlip\(dims=\(-1,\), prob.*', now None"):
         fit(model, data, resume=True, **flipped)
+
+
+class Own(nn.Module):
+    """A network with dropout, whose draws are torch's, and with buffers that every forward pass moves."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            self.first, self.second = nn.Linear(3, 16), nn.Linear(16, 2)
+        self.drop, self.norm = nn.Dropout(0.3), nn.BatchNorm1d(16)
+
+    def forward(self, x: Tensor, c_noise: Tensor) -> Tensor:
+        hidden = self.norm(self.first(torch.cat([x, c_noise[:, None] / 10], 1)).relu())
+        return self.second(self.drop(hidden))
+
+
+def test_a_network_that_draws_is_trained_to_the_same_bits_and_moves_no_random_state(tmp_path: Path) -> None:
+    whole, cut = (ScoreModel(Own(), VPSDE()) for _ in range(2))
+    state = torch.get_rng_state()
+    fit(whole, DATA, folder=tmp_path / "whole", **OPTIONS)
+    assert torch.equal(state, torch.get_rng_state())
+    torch.rand(3)
+    with pytest.raises(Stop):
+        fit(ScoreModel(Own(), VPSDE()), DATA, folder=tmp_path / "cut", log_every=1, on_log=stop_at(9), **OPTIONS)
+    fit(cut, DATA, folder=tmp_path / "cut", resume=True, **OPTIONS)
+    torch.set_rng_state(state)
+    assert same(weights(whole), weights(cut))
+
+
+def test_a_step_that_is_left_out_leaves_buffers_as_they_were() -> None:
+    trainer = Trainer(ScoreModel(Own(), VPSDE()))
+    trainer(DATA[:20])
+    before = [b.clone() for b in trainer.net.buffers()]
+    trainer(DATA[:20] * math.inf)
+    assert bool(trainer.skipped)
+    kept = [torch.equal(a, b) for a, b in zip(before, trainer.net.buffers(), strict=True) if a.is_floating_point()]
+    assert kept == [True, True]
+
+
+@pytest.mark.parametrize(
+    ("rate", "kind", "message"),
+    [
+        (lambda k: math.nan, DomainError, r"learning_rate must lie in \[0, inf\), got nan"),
+        (lambda k: -1e-3, DomainError, r"learning_rate must lie in \[0, inf\), got -0.001"),
+        (lambda k: None, DTypeError, "learning_rate must be a number, got None"),
+    ],
+)
+def test_a_rate_that_is_none_is_refused(rate: Any, kind: type[Exception], message: str) -> None:
+    with pytest.raises(kind, match=message):
+        fit(tiny(), DATA, learning_rate=rate, **OPTIONS)
+
+
+class Ruin(torch.optim.SGD):
+    """An optimiser whose eighth step is none."""
+
+    made = 0
+
+    def step(self, closure: object = None) -> None:
+        super().step()
+        self.made += 1
+        if self.made == 8:
+            self.param_groups[0]["params"][0].data.fill_(math.nan)
+
+
+def test_weights_that_are_not_finite_are_never_kept(tmp_path: Path) -> None:
+    """An update that ruins them in the last step before a save: the checkpoint before it stands, and is named."""
+    given = {**OPTIONS, "learning_rate": lambda k: 1.0, "optimizer": lambda p: Ruin(p, lr=1e-3)}
+    with pytest.raises(SolverError, match=r"weights are not finite after step 7, learning rate 1; the last good"):
+        fit(tiny(), DATA, folder=tmp_path, **given)
+    assert all(bool(torch.isfinite(v).all()) for v in ScoreModel.load(tmp_path, weights="raw").parameters())
+
+
+def test_the_first_overflows_of_float16_do_not_end_a_run() -> None:
+    model = ScoreModel(MLP(2, width=64, depth=3), RectifiedFlow(), predicts="velocity")
+    result = fit(model, DATA, autocast=torch.float16, log_every=1, **OPTIONS)
+    assert result.steps == 12
+    assert sum(record["skipped"] for record in result.log) >= 1  # the scale that it begins with is too large here
+
+
+def test_an_optimiser_must_have_all_that_is_trained() -> None:
+    model = tiny()
+    part = torch.optim.SGD([*model.net.parameters()][:3], lr=0.1)
+    with pytest.raises(ConfigError, match=r"lacks [0-9]+ of the [0-9]+ parameters to train; pass a function"):
+        fit(model, DATA, optimizer=part, **OPTIONS)
+    with pytest.raises(ConfigError, match="also those of uncertainty="):
+        fit(model, DATA, optimizer=torch.optim.SGD(model.net.parameters(), lr=0.1), uncertainty=True, **OPTIONS)
+    # Frozen ones may be among those it was made of.
+    made = torch.optim.Adam(model.net.parameters(), lr=1e-3)
+    model.net.input.requires_grad_(False)
+    fit(model, DATA, optimizer=made, **OPTIONS)
+
+
+def test_what_a_function_holds_is_part_of_the_run(tmp_path: Path) -> None:
+    for number, (name, first, other) in enumerate(
+        (
+            ("weight", losses.min_snr(gamma=5.0), losses.min_snr(gamma=1.0)),
+            ("augment", functools.partial(_shift, by=0.0), functools.partial(_shift, by=1.0)),
+            ("learning_rate", functools.partial(_fall, peak=1e-3), functools.partial(_fall, peak=1e-2)),
+        )
+    ):
+        folder = tmp_path / str(number)
+        fit(tiny(), DATA, folder=folder, **{**OPTIONS, name: first})
+        fit(tiny(), DATA, folder=folder, resume=True, **{**OPTIONS, name: first})
+        with pytest.raises(ConfigError, match=f"another run: {name}"):
+            fit(tiny(), DATA, folder=folder, resume=True, **{**OPTIONS, name: other})
+
+
+def _shift(x: Tensor, generator: torch.Generator, *, by: float) -> Tensor:
+    return x + by
+
+
+def _fall(k: int, *, peak: float) -> float:
+    return peak / (k + 1)
+
+
+@pytest.mark.parametrize(
+    ("first", "other"),
+    [
+        ({"optimizer": lambda p: torch.optim.SGD(p, lr=0.1)}, {}),
+        ({}, {"optimizer": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.5)}),
+        ({"sigma_rel": 0.1}, {"sigma_rel": (0.1, 0.05)}),
+        ({}, {"uncertainty": True}),
+        ({"optimizer": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9)},
+         {"optimizer": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.2)}),
+    ],
+)  # fmt: skip
+def test_a_run_is_changed_on_purpose(tmp_path: Path, first: dict[str, Any], other: dict[str, Any]) -> None:
+    """What has no counterpart in the checkpoint begins anew, and options are the new ones."""
+    fit(tiny(), DATA, folder=tmp_path, **{**OPTIONS, **first})
+    model = tiny()
+    result = fit(model, DATA, folder=tmp_path, resume="change", **{**OPTIONS, **other, "steps": 16})
+    assert result.steps == 16
+    for average in weights(result.model):
+        assert bool(torch.isfinite(average).all())
+    trained = torch.cat([v.flatten() for v in weights(model)])
+    averaged = torch.cat([v.flatten() for v in weights(result.model)])
+    assert float((trained - averaged).norm()) < float(trained.norm())
