@@ -283,3 +283,43 @@ def test_the_second_of_a_pair_is_the_label_where_there_is_one() -> None:
     two = several(context_features={"a": 2, "z": 1})
     with pytest.raises(ConfigError, match=r"has 2 parts, and what the network is told .* is not known; pass unpack="):
         fit(two, Points(), **OPTIONS)
+
+
+def test_a_tensor_data_set_with_a_function_is_read_item_by_item() -> None:
+    scaled = DATA[:N] * torch.arange(1, N + 1)[:, None]
+    source = open_source(
+        TensorDataset(scaled), None, tiny().net, batch_size=N, seed=0, unpack=lambda i: i[0] / i[0].norm(), workers=0
+    )
+    torch.testing.assert_close(source.read(0)[0].norm(dim=1), torch.ones(N))
+    assert same(trained(TensorDataset(DATA[:N], LABELS), workers=1), trained(DATA[:N], cond={"label": LABELS}))
+
+
+@pytest.mark.parametrize(("kind", "scale"), [("f4", 1.0), ("u2", 1000.0), ("i4", 70000.0)])
+def test_pictures_of_numbers_keep_them(kind: str, scale: float) -> None:
+    from PIL import Image
+
+    values = (np.arange(64).reshape(8, 8) * scale).astype(kind)
+    source = open_source(
+        Odd(*[Image.fromarray(values)] * 2), None, tiny().net, batch_size=2, seed=0, unpack=None, workers=0
+    )
+    assert torch.equal(source.read(0)[0][0, 0], torch.from_numpy(values.astype(np.float32)))
+
+
+def test_held_out_data_must_be_of_the_data_s_kind() -> None:
+    labelled = {"cond": {"label": LABELS}, **OPTIONS}
+    with pytest.raises(ConfigError, match=r"held_out_cond must have the conditions \['label'\] of the data, got \[\]"):
+        fit(conditional(), DATA[:N], held_out=DATA[:9], **labelled)
+    with pytest.raises(ConfigError, match="held_out_cond= are conditions of held_out= data"):
+        fit(conditional(), DATA[:N], held_out_cond={"label": LABELS}, **labelled)
+    with pytest.raises(ShapeError, match=r"held_out has samples of shape \(1, 2\), data of shape \(2,\)"):
+        fit(tiny(), DATA[:N], held_out=DATA[:9, None], **OPTIONS)
+    log = fit(conditional(), DATA[:N], held_out=TensorDataset(DATA[:9], LABELS[:9]), **labelled).log
+    assert "held_out_loss" in log[-1]
+    with pytest.raises(ShapeError, match=r"moments are of samples of shape \(3,\), the model sees \(2,\)"):
+        fit(tiny(), DATA, moments=Moments.exact(torch.zeros(3), torch.eye(3)), **OPTIONS)
+
+
+def test_persistent_workers_are_refused() -> None:
+    loader = DataLoader(Points(), batch_size=5, num_workers=1, persistent_workers=True)
+    with pytest.raises(ConfigError, match="persistent workers go on drawing where they were"):
+        fit(conditional(), loader, **{**OPTIONS, "batch_size": None})

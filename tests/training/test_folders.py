@@ -157,6 +157,60 @@ def test_patience_stops_and_gives_the_best_model(tmp_path: Path, monkeypatch: py
     assert same(weights(again.model), weights(result.model))
 
 
+def test_what_a_kill_left_undone_is_completed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed after the checkpoint and before the copy that is the best, and before the averages are written."""
+    given = {**OPTIONS, "save_every": 2, "steps": 12, "held_out": HELD_OUT, "patience": 4, "sigma_rel": (0.1, 0.05)}
+    values = [3.0, 2.0, 1.0, 1.5, 1.6, 1.7]
+
+    def use(numbers: list[float]) -> None:
+        left = iter(numbers)
+        monkeypatch.setattr("scoresde.training.judge.Judge.__call__", lambda self: next(left))
+
+    use(values)
+    whole = fit(tiny(), DATA, folder=tmp_path / "whole", **given)
+
+    def die(folder: Path, step: int, number: int) -> None:
+        if step == 6:
+            raise Stop
+
+    use(values)
+    with monkeypatch.context() as patch:
+        patch.setattr("scoresde.training.loop.keep_last", die)
+        with pytest.raises(Stop):
+            fit(tiny(), DATA, folder=tmp_path / "cut", **given)
+    use(values[3:])
+    cut = fit(tiny(), DATA, folder=tmp_path / "cut", resume=True, **given)
+    assert cut.best_step == whole.best_step == 6
+    assert same(weights(cut.model), weights(whole.model))
+    assert checkpoint.read(tmp_path / "cut" / "best").document("training")["step"] == 6
+    kept = [sorted(f.name for f in (tmp_path / name / "averages").iterdir()) for name in ("cut", "whole")]
+    assert kept[0] == kept[1]
+
+
+def test_a_tracker_that_fails_does_not_cost_the_checkpoint(tmp_path: Path) -> None:
+    class Broken:
+        def log(self, values: dict[str, Any], step: int | None = None) -> None:
+            if step == 12:
+                raise ConnectionError("no route")
+
+    with pytest.raises(ConnectionError):
+        fit(tiny(), DATA, folder=tmp_path, trackers=Broken(), **{**OPTIONS, "save_every": 12})
+    assert checkpoint.read(tmp_path / "checkpoint").document("training")["step"] == 12
+
+
+def test_numbers_that_are_watched_may_change(tmp_path: Path) -> None:
+    def other(model: ScoreModel, step: int) -> dict[str, float]:
+        return {"early" if step < 8 else "late": float(step)}
+
+    fit(tiny(), DATA, folder=tmp_path, watch=other, **OPTIONS)
+    table = rows(tmp_path)
+    assert [(row["early"], row["late"]) for row in table if row["early"] or row["late"]] == [
+        ("4.0", ""),
+        ("", "8.0"),
+        ("", "12.0"),
+    ]
+
+
 def test_an_objective_is_judged_on_held_out_data_by_itself() -> None:
     from scoresde import DDPM
 

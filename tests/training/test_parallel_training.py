@@ -61,6 +61,10 @@ with processes() as world:
     assert torch.equal(*world.gather(flat[None])), "the processes have one network"
     assert type(one.net).__name__ == "MLP"
     fit(model(), Items(), folder="items", workers=world.rank, world=world, accumulate=2, sigma_rel=0.1, **OPTIONS)
+    unsure = model()
+    fit(unsure, DATA, folder="unsure", uncertainty=True, world=world, **OPTIONS)
+    flat = torch.cat([v.flatten() for v in unsure.net.state_dict().values()])
+    assert torch.equal(*world.gather(flat[None])), "a learned weight is one for all"
     def stop(done, steps, seconds):
         if done == 9:
             raise Stop
@@ -132,7 +136,8 @@ def test_two_processes_make_the_steps_of_one(tmp_path: Path) -> None:
         assert out.strip().endswith("done")
     fit(model(), DATA, folder=tmp_path / "one", **OPTIONS)
     fit(model(), Items(), folder=tmp_path / "one items", accumulate=2, sigma_rel=0.1, **OPTIONS)
-    for name, other in (("one", "two"), ("one items", "items")):
+    fit(model(), DATA, folder=tmp_path / "one unsure", uncertainty=True, **OPTIONS)
+    for name, other in (("one", "two"), ("one items", "items"), ("one unsure", "unsure")):
         mine, theirs = (checkpoint.read(tmp_path / folder / "checkpoint") for folder in (name, other))
         for part in ("weights", "ema", "training_state", "moments"):
             for key, value in mine.tensors(part).items():
