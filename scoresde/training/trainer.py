@@ -158,6 +158,7 @@ class Trainer:
         self.autocast, self.seed = autocast, check_seed(seed)
         self.accumulate = check_integer(accumulate, "accumulate", 1)
         self.bare = bare_network(self.net)
+        self.normalised = self.bare if isinstance(self.bare, Normalised) else None
         self.buffers = [buffer for buffer in self.net.buffers() if buffer.is_floating_point()]
         # What the built-in networks compute draws nothing.
         self.drawing = not type(self.bare).__module__.startswith("scoresde.nn.")
@@ -297,8 +298,8 @@ class Trainer:
         self.update(norm, self.skipped, rate)
         for buffer, kept in zip(self.buffers, before, strict=True):
             buffer.copy_(torch.where(self.skipped, kept, buffer))
-        if isinstance(self.bare, Normalised):
-            self.bare.normalise_()
+        if self.normalised is not None:
+            self.normalised.normalise_()
         for average in self.averages:
             average.update()
         self.step, self.updating = self.step + 1, False
