@@ -97,11 +97,11 @@ class Compare(Work):
         samplers = self._read_samplers(run.model)
         out = check_folder("out", run.folder / "comparison" if self.out is None else self.out)
         with use_threads(choose_threads(self.threads, run.model.net)):
-            count = (choose_preset(run.event) if data is None else data.preset).samples if self.n is None else self.n
+            count = (choose_preset(run.shape) if data is None else data.preset).samples if self.n is None else self.n
             yard = self._judge(run, count) if data is None else make_yardstick(name, data, classes=run.classes)
             shape = tuple(yard.held_out.shape[1:])
-            if shape != run.event:
-                raise ConfigError(f"the model's samples have shape {tuple(run.event)}, those of {name} {shape}")
+            if shape != run.shape:
+                raise ConfigError(f"the model's samples have shape {tuple(run.shape)}, those of {name} {shape}")
             out.mkdir(parents=True, exist_ok=True)
             found = _Results(run, name, yard, self.seed, out, samplers)
             print(f"results in {out}/", file=sys.stderr, flush=True)
@@ -198,7 +198,7 @@ class _Results:
     def _draw_samples(self) -> bool:
         """Draw samples of each sampler; False where their shape has no picture."""
         names = [f"{row.sampler}, {row.nfe:.0f} NFE" for row in self.rows]
-        examples, event = self.yard.examples, self.run.event
+        examples, event = self.yard.examples, self.run.shape
         if len(event) == 3 and event[0] in (1, 3):
             sets = [*self.samples, examples]
             columns = min(SHOWN, *map(len, sets))

@@ -127,9 +127,9 @@ class Likelihood(Work):
         held_out, labels = data.test()
         n = min(MOST, len(held_out)) if self.n is None else check_integer(self.n, "n", 1, len(held_out))
         x = held_out[:n]
-        if x.shape[1:] != run.event:
+        if x.shape[1:] != run.shape:
             raise ConfigError(
-                f"the model's samples have shape {tuple(run.event)}, those of {name} {tuple(x.shape[1:])}"
+                f"the model's samples have shape {tuple(run.shape)}, those of {name} {tuple(x.shape[1:])}"
             )
         if run.classes is not None and labels is None:
             raise ConfigError(f"{run.folder} was trained with labels, and {name} has none", parameter="data")

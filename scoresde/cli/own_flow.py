@@ -72,7 +72,7 @@ def make_flow_yardstick(run: RunFolder, count: int, *, seed: int, chunk_size: in
 
     every = scaled(drawn)
     same, others = every[:count], every[count:]
-    measures = {one: MEASURES[one] for one in choose_preset(run.event).metrics}
+    measures = {one: MEASURES[one] for one in choose_preset(run.shape).metrics}
 
     def measure_error(x: Tensor) -> float:
         n = min(len(x), count)

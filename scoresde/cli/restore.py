@@ -87,7 +87,7 @@ class Restore(Work):
                 pass
         run = open_run(self.checkpoint, find_device(self.device))
         if ending in PICTURES:
-            check_drawable(run.event)
+            check_drawable(run.shape)
         measured = self._read(run)
         drawn = []
         with use_threads(choose_threads(self.threads, run.model.net)):
@@ -120,9 +120,9 @@ class Restore(Work):
         whole = arrays_from_file(file, name, missing=self.operator == "mask")
         measured = whole.float()
         if self.operator == "mask":
-            wanted = tuple(run.event)
+            wanted = tuple(run.shape)
         else:
-            wanted = tuple(self._operator()(torch.zeros((1, *run.event), device="cpu")).shape[1:])
+            wanted = tuple(self._operator()(torch.zeros((1, *run.shape), device="cpu")).shape[1:])
         if measured.shape[1:] != wanted and run.layout is not None and len(measured.shape) == run.layout.dimensions:
             measured = run.layout.read(measured)
         if measured.shape[1:] != wanted:
@@ -158,7 +158,7 @@ class Restore(Work):
             write_whole(self.out, lambda file: np.savez(file, samples=drawn.numpy(), measurements=measured.numpy()))
         elif drawn.ndim == 5:
             first = measured.nan_to_num(float(measured.nan_to_num().min()))
-            if first.shape[1:] == run.event:
+            if first.shape[1:] == run.shape:
                 drawn = torch.cat([first[:, None], drawn], 1)
             images = to_pixels(run, drawn.flatten(0, 1))
             grid = image_grid(images, rows=len(drawn), smooth=images.shape[-1] <= SMALL)

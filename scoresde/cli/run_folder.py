@@ -27,6 +27,7 @@ from scoresde.cli.layouts import LAYOUTS, Layout
 from scoresde.cli.presets import DATA
 from scoresde.errors import CheckpointError, ConfigError, unknown
 from scoresde.models.checkpoint import MANIFEST, find
+from scoresde.models.latent import Latent
 from scoresde.models.score_model import ScoreModel
 from scoresde.nn.conditions import ConditionalNetwork
 from scoresde.training.keeping import CHECKPOINT
@@ -43,6 +44,7 @@ __all__ = [
     "read_about",
     "read_json",
     "read_version",
+    "shape_of_data",
     "write_json",
 ]
 
@@ -58,7 +60,7 @@ class RunFolder:
         model: with averaged weights, ready to sample.
         about: what run.json says; nothing where there is none.
         data: the name of its data, or where they are; None where no run.json tells.
-        event: the shape of one sample.
+        event: the shape of one sample in the model's coordinates.
         classes: the number of class labels of a built-in network; None without labels.
         names: what the classes are called; "0", "1", ... where the model does not say.
         features: length of the context vector of a built-in network; 0 without.
@@ -74,6 +76,11 @@ class RunFolder:
     names: tuple[str, ...]
     features: int
     foreign: bool = False
+
+    @property
+    def shape(self) -> torch.Size:
+        """The shape of a sample in the data's units, which a latent model decodes to."""
+        return shape_of_data(self.model, self.event)
 
     @property
     def layout(self) -> Layout | None:
@@ -102,6 +109,14 @@ class RunFolder:
         if label not in self.names:
             raise unknown("class", label, self.names, parameter="label")
         return {"label": torch.full((n,), self.names.index(label), device="cpu")}
+
+
+def shape_of_data(model: ScoreModel, event: torch.Size) -> torch.Size:
+    """Return the shape of a sample in the data's units, given that in the model's coordinates."""
+    if not isinstance(model.transform, Latent):
+        return event
+    place = next(model.parameters())
+    return model.transform.inverse(torch.zeros(1, *event, device=place.device, dtype=place.dtype)).shape[1:]
 
 
 def find_checkpoint(path: Path) -> Path:

@@ -26,7 +26,7 @@ from scoresde.cli.options import (
     show_default,
 )
 from scoresde.cli.pictures import ANIMATIONS, ARRAYS, ENDINGS, check_drawable, write_samples, write_whole
-from scoresde.cli.run_folder import RunFolder, check_file, check_folder, open_run
+from scoresde.cli.run_folder import RunFolder, check_file, check_folder, open_run, shape_of_data
 from scoresde.cli.threads import choose_threads, use_threads
 from scoresde.data.arrays import arrays_from_file
 from scoresde.diffusions.sde import GaussianSDE
@@ -129,7 +129,7 @@ class Sample(Work):
         run = open_run(self.checkpoint, world.device)
         event = self._size_event(run)
         if ending and ending not in ARRAYS:
-            check_drawable(event)
+            check_drawable(shape_of_data(run.model, event))
         sampler = self._read_sampler(run.model)
         final = _choose_final(self.final, sampler)
         labels = self._read_conditions(run)

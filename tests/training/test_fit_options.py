@@ -51,7 +51,9 @@ def test_a_batch_in_parts_is_the_same_step(parts: int, uncertainty: bool) -> Non
         run_trainer(Trainer(double(), accumulate=n, uncertainty=uncertainty, learning_rate=1e-2)) for n in (1, parts)
     )
     for one, other in zip(whole.parameters, split.parameters, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
+        # The learned weight is kept in float32.
+        near = {"rtol": 1e-9, "atol": 1e-12} if one.dtype == F64 else {"rtol": 1e-5, "atol": 1e-7}
+        torch.testing.assert_close(one, other, **near)
     torch.testing.assert_close(whole.gradient_norm, split.gradient_norm)
     assert torch.allclose(whole.bins.sums, split.bins.sums)
     calls: list[int] = []
