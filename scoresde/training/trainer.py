@@ -30,8 +30,10 @@ from scoresde.errors import (
     ConfigError,
     DTypeError,
     ShapeError,
+    check_floating,
     check_integer,
     check_number,
+    check_values,
     explain_keywords,
     pick,
 )
@@ -274,7 +276,11 @@ class Trainer:
             yield part, losses, tuple(place[part] for place in places)
 
     def __call__(self, x0: Tensor, cond: Condition = None) -> Tensor:
-        """Make one step with data x0 (B, *) of the network's type (at least float32) and device."""
+        """Make one step with data x0 (B, *) of the network's type (at least float32) and device.
+
+        Raises DTypeError, ShapeError, ConfigError for what is no dense floating tensor with values.
+        """
+        check_values(check_floating(x0, "x0"), "x0")
         with recording():
             return self._step(x0, cond)
 

@@ -15,6 +15,7 @@ from scoresde.errors import (
     DomainError,
     DTypeError,
     check_number,
+    check_values,
     keep_number,
     show,
     unknown,
@@ -156,6 +157,7 @@ def check_holds(interval: _Interval, dtype: torch.dtype) -> None:
 
 def check_inside(good: Tensor, x: Tensor, where: str) -> None:
     """Raise DomainError for data at the first place where ``good`` is not."""
+    check_values(x, "data")
     count = int((~good).sum())
     if count:
         first = tuple(int(i) for i in (~good).nonzero()[0])

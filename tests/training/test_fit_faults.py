@@ -133,3 +133,14 @@ def test_folders_that_cannot_serve_are_refused(tmp_path: Path) -> None:
 def test_a_loss_that_is_infinite_somewhere_is_refused_before_training() -> None:
     with pytest.raises(DomainError, match="the weighted loss is not finite at t = 1e-05"):
         Trainer(tiny(), weight=lambda point, sde: 1e60 * torch.ones_like(point.t) / point.t)
+
+
+def test_a_step_takes_dense_data_with_values() -> None:
+    trainer = Trainer(tiny())
+    with pytest.raises(ShapeError, match=r"x0 is laid out as torch.sparse_coo"):
+        trainer(DATA[:4].to_sparse())
+    with pytest.raises(ConfigError, match="x0 is on the meta device, which holds no values"):
+        trainer(DATA[:4].to("meta"))
+    with pytest.raises(DTypeError, match=r"x0 must be a torch\.Tensor, got list"):
+        trainer(DATA[:4].tolist())
+    assert trainer.step == 0

@@ -366,3 +366,9 @@ def test_transforms_are_frozen_and_compare_by_value() -> None:
     assert replace(LATTICE, levels=9) == Dequantise(9, 0.0, 2.0)
     assert len({Logit(), Logit(1e-6), Logit(1e-5)}) == 2
     assert hash(PIXELS) == hash(transform_from_dict(PIXELS.to_dict()))
+
+
+@pytest.mark.parametrize("transform", [Logit(1e-3, -9.0, 9.0), Compose((Affine(0.0, 2.0), Logit(1e-3, -9.0, 9.0)))])
+def test_data_without_values_are_refused(transform: Logit | Compose) -> None:
+    with pytest.raises(ConfigError, match="data is on the meta device, which holds no values"):
+        transform.forward(torch.zeros(3, 2, device="meta"))
