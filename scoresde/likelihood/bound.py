@@ -21,7 +21,7 @@ from scoresde.diffusions.gaussian import Gaussian
 from scoresde.diffusions.point import Point
 from scoresde.errors import DomainError, DTypeError, check_integer, check_outcome
 from scoresde.likelihood.decoders import Decoder, LevelsDecoder, check_decoder, find_levels
-from scoresde.likelihood.figures import Figures
+from scoresde.likelihood.figures import PerSample
 from scoresde.models.checks import check_density, check_model_and_data
 from scoresde.models.prediction import Condition, Predictor, check_condition
 from scoresde.models.score_model import ScoreModel
@@ -43,13 +43,13 @@ __all__ = ["Bound", "Task", "assemble_bound", "choose_prior", "measure_prior"]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Bound(Figures):
+class Bound(PerSample):
     """An upper bound on -log p(x_0), in nats: minus the evidence lower bound.
 
     Without a transform, -log p is that of the data's density, in the data's unit; with one, its log |det| is taken off,
     so that it still is. After ``Dequantise`` it is the density of the dequantised data: that of the levels' probability
     is larger by -log(width) for each coordinate. With a ``LevelsDecoder`` it is minus the log of the levels'
-    probability.
+    probability. ``total`` is prior + terms.sum() - log_abs_det, where every index was drawn.
 
     Args:
         per_sample: one unbiased estimate for each sample, (B,), float64.
@@ -62,7 +62,6 @@ class Bound(Figures):
         levels: where it bounds a density and the data lie on levels, the decoder that bounds their probability.
     """
 
-    per_sample: Tensor
     prior: float
     terms: Tensor
     log_abs_det: float
@@ -84,11 +83,6 @@ class Bound(Figures):
         }
 
     @property
-    def total(self) -> float:
-        """The mean over the samples: prior + terms.sum() - log_abs_det, where every index was drawn."""
-        return float(self.per_sample.mean())
-
-    @property
     def reconstruction(self) -> float:
         """Mean of minus the log of the decoder's probability (density): L_0."""
         return float(self.terms[0])
@@ -97,12 +91,6 @@ class Bound(Figures):
     def bits_per_dim(self) -> float:
         """total/(D log 2)."""
         return self.total / (self.size * math.log(2))
-
-    @property
-    def standard_error(self) -> float:
-        """Of ``total`` as the mean over all data: from the spread over the samples; NaN for a single one."""
-        count = len(self.per_sample)
-        return float(self.per_sample.std()) / math.sqrt(count) if count > 1 else math.nan
 
 
 class Task:

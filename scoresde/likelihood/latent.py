@@ -29,7 +29,7 @@ from scoresde.diffusions.sde import GaussianSDE
 from scoresde.errors import ConfigError, ShapeError, check_callable, check_integer, check_samples
 from scoresde.likelihood.continuous import continuous_elbo
 from scoresde.likelihood.decoders import event_sum, gaussian_nats
-from scoresde.likelihood.figures import Figures
+from scoresde.likelihood.figures import PerSample
 from scoresde.models.checks import check_model, check_score_model
 from scoresde.models.latent import Coder, Latent
 from scoresde.models.prediction import Predictor, in_mode
@@ -52,8 +52,8 @@ class VariationalCoder(Coder, Protocol):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class LatentBound(Figures):
-    """An upper bound on -log p(x), in nats, of a latent diffusion.
+class LatentBound(PerSample):
+    """An upper bound on -log p(x), in nats, of a latent diffusion; ``total`` is reconstruction - entropy + codes.
 
     Args:
         per_sample: one unbiased estimate for each sample, (B,), float64.
@@ -63,7 +63,6 @@ class LatentBound(Figures):
         size: number of coordinates of a datum.
     """
 
-    per_sample: Tensor
     reconstruction: float
     entropy: float
     codes: float
@@ -80,20 +79,9 @@ class LatentBound(Figures):
         }
 
     @property
-    def total(self) -> float:
-        """The mean over the samples: reconstruction - entropy + codes."""
-        return float(self.per_sample.mean())
-
-    @property
     def bits_per_dim(self) -> float:
         """total/(D log 2); of data on levels of width w add -log2 w, that of the dequantised data's probability."""
         return self.total / (self.size * math.log(2))
-
-    @property
-    def standard_error(self) -> float:
-        """Of ``total`` as the mean over all data: from the spread over the samples; NaN for a single one."""
-        count = len(self.per_sample)
-        return float(self.per_sample.std()) / math.sqrt(count) if count > 1 else math.nan
 
 
 def latent_elbo(

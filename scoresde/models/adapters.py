@@ -21,14 +21,14 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from scoresde.diffusions.levels import EDMSDE, RectifiedFlow
 from scoresde.diffusions.sde import GaussianSDE
 from scoresde.diffusions.tabulated import TabulatedSDE
 from scoresde.diffusions.vp import VPSDE
 from scoresde.errors import ConfigError, DomainError, DTypeError, ShapeError, check_choice, check_numbers, show
-from scoresde.models.networks import Conditional, bare_network, condition_names, describe_network
+from scoresde.models.networks import Around, Conditional, bare_network, condition_names, describe_network
 from scoresde.models.parameterization import Predicts
 from scoresde.models.score_model import ScoreModel
 
@@ -39,7 +39,7 @@ Network = Callable[..., Any]
 NEAR = 1e-3  # of a knot: times come in float32
 
 
-class Adapted(nn.Module):
+class Adapted(Around):
     """A network that is told t of a diffusion, and asks another in its own words.
 
     Args:
@@ -59,8 +59,8 @@ class Adapted(nn.Module):
         names: Mapping[str, str] | None = None,
         nulls: Mapping[str, int] | None = None,
     ) -> None:
-        super().__init__()
-        self.net, self.convert, self.sign = net, convert, sign
+        super().__init__(net)
+        self.convert, self.sign = convert, sign
         self.names, self.nulls = dict(names or {}), dict(nulls or {})
 
     @property
@@ -69,12 +69,6 @@ class Adapted(nn.Module):
         known = condition_names(self.net)
         here = {there: name for name, there in self.names.items()}
         return None if known is None else frozenset(here.get(name, name) for name in known)
-
-    def check_conditions(self, x_shape: torch.Size, cond: Mapping[str, Tensor | None]) -> None:
-        """Have the other network look at its conditions, if it does such a thing."""
-        inner = bare_network(self.net)
-        if isinstance(inner, Conditional):
-            inner.check_conditions(x_shape, cond)
 
     def null_conditions(self, cond: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return what stands for no conditions; ConfigError where it is not known."""

@@ -21,6 +21,7 @@ from scoresde.models.prediction import Condition
 from scoresde.ops import recording
 
 __all__ = [
+    "Around",
     "Conditional",
     "Energetic",
     "Gradient",
@@ -68,11 +69,11 @@ def warn_of_timesteps(net: object) -> None:
         )
 
 
-class Gradient(nn.Module):
-    """-dE/dx of an energy network, with the graph to the parameters wherever gradients are being recorded.
+class Around(nn.Module):
+    """A module around another network, which takes the conditions of that one.
 
     Args:
-        net: ``net(x, c_noise, **cond)`` -> energies (B,) in nats.
+        net: the other network.
     """
 
     def __init__(self, net: Callable[..., Tensor]) -> None:
@@ -81,14 +82,22 @@ class Gradient(nn.Module):
 
     @property
     def condition_names(self) -> frozenset[str] | None:
-        """The conditions that the energy network takes."""
+        """The conditions that the network inside takes; None for any."""
         return condition_names(self.net)
 
     def check_conditions(self, x_shape: torch.Size, cond: Mapping[str, Tensor | None]) -> None:
-        """Have the energy network look at its conditions."""
+        """Have the network inside look at its conditions, if it does such a thing."""
         inner = bare_network(self.net)
         if isinstance(inner, Conditional):
             inner.check_conditions(x_shape, cond)
+
+
+class Gradient(Around):
+    """-dE/dx of an energy network, with the graph to the parameters wherever gradients are being recorded.
+
+    Args:
+        net: ``net(x, c_noise, **cond)`` -> energies (B,) in nats.
+    """
 
     def null_conditions(self, cond: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return what the energy network takes for no conditions."""

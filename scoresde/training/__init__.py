@@ -10,7 +10,8 @@ from scoresde.training.fit import fit
 from scoresde.training.log import Record
 from scoresde.training.rates import DECAYS
 from scoresde.training.result import TrainResult
-from scoresde.training.trainer import Objective, Trainer
+from scoresde.training.trainable import Objective
+from scoresde.training.trainer import Trainer
 
 __all__ = [
     "DECAYS",

@@ -156,12 +156,12 @@ class StreamSource:
         self._seen: Condition = None
         self.cond_names: tuple[str, ...] = ()
         self.event: tuple[int, ...] | None = None
-        self._summary: str | None = None
-        self._told: dict[str, str] = {}
+        self._first: Pair | None = None  # by which these data are told from others
         if not self.once:
             found = next(self.one_pass(), None)
             if found is None:
                 raise ShapeError("data is empty: training needs at least one batch")
+            self._first = found
             self._note(found[1])
             self.event = tuple(found[0].shape[1:])
 
@@ -231,12 +231,11 @@ class StreamSource:
 
     def describe(self) -> dict[str, object]:
         length = f"{len(self.batches)} batches" if isinstance(self.batches, Sized) else "batches"
-        if self._summary is None:
-            found = None if self.once else next(self.one_pass(), None)
-            self._summary = "" if found is None else f", the first {describe_values(found[0])}"
-            self._told = {} if found is None else {k: describe_values(v) for k, v in sorted(found[1].items())}
-        data = f"{type(self.batches).__name__} of {length}{self._summary}"
-        return {"data": data, "cond": self._told, "batch_size": None}
+        summary, told = "", {}
+        if self._first is not None:
+            summary = f", the first {describe_values(self._first[0])}"
+            told = {name: describe_values(value) for name, value in sorted(self._first[1].items())}
+        return {"data": f"{type(self.batches).__name__} of {length}{summary}", "cond": told, "batch_size": None}
 
     def spread(self, n: int) -> dict[str, Tensor]:
         return {key: value[torch.arange(n, device="cpu") % len(value)] for key, value in (self._seen or {}).items()}

@@ -2,66 +2,68 @@
 
 from __future__ import annotations
 
-import math
 import os
 import time
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-import numpy as np
 import torch
-from torch import Tensor
 
 from scoresde.diffusions.gaussian import Moments
 from scoresde.errors import (
     ConfigError,
     DTypeError,
     ScoreSDEError,
-    ShapeError,
     TrainingWarning,
     check_integer,
-    check_number,
     check_path,
     explain_keywords,
 )
 from scoresde.models import saving
-from scoresde.models.prediction import check_condition
 from scoresde.models.score_model import ScoreModel
 from scoresde.noise import check_seed, fresh_seed
-from scoresde.ops import Array, Rows, accept_arrays, accept_rows
+from scoresde.ops import Array
 from scoresde.sampling.processes import World
 from scoresde.sampling.tuning.calibrate import COST
 from scoresde.sampling.tuning.calibrate import calibrate as find_calibration
 from scoresde.training.batches import Batches
 from scoresde.training.cautions import warn_of_loss
-from scoresde.training.datasets import Items
 from scoresde.training.identity import CHANGE, Run
 from scoresde.training.items import Unpack
 from scoresde.training.judge import Judge, Watch
 from scoresde.training.keeping import CHECKPOINT
 from scoresde.training.log import Log, Record, Tracker, check_trackers, open_trackers
 from scoresde.training.loop import Loop, Progress
-from scoresde.training.losses.times import TimeLaw, TimeSampler, TimesName
+from scoresde.training.losses.times import TimeSampler, TimesName
 from scoresde.training.losses.weights import Weight, WeightName
 from scoresde.training.names import name_function
-from scoresde.training.opening import USUAL_BATCH, open_source, read_all
+from scoresde.training.opening import USUAL_BATCH, open_source
+from scoresde.training.options import (
+    Data,
+    check_functions,
+    check_moments,
+    check_patience,
+    is_own,
+    read_dropout,
+    read_held_out,
+    warn_of_scale,
+)
 from scoresde.training.parallel import lost_processes, shared_network
 from scoresde.training.rates import DecayName, read_rate
 from scoresde.training.result import TrainResult
-from scoresde.training.sources import ALONE, Source
+from scoresde.training.sources import ALONE
 from scoresde.training.start import begin, held, open_folder
-from scoresde.training.trainer import Objective, Trainer
+from scoresde.training.trainable import Objective
+from scoresde.training.trainer import Trainer
 from scoresde.training.updates import MakeOptimizer
 from scoresde.transforms.augment import Augmentation
 from scoresde.transforms.base import Transform, check_transform
 
 __all__ = ["fit"]
 
-Data = Array | Rows | Items | Iterable[Any]
-SCALES = 0.1, 10.0  # least standard deviation, largest root of the mean square, of data without a transform
 SHARE = 1 / 16  # of the training's evaluations that a calibration may cost
 STEPS_OF_EPOCHS = "steps= with steps = epochs * len(data) / batch_size"
 
@@ -237,8 +239,8 @@ def fit(
     folder = None if folder is None else check_path(folder, "folder")
     if resume not in (False, True, CHANGE):
         raise ConfigError(f"resume must be True, False or 'change', got {resume!r}", parameter="resume", got=resume)
-    _check_functions(unpack=unpack, augment=augment, watch=watch, on_log=on_log)
-    patience = _check_patience(patience, held_out)
+    check_functions(unpack=unpack, augment=augment, watch=watch, on_log=on_log)
+    patience = check_patience(patience, held_out)
     if held_out is None and held_out_cond is not None:
         raise ConfigError("held_out_cond= are conditions of held_out= data; pass those, or leave it out")
     if not isinstance(progress, bool) and not callable(progress):
@@ -275,7 +277,7 @@ def fit(
         )
         batches = Batches(
             source,
-            dropout=_read_dropout(label_dropout, cond_dropout),
+            dropout=read_dropout(label_dropout, cond_dropout),
             seed=seed,
             device=trainer.device,
             dtype=trainer.dtype,
@@ -284,15 +286,17 @@ def fit(
             world=world,
         )
         shown = progress is True and world.is_main
-        moments = batches.measure(progress=shown) if moments is None else _check_moments(moments, batches)
+        moments = batches.measure(progress=shown) if moments is None else check_moments(moments, batches)
         if transform is None:
-            _warn_of_scale(moments)
+            warn_of_scale(moments)
         own = {"weight": weight, "times": times}
-        options |= {name: f"your own: {name_function(one)}" for name, one in own.items() if _is_own(one)}
+        options |= {name: f"your own: {name_function(one)}" for name, one in own.items() if is_own(one)}
         run = None if folder is None else Run.of(trainer, batches, options)
         judge = None
         if held_out is not None:
-            held_out, held_out_cond = _read_held_out(held_out, held_out_cond, model, unpack, source)
+            held_out, held_out_cond = read_held_out(
+                held_out, held_out_cond, model, unpack, source, any_size=augment is not None
+            )
             judge = Judge(trainer, held_out, held_out_cond, weight, times)
         stack.enter_context(held(folder, world, resume=resume))
         where = open_folder(folder, resume=resume) if world.is_main or folder is None else Path(folder)
@@ -340,56 +344,6 @@ def fit(
         )
 
 
-def _is_own(one: object) -> bool:
-    """Return whether a weight or times are a function, which has no name of its own."""
-    return callable(one) and not isinstance(one, TimeLaw)
-
-
-def _check_functions(**given: object) -> None:
-    """Raise DTypeError for what can be called but is no function."""
-    for name, one in given.items():
-        if one is not None and not callable(one):
-            raise DTypeError(f"{name} must be a function or None, got {one!r:.60}")
-
-
-def _check_moments(moments: object, batches: Batches) -> Moments:
-    if not isinstance(moments, Moments):
-        raise DTypeError(f"moments must be scoresde.Moments, as Moments.of(data) makes, got {moments!r:.60}")
-    event = batches.event
-    if event is not None and moments.mean.ndim and tuple(moments.mean.shape) != event:
-        raise ShapeError(f"moments are of samples of shape {tuple(moments.mean.shape)}, the model sees {event}")
-    return moments
-
-
-def _check_patience(patience: int | None, held_out: object) -> int | None:
-    if patience is None:
-        return None
-    if held_out is None:
-        raise ConfigError("patience= counts held-out losses; pass held_out= data, or leave it out")
-    return check_integer(patience, "patience", 1)
-
-
-def _read_held_out(
-    data: Data, cond: Mapping[str, Array] | None, model: ScoreModel, unpack: Unpack | None, source: Source
-) -> tuple[Array | Rows, Mapping[str, Array] | None]:
-    """Return held-out data and their conditions in memory, checked."""
-    if not isinstance(data, Tensor | np.ndarray | Rows | list):
-        if cond is not None:
-            raise ConfigError("held_out_cond= is for arrays; a data set gives the conditions with its items (unpack=)")
-        data, cond = read_all(data, model.net, unpack)
-    rows = accept_rows(data, "held_out")
-    if len(rows) == 0:
-        raise ShapeError("held_out is empty: a loss needs at least one sample")
-    known = check_condition(accept_arrays(cond, "held_out_cond", only_read=True), len(rows), each=True)
-    if source.event is not None and len(source.event) != len(rows.shape[1:]):
-        raise ShapeError(f"held_out has samples of shape {tuple(rows.shape[1:])}, data of shape {source.event}")
-    if set(known or {}) != set(source.cond_names):
-        raise ConfigError(
-            f"held_out_cond must have the conditions {sorted(source.cond_names)} of the data, got {sorted(known or {})}"
-        )
-    return rows, cond
-
-
 def _calibrate(model: ScoreModel, batches: Batches, *, progress: bool) -> None:
     """Calibrate a trained model under conditions of its data; warn where that fails."""
     cond = batches.spread_conditions if batches.source.cond_names else None
@@ -398,31 +352,6 @@ def _calibrate(model: ScoreModel, batches: Batches, *, progress: bool) -> None:
     except (ScoreSDEError, torch.OutOfMemoryError) as error:
         warnings.warn(
             f"the model was not calibrated, so that sample takes the usual tables ({error}); try calibrate(model)",
-            TrainingWarning,
-            stacklevel=4,
-        )
-
-
-def _read_dropout(label_dropout: float, cond_dropout: Mapping[str, float] | None) -> dict[str, float]:
-    """Return the shares, name by name, of what is dropped at all."""
-    if cond_dropout is not None and not isinstance(cond_dropout, Mapping):
-        raise DTypeError(f"cond_dropout must be a dict, e.g. {{'label': 0.1}}, got {cond_dropout!r:.60}")
-    named = {"label_dropout": ("label", label_dropout)}
-    named |= {f"cond_dropout[{name!r}]": (name, share) for name, share in (cond_dropout or {}).items()}
-    if label_dropout and "label" in (cond_dropout or {}):
-        raise ConfigError("label_dropout= and cond_dropout={'label': ...} say the same thing; leave one out")
-    shares = {name: check_number(share, option, 0.0, 1.0) for option, (name, share) in named.items()}
-    return {name: share for name, share in shares.items() if share}
-
-
-def _warn_of_scale(moments: Moments) -> None:
-    """Warn of data far from unit scale, which no transform brings there."""
-    mean, std = moments.describe_values()
-    if math.hypot(mean, std) > SCALES[1] or 0.0 < std < SCALES[0]:
-        pixels = ", or Affine.from_range(0, 255) for pixels from 0 to 255" if len(moments.mean.shape) == 3 else ""
-        warnings.warn(
-            f"the data have mean {mean:.3g} and standard deviation {std:.3g}, and networks learn at about unit scale: "
-            f"fit(..., transform=Affine.standardise(data)) of scoresde.transforms{pixels}",
             TrainingWarning,
             stacklevel=4,
         )

@@ -3,8 +3,7 @@ r"""One step of training.
 A step draws times and noise, takes the gradient of the mean loss, scales it to a norm of at most ``clip_norm``, makes
 one Adam step (Kingma, Ba 2015, arXiv:1412.6980; decoupled weight decay of Loshchilov, Hutter 2019, arXiv:1711.05101)
 or one of an optimiser of your own, restores the lengths of weights that have one (``nn.MagnitudeUNet``), and moves the
-averages of the weights. The batch may be given to the network in
-parts, whose gradients add up to that of the whole.
+averages of the weights. The batch may be given to the network in parts, whose gradients add up to that of the whole.
 A step whose loss or gradient is not finite changes nothing. Whatever is random in step k depends on (seed, k) alone, so
 that a run can stop anywhere and go on without the state of any generator. Nothing in a step waits for the device.
 
@@ -16,15 +15,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from functools import partial
-from typing import Any, Protocol, runtime_checkable
+from contextlib import nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
-from scoresde.diffusions.sde import GaussianSDE
 from scoresde.errors import (
     CheckpointError,
     ConfigError,
@@ -37,53 +33,35 @@ from scoresde.errors import (
     explain_keywords,
     pick,
 )
-from scoresde.models.checks import check_differentiable, check_score_model
 from scoresde.models.networks import bare_network
 from scoresde.models.prediction import Condition, select
 from scoresde.models.score_model import ScoreModel
 from scoresde.noise import check_seed, normal, seeded_torch, stream
 from scoresde.ops import chunks, move, recording
 from scoresde.sampling.processes import World
-from scoresde.training.ema import EMA, LONGEST_STRIDE, choose_stride
 from scoresde.training.losses.bins import LossBins
 from scoresde.training.losses.defaults import choose_loss, describe_loss
 from scoresde.training.losses.denoising import Multipliers, check_scalars, measure_losses, read_scalars
 from scoresde.training.losses.times import TIMES, TimeSampler, TimesName, correct_weight
-from scoresde.training.losses.uncertainty import Uncertainty
 from scoresde.training.losses.weights import WEIGHTS, Weight, WeightName
 from scoresde.training.sources import ALONE
+from scoresde.training.trainable import (
+    Normalised,
+    Objective,
+    Stateful,
+    check_objective,
+    check_trainable,
+    hold_rate,
+    make_averages,
+    make_uncertainty,
+    not_yet,
+)
 from scoresde.training.updates import MakeOptimizer, Update
 
-__all__ = ["Objective", "Trainer"]
-
-Objective = Callable[[ScoreModel, Tensor, torch.Generator, Condition], Tensor]
-
-
-@runtime_checkable
-class Normalised(Protocol):
-    """A network whose weights have a length that every step restores, as ``nn.MagnitudeUNet`` is one."""
-
-    def normalise_(self) -> None:
-        """Restore it, in place."""
-        ...
-
-
-@runtime_checkable
-class Stateful(Protocol):
-    """An objective that learns on the way, as ``losses.ImportanceIndices`` do; checkpoints keep its tensors."""
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """Return its tensors by name."""
-        ...
-
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> object:
-        """Take them up again."""
-        ...
-
+__all__ = ["Trainer"]
 
 # Times are turned into coefficients for many steps at once, where that saves more than it costs.
 BLOCK_STEPS, BLOCK_SIZE = 64, 32768
-MOST_AVERAGES = 8
 ADAM = ("step", "exp_avg", "exp_avg_sq")
 UNCERTAINTY = "uncertainty"  # before the names of its parameters
 OBJECTIVE = "objective"  # before the names of what it has learned
@@ -139,10 +117,10 @@ class Trainer:
         autocast: torch.dtype | None = None,
         seed: int = 0,
     ) -> None:
-        self.model, self.net = _check_trainable(model)
+        self.model, self.net = check_trainable(model)
         self.model.tables.clear()  # tuned for the weights that now change
         self.model.calibration = None
-        self.objective = _check_objective(objective, weight, times)
+        self.objective = check_objective(objective, weight, times)
         self.loss_names = {} if objective is not None else describe_loss(self.model, weight, times)
         weight, times = choose_loss(self.model, weight, times)
         self.times = pick("time sampler", times, TIMES)
@@ -153,7 +131,7 @@ class Trainer:
             check_scalars(read_scalars(self.model, sde.at(ends), self.weight), ends)
         if learning_rate is None:
             learning_rate = 1e-3 if optimizer is None else 1.0
-        self.rate = learning_rate if callable(learning_rate) else _hold_rate(learning_rate)
+        self.rate = learning_rate if callable(learning_rate) else hold_rate(learning_rate)
         self.clip_norm = None if clip_norm is None else check_number(clip_norm, "clip_norm", 0.0, open_low=True)
         if autocast not in (None, torch.bfloat16, torch.float16):
             raise ConfigError(f"autocast must be None, torch.bfloat16 or torch.float16, got {autocast}")
@@ -166,7 +144,7 @@ class Trainer:
         self.drawing = not type(self.bare).__module__.startswith("scoresde.nn.")
         if any(isinstance(part, nn.Embedding) and part.sparse for part in self.net.modules()):
             raise ConfigError("an Embedding(sparse=True) gives gradients that cannot be clipped here; make it dense")
-        self.averages = _make_averages(self.net, ema_decay, sigma_rel)
+        self.averages = make_averages(self.net, ema_decay, sigma_rel)
         self.ema = self.averages[0]
         trained = [p for p in self.net.parameters() if p.requires_grad]
         if any(type(p.data).__name__ == "DTensor" for p in trained):
@@ -178,7 +156,7 @@ class Trainer:
         self.device = trained[0].device
         self.dtype = torch.promote_types(torch.float32, trained[0].dtype)
         named = dict(zip(self.ema.names, trained, strict=True))
-        self.uncertainty = _make_uncertainty(uncertainty, objective, sde, self.device)
+        self.uncertainty = make_uncertainty(uncertainty, objective, sde, self.device)
         if self.uncertainty is not None:
             named |= {f"{UNCERTAINTY}.{name}": p for name, p in self.uncertainty.named_parameters()}
         self.parameters = list(named.values())
@@ -413,69 +391,3 @@ class Trainer:
                     f"training_state.{place} of the checkpoint is {what}; {tuple(shape)} finite ones are needed; take "
                     "another copy"
                 )
-
-
-def _make_averages(net: nn.Module, ema_decay: float, sigma_rel: float | Sequence[float] | None) -> list[EMA]:
-    """Return the averages to keep, the model's first."""
-    decay = check_number(ema_decay, "ema_decay", 0.0, 1.0, open_high=True)
-    if sigma_rel is None:
-        return [EMA(net, decay, warmup=True, every=choose_stride(decay))]
-    widths = sigma_rel if isinstance(sigma_rel, Sequence) else [sigma_rel]
-    if not 1 <= len(widths) <= MOST_AVERAGES:
-        raise ConfigError(f"sigma_rel must be 1 to {MOST_AVERAGES} widths, got {len(widths)}")
-    return [EMA(net, sigma_rel=width, every=LONGEST_STRIDE) for width in widths]
-
-
-def _make_uncertainty(
-    uncertainty: bool, objective: object, sde: GaussianSDE, device: torch.device
-) -> Uncertainty | None:
-    if not uncertainty:
-        return None
-    if objective is not None:
-        raise ConfigError("uncertainty= weighs the denoising loss by log-SNR; an objective= has a weight of its own")
-    return Uncertainty(sde, device)
-
-
-def not_yet(net: nn.Module) -> AbstractContextManager[None]:
-    """Return a context in which a wrapper for several processes does not add up gradients yet."""
-    return net.no_sync() if isinstance(net, DistributedDataParallel) else nullcontext()
-
-
-def _check_trainable(model: object) -> tuple[ScoreModel, nn.Module]:
-    """Return a model, out of its wrappers, and its network, in its own, if they can be trained."""
-    known = check_score_model(model)
-    net = known.net
-    if torch.is_inference_mode_enabled():
-        raise ConfigError("training differentiates, which torch.inference_mode() forbids; train outside of it")
-    check_differentiable(net)
-    if not isinstance(net, nn.Module) or not any(p.requires_grad for p in net.parameters()):
-        raise ConfigError("the model's network has no trainable parameters; training needs a torch.nn.Module with some")
-    outside = set(model.modules()) - set(known.modules()) if isinstance(model, nn.Module) else set()
-    for part in outside:
-        # The loss asks the network, not the wrapper, whose own call is what would average the gradients.
-        if isinstance(part, DistributedDataParallel) and torch.distributed.get_world_size(part.process_group) > 1:
-            raise ConfigError(
-                "DistributedDataParallel is around the model, where it averages no gradients; put it around the "
-                "network: ScoreModel(DistributedDataParallel(net), sde)"
-            )
-    return known, net
-
-
-def _check_objective(objective: object, weight: object, times: object) -> Objective | None:
-    """Return the objective, which leaves no room for a weight and times."""
-    if objective is None:
-        return None
-    if not callable(objective):
-        raise DTypeError(f"objective must be a function (model, x0, generator, cond) -> losses (B,), got {objective!r}")
-    if weight is not None or times is not None:
-        raise ConfigError("weight= and times= belong to the denoising loss; an objective= has its own, leave them out")
-    return objective
-
-
-def _hold_rate(value: float) -> Callable[[int], float]:
-    """Return the learning rate that is the same at every step."""
-    return partial(_keep_rate, check_number(value, "learning_rate", 0.0, open_low=True))
-
-
-def _keep_rate(rate: float, step: int) -> float:
-    return rate

@@ -63,6 +63,17 @@ def test_the_average_has_the_weights_of_its_products() -> None:
     torch.testing.assert_close(follow(12**-0.5, path), path.mean(0), rtol=1e-12, atol=1e-14)
 
 
+def test_an_average_that_begins_anew_is_at_the_weights() -> None:
+    module = Walk()
+    average = EMA(module, 0.9)
+    for place in normal((20, 5), stream(1), dtype=torch.float64):
+        with torch.no_grad():
+            module.place.copy_(place)
+        average.update()
+    average.begin_anew()
+    assert torch.equal(average.values()["place"], module.place.detach())
+
+
 def test_the_nearest_combination_of_profiles_is_that_of_their_integrals() -> None:
     """Two kept profiles x and 1 - x of them: x = <q - p_2, p_1 - p_2>/|p_1 - p_2|^2, by quadrature."""
 

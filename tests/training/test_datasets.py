@@ -313,10 +313,23 @@ def test_held_out_data_must_be_of_the_data_s_kind() -> None:
         fit(conditional(), DATA[:N], held_out_cond={"label": LABELS}, **labelled)
     with pytest.raises(ShapeError, match=r"held_out has samples of shape \(1, 2\), data of shape \(2,\)"):
         fit(tiny(), DATA[:N], held_out=DATA[:9, None], **OPTIONS)
+    with pytest.raises(ShapeError, match=r"held_out has samples of shape \(1,\), data of shape \(2,\)"):
+        fit(tiny(), DATA[:N], held_out=DATA[:9, :1], **OPTIONS)
     log = fit(conditional(), DATA[:N], held_out=TensorDataset(DATA[:9], LABELS[:9]), **labelled).log
     assert "held_out_loss" in log[-1]
     with pytest.raises(ShapeError, match=r"moments are of samples of shape \(3,\), the model sees \(2,\)"):
         fit(tiny(), DATA, moments=Moments.exact(torch.zeros(3), torch.eye(3)), **OPTIONS)
+
+
+def test_other_labels_of_a_loader_are_another_run(tmp_path: Path) -> None:
+    def loader(shift: int) -> DataLoader[Any]:
+        return DataLoader(TensorDataset(DATA[:N], (LABELS + shift) % 3), batch_size=10)
+
+    given = {**OPTIONS, "batch_size": None, "folder": tmp_path}
+    fit(conditional(), loader(0), **given)
+    fit(conditional(), loader(0), resume=True, **given)
+    with pytest.raises(ConfigError, match="another run: cond"):
+        fit(conditional(), loader(1), resume=True, **given)
 
 
 def test_persistent_workers_are_refused() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from small_models import DATA, F64, same, tiny, weights
+from small_models import DATA, F64, Fails, same, tiny, weights
 from torch import Tensor, nn
 
 from scoresde import (
@@ -25,6 +25,7 @@ from scoresde import (
     fit,
     losses,
 )
+from scoresde.models import checkpoint
 from scoresde.nn import MLP
 from scoresde.noise import normal, stream
 from scoresde.training import Trainer
@@ -384,6 +385,35 @@ def test_the_first_overflows_of_float16_do_not_end_a_run() -> None:
     assert sum(record["skipped"] for record in result.log) >= 1  # the scale that it begins with is too large here
 
 
+def test_the_scale_of_the_loss_is_searched_for_and_a_loss_that_is_none_still_ends_the_run(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """More overflows in a row than bad records end a run; a network that answers NaN for ever ends it all the same."""
+    monkeypatch.setattr("scoresde.training.updates.FIRST_SCALE", 2.0**26)
+    result = fit(tiny(), DATA, autocast=torch.float16, log_every=1, **{**OPTIONS, "steps": 30})
+    skipped = [record["skipped"] for record in result.log]
+    assert skipped[:4] == [1, 1, 1, 1]
+    assert skipped[-1] == 0
+    monkeypatch.setattr("scoresde.training.updates.FIRST_SCALE", 2.0**4)
+    broken = ScoreModel(Fails(first=0), VPSDE())
+    with pytest.raises(SolverError, match="the loss is not finite at step"):
+        fit(broken, DATA, autocast=torch.float16, log_every=1, **{**OPTIONS, "steps": 30})
+
+
+def test_what_a_network_draws_is_another_in_every_step() -> None:
+    drawn: list[Tensor] = []
+    net = Own()
+    net.drop.register_forward_hook(lambda module, args, out: drawn.append((out == 0).detach()))
+    trainer = Trainer(ScoreModel(net, VPSDE()))
+    for _ in range(2):
+        trainer(DATA[:20])
+    again = Trainer(ScoreModel(Own(), VPSDE()))
+    again.net.drop.register_forward_hook(lambda module, args, out: drawn.append((out == 0).detach()))
+    again(DATA[:20])
+    assert torch.equal(drawn[0], drawn[2])
+    assert not torch.equal(drawn[0], drawn[1])
+
+
 def test_an_optimiser_must_have_all_that_is_trained() -> None:
     model = tiny()
     part = torch.optim.SGD([*model.net.parameters()][:3], lr=0.1)
@@ -420,25 +450,33 @@ def _fall(k: int, *, peak: float) -> float:
     return peak / (k + 1)
 
 
+def sgd(momentum: float) -> Callable[[list[nn.Parameter]], torch.optim.Optimizer]:
+    return lambda p: torch.optim.SGD(p, lr=0.1, momentum=momentum)
+
+
 @pytest.mark.parametrize(
-    ("first", "other"),
+    ("first", "other", "kept"),
     [
-        ({"optimizer": lambda p: torch.optim.SGD(p, lr=0.1)}, {}),
-        ({}, {"optimizer": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.5)}),
-        ({"sigma_rel": 0.1}, {"sigma_rel": (0.1, 0.05)}),
-        ({}, {"uncertainty": True}),
-        ({"optimizer": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9)},
-         {"optimizer": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.2)}),
+        ({"optimizer": sgd(0.9)}, {}, {"exp_avg", "exp_avg_sq", "step"}),
+        ({}, {"optimizer": sgd(0.5)}, {"momentum_buffer"}),
+        ({"optimizer": sgd(0.9)}, {"optimizer": sgd(0.2)}, {"momentum_buffer"}),
+        ({"sigma_rel": 0.1}, {"sigma_rel": (0.1, 0.05)}, {"exp_avg", "exp_avg_sq", "step", "base1", "offset1"}),
+        ({}, {"uncertainty": True}, {"exp_avg", "exp_avg_sq", "step", "value"}),
     ],
-)  # fmt: skip
-def test_a_run_is_changed_on_purpose(tmp_path: Path, first: dict[str, Any], other: dict[str, Any]) -> None:
+)
+def test_a_run_is_changed_on_purpose(
+    tmp_path: Path, first: dict[str, Any], other: dict[str, Any], kept: set[str]
+) -> None:
     """What has no counterpart in the checkpoint begins anew, and options are the new ones."""
     fit(tiny(), DATA, folder=tmp_path, **{**OPTIONS, **first})
     model = tiny()
     result = fit(model, DATA, folder=tmp_path, resume="change", **{**OPTIONS, **other, "steps": 16})
     assert result.steps == 16
-    for average in weights(result.model):
-        assert bool(torch.isfinite(average).all())
-    trained = torch.cat([v.flatten() for v in weights(model)])
-    averaged = torch.cat([v.flatten() for v in weights(result.model)])
+    trained, averaged = (torch.cat([v.flatten() for v in weights(one)]) for one in (model, result.model))
     assert float((trained - averaged).norm()) < float(trained.norm())
+    contents = checkpoint.read(tmp_path / "checkpoint")
+    names = {name.partition(".")[0] for name in contents.tensors("training_state")}
+    assert names - {"base", "offset", "loss_bins", "recent_losses"} == kept
+    groups = contents.document("training").get("optimizer", {}).get("groups", [])
+    made = other["optimizer"]([nn.Parameter(torch.zeros(1))]).param_groups if "optimizer" in other else []
+    assert [group["momentum"] for group in groups] == [group["momentum"] for group in made]

@@ -157,6 +157,21 @@ def test_patience_stops_and_gives_the_best_model(tmp_path: Path, monkeypatch: py
     assert same(weights(again.model), weights(result.model))
 
 
+def test_what_is_changed_on_purpose_is_judged_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that patience ended goes on with other data, whose losses are no measure of those before."""
+    given = {**OPTIONS, "save_every": 2, "steps": 20, "held_out": HELD_OUT, "patience": 2, "folder": tmp_path}
+
+    def use(numbers: list[float]) -> None:
+        left = iter(numbers)
+        monkeypatch.setattr("scoresde.training.judge.Judge.__call__", lambda self: next(left))
+
+    use([0.1, 0.2, 0.3])
+    assert fit(tiny(), DATA, **given).steps == 6
+    use([5.0, 4.0, 4.5, 4.6])
+    result = fit(tiny(), DATA + 1, resume="change", **given)
+    assert (result.steps, result.best_step) == (14, 10)
+
+
 def test_what_a_kill_left_undone_is_completed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Killed after the checkpoint and before the copy that is the best, and before the averages are written."""
     given = {**OPTIONS, "save_every": 2, "steps": 12, "held_out": HELD_OUT, "patience": 4, "sigma_rel": (0.1, 0.05)}
