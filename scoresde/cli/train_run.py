@@ -136,14 +136,15 @@ def run_training(
     assert options.learning_rate is not None
     assert options.weight is not None
     assert options.times is not None
-    steps, shown, complete = options.steps, 0, False
+    steps, shown, complete, begun = options.steps, 0, False, not resume
     judged = options.held_out_loss or options.patience is not None
 
     def say(what: str) -> None:
         print(f"training     {what}", file=sys.stderr, flush=True)
 
     def note(record: Mapping[str, object]) -> None:
-        nonlocal shown
+        nonlocal shown, begun
+        begun = True
         step, loss = record["step"], record["loss"]
         assert isinstance(step, int)
         if 10 * step // steps > shown and not is_interactive():
@@ -198,13 +199,15 @@ def run_training(
         first = "bring the data back as they were, or" if changed else "start a new run, or"
         raise error.with_cure(f"{first} go on with what is new: --resume {folder} --change") from error
     except KeyboardInterrupt as stop:
+        begun = True
         if not (folder / CHECKPOINT / MANIFEST).is_file():
             raise
         raise KeyboardInterrupt(
             f"the checkpoint is in {folder / CHECKPOINT}/; go on with: scoresde train --resume {folder}"
         ) from stop
     finally:
-        if not world.is_main:
+        # What was refused before it began says nothing new of the run.
+        if not world.is_main or not (begun or complete):
             pass
         elif (folder / CHECKPOINT / MANIFEST).is_file():
             write_json(folder / RUN, {**about, "complete": complete})

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,7 @@ from scoresde.cli.presets import DATA, PRESETS
 from scoresde.cli.threads import use_threads
 from scoresde.data import moons
 from scoresde.models.checkpoint import read
+from scoresde.models.lock import locked
 from scoresde.nn import MLP, UNet
 from scoresde.training.log import Log, Record
 
@@ -222,3 +225,30 @@ def test_a_run_is_changed_back_to_a_default_where_that_is_named(
     kept = json.loads((out / "run.json").read_text())["options"]
     assert (kept["precision"], kept["accumulate"], kept["watch"], kept["steps"]) == ("fp32", 2, True, 8)
     assert sorted(f.name for f in (out / "samples").iterdir()) == [f"step-{k:08d}.png" for k in range(1, 9)]
+
+
+def test_a_run_that_is_not_gone_on_with_stays_as_it_was(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Refused for fewer steps than were made, or while another one writes there: run.json says what it said."""
+    out = tmp_path / "run"
+    assert main(["train", "--data", "moons", "--batch-size", "8", "--steps", "8", "--out", str(out)]) == 0
+    before = {file.name: file.read_bytes() for file in out.iterdir() if file.is_file()}
+    change = ["train", "--resume", str(out), "--change", "--precision", "bf16", "--steps"]
+    assert main([*change, "4"]) == 2
+    assert "steps must be at least 8" in capsys.readouterr().err
+    with ThreadPoolExecutor(1) as other:
+        held, go_on = threading.Event(), threading.Event()
+
+        def hold() -> None:
+            with locked(out):
+                held.set()
+                go_on.wait(60)
+
+        holding = other.submit(hold)
+        assert held.wait(60)
+        try:
+            assert main([*change, "12"]) == 2
+            assert "is in use by another thread" in capsys.readouterr().err
+        finally:
+            go_on.set()
+        holding.result()
+    assert {file.name: file.read_bytes() for file in out.iterdir() if file.is_file()} == before

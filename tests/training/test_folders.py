@@ -18,7 +18,7 @@ import pytest
 import torch
 from small_models import DATA, same, tiny, weights
 
-from scoresde import CheckpointError, ConfigError, DTypeError, ScoreModel, fit
+from scoresde import VPSDE, CheckpointError, ConfigError, DTypeError, ScoreModel, fit
 from scoresde.models import checkpoint
 from scoresde.training.log import Log, open_trackers
 from scoresde.training.losses import ChainLoss
@@ -155,6 +155,23 @@ def test_patience_stops_and_gives_the_best_model(tmp_path: Path, monkeypatch: py
     again = fit(tiny(), DATA, folder=tmp_path / "run", resume=True, **given)
     assert again.steps == 8
     assert same(weights(again.model), weights(result.model))
+
+
+class Blind(torch.nn.Module):
+    """A network that is of use in training alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = tiny().net
+
+    def forward(self, x: torch.Tensor, c_noise: torch.Tensor) -> torch.Tensor:
+        return self.inner(x, c_noise) * (1.0 if self.training else math.nan)
+
+
+def test_a_held_out_loss_that_is_none_is_written_as_none(tmp_path: Path) -> None:
+    result = fit(ScoreModel(Blind(), VPSDE()), DATA, folder=tmp_path, held_out=HELD_OUT, calibrate=False, **OPTIONS)
+    assert [line["held_out_loss"] for line in records(tmp_path) if "held_out_loss" in line] == [None] * 3
+    assert result.best_step is None
 
 
 def test_what_is_changed_on_purpose_is_judged_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
