@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -28,6 +29,8 @@ from scoresde import (
     sample,
 )
 from scoresde.data import moons
+from scoresde.models.networks import Around, Gradient
+from scoresde.nn import MLP
 from scoresde.noise import normal, stream
 
 F64 = torch.float64
@@ -177,3 +180,12 @@ def test_bad_words() -> None:
             adapt(net, **options)
     with pytest.raises(DTypeError, match="net must be a network"):
         adapt(3, time="time")
+
+
+@pytest.mark.parametrize("around", [lambda net: adapt(net, time="time").net, Gradient])
+def test_a_module_around_a_network_has_it_look_at_its_conditions(around: Callable[[nn.Module], Around]) -> None:
+    made = around(MLP(2, width=4, depth=1, classes=3))
+    assert made.condition_names == {"label"}
+    made.check_conditions(torch.Size((4, 2)), {"label": torch.zeros(4, dtype=torch.long)})
+    with pytest.raises(ShapeError, match=r"label must have shape \(4,\)"):
+        made.check_conditions(torch.Size((4, 2)), {"label": torch.zeros(3, dtype=torch.long)})

@@ -30,7 +30,7 @@ MUTANTS = (
     ),
     Mutant(
         what="the bound's standard error without the root of the count",
-        file="likelihood/bound.py",
+        file="likelihood/figures.py",
         pattern="return float(self.per_sample.std()) / math.sqrt(count) if count > 1",
         replacement="return float(self.per_sample.std()) / count if count > 1",
         tests=("likelihood/test_bound_draws.py::test_standard_error_and_empty_batches",),
