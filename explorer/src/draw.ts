@@ -51,7 +51,8 @@ export function knotAt(course: Course, share: number): Knot {
   const [a, b, w] = [course.at[k]!, course.at[k + 1]!, place - k];
   const mix = (p: number, q: number): number => (1 - w) * p + w * q;
   // Levels are mixed by their logarithm where they can be.
-  const sigma = a.sigma > 0 && b.sigma > 0 ? Math.exp(mix(Math.log(a.sigma), Math.log(b.sigma))) : mix(a.sigma, b.sigma);
+  const sigma =
+    a.sigma > 0 && b.sigma > 0 ? Math.exp(mix(Math.log(a.sigma), Math.log(b.sigma))) : mix(a.sigma, b.sigma);
   return { t: mix(a.t, b.t), alpha: mix(a.alpha, b.alpha), sigma };
 }
 
@@ -234,7 +235,13 @@ function drawHistogram(
   const at = knotAt(panel.course, share);
   const r = Math.hypot(at.alpha, at.sigma);
   const ys = Float64Array.from({ length: 240 }, (_, i) => REACH * ((2 * i) / 239 - 1));
-  const exact = model?.logDensity(ys.map((y) => r * y), at).map((v) => r * Math.exp(v)) ?? new Float64Array();
+  const exact =
+    model
+      ?.logDensity(
+        ys.map((y) => r * y),
+        at,
+      )
+      .map((v) => r * Math.exp(v)) ?? new Float64Array();
   const most = 1.05 * Math.max(...heights, ...exact, 1e-9);
   const px = (d: number): number => left + 6 + ((strip - 10) * d) / most;
   pen.fillStyle = panel.colour;
@@ -299,7 +306,9 @@ export interface Axes {
 export function drawChart(canvas: HTMLCanvasElement, curves: Curve[], axes: Axes, look: Look, note = ""): void {
   const { pen, width, height } = prepare(canvas);
   const [left, bottom, top, right] = [52, 34, 16 + 16 * curves.length, 12];
-  const all = curves.flatMap((c) => c.points).filter(([x, y]) => Number.isFinite(x) && Number.isFinite(y) && (!axes.logY || y > 0));
+  const all = curves
+    .flatMap((c) => c.points)
+    .filter(([x, y]) => Number.isFinite(x) && Number.isFinite(y) && (!axes.logY || y > 0));
   pen.fillStyle = look.ink;
   if (all.length < 2) {
     pen.fillText(note || "computing ...", left, height / 2);
@@ -368,7 +377,10 @@ function line(pen: CanvasRenderingContext2D, a: number, b: number, c: number, d:
 function ticks(low: number, high: number, log: boolean): number[] {
   if (log) {
     const whole = Array.from({ length: Math.floor(high) - Math.ceil(low) + 1 }, (_, k) => Math.ceil(low) + k);
-    const places = high - low < 2.5 ? whole.concat(Math.floor(low)).flatMap((k) => [k, k + Math.log10(2), k + Math.log10(5)]) : whole;
+    const places =
+      high - low < 2.5
+        ? whole.concat(Math.floor(low)).flatMap((k) => [k, k + Math.log10(2), k + Math.log10(5)])
+        : whole;
     const kept = places.filter((v) => v >= low && v <= high);
     const every = Math.ceil(kept.length / 7);
     return kept.filter((_, i) => i % every === 0).map((v) => 10 ** v);

@@ -3,16 +3,17 @@
 import { DIFFUSIONS, type Diffusion, knot } from "./diffusions";
 import * as draw from "./draw";
 import * as engine from "./engine";
-import { GRIDS } from "./grids";
 import * as measures from "./measures";
 import { NetworkModel, type NetworkDocument } from "./network";
 import { ancestralRows, jump } from "./onestep";
+import { listen, showControls } from "./controls";
 import { type Served, ServedModel } from "./served";
 import { buildTable, SOLVERS } from "./solvers";
 import { FIRST, fromHash, type State, toHash } from "./state";
-import { type Model, normal, run, type Table } from "./table";
+import { breathe, type Model, normal, run, type Table } from "./table";
 import { edited, showTable } from "./tableview";
-import { ExactModel, type Mixture, TARGETS } from "./targets";
+import { makeSubject } from "./subject";
+import { ExactModel } from "./targets";
 
 const byId = <T extends HTMLElement>(id: string): T => document.getElementById(id) as T;
 const read = <T>(id: string): T | null => JSON.parse(document.getElementById(id)?.textContent || "null") as T | null;
@@ -23,54 +24,19 @@ const state: State = fromHash(location.hash);
 if (served && !location.hash) [state.target, state.sde] = ["checkpoint", served.sde ?? state.sde];
 if (!served && state.target === "checkpoint") state.target = FIRST.target;
 
-/** What the target is: its model, and the exact one of its density where that is known. */
-interface Subject {
-  model: Model;
-  exact: ExactModel | null;
-  /** Sizes (C, H, W) where its samples are pictures. */
-  shape: number[] | null;
-}
-
 interface Shown extends draw.Panel {
   table: Table;
   dash: number[];
 }
 
 const densities = new draw.Densities();
-let subject = makeSubject();
+let subject = makeSubject(state, network, served);
 let shown: Shown[] = [];
 let course = 0; // counts what is computed, so that what is out of date is dropped
 let playing = false;
 let errors: { curves: draw.Curve[]; note: string } = { curves: [], note: "" };
 let heights: draw.Curve[] = [];
 let look = readLook();
-
-function makeSubject(): Subject {
-  if (state.target === "checkpoint" && served) {
-    const model = served.network ? new NetworkModel(served.network) : new ServedModel(served);
-    const shape = served.network || served.shape.length !== 3 ? null : served.shape;
-    return { model, exact: fromPoints(served.network ?? null), shape };
-  }
-  if (state.target === "network" && network) return { model: new NetworkModel(network), exact: fromPoints(network), shape: null };
-  const mixture = state.target === "drawn" && state.drawn.length > 0 ? fromDrawn() : (TARGETS[state.target] ?? TARGETS[FIRST.target]!).mixture;
-  const exact = new ExactModel(mixture);
-  return { model: exact, exact, shape: null };
-}
-
-/** The density of data points, each a narrow Gaussian: what the network has learned from, noised exactly. */
-function fromPoints(document: NetworkDocument | null): ExactModel | null {
-  if (!document?.points) return null;
-  const { floats } = engine;
-  const values = floats(document.points);
-  const means = Array.from({ length: values.length / document.dim }, (_, k) => [...values.slice(k * document.dim, (k + 1) * document.dim)]);
-  const mixture: Mixture = { dim: document.dim as 1 | 2, means, weights: means.map(() => 1 / means.length), stds: means.map(() => 0.06) };
-  return new ExactModel(mixture);
-}
-
-function fromDrawn(): Mixture {
-  const means = Array.from({ length: state.drawn.length / 2 }, (_, k) => [state.drawn[2 * k]!, state.drawn[2 * k + 1]!]);
-  return { dim: 2, means, weights: means.map(() => 1 / means.length), stds: means.map(() => state.brush) };
-}
 
 const isExact = (): boolean => subject.model instanceof ExactModel;
 
@@ -89,7 +55,14 @@ function chain(steps: number): Table {
   const times = Array.from({ length: steps }, (_, i) => (sde().tMax * (steps - i)) / steps);
   const last = knot(sde(), times[steps - 1]!);
   const rows = [...ancestralRows(1, sde(), times), jump("data", last)];
-  return { name: "chain", prediction: "data", rows, start: knot(sde(), times[0]!), end: { t: 0, alpha: 1, sigma: 0 }, prior_std: sde().priorStd(times[0]!) };
+  return {
+    name: "chain",
+    prediction: "data",
+    rows,
+    start: knot(sde(), times[0]!),
+    end: { t: 0, alpha: 1, sigma: 0 },
+    prior_std: sde().priorStd(times[0]!),
+  };
 }
 
 function flowSolver(): string {
@@ -125,12 +98,18 @@ function start(n: number, seed: number): Float64Array {
 
 async function compute(): Promise<void> {
   const mine = ++course;
-  const count = subject.model instanceof ServedModel ? Math.min(state.particles, 36) : subject.model instanceof NetworkModel ? Math.min(state.particles, 600) : state.particles;
+  const count =
+    subject.model instanceof ServedModel
+      ? Math.min(state.particles, 36)
+      : subject.model instanceof NetworkModel
+        ? Math.min(state.particles, 600)
+        : state.particles;
   const x = start(count, state.seed);
   const next: Shown[] = [];
   try {
     for (const [k, one] of samplers().entries()) {
-      const table = k === 0 && !state.beside ? edited(one.table(state.steps), 0, 0, state.edits) : one.table(state.steps);
+      const table =
+        k === 0 && !state.beside ? edited(one.table(state.steps), 0, 0, state.edits) : one.table(state.steps);
       const found = await run(table, subject.model, x, normal(state.seed + 1000003));
       if (mine !== course) return;
       next.push({ title: one.title, table, course: found, colour: look.colours[k]!, dash: draw.DASHES[k]! });
@@ -144,37 +123,49 @@ async function compute(): Promise<void> {
   shown = next;
   densities.forget();
   layOut();
-  heights = measureHeights();
+  heights = [];
   paint();
-  void measureErrors(mine);
+  await measureHeights(mine);
+  await measureErrors(mine);
 }
 
 /** The mean of log p_t over the particles less that over exact samples at the same time. */
-function measureHeights(): draw.Curve[] {
+async function measureHeights(mine: number): Promise<void> {
   const { exact } = subject;
-  if (!exact) return [];
+  if (!exact) return;
   const n = 400;
   const clean = exact.sample(n, 5);
   const z = new Float64Array(clean.length);
   normal(6)(z);
-  return shown.map((panel) => ({
-    label: panel.title,
-    colour: panel.colour,
-    dash: panel.dash,
-    points: panel.course.states.map((x, k): [number, number] => {
+  const mean = (v: Float64Array): number => v.reduce((a, b) => a + b, 0) / v.length;
+  const found: draw.Curve[] = [];
+  for (const panel of shown) {
+    const points: [number, number][] = [];
+    for (const [k, x] of panel.course.states.entries()) {
+      await breathe();
+      if (mine !== course) return;
       const at = panel.course.at[k]!;
-      const mean = (v: Float64Array): number => v.reduce((a, b) => a + b, 0) / v.length;
-      const right = mean(exact.logDensity(clean.map((c, i) => at.alpha * c + at.sigma * z[i]!), at));
-      return [k / (panel.course.states.length - 1), mean(exact.logDensity(x.subarray(0, n * exact.dim), at)) - right];
-    }),
-  }));
+      const right = mean(
+        exact.logDensity(
+          clean.map((c, i) => at.alpha * c + at.sigma * z[i]!),
+          at,
+        ),
+      );
+      points.push([
+        k / (panel.course.states.length - 1),
+        mean(exact.logDensity(x.subarray(0, n * exact.dim), at)) - right,
+      ]);
+    }
+    found.push({ label: panel.title, colour: panel.colour, dash: panel.dash, points });
+  }
+  heights = found;
+  paintCharts();
 }
 
 /** Measure the error of each sampler at many numbers of evaluations, a piece at a time between frames. */
 async function measureErrors(mine: number): Promise<void> {
   errors = { curves: [], note: "" };
   const { exact } = subject;
-  const pause = (): Promise<void> => new Promise((go) => setTimeout(go, 0));
   if (subject.model instanceof ServedModel) {
     errors.note = "errors are measured on targets and networks in the page";
     return paint();
@@ -190,7 +181,7 @@ async function measureErrors(mine: number): Promise<void> {
     const curve: draw.Curve = { label: "", colour: look.colours[k]!, dash: draw.DASHES[k]!, points: [] };
     curves.push(curve);
     for (const steps of measures.COUNTS) {
-      await pause();
+      await breathe();
       if (mine !== course) return;
       try {
         const { states, nfe } = await run(one.table(steps), subject.model, starts, normal(79));
@@ -201,7 +192,9 @@ async function measureErrors(mine: number): Promise<void> {
         continue; // a number of steps that the method cannot make
       }
       const order = measures.slope(curve.points, least);
-      const kind = noisy ? `of the law (two exact sets: ${least.toPrecision(2)})` : `to the exact flow${order === null ? "" : `, slope ${order.toFixed(1)}`}`;
+      const kind = noisy
+        ? `of the law (two exact sets: ${least.toPrecision(2)})`
+        : `to the exact flow${order === null ? "" : `, slope ${order.toFixed(1)}`}`;
       curve.label = `${one.short}, ${kind}`;
       errors = { curves, note: "" };
       paintCharts();
@@ -226,8 +219,16 @@ function say(text: string): void {
 function readLook(): draw.Look {
   const style = getComputedStyle(document.documentElement);
   const value = (name: string): string => style.getPropertyValue(name).trim();
-  const rgb = (name: string): [number, number, number] => value(name).split(",").map(Number) as [number, number, number];
-  return { ink: value("--ink"), grey: value("--grey"), ground: value("--ground"), colours: [1, 2, 3].map((k) => value(`--curve-${k}`)), low: rgb("--density-low"), high: rgb("--density-high") };
+  const rgb = (name: string): [number, number, number] =>
+    value(name).split(",").map(Number) as [number, number, number];
+  return {
+    ink: value("--ink"),
+    grey: value("--grey"),
+    ground: value("--ground"),
+    colours: [1, 2, 3].map((k) => value(`--curve-${k}`)),
+    low: rgb("--density-low"),
+    high: rgb("--density-high"),
+  };
 }
 
 function layOut(): void {
@@ -259,34 +260,57 @@ function paint(): void {
     const at = draw.knotAt(panel.course, state.time);
     if (subject.shape) draw.drawPictures(canvas, panel, state.time, subject.shape);
     else if (subject.model.dim === 1)
-      draw.drawLine(canvas, panel, state.time, look, subject.exact, beneath && densities.line(beneath, panel.course, look, String(k)), state.lines);
-    else if (subject.model.dim === 2) draw.drawPlane(canvas, panel, state.time, look, beneath && densities.plane(beneath, at, look), state.lines);
+      draw.drawLine(
+        canvas,
+        panel,
+        state.time,
+        look,
+        subject.exact,
+        beneath && densities.line(beneath, panel.course, look, String(k)),
+        state.lines,
+      );
+    else if (subject.model.dim === 2)
+      draw.drawPlane(canvas, panel, state.time, look, beneath && densities.plane(beneath, at, look), state.lines);
   });
   const at = shown[0] && draw.knotAt(shown[0].course, state.time);
-  byId("where").textContent = at ? `t = ${at.t.toPrecision(3)}, signal ${at.alpha.toPrecision(3)}, noise ${at.sigma.toPrecision(3)}` : "";
+  byId("where").textContent = at
+    ? `t = ${at.t.toPrecision(3)}, signal ${at.alpha.toPrecision(3)}, noise ${at.sigma.toPrecision(3)}`
+    : "";
   byId<HTMLInputElement>("time").value = String(state.time);
   paintCharts();
 }
 
 function paintCharts(): void {
   const nfe = shown[0]?.course.nfe;
-  draw.drawChart(byId("errors"), errors.curves.filter((c) => c.points.length > 1), { x: "evaluations of the model", y: "error", logX: true, logY: true, ...(nfe ? { at: nfe } : {}) }, look, errors.note);
+  draw.drawChart(
+    byId("errors"),
+    errors.curves.filter((c) => c.points.length > 1),
+    { x: "evaluations of the model", y: "error", logX: true, logY: true, ...(nfe ? { at: nfe } : {}) },
+    look,
+    errors.note,
+  );
   draw.drawChart(
     byId("heights"),
     heights,
-    { x: "from noise to data", y: "mean log density, less exact samples' (nats)", logX: false, logY: false, at: state.time },
+    {
+      x: "from noise to data",
+      y: "mean log density, less exact samples' (nats)",
+      logX: false,
+      logY: false,
+      at: state.time,
+    },
     look,
     subject.exact ? "" : "the density of this target is not known",
   );
 }
 
-// --- controls -------------------------------------------------------------------------------------------------------
+// --- changes ---------------------------------------------------------------------------------------------------------
 
 let waiting = 0;
 
 /** Something that the courses depend on has changed. */
 function changed(): void {
-  showControls();
+  showControls(state);
   remember();
   cancelAnimationFrame(waiting);
   waiting = requestAnimationFrame(() => void compute());
@@ -299,143 +323,11 @@ function remember(): void {
   remembering = window.setTimeout(() => history.replaceState(null, "", `#${toHash(state)}`), 200);
 }
 
-function fill(select: HTMLSelectElement, options: [string, string][]): void {
-  select.replaceChildren(...options.map(([value, label]) => new Option(label, value)));
-}
-
-function showControls(): void {
-  const solver = SOLVERS[state.solver]!;
-  byId<HTMLSelectElement>("target").value = state.target;
-  for (const id of ["sde", "solver", "grid"] as const) byId<HTMLSelectElement>(id).value = state[id];
-  byId("eta-row").hidden = !solver.eta || state.beside;
-  const eta = byId<HTMLInputElement>("eta");
-  if (solver.eta) [eta.max, eta.value] = [String(solver.eta[1]), String(state.eta ?? solver.eta[0])];
-  byId("eta-value").textContent = eta.value;
-  for (const id of ["steps", "particles", "bend", "brush"] as const) {
-    byId<HTMLInputElement>(id).value = String(state[id]);
-    byId(`${id}-value`).textContent = id === "bend" ? `${(100 * state[id]).toFixed(0)} %` : String(state[id]);
-  }
-  for (const id of ["beside", "density", "lines"] as const) byId<HTMLInputElement>(id).checked = state[id];
-  byId<HTMLSelectElement>("bent").value = String(state.bent);
-  byId("brush-row").hidden = state.target !== "drawn";
-  byId("draw-hint").hidden = state.target !== "drawn";
-  byId("reset").hidden = Object.keys(state.edits).length === 0 && state.bend === 0;
-}
-
-function listen(): void {
-  fill(byId("target"), [
-    ...Object.entries(TARGETS).map(([key, { label }]): [string, string] => [key, label]),
-    ["drawn", "draw your own"],
-    ...(network ? [["network", network.name] as [string, string]] : []),
-    ...(served ? [["checkpoint", served.name] as [string, string]] : []),
-  ]);
-  fill(byId("sde"), Object.entries(DIFFUSIONS).map(([key, one]) => [key, one.label]));
-  fill(byId("solver"), Object.entries(SOLVERS).map(([key, one]) => [key, one.label]));
-  fill(byId("grid"), [["own", "the solver's own"], ...Object.entries(GRIDS).map(([key, one]): [string, string] => [key, one.label])]);
-  const on = (id: string, act: (input: HTMLInputElement) => void): void => byId(id).addEventListener("input", (event) => act(event.target as HTMLInputElement));
-  on("target", ({ value }) => {
-    state.target = value;
-    if (value === "drawn" && state.drawn.length === 0) state.drawn = [-1, 0.6, -0.4, -0.5, 0.3, 0.9, 1.1, -0.3];
-    state.edits = {};
-    subject = makeSubject();
-    changed();
-  });
-  for (const id of ["sde", "solver", "grid"] as const)
-    on(id, ({ value }) => {
-      Object.assign(state, { [id]: value, eta: id === "solver" ? null : state.eta, edits: {} });
-      changed();
-    });
-  for (const id of ["steps", "particles", "eta", "bend", "brush"] as const)
-    on(id, ({ value }) => {
-      Object.assign(state, { [id]: Number(value), ...(id === "steps" || id === "eta" ? { edits: {} } : {}) });
-      if (id === "brush") subject = makeSubject();
-      changed();
-    });
-  on("bent", ({ value }) => {
-    state.bent = Number(value);
-    changed();
-  });
-  on("beside", ({ checked }) => {
-    state.beside = checked;
-    changed();
-  });
-  for (const id of ["density", "lines"] as const)
-    on(id, ({ checked }) => {
-      state[id] = checked;
-      remember();
-      paint();
-    });
-  on("time", ({ value }) => {
-    playing = false;
-    state.time = Number(value);
-    byId("play").textContent = "Play";
-    remember();
-    paint();
-  });
-  byId("play").addEventListener("click", () => play(!playing));
-  byId("noise").addEventListener("click", () => {
-    state.seed += 1;
-    changed();
-  });
-  byId("reset").addEventListener("click", () => {
-    [state.edits, state.bend] = [{}, 0];
-    changed();
-  });
-  byId("link").addEventListener("click", () => {
-    history.replaceState(null, "", `#${toHash(state)}`);
-    void navigator.clipboard?.writeText(location.href).then(() => say("the link is copied"));
-  });
-  byId("save").addEventListener("click", () => {
-    const table = shown[0]?.table;
-    if (!table) return;
-    const link = document.createElement("a");
-    link.href = URL.createObjectURL(new Blob([JSON.stringify(engine.toDocument(table))], { type: "application/json" }));
-    link.download = `${table.name}.json`;
-    link.click();
-  });
-  listenToBrush();
-  addEventListener("resize", () => paint());
-  addEventListener("hashchange", () => {
-    Object.assign(state, fromHash(location.hash));
-    subject = makeSubject();
-    changed();
-  });
-  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
-    look = readLook();
-    changed();
-  });
-}
-
-/** Draw a target: each place that the pointer passes becomes a component. */
-function listenToBrush(): void {
-  const box = byId("panels");
-  let down = false;
-  const mark = (event: PointerEvent): void => {
-    const canvas = (event.target as HTMLElement).closest("canvas");
-    if (!down || state.target !== "drawn" || !canvas || state.drawn.length >= 400) return;
-    event.preventDefault();
-    const { left, top, width, height } = canvas.getBoundingClientRect();
-    const side = Math.min(width, height) / 2;
-    const round = (v: number): number => Math.round(100 * v) / 100;
-    const [x, y] = [2.7 * ((event.clientX - left - width / 2) / side), -2.7 * ((event.clientY - top - height / 2) / side)].map(round) as [number, number];
-    const near = state.drawn.some((v, i) => i % 2 === 0 && Math.hypot(v - x, state.drawn[i + 1]! - y) < state.brush);
-    if (near) return;
-    state.drawn = [...state.drawn, x, y];
-    subject = makeSubject();
-    changed();
-  };
-  box.addEventListener("pointerdown", (event) => {
-    down = state.target === "drawn";
-    if (down && !event.shiftKey && state.time === 1 && state.drawn.length > 0 && event.detail === 2) state.drawn = [];
-    mark(event);
-  });
-  box.addEventListener("pointermove", mark);
-  addEventListener("pointerup", () => (down = false));
-  byId("clear").addEventListener("click", () => {
-    state.drawn = [0, 0];
-    subject = makeSubject();
-    changed();
-  });
+function saveTable(table: Table): void {
+  const link = document.createElement("a");
+  link.href = URL.createObjectURL(new Blob([JSON.stringify(engine.toDocument(table))], { type: "application/json" }));
+  link.download = `${table.name}.json`;
+  link.click();
 }
 
 function play(go: boolean): void {
@@ -458,7 +350,44 @@ function play(go: boolean): void {
   requestAnimationFrame(frame);
 }
 
-listen();
-showControls();
+/** Another target, or another link. */
+function retarget(): void {
+  subject = makeSubject(state, network, served);
+  changed();
+}
+
+listen(
+  state,
+  { network: network?.name, checkpoint: served?.name },
+  {
+    changed,
+    retarget,
+    redrawn: () => {
+      remember();
+      paint();
+    },
+    scrubbed: () => {
+      play(false);
+      remember();
+      paint();
+    },
+    play: () => play(!playing),
+    link: () => {
+      history.replaceState(null, "", `#${toHash(state)}`);
+      void navigator.clipboard?.writeText(location.href).then(() => say("the link is copied"));
+    },
+    save: () => shown[0] && saveTable(shown[0].table),
+  },
+);
+addEventListener("resize", () => paint());
+addEventListener("hashchange", () => {
+  Object.assign(state, fromHash(location.hash));
+  retarget();
+});
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
+  look = readLook();
+  changed();
+});
+showControls(state);
 void compute();
 Object.assign(window, { scoresde: { ...engine, state, compute, shown: () => shown, errors: () => errors } });

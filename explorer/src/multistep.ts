@@ -41,7 +41,10 @@ export function inVariable(variable: Variable, sde: Diffusion, lam: number): num
 export function linear(kind: Kind, late: Knot, early: Knot, h: number, eta: number): [number, number] {
   if (kind === "flow") return [(early.alpha + early.sigma) / (late.alpha + late.sigma), 0];
   if (kind === "noise")
-    return [early.alpha / late.alpha, eta === 0 || early.sigma === 0 ? 0 : eta * early.sigma * Math.sqrt(Math.expm1(2 * h))];
+    return [
+      early.alpha / late.alpha,
+      eta === 0 || early.sigma === 0 ? 0 : eta * early.sigma * Math.sqrt(Math.expm1(2 * h)),
+    ];
   if (early.sigma === 0) return [0, 0];
   const exponent = eta === 0 ? 0 : -eta * eta * h;
   return [(early.sigma / late.sigma) * Math.exp(exponent), early.sigma * Math.sqrt(-Math.expm1(2 * exponent))];
@@ -150,7 +153,10 @@ function writeRows(knots: Knot[], first: [number, number][], predicted: number[]
   knots.forEach((here, i) => {
     const [onX, drawn] = first[i]!;
     const ahead = [0, ...predicted[i]!];
-    const state = Array.from({ length: Math.max(base.length, ahead.length) }, (_, k) => onX * (base[k] ?? 0) + (ahead[k] ?? 0));
+    const state = Array.from(
+      { length: Math.max(base.length, ahead.length) },
+      (_, k) => onX * (base[k] ?? 0) + (ahead[k] ?? 0),
+    );
     const again = onX * baseNoise;
     const fix = corrected[i]!.length > 0;
     rows.push({

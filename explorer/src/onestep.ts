@@ -86,7 +86,8 @@ export function express(wanted: Kind, prediction: Kind, p: Knot): [number, numbe
   const pair: Record<Kind, [number, number]> = { data: [1, 0], noise: [0, 1], flow: [-1, 1] };
   const [[a, b], [c, d]] = [pair[prediction], pair[wanted]];
   const delta = p.alpha * b - p.sigma * a;
-  if (delta === 0) throw new Error(`at alpha = ${p.alpha} the ${prediction} says nothing of the ${wanted}; take another solver`);
+  if (delta === 0)
+    throw new Error(`at alpha = ${p.alpha} the ${prediction} says nothing of the ${wanted}; take another solver`);
   return [(c * b - d * a) / delta, (p.alpha * d - p.sigma * c) / delta];
 }
 
@@ -152,7 +153,13 @@ export function rectifiedRows(method: Butcher, sde: Diffusion, times: number[]):
         const last = j + 1 === nodes.length;
         const to = scale(last ? early : place(nodes[j + 1]!));
         const weights = last ? method.weights : method.stages[j + 1]!;
-        return { at: place(c), value: [0, 1], onX: to / scale(late), onValues: weights.map((b) => b * (w - v) * to), onDraw: 0 };
+        return {
+          at: place(c),
+          value: [0, 1],
+          onX: to / scale(late),
+          onValues: weights.map((b) => b * (w - v) * to),
+          onDraw: 0,
+        };
       }),
     );
   });
@@ -162,11 +169,12 @@ export function rectifiedRows(method: Butcher, sde: Diffusion, times: number[]):
 export function eulerMaruyamaRows(eta: number, sde: Diffusion, times: number[]): Row[] {
   return times.slice(0, -1).flatMap((t, i) => {
     const [late, early] = [knot(sde, t), knot(sde, times[i + 1]!)];
-    if (early.sigma === 0 ? false : late.alpha === 0 && eta > 0) return writeStages([limiting("flow", eta, sde, late, early)]);
+    if (early.sigma === 0 ? false : late.alpha === 0 && eta > 0)
+      return writeStages([limiting("flow", eta, sde, late, early)]);
     const h = early.t - late.t;
     const [alphaRate, sigmaRate, width] = [sde.alphaRate(t), sde.sigmaRate(t), late.alpha + late.sigma];
     const square = 2 * late.sigma * (sigmaRate - (late.sigma * alphaRate) / late.alpha); // g^2
-    const lambdaRate = late.alpha === 0 ? 0 : -0.5 * square / late.sigma ** 2;
+    const lambdaRate = late.alpha === 0 ? 0 : (-0.5 * square) / late.sigma ** 2;
     const extra = eta === 0 ? 0 : (-eta * eta * lambdaRate * late.sigma) / width;
     const value: [number, number] = [
       (alphaRate + sigmaRate) / width + extra,

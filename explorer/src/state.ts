@@ -101,7 +101,8 @@ function fits(key: keyof State, value: unknown): boolean {
   if (choices) return typeof value === "string" && choices.includes(value);
   if (key === "eta" && value === null) return true;
   if (range) return isNumber(value) && value >= range[0] && value <= range[1];
-  if (key === "drawn") return Array.isArray(value) && value.length <= 400 && value.length % 2 === 0 && value.every(isNumber);
+  if (key === "drawn")
+    return Array.isArray(value) && value.length <= 400 && value.length % 2 === 0 && value.every(isNumber);
   if (key === "edits") return typeof value === "object" && value !== null && Object.values(value).every(isNumber);
   return typeof value === "boolean";
 }

@@ -40,6 +40,16 @@ export interface Course {
   nfe: number;
 }
 
+/** Let the page draw when this much time has passed since it last could, in milliseconds. */
+const SLICE = 10;
+let since = 0;
+
+export async function breathe(): Promise<void> {
+  if (performance.now() - since < SLICE) return;
+  await new Promise((go) => setTimeout(go, 0));
+  since = performance.now();
+}
+
 /** Run a table from the start state x. The weights of a row stand for [anchor, predictions newest first], and draws. */
 export async function run(table: Table, model: Model, x: Float64Array, draw: Source): Promise<Course> {
   const size = x.length;
@@ -60,6 +70,7 @@ export async function run(table: Table, model: Model, x: Float64Array, draw: Sou
   for (const [i, row] of table.rows.entries()) {
     if (row.restart) past = [];
     const prediction = new Float64Array(size);
+    await breathe();
     await model.data(x, row.at, prediction);
     express(prediction, x, row.at, table.prediction);
     past = [prediction, ...past].slice(0, memory);

@@ -22,13 +22,15 @@ export function showTable(
   onEdit: (edits: Record<string, number>) => void,
 ): void {
   if (!table) {
-    box.replaceChildren("Take away \"side by side\" to see the table.");
+    box.replaceChildren('Take away "side by side" to see the table.');
     return;
   }
   const weights = Math.max(...table.rows.map((row) => row.state.length));
   const draws = Math.max(0, ...table.rows.map((row) => row.noise.length));
   const head = document.createElement("tr");
-  const names = Array.from({ length: weights - 1 }, (_, k) => (k === 0 ? "this prediction" : k === 1 ? "the one before" : `${k} before`));
+  const names = Array.from({ length: weights - 1 }, (_, k) =>
+    k === 0 ? "this prediction" : k === 1 ? "the one before" : `${k} before`,
+  );
   const drawn = Array.from({ length: draws }, (_, k) => (k === 0 ? "draw" : "draw before"));
   for (const name of ["call", "t", "signal", "noise", "anchor", ...names, ...drawn]) {
     const cell = document.createElement("th");
@@ -39,7 +41,8 @@ export function showTable(
   body.append(head);
   table.rows.forEach((row, i) => {
     const line = document.createElement("tr");
-    for (const value of [i, row.at.t, row.at.alpha, row.at.sigma]) line.append(fixed(String(Number(value.toPrecision(4)))));
+    for (const value of [i, row.at.t, row.at.alpha, row.at.sigma])
+      line.append(fixed(String(Number(value.toPrecision(4)))));
     for (let k = 0; k < weights; k++) line.append(cell(`${i}.${k}`, row.state[k]));
     for (let k = 0; k < draws; k++) line.append(cell(`${i}.${NOISE + k}`, row.noise[k]));
     body.append(line);

@@ -76,7 +76,10 @@ export class ExactModel implements Model {
     for (let i = 0; i < n; i++) {
       // Strata: sample i of n takes the component in whose share of [0, 1) its place falls.
       const u = ((i + 0.5) / n) * sums[sums.length - 1]!;
-      const k = Math.max(0, sums.findIndex((sum) => u < sum));
+      const k = Math.max(
+        0,
+        sums.findIndex((sum) => u < sum),
+      );
       for (let j = 0; j < d; j++) out[i * d + j] = means[k]![j]! + stds[k]! * z[i * d + j]!;
     }
     return out;
@@ -87,7 +90,9 @@ export class ExactModel implements Model {
     const { weights, means, stds } = this.mixture;
     const total = weights.reduce((a, b) => a + b, 0);
     const [alpha, sigma] = [sde.alpha(sde.tMax), sde.sigma(sde.tMax)];
-    const mean = Array.from({ length: this.dim }, (_, j) => weights.reduce((s, w, k) => s + (w * means[k]![j]!) / total, 0));
+    const mean = Array.from({ length: this.dim }, (_, j) =>
+      weights.reduce((s, w, k) => s + (w * means[k]![j]!) / total, 0),
+    );
     const std = mean.map((m, j) => {
       const variance = weights.reduce((s, w, k) => s + (w * (stds[k]! ** 2 + (means[k]![j]! - m) ** 2)) / total, 0);
       return Math.sqrt(alpha ** 2 * variance + sigma ** 2);
@@ -107,7 +112,11 @@ function around(count: number, place: (share: number) => [number, number]): numb
 export const TARGETS: Record<string, { label: string; mixture: Mixture }> = {
   ring: {
     label: "ring of eight",
-    mixture: equal(2, around(8, (s) => [1.4 * Math.cos(2 * Math.PI * s), 1.4 * Math.sin(2 * Math.PI * s)]), 0.12),
+    mixture: equal(
+      2,
+      around(8, (s) => [1.4 * Math.cos(2 * Math.PI * s), 1.4 * Math.sin(2 * Math.PI * s)]),
+      0.12,
+    ),
   },
   moons: {
     label: "two moons",
@@ -142,7 +151,10 @@ export const TARGETS: Record<string, { label: string; mixture: Mixture }> = {
       0.2,
     ),
   },
-  two: { label: "two modes on a line", mixture: { dim: 1, weights: [0.35, 0.65], means: [[-1], [0.8]], stds: [0.2, 0.3] } },
+  two: {
+    label: "two modes on a line",
+    mixture: { dim: 1, weights: [0.35, 0.65], means: [[-1], [0.8]], stds: [0.2, 0.3] },
+  },
   three: {
     label: "three modes on a line",
     mixture: { dim: 1, weights: [0.5, 0.2, 0.3], means: [[-1.5], [0.1], [1.4]], stds: [0.12, 0.3, 0.06] },
