@@ -10,7 +10,7 @@ import { listen, showControls } from "./controls";
 import { type Served, ServedModel } from "./served";
 import { buildTable, SOLVERS } from "./solvers";
 import { FIRST, fromHash, type State, toHash } from "./state";
-import { breathe, type Model, normal, run, type Table } from "./table";
+import { breathe, normal, run, type Table } from "./table";
 import { edited, showTable } from "./tableview";
 import { makeSubject } from "./subject";
 import { ExactModel } from "./targets";
