@@ -58,7 +58,8 @@ WORDS: Mapping[str, tuple[str, ...]] = {
     **dict.fromkeys(("continue", "resume-from"), ("resume",)),
 }
 
-USAGE = """usage: scoresde [-h] [--version] VERB [OPTIONS]
+USAGE = """\
+usage: scoresde [-h] [--version] {train,sample,restore,compare,tune,likelihood,describe,explore,convert} [OPTIONS]
 
 Score-based diffusion models: train one, draw samples, compare samplers.
 

@@ -39,7 +39,7 @@ from scoresde.transforms.base import forward_parts
 __all__ = ["Explore", "make_page"]
 
 HOST = "127.0.0.1"
-NOTHING = '<script type="application/json" id="checkpoint">null</script>'
+PLACE = '<script type="application/json" id="checkpoint">'
 POINTS = 300  # of the data beneath a network's particles
 LARGEST_BODY = 1 << 26
 
@@ -173,9 +173,10 @@ def make_page(served: Served | None = None) -> str:
     page = resources.files("scoresde.cli").joinpath("explorer.html").read_text(encoding="utf-8")
     if served is None:
         return page
+    before, place, after = page.partition(PLACE)
     # "<" cannot end the element that holds it.
     told = json.dumps(served.describe()).replace("<", "\\u003c")
-    return page.replace(NOTHING, NOTHING.replace("null", told))
+    return before + place + told + after[after.index("</script>") :]
 
 
 def _encode(values: Tensor) -> str:
