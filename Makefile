@@ -8,6 +8,7 @@
 #   make fuzz    the public surface and the file readers under whatever comes, for a minute; ARGS="--minutes 10"
 #   make bench   the benchmarks
 #   make explorer   the page of `scoresde explore` from its sources, checked, and driven in a headless browser; needs npm
+#   make docs    the site, from docs/ and the docstrings, into build/site; a warning or a link to nowhere fails
 #   make race    every sampler of the other libraries beside ours; the report in runs/race/
 #   make clean   remove the environment, the caches and the builds; runs/ stays
 # ARGS is passed on: make demo ARGS=--quick, make test ARGS="-k schedules -x".
@@ -22,7 +23,7 @@ READY := $(VENV)/.ready
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := test
-.PHONY: demo test test-plain wheel lint mutants fuzz bench race explorer clean
+.PHONY: demo test test-plain wheel lint mutants fuzz bench race explorer docs clean
 
 demo: $(READY)
 	$(BIN)/python examples/demo.py $(ARGS)
@@ -60,6 +61,14 @@ bench: $(READY)
 
 race: $(READY)
 	$(BIN)/python benchmarks/race $(ARGS)
+
+docs: $(VENV)/.docs
+	$(BIN)/python -m sphinx -q -W --keep-going -E -b html docs build/site $(ARGS)
+	@echo "the site is in build/site, $$(du -sm build/site | cut -f1) MB; open build/site/index.html"
+
+$(VENV)/.docs: $(READY)
+	$(PIP) install -c constraints.txt -e '.[docs]' --no-build-isolation
+	@touch $@
 
 # The page is kept in the repository, so that nobody needs node to use it: what changes it runs `npm run build` there.
 explorer: $(READY) explorer/node_modules/.ready
