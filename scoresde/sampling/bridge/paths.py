@@ -9,7 +9,9 @@ so that seeds, tapes and generators mean what they mean everywhere, and a sample
 time increases: where t decreases, as for a reverse SDE, its time is -t and the drift changes sign. States are
 flattened to (B, D) for torchsde and restored.
 
-The noise of an ``SDE`` is additive, so that "milstein" makes the same numbers as "euler".
+Where the noise does not depend on the state, "milstein" makes the same numbers as "euler". Where g_i depends on x_i
+alone the strong orders are 1/2 ("euler"), 1 ("milstein") and 3/2 ("srk"); where it depends on other coordinates too,
+all three have that of "euler", since the iterated integrals of two Wiener processes are not drawn.
 """
 
 from __future__ import annotations
@@ -36,7 +38,6 @@ from scoresde.errors import (
 from scoresde.models.prediction import Condition, Predictor
 from scoresde.models.scored_sde import ScoredSDE
 from scoresde.noise import NoiseSource, SampleNoise, check_seed, fresh_seed
-from scoresde.ops import expand
 from scoresde.sampling.part import Part, Start, Watch, check_final, denoised
 from scoresde.sampling.plan import Planner
 from scoresde.solvers.grids import Grid, check_one_way, check_times, choose_grid, uniform
@@ -64,8 +65,9 @@ class TorchSDE(Planner):
     """Sample by integrating the reverse SDE with a scheme of torchsde.
 
     Args:
-        method: "euler" (Euler-Maruyama, order 1), "milstein" (the same here: the noise is additive), "srk" (Rossler
-            2010, SRID2: strong order 1.5, three evaluations a step).
+        method: "euler" (Euler-Maruyama, order 1), "milstein" (the same unless the noise depends on the state, and then
+            of strong order 1 where Euler's is 1/2), "srk" (Rossler 2010, SRID2: strong order 1.5, three evaluations a
+            step).
         dt: longest step in t, on a grid uniform in t; otherwise ``steps=`` or ``times=`` of ``sample`` say the steps.
         eta: of the reverse family: 1 the reverse SDE, 0 the probability flow.
         adjoint: with ``differentiable=True``, gradients by the adjoint SDE, solved again over each step (Li et al.
@@ -253,7 +255,7 @@ class _Equation:
 
     def g(self, s: Tensor, y: Tensor) -> Tensor:
         """Return the diffusion, of y's shape."""
-        return expand(self.sde.diffusion(self.sign * float(s)), y).expand_as(y)
+        return self.sde.diffusion_at(y.reshape(self.shape), self.sign * float(s)).expand(self.shape).reshape(y.shape)
 
 
 class _Increment:
