@@ -173,8 +173,8 @@ class SDE(ABC):
         check_span(self.t_min, self.t_max, "t_min", "t_max")
         if type(self).diffusion is SDE.diffusion and self.is_additive:
             raise DTypeError(
-                f"{type(self).__name__} says nothing of its noise; write diffusion(self, t), or diffusion_at(self, x, t) "
-                "where it depends on the state or on the coordinate"
+                f"{type(self).__name__} says nothing of its noise; write diffusion(self, t), or "
+                "diffusion_at(self, x, t) where it depends on the state or on the coordinate"
             )
 
     @abstractmethod
@@ -474,8 +474,8 @@ class GaussianSDE(SDE):
 class ReverseSDE(SDE):
     """dx = [f - (1 + eta^2)/2 (d g^2/dx + g^2 score)] dt + eta g dw, run from t_max down to t_min.
 
-    ``drift(x, t)``, ``diffusion(t)`` and ``diffusion_at(x, t)`` are in forward time t. The members ``f``, ``g``, ``noise_type`` and
-    ``sde_type`` are torchsde's protocol in the increasing time s = t_max - t.
+    ``drift(x, t)``, ``diffusion(t)`` and ``diffusion_at(x, t)`` are in forward time t. The members ``f``, ``g``,
+    ``noise_type`` and ``sde_type`` are torchsde's protocol in the increasing time s = t_max - t.
     """
 
     forward: SDE

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from scoresde.diffusions.gaussian import Moments
+from scoresde.diffusions.gaussian import Gaussian, Moments
 from scoresde.diffusions.sde import SDE
 from scoresde.errors import DTypeError, check_floating
 from scoresde.models.prediction import Condition
@@ -20,26 +20,30 @@ class ScoredSDE(nn.Module):
     """A score function under any SDE, also one without alpha and sigma.
 
     Args:
-        function: (x, t, **cond) -> score of x's shape; t has shape (B,), in float32 or in x's wider type.
+        net: (x, t, **cond) -> score of x's shape; t has shape (B,), in float32 or in x's wider type.
         sde: any SDE.
     """
 
     moments: Moments | None = None
     transform: Transform | None = None
 
-    def __init__(self, function: Callable[..., Tensor], sde: SDE) -> None:
+    def __init__(self, net: Callable[..., Tensor], sde: SDE) -> None:
         super().__init__()
-        self.function = function
+        self.net = net
         self.sde = sde
 
     def forward(self, x: Tensor, t: Tensor | float, cond: Condition = None) -> Tensor:
         """Return the score at x (B, *) and t of shape () or (B,)."""
         time = self.sde.check_time(t, check_floating(x))
         time = time.to(x.device, torch.promote_types(torch.float32, x.dtype)).expand(x.shape[0])
-        out: object = self.function(x, time) if cond is None else self.function(x, time, **cond)
+        out: object = self.net(x, time) if cond is None else self.net(x, time, **cond)
         if not isinstance(out, Tensor):
             raise DTypeError(f"the score function must return a tensor of x's shape, got {type(out).__name__}")
         return out.to(x)
+
+    def prior(self, t: float) -> Gaussian:
+        """Return the law that sampling starts from at t; ConfigError where the SDE names none."""
+        return self.sde.prior(t)
 
     @property
     def device(self) -> torch.device | None:

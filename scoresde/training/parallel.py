@@ -10,9 +10,9 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from scoresde.errors import ConfigError, ProcessError
-from scoresde.models.checks import check_score_model
 from scoresde.models.score_model import ScoreModel
 from scoresde.sampling.processes import World
+from scoresde.training.trainable import known_model
 
 __all__ = ["lost_processes", "shared_network"]
 
@@ -28,7 +28,7 @@ def shared_network(model: ScoreModel, world: World) -> Iterator[ScoreModel]:
     Raises:
         ConfigError: several processes that are not connected, or no network that could be shared.
     """
-    known = check_score_model(model)
+    known = known_model(model)
     net = known.net
     if world.size == 1 or isinstance(net, DistributedDataParallel):
         yield model

@@ -217,14 +217,32 @@ def walk(
             y = torchsde.sdeint(equation, y, ends, **arguments)[-1]
         else:
             y = torchsde.sdeint_adjoint(equation, y, ends, adjoint_params=tuple(adjoint), **arguments)[-1]
+        if y.requires_grad and method == "milstein" and not equation.is_learned(before, early):
+            y = y.detach()  # torchsde differentiates g by its state, and leaves the graph
         bad = ~torch.isfinite(y).all(1)
         if bool(bad.any()):
             raise SolverError(
                 f"step {i} of torchsde's {method} at t = {sign * early:g} gave non-finite values in "
-                f"{float(bad.double().mean()):.1%} of the samples; take smaller steps",
+                f"{float(bad.double().mean()):.1%} of the samples; {_cure(sde, before[bad], x.shape, sign, early)}",
                 partial=before.reshape(x.shape),
             )
         yield y.reshape(x.shape), equation.calls
+
+
+def _cure(sde: SDE, before: Tensor, shape: torch.Size, sign: float, s: float) -> str:
+    """Return what helps states (n, D) that were lost in a step from s.
+
+    Where the drift points outwards they run away whatever the steps, and where it points back they were thrown over.
+    """
+    with torch.no_grad():
+        x = before.detach().reshape(-1, *shape[1:])
+        outwards = (sign * sde.drift(x, sign * s).reshape(before.shape) * before).sum(1)
+    if not bool((outwards > 0).any()) or not isinstance(sde, ReverseSDE):
+        return "take smaller steps" if not bool((outwards > 0).any()) else "the drift itself carries them away"
+    return (
+        "the reverse drift carries them away, and smaller steps do not help: far out, where a network has seen no data "
+        "the score must grow as 2 f/g^2 does, which SDEModel(net, sde) adds to the network; or lower t_max"
+    )
 
 
 class _Equation:
@@ -252,6 +270,11 @@ class _Equation:
         value = self.sign * self.sde.drift(y.reshape(self.shape), self.sign * time).reshape(y.shape)
         self.known = [*self.known[-2:], (time, graph, y, value)]
         return value
+
+    def is_learned(self, y: Tensor, s: float) -> bool:
+        """Return whether a gradient is wanted of the state, or of what drift or diffusion hold."""
+        s_now = torch.tensor(s, dtype=torch.float64, device="cpu")
+        return any(part.requires_grad for part in (y, self.f(s_now, y), self.g(s_now, y)))
 
     def g(self, s: Tensor, y: Tensor) -> Tensor:
         """Return the diffusion, of y's shape."""
