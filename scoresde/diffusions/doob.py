@@ -126,7 +126,7 @@ class ConditionedSDE(SDE):
         return cls(sde, log_h, t_min=sde.t_min, t_max=end)
 
     def drift(self, x: Tensor, t: Tensor | float) -> Tensor:
-        """Return f + g^2 grad log h, of x's shape; log h is taken in float64, with a graph where x requires a gradient."""
+        """Return f + g^2 grad log h, of x's shape; it has a graph where x requires a gradient. log h is in float64."""
         time = self.check_time(t, check_floating(x))
         keep = torch.is_grad_enabled() and x.requires_grad
         with recording():
