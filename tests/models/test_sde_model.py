@@ -111,6 +111,21 @@ def test_samples_are_those_of_their_seed_alone() -> None:
     assert isinstance(model.law, Ends)
 
 
+@pytest.mark.parametrize("objective", ["reverse", "implicit", "sliced"])
+def test_conditions_and_held_out_data_go_into_a_training(objective: str) -> None:
+    """The held-out loss is that of the objective at draws that are always the same, with the averaged weights."""
+    label = torch.arange(64) % 2
+    x = (2.0 * label - 1)[:, None] + 0.1 * normal((64, 1), stream(0))
+    options = {"cond": {"label": label}, "held_out": x[:32], "held_out_cond": {"label": label[:32]}, "ema_decay": 0.0}
+    model = SDEModel(MLP(1, width=8, depth=1, classes=2), WELL)
+    r = fit(model, x, objective=objective, steps=2, batch_size=16, seed=5, progress=False, **options)
+    loss = losses.SimulatedLoss(objective)(r.model, x[:32], stream(5, "held out", "objective"), {"label": label[:32]})
+    assert r.log[-1]["held_out_loss"] == pytest.approx(float(loss.mean()), rel=1e-5, abs=1e-6)
+    with pytest.raises(ConfigError, match=r"label"):
+        r.model(x, 0.5, {"lable": label})
+    assert not torch.allclose(r.model(x, 0.5, {"label": label}), r.model(x, 0.5, {"label": 1 - label}))
+
+
 def test_ends_have_the_law_of_the_sde() -> None:
     """A linear SDE, from data of spread 0: the mean and variance of each coordinate, within what 16 384 paths tell."""
     model = SDEModel(small(2), UNEVEN)
