@@ -16,7 +16,19 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import torch
 
-from scoresde import SDE, VPSDE, ConditionedSDE, SDEModel, SolverError, bridge, evolve_density, fit, metrics, sample
+from scoresde import (
+    SDE,
+    VPSDE,
+    ConditionedSDE,
+    SDEModel,
+    SolverError,
+    bridge,
+    evolve_density,
+    fit,
+    losses,
+    metrics,
+    sample,
+)
 from scoresde.nn import MLP
 from scoresde.noise import integers, normal, stream, uniform
 
@@ -114,11 +126,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/examples/nonlinear_sde.png"))
     options = parser.parse_args()
     n = 500 if options.quick else 4000
-    figure, panels = plt.subplots(1, 5, figsize=(20.0, 3.8), layout="constrained")
+    figure, panels = plt.subplots(2, 3, figsize=(12.0, 6.8), layout="constrained")
+    panels = panels.reshape(-1)
 
     well, data = DoubleWell(t_min=1e-3, t_max=2.0), wells(8000, 0)
-    model = train(well, data, 8 if options.quick else 800, "implicit", width=64, depth=2)
-    plain = train(well, data, 8 if options.quick else 800, "implicit", baseline="none", width=64, depth=2)
+    model = train(well, data, 6 if options.quick else 700, "implicit", width=64, depth=2)
+    plain = train(well, data, 6 if options.quick else 700, "implicit", baseline="none", width=64, depth=2)
     run = backwards(model, n, trajectory=True, full_output=True)
     held_out = wells(n, 1)
     apart, floor = distance(run.x, held_out), distance(wells(n, 2), held_out)
@@ -137,28 +150,34 @@ def main() -> None:
         inside = (run.trajectory[row] <= density.axes[0]).double().mean(0)  # at the cells' centres
         exact = (p.cumsum(0) - p / 2) * density.volume
         print(f"at t = {run.times[row]:.3f}: {float((inside - exact).abs().max()):.3f} from the Fokker-Planck equation")
-    histogram(panels[0], run.x, held_out, torch.linspace(-2, 2, 50).numpy(), "double well, 2 f/g² + network", "x")
+    bins = torch.linspace(-2.2, 2.2, 50).numpy()
+    histogram(panels[0], run.x, held_out, bins, "double well, 2 f/g² + network", "x")
+    panels[1].hist(run.trajectory[row].reshape(-1).numpy(), bins, density=True, histtype="step", color=BLUE, lw=1.8)
+    panels[1].fill_between(density.axes[0], density.values[-1], color="#CCCCCC", label="Fokker-Planck equation")
+    panels[1].set(title="the same run at t = 0.5", xlabel="x", ylabel="density", xlim=(-2.2, 2.2))
+    panels[1].legend(frameon=False)
 
     start, times = torch.linspace(-2.3, 2.3, 24)[:, None], torch.tensor(run.times)
     steady = backwards(model, 24, x_init=start, trajectory=True, full_output=True).trajectory[..., 0]
-    lost, paths, last = 0, [], len(times)
-    for one in start:
+    lost = []
+    panels[2].plot(times, steady, color=BLUE, lw=0.8)
+    for k, one in enumerate(start):
         try:
-            paths.append(backwards(plain, 1, x_init=one[None], trajectory=True, full_output=True).trajectory[:, 0, 0])
+            path = backwards(plain, 1, x_init=one[None], first_sample=k, trajectory=True, full_output=True).trajectory
+            panels[2].plot(times, path[:, 0, 0], color=RED, lw=0.8, ls="--")
         except SolverError as error:
-            lost, said = lost + 1, error
-    print(f"a network alone: {lost} of 24 paths run away from |x| up to 2.3" + (f"\n  {said}" if lost else ""))
-    panels[1].plot(times[:last], steady, color=BLUE, lw=0.8)
-    for path in paths:
-        panels[1].plot(times, path, color=RED, lw=0.8)
-    panels[1].set(title=f"its paths; {lost} of a network alone run away", xlabel="t", ylabel="x", ylim=(-3, 3))
-    panels[1].plot([], [], color=BLUE, label="2 f/g² + network")
-    panels[1].plot([], [], color=RED, label="network alone")
-    panels[1].legend(frameon=False, loc="upper right")
-    panels[1].invert_xaxis()
+            lost.append(float(one))
+            said = error
+    print(f"a network alone: {len(lost)} of 24 paths run away from |x| up to 2.3" + (f"\n  {said}" if lost else ""))
+    panels[2].plot([times[0]] * len(lost), lost, "x", color=RED, label="network alone: to infinity")
+    panels[2].plot([], [], color=RED, ls="--", label="network alone")
+    panels[2].plot([], [], color=BLUE, label="2 f/g² + network")
+    panels[2].set(title="reverse paths", xlabel="t", ylabel="x", ylim=(-2.6, 4.4))
+    panels[2].legend(frameon=False, loc="upper center", fontsize=9)
+    panels[2].invert_xaxis()
 
     growth, logs = Growth(t_min=1e-3, t_max=1.0), 0.2 * normal((8000, 1), stream(0, "logs"))
-    model = train(growth, logs.exp(), 8 if options.quick else 600, "implicit", width=64, depth=2)
+    model = train(growth, logs.exp(), 6 if options.quick else 600, "implicit", width=64, depth=2)
     x, held_out = backwards(model, n), (0.2 * normal((n, 1), stream(1, "logs"))).exp()
     mean, variance = (0.3 - 0.125) * 0.5, 0.04 + 0.25 * 0.5
     points = (mean + variance**0.5 * normal((2000, 1), stream(2))).exp()
@@ -167,34 +186,35 @@ def main() -> None:
         missed = (points * (model(points, 0.501) - exact)).norm() / (points * exact).norm()
     print(f"multiplicative noise: {distance(x, held_out):.3f} from held-out data, other data {1.23 / n**0.5:.3f};")
     print(f"  g score at t = 0.5 is {float(missed):.1%} off the exact one (root mean square)")
-    histogram(panels[2], x, held_out, torch.linspace(0.3, 2.0, 50).numpy(), "noise 0.5 x", "x")
+    histogram(panels[3], x, held_out, torch.linspace(0.3, 2.0, 50).numpy(), "geometric Brownian motion", "x")
 
     bodies, data = ThreeBodies(t_min=1e-3, t_max=3.0), triangles(8000, 0)
-    model = train(bodies, data, 4 if options.quick else 500, "reverse", width=128, depth=3)
+    objective = losses.SimulatedLoss("reverse", steps=60, picks=8)
+    model = train(bodies, data, 3 if options.quick else 400, objective, width=128, depth=3)
     x, held_out = backwards(model, n), triangles(n, 1)
     floor = metrics.sliced_wasserstein(triangles(n, 2), held_out)
     ends = metrics.sliced_wasserstein(model.law.states[integers(len(model.law.states), (n,), stream(0))], held_out)
     found = metrics.sliced_wasserstein(x, held_out)
     print(f"three bodies: {found:.3f} from held-out data (sliced Wasserstein-2), {ends:.3f} at t_max, data {floor:.3f}")
-    histogram(panels[3], sides(x), sides(held_out), torch.linspace(0.5, 2.5, 60).numpy(), "three bodies", "side")
+    histogram(panels[4], sides(x), sides(held_out), torch.linspace(0.5, 2.5, 60).numpy(), "three bodies", "side")
 
     # Paths of an Ornstein-Uhlenbeck process from 0: to above 1.5, where one in nineteen ends by itself, and to -1.
     sde = VPSDE(1.0, 3.0, t_max=1.0)
     times = 1 - 0.99 * torch.linspace(1, 0, 100, dtype=torch.float64).square()  # short steps at the end
-    for towards, color, label in (
-        (ConditionedSDE.to_box(sde, 1.5, float("inf")), GREEN, "told to end above 1.5"),
-        (ConditionedSDE.to_point(sde, torch.tensor([-1.0])), RED, "told to end at -1"),
+    for towards, color, dashes, label in (
+        (ConditionedSDE.to_box(sde, 1.5, float("inf")), GREEN, "-", "told to end above 1.5"),
+        (ConditionedSDE.to_point(sde, torch.tensor([-1.0])), RED, "--", "told to end at -1"),
     ):
         ends = bridge.simulate(towards, torch.zeros(30, 1), times, method="euler", seed=0)[..., 0]
-        panels[4].plot(times, ends, color=color, lw=0.7)
-        panels[4].plot([], [], color=color, label=label)
+        panels[5].plot(times, ends, color=color, lw=0.7, ls=dashes)
+        panels[5].plot([], [], color=color, ls=dashes, label=label)
         print(f"{label}: the lowest end is {float(ends[-1].min()):.3f}, the highest {float(ends[-1].max()):.3f}")
-    panels[4].axhline(1.5, color=GREY, lw=1.0, ls="--")
-    panels[4].set(title="Doob's transform", xlabel="t", ylabel="x", ylim=(-3.0, 4.5))
-    panels[4].legend(frameon=False, loc="upper left")
+    panels[5].axhline(1.5, color=GREY, lw=1.0, ls=":")
+    panels[5].set(title="Doob's transform", xlabel="t", ylabel="x", ylim=(-3.0, 4.8))
+    panels[5].legend(frameon=False, loc="upper left")
 
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(options.out, dpi=64)
+    figure.savefig(options.out, dpi=80)
     print(f"picture: {options.out}")
 
 

@@ -11,9 +11,34 @@ from scoresde.diffusions.gaussian import Gaussian, Moments
 from scoresde.diffusions.sde import SDE
 from scoresde.errors import DTypeError, check_floating
 from scoresde.models.prediction import Condition
+from scoresde.ops import flat
 from scoresde.transforms.base import Transform
 
-__all__ = ["ScoredSDE"]
+__all__ = ["RUNS_AWAY", "ScoredSDE", "runs_away"]
+
+RUNS_AWAY = (
+    "the reverse drift carries states away, and smaller steps do not help: far out, where a network has seen no data, "
+    "the score must grow as 2 f/g^2 does, which SDEModel(net, sde) adds to the network; or lower t_max"
+)
+
+
+def runs_away(sde: SDE, x: Tensor, t: float, sign: float = 1.0) -> bool:
+    """Return whether the drift points outwards at the farthest of states x (B, *), of which some were lost after t.
+
+    Where it does, they run to infinity whatever the steps, and where it points back they were thrown over by one.
+
+    Args:
+        sde: drift in forward time.
+        x: the last states that were finite.
+        t: their time.
+        sign: 1 where time increases, -1 where it decreases.
+    """
+    with torch.no_grad():
+        x = x.detach()
+        far = flat(x).double().square().sum(1)
+        worst = int(torch.where(torch.isfinite(far), far, -1.0).argmax())
+        # Of all of them, since conditions are those of the batch.
+        return bool((sign * sde.drift(x, t) * x)[worst].sum() > 0)
 
 
 class ScoredSDE(nn.Module):

@@ -49,7 +49,7 @@ from scoresde.errors import (
 from scoresde.models import checkpoint
 from scoresde.models.networks import describe_network
 from scoresde.models.prediction import Condition, check_output, describe_data
-from scoresde.models.scored_sde import ScoredSDE
+from scoresde.models.scored_sde import ScoredSDE, runs_away
 from scoresde.noise import normal, stream
 from scoresde.ops import expand, flat
 from scoresde.transforms.base import Transform, check_transform
@@ -234,7 +234,13 @@ class SDEModel(ScoredSDE):
             before = x
             x = x + euler_step(sde, x, t, h, normal(x.shape, generator, dtype=x.dtype))[0]
             if not bool(torch.isfinite(x).all()):
-                raise describe_escape(before, sde.drift(before, t), float(t))
+                cure = (
+                    "the drift carries states away from there, so that no step is small enough; check its sign, or "
+                    "lower t_max"
+                    if runs_away(sde, before, float(t))
+                    else f"the drift is too stiff for {STEPS} steps; lower t_max, or bound the drift far out"
+                )
+                raise SolverError(f"paths from the data are not finite after t = {float(t):g}: {cure}", partial=before)
         if self.baseline == "equilibrium" and not bool(torch.isfinite(equilibrium_score(sde, x, times[-1])).all()):
             raise DomainError(
                 "the diffusion is 0, or not finite, at states that paths reach, and 2 f/g^2 has no value there; keep "
@@ -294,19 +300,6 @@ class SDEModel(ScoredSDE):
         from scoresde.models import saving_sde
 
         return saving_sde.load(folder, net, sde, weights)
-
-
-def describe_escape(x: Tensor, velocity: Tensor, t: float) -> SolverError:
-    """Build the error for paths that ran away from states x (B, *) at t, where they were still finite."""
-    far = flat(x).square().sum(1)
-    worst = int(torch.where(torch.isfinite(far), far, -1.0).argmax())
-    outwards = bool((flat(x)[worst] * flat(velocity)[worst]).sum() > 0)
-    cure = (
-        "the drift carries states away from there, so that no step is small enough; check its sign, or lower t_max"
-        if outwards
-        else "the drift is too stiff for 200 steps; train an SDE with a smaller t_max, or bound the drift far out"
-    )
-    return SolverError(f"paths from the data are not finite after t = {t:g}: {cure}", partial=x)
 
 
 def _warn_of_prior(law: Gaussian, ends: Tensor, seed: int) -> None:

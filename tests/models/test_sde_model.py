@@ -20,6 +20,7 @@ from scoresde import (
     DomainError,
     DTypeError,
     Gaussian,
+    ProbabilityFlow,
     ScoreModel,
     SDEModel,
     ShapeError,
@@ -248,5 +249,8 @@ def test_a_network_without_the_equilibrium_is_told_why_it_runs_away() -> None:
     plain = SDEModel(lambda x, c: torch.zeros_like(x), WELL, baseline="none")
     with pytest.raises(SolverError, match=r"smaller steps do not help: far out.*SDEModel\(net, sde\) adds"):
         sample(plain, seed=0, **options)
+    with pytest.raises(SolverError, match=r"probability flow stopped at t = .*smaller steps do not help") as error:
+        sample(plain, **options | {"solver": ProbabilityFlow(), "steps": None}, seed=0)
+    assert "loosen" not in str(error.value)
     with pytest.raises(SolverError, match=r"take smaller steps$"):
         sample(SDEModel(lambda x, c: torch.zeros_like(x), WELL), seed=0, **options | {"steps": 5})

@@ -36,7 +36,7 @@ from scoresde.errors import (
     keep_number,
 )
 from scoresde.models.prediction import Condition, Predictor
-from scoresde.models.scored_sde import ScoredSDE
+from scoresde.models.scored_sde import RUNS_AWAY, ScoredSDE, runs_away
 from scoresde.noise import NoiseSource, SampleNoise, check_seed, fresh_seed
 from scoresde.sampling.part import Part, Start, Watch, check_final, denoised
 from scoresde.sampling.plan import Planner
@@ -223,26 +223,18 @@ def walk(
         if bool(bad.any()):
             raise SolverError(
                 f"step {i} of torchsde's {method} at t = {sign * early:g} gave non-finite values in "
-                f"{float(bad.double().mean()):.1%} of the samples; {_cure(sde, before[bad], x.shape, sign, early)}",
+                f"{float(bad.double().mean()):.1%} of the samples; "
+                f"{_cure(sde, before.reshape(x.shape), sign * early, sign)}",
                 partial=before.reshape(x.shape),
             )
         yield y.reshape(x.shape), equation.calls
 
 
-def _cure(sde: SDE, before: Tensor, shape: torch.Size, sign: float, s: float) -> str:
-    """Return what helps states (n, D) that were lost in a step from s.
-
-    Where the drift points outwards they run away whatever the steps, and where it points back they were thrown over.
-    """
-    with torch.no_grad():
-        x = before.detach().reshape(-1, *shape[1:])
-        outwards = (sign * sde.drift(x, sign * s).reshape(before.shape) * before).sum(1)
-    if not bool((outwards > 0).any()) or not isinstance(sde, ReverseSDE):
-        return "take smaller steps" if not bool((outwards > 0).any()) else "the drift itself carries them away"
-    return (
-        "the reverse drift carries them away, and smaller steps do not help: far out, where a network has seen no data "
-        "the score must grow as 2 f/g^2 does, which SDEModel(net, sde) adds to the network; or lower t_max"
-    )
+def _cure(sde: SDE, x: Tensor, t: float, sign: float) -> str:
+    """Return what helps where some of the states x (B, *) were lost in a step from t."""
+    if not runs_away(sde, x, t, sign):
+        return "take smaller steps"
+    return RUNS_AWAY if isinstance(sde, ReverseSDE) else "the drift itself carries states away; check its sign"
 
 
 class _Equation:
