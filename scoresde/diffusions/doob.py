@@ -131,7 +131,7 @@ class ConditionedSDE(SDE):
         keep = torch.is_grad_enabled() and x.requires_grad
         with recording():
             point = x.double() if keep else x.detach().double().requires_grad_(True)
-            log_h = self.log_h(point, time)
+            log_h: object = self.log_h(point, time)
             if not isinstance(log_h, Tensor) or log_h.shape != x.shape[:1]:
                 got = tuple(log_h.shape) if isinstance(log_h, Tensor) else type(log_h).__name__
                 raise ShapeError(f"log_h must return a tensor of shape ({len(x)},), got {got}")
@@ -184,7 +184,8 @@ def _log_between(u: Tensor, v: Tensor) -> Tensor:
     """Return log(Phi(v) - Phi(u)) for u < v, where neither cancels: in the tail on the side of which both are."""
     flip = u + v > 0
     low, high = torch.where(flip, -v, u), torch.where(flip, -u, v)
-    top, gap = torch.special.log_ndtr(high), torch.special.log_ndtr(low) - torch.special.log_ndtr(high)
+    top: Tensor = torch.special.log_ndtr(high)
+    gap = torch.special.log_ndtr(low) - top
     # log(1 - e^gap) for gap < 0.
     near = gap > -math.log(2)
     small, large = torch.where(near, gap, -1.0), torch.where(near, -1.0, gap)

@@ -11,6 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from scoresde.errors import ConfigError, ProcessError
 from scoresde.models.score_model import ScoreModel
+from scoresde.models.sde_model import SDEModel
 from scoresde.sampling.processes import World
 from scoresde.training.trainable import known_model
 
@@ -20,7 +21,7 @@ SIGNS = ("gloo", "nccl", "connection", "timed out", "timeout", "peer")
 
 
 @contextmanager
-def shared_network(model: ScoreModel, world: World) -> Iterator[ScoreModel]:
+def shared_network(model: ScoreModel | SDEModel, world: World) -> Iterator[ScoreModel | SDEModel]:
     """Put the model's network into ``DistributedDataParallel`` where there are several processes; out again at the end.
 
     All begin with the weights of the first.

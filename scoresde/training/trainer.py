@@ -36,6 +36,7 @@ from scoresde.errors import (
 from scoresde.models.networks import bare_network
 from scoresde.models.prediction import Condition, select
 from scoresde.models.score_model import ScoreModel
+from scoresde.models.sde_model import SDEModel
 from scoresde.noise import check_seed, normal, seeded_torch, stream
 from scoresde.ops import chunks, move, recording
 from scoresde.sampling.processes import World
@@ -103,7 +104,7 @@ class Trainer:
     @explain_keywords(lr="learning_rate", ema="ema_decay", loss="objective", grad_clip="clip_norm", optim="optimizer")
     def __init__(
         self,
-        model: ScoreModel,
+        model: ScoreModel | SDEModel,
         *,
         learning_rate: float | Callable[[int], float] | None = None,
         weight: WeightName | Weight | None = None,
