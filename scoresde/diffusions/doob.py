@@ -66,7 +66,7 @@ class ConditionedSDE(SDE):
     """
 
     forward: SDE
-    log_h: LogProbability
+    log_h: LogProbability = field(repr=False)
     t_min: float = field(default=UNSAID, kw_only=True)
     t_max: float = field(default=UNSAID, kw_only=True)
 

@@ -497,12 +497,12 @@ class ReverseSDE(SDE):
         score = out if isinstance(out, Tensor) else out.score
         if score.shape != x.shape:
             raise SolverError(f"the score must have the shape {tuple(x.shape)} of x, got {tuple(score.shape)}")
-        share = -0.5 * (1 + self.eta**2)
         if not self.is_additive:
             pull = self.forward.diffusion_at(x, time).square() * score + self.forward.diffusion_divergence(x, time)
-            return (self.forward.drift(x, time) + share * pull).to(dtype)
+            return (self.forward.drift(x, time) - 0.5 * (1 + self.eta**2) * pull).to(dtype)
         g = self.forward.diffusion(time)
-        return combine((torch.ones_like(g), self.forward.drift(x, time)), (share * g.square(), score)).to(dtype)
+        on_score = -0.5 * (1 + self.eta**2) * g.square()
+        return combine((torch.ones_like(g), self.forward.drift(x, time)), (on_score, score)).to(dtype)
 
     def diffusion(self, t: Tensor | float) -> Tensor:
         """Return eta g(t)."""
