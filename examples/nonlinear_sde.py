@@ -116,7 +116,7 @@ def distance(x, y):
 def histogram(axes, samples, exact, bins, title, label):
     axes.hist(exact.reshape(-1).numpy(), bins, density=True, color="#CCCCCC", label="held-out data")
     axes.hist(samples.reshape(-1).numpy(), bins, density=True, histtype="step", color=BLUE, lw=1.8, label="samples")
-    axes.set(title=title, xlabel=label, ylabel="density")
+    axes.set(title=title, xlabel=label, ylabel="density", ylim=(0, 1.35 * axes.get_ylim()[1]))
     axes.legend(frameon=False)
 
 
@@ -155,6 +155,7 @@ def main() -> None:
     panels[1].hist(run.trajectory[row].reshape(-1).numpy(), bins, density=True, histtype="step", color=BLUE, lw=1.8)
     panels[1].fill_between(density.axes[0], density.values[-1], color="#CCCCCC", label="Fokker-Planck equation")
     panels[1].set(title="the same run at t = 0.5", xlabel="x", ylabel="density", xlim=(-2.2, 2.2))
+    panels[1].set_ylim(top=1.05)
     panels[1].legend(frameon=False)
 
     start, times = torch.linspace(-2.3, 2.3, 24)[:, None], torch.tensor(run.times)
@@ -189,8 +190,8 @@ def main() -> None:
     histogram(panels[3], x, held_out, torch.linspace(0.3, 2.0, 50).numpy(), "geometric Brownian motion", "x")
 
     bodies, data = ThreeBodies(t_min=1e-3, t_max=3.0), triangles(8000, 0)
-    objective = losses.SimulatedLoss("reverse", steps=60, picks=8)
-    model = train(bodies, data, 3 if options.quick else 400, objective, width=128, depth=3)
+    objective = losses.SimulatedLoss("reverse", steps=40, picks=8)
+    model = train(bodies, data, 3 if options.quick else 350, objective, width=128, depth=3)
     x, held_out = backwards(model, n), triangles(n, 1)
     floor = metrics.sliced_wasserstein(triangles(n, 2), held_out)
     ends = metrics.sliced_wasserstein(model.law.states[integers(len(model.law.states), (n,), stream(0))], held_out)
@@ -214,7 +215,7 @@ def main() -> None:
     panels[5].legend(frameon=False, loc="upper left")
 
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(options.out, dpi=80)
+    figure.savefig(options.out, dpi=66)
     print(f"picture: {options.out}")
 
 

@@ -16,6 +16,7 @@ from scoresde.transforms.base import Transform
 
 __all__ = ["RUNS_AWAY", "ScoredSDE", "runs_away"]
 
+NEARER = 40
 RUNS_AWAY = (
     "the reverse drift carries states away, and smaller steps do not help: far out, where a network has seen no data, "
     "the score must grow as 2 f/g^2 does, which SDEModel(net, sde) adds to the network; or lower t_max"
@@ -37,8 +38,14 @@ def runs_away(sde: SDE, x: Tensor, t: float, sign: float = 1.0) -> bool:
         x = x.detach()
         far = flat(x).double().square().sum(1)
         worst = int(torch.where(torch.isfinite(far), far, -1.0).argmax())
-        # Of all of them, since conditions are those of the batch.
-        return bool((sign * sde.drift(x, t) * x)[worst].sum() > 0)
+        # Very far out the drift may be no number itself; it is then asked further in, on the same ray.
+        for _ in range(NEARER):
+            # Of all states, since conditions are those of the batch.
+            drift = sde.drift(x, t)[worst]
+            if bool(torch.isfinite(drift).all()):
+                return bool((sign * drift * x[worst]).sum() > 0)
+            x = 0.1 * x
+        return False
 
 
 class ScoredSDE(nn.Module):

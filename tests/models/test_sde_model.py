@@ -249,6 +249,9 @@ def test_a_network_without_the_equilibrium_is_told_why_it_runs_away() -> None:
     plain = SDEModel(lambda x, c: torch.zeros_like(x), WELL, baseline="none")
     with pytest.raises(SolverError, match=r"smaller steps do not help: far out.*SDEModel\(net, sde\) adds"):
         sample(plain, seed=0, **options)
+    trained_alone = SDEModel(small(), WELL, baseline="none")  # whose layer norm is NaN very far out
+    with pytest.raises(SolverError, match=r"smaller steps do not help: far out"):
+        sample(trained_alone, seed=0, **options | {"steps": 200, "x_init": torch.full((4, 1), 4.0)})
     with pytest.raises(SolverError, match=r"probability flow stopped at t = .*smaller steps do not help") as error:
         sample(plain, **options | {"solver": ProbabilityFlow(), "steps": None}, seed=0)
     assert "loosen" not in str(error.value)

@@ -13,6 +13,7 @@ from torch import Tensor
 from scoresde import SDE, VPSDE, ConfigError, DomainError, ScoreModel, SDEModel, SolverError, fit, losses
 from scoresde.nn import MLP
 from scoresde.noise import normal, stream
+from scoresde.training.losses.simulated import _carry
 
 Z = 4.9  # two-sided chance of 1e-6
 
@@ -49,6 +50,22 @@ def test_the_target_is_the_score_on_average(case: str, carry: bool) -> None:
             y = x[:, i]
             for phi, slope in ((torch.ones_like(y), torch.zeros_like(y)), (y, torch.ones_like(y)), (y.sin(), y.cos())):
                 assert abs(z_score(w[:, i] * phi + slope)) < Z
+
+
+def test_carrying_is_the_change_of_variables_to_third_order() -> None:
+    """x -> x + e sin x in each coordinate: the score W becomes (W - d log J)/J with J = 1 + e cos x."""
+    x, w = (normal((50, 1), stream(0, key), dtype=F64) for key in "xw")
+    errors = []
+    for e in (0.1, 0.05):
+        point = x.clone().requires_grad_()
+        jacobian = 1 + e * x.cos()
+        exact = (w + e * x.sin() / jacobian) / jacobian
+        errors.append(float((_carry(e * point.sin(), point, w, stream(1)) - exact).norm()))
+    assert math.log2(errors[0] / errors[1]) == pytest.approx(3, abs=0.3)
+    twisted = torch.tensor([[0.0, 0.3], [-0.2, 0.1]], dtype=F64)
+    point, w = normal((9, 2), stream(2), dtype=F64).requires_grad_(), normal((9, 2), stream(3), dtype=F64)
+    step = torch.eye(2, dtype=F64) - 0.01 * twisted.T + 1e-4 * (twisted @ twisted).T
+    torch.testing.assert_close(_carry(0.01 * point @ twisted.T, point, w, stream(1)), w @ step.T)
 
 
 def test_a_carried_target_has_far_less_noise_than_a_local_one() -> None:
