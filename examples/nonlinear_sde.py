@@ -215,7 +215,7 @@ def main() -> None:
     panels[5].legend(frameon=False, loc="upper left")
 
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(options.out, dpi=66)
+    figure.savefig(options.out, dpi=62)
     print(f"picture: {options.out}")
 
 
