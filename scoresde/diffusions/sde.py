@@ -200,7 +200,9 @@ class SDE(ABC):
         """
         if self.is_additive:
             return torch.zeros_like(x)
-        return jacobian_diagonal(lambda y: self.diffusion_at(y, t).square().expand_as(y), x)
+        wanted = torch.is_grad_enabled() and (x.requires_grad or self.diffusion_at(x, t).requires_grad)
+        with torch.set_grad_enabled(wanted):  # else a graph that nobody asked for would grow with a path
+            return jacobian_diagonal(lambda y: self.diffusion_at(y, t).square().expand_as(y), x)
 
     @property
     def is_additive(self) -> bool:

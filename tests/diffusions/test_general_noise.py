@@ -47,6 +47,9 @@ def test_the_divergence_of_the_noise_is_its_derivative() -> None:
         torch.testing.assert_close(found[:, i], (up - down) / (2 * h), rtol=1e-8, atol=1e-8)
     assert float(UNEVEN.diffusion_divergence(x, 0.5).abs().max()) == 0
     x = x[:, :1].abs() + 0.1
+    assert not GROWTH.diffusion_divergence(x, 0.5).requires_grad
+    (curve,) = torch.autograd.grad(GROWTH.diffusion_divergence(x.requires_grad_(), 0.5).sum(), x)
+    torch.testing.assert_close(curve, torch.full_like(x, 0.5))
     torch.testing.assert_close(GROWTH.diffusion_divergence(x, 0.5), 0.5 * x)
 
 

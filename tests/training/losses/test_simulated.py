@@ -119,7 +119,7 @@ def test_losses_differ_as_the_distances_from_the_exact_score(kind: str, name: st
         exact = -(picked.x - mean) / variance
     gaps = [(picked.unit * (model(picked.x, picked.t) - exact)).square().mean(1) for model in models]
     wanted = (gaps[0] - gaps[1]).reshape(2, -1).mean(0)
-    got = loss(models[0], x0, stream(2)) - loss(models[1], x0, stream(2))
+    got = (loss(models[0], x0, stream(2)) - loss(models[1], x0, stream(2))).detach()
     assert abs(float(wanted.mean())) > 0.05
     # On states of the chain, which is within a few per cent of the SDE.
     assert abs(float((got - wanted).mean())) < Z * float((got - wanted).std()) / math.sqrt(len(got)) + 0.05 * abs(
