@@ -13,6 +13,7 @@ from scoresde import likelihood, solvers, training, transforms
 from scoresde.chains.ddpm import DDPM
 from scoresde.chains.smld import SMLD
 from scoresde.diffusions.cosine import CosineVPSDE
+from scoresde.diffusions.doob import ConditionedSDE
 from scoresde.diffusions.gaussian import Gaussian, Moments
 from scoresde.diffusions.levels import EDMSDE, VESDE, RectifiedFlow
 from scoresde.diffusions.sde import SDE, GaussianSDE, ReverseSDE
@@ -56,6 +57,7 @@ from scoresde.models.latent import EncoderDecoder, Latent
 from scoresde.models.mapped import MappedModel, map_prediction
 from scoresde.models.prediction import Prediction
 from scoresde.models.score_model import ScoreModel
+from scoresde.models.sde_model import SDEModel
 from scoresde.sampling import bridge
 from scoresde.sampling.edit import denoise, edit, impute
 from scoresde.sampling.encode import decode, encode
@@ -115,6 +117,7 @@ __all__ = [
     "Classification",
     "CombinedModel",
     "Compose",
+    "ConditionedSDE",
     "ConfigError",
     "CosineVPSDE",
     "DTypeError",
@@ -148,6 +151,7 @@ __all__ = [
     "Replacement",
     "ReverseSDE",
     "SBIPosterior",
+    "SDEModel",
     "SampleResult",
     "Sampler",
     "SamplingModule",

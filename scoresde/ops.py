@@ -274,11 +274,21 @@ def divergence(function: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor,
 
     It costs a gradient for each coordinate of an event; see ``jacobian_products``, which estimates it with fewer.
     """
+    value, products = jacobian_products(function, x, _units(x))
+    return value, sum(products, x.new_zeros(len(x)))
+
+
+def jacobian_diagonal(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """Return d function_i/dx_i, of x's shape (B, *); a gradient for each coordinate, see ``jacobian_products``."""
+    products = jacobian_products(function, x, _units(x))[1]
+    return torch.stack(products, 1).reshape(x.shape).to(x.dtype) if products else torch.zeros_like(x)
+
+
+def _units(x: Tensor) -> Iterator[Tensor]:
+    """Yield the unit vectors of an event."""
     size = math.prod(x.shape[1:])
     places = torch.arange(size, device=x.device)
-    probes = ((places == i).to(x.dtype).reshape(x.shape[1:]) for i in range(size))
-    value, products = jacobian_products(function, x, probes)
-    return value, sum(products, x.new_zeros(len(x)))
+    yield from ((places == i).to(x.dtype).reshape(x.shape[1:]) for i in range(size))
 
 
 def move(values: Tensor, device: torch.device) -> Tensor:

@@ -40,6 +40,16 @@ def energy(x: Tensor, c_noise: object = None) -> Tensor:
     return 0.5 * x.square().sum(1)
 
 
+class Plain(scoresde.SDE):
+    """An SDE of a user's own."""
+
+    def drift(self, x: Tensor, t: object) -> Tensor:
+        return -x
+
+    def diffusion(self, t: Any) -> Tensor:
+        return torch.ones_like(torch.as_tensor(t))
+
+
 def keep(prediction: scoresde.Prediction) -> Tensor:
     return prediction.data
 
@@ -83,6 +93,10 @@ def core() -> dict[str, Entry]:
         "ScoreModel": {"net": nn.MLP(2, width=4, depth=1), "sde": VPSDE()},
         "ScoreModel.from_callable": {"function": down, "sde": VPSDE()},
         "EnergyModel": {"net": energy, "sde": VPSDE()},
+        "SDEModel": {"net": nn.MLP(2, width=4, depth=1), "sde": Plain()},
+        "ConditionedSDE": {"forward": VPSDE(), "log_h": energy},
+        "ConditionedSDE.to_point": {"sde": VPSDE(), "point": torch.zeros(2)},
+        "ConditionedSDE.to_box": {"sde": VPSDE(), "low": 0.0, "high": 1.0},
         "adapt": {"net": down, "time": "sigma", "predicts": "data"},
         "map_prediction": {"model": GAUSSIAN, "change": keep},
         "guided": {"model": MODEL, "scale": 2.0},

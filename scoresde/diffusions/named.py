@@ -10,7 +10,7 @@ from torch import Tensor
 
 from scoresde.diffusions.cosine import CosineVPSDE
 from scoresde.diffusions.levels import EDMSDE, VESDE, RectifiedFlow
-from scoresde.diffusions.sde import GaussianSDE
+from scoresde.diffusions.sde import SDE, GaussianSDE
 from scoresde.diffusions.tabulated import TabulatedSDE
 from scoresde.diffusions.vp import VPSDE, SubVPSDE
 from scoresde.errors import ConfigError, DTypeError, check_number, show, unknown
@@ -32,6 +32,11 @@ def check_sde(sde: object) -> GaussianSDE:
     """Return ``sde`` if it is a Gaussian diffusion; DTypeError, with what was probably meant, where it is none."""
     if isinstance(sde, GaussianSDE):
         return sde
+    if isinstance(sde, SDE):
+        raise DTypeError(
+            f"sde must be a GaussianSDE, and {type(sde).__name__} has no alpha and sigma; the model of a score under "
+            "such an SDE is SDEModel(net, sde)"
+        )
     word = sde.__name__ if isinstance(sde, type) else show(sde)
     short = {kind.lower().removesuffix("sde"): kind for kind in DIFFUSIONS}
     meant = short.get("".join(c for c in word.lower() if c.isalnum()).removesuffix("sde"), "VPSDE")

@@ -1,4 +1,14 @@
-r"""Stochastic differential equations whose noise is additive, and the Gaussian diffusions among them.
+r"""Stochastic differential equations with one Wiener process for each coordinate, and the Gaussian ones among them.
+
+*Any SDE.* For dx_i = f_i(x, t) dt + g_i(x, t) dw_i the density p obeys dp/dt = -div(f p) + 1/2 sum_i d_i^2 (g_i^2 p).
+Written as -div(v p), the velocity is v_i = f_i - 1/2 d_i g_i^2 - 1/2 g_i^2 d_i log p, which is the probability flow's.
+Run backwards, noise of strength eta g adds 1/2 eta^2 sum_i d_i^2 (g_i^2 p), and the drift that takes it out again makes
+
+    dx_i = [f_i - (1 + eta^2)/2 (d_i g_i^2 + g_i^2 score_i)] dt + eta g_i dw_i,
+
+with the same p at every time (Anderson 1982, "Reverse-time diffusion equation models"; Haussmann and Pardoux 1986,
+"Time reversal of diffusions"; eta = 1 is theirs). The term d_i g_i^2 is 0 where the noise does not depend on the state.
+Where v = 0, in equilibrium, the score is (2 f_i - d_i g_i^2)/g_i^2.
 
 A Gaussian diffusion is two curves: x_t = alpha(t) x_0 + sigma(t) z. Write nu = sigma/alpha and
 log_snr = log(alpha^2/sigma^2) = -2 log nu. Then x_t/alpha_t = x_0 + W(nu_t^2): every such diffusion is one Brownian
@@ -46,7 +56,7 @@ from scoresde.errors import (
     read_number,
     show,
 )
-from scoresde.ops import combine, expand, time_derivative, working_dtype
+from scoresde.ops import combine, expand, jacobian_diagonal, time_derivative, working_dtype
 
 __all__ = [
     "SDE",
@@ -144,7 +154,10 @@ def check_span(low: float, high: float, low_name: str, high_name: str) -> None:
 
 @dataclass(frozen=True, eq=False)
 class SDE(ABC):
-    """dx = drift(x, t) dt + diffusion(t) dw on [t_min, t_max]; write ``drift`` and ``diffusion`` to make your own.
+    """dx = drift(x, t) dt + g dw on [t_min, t_max], with one Wiener process for each coordinate.
+
+    Write ``drift``, and ``diffusion(t)`` where g is one number for all states and coordinates, or else
+    ``diffusion_at(x, t)``.
 
     Args:
         t_min: the smallest time at which the score is used (t = 0 itself is legal only as the last entry of a grid).
@@ -158,21 +171,50 @@ class SDE(ABC):
         keep_number(self, "t_min", 0.0, open_low=True)
         keep_number(self, "t_max", self.t_min, open_low=True)
         check_span(self.t_min, self.t_max, "t_min", "t_max")
+        if type(self).diffusion is SDE.diffusion and self.is_additive:
+            raise DTypeError(
+                f"{type(self).__name__} says nothing of its noise; write diffusion(self, t), or "
+                "diffusion_at(self, x, t) where it depends on the state or on the coordinate"
+            )
 
     @abstractmethod
     def drift(self, x: Tensor, t: Tensor | float) -> Tensor:
         """Return f(x, t), of x's shape (B, *); t has shape () or (B,)."""
 
-    @abstractmethod
     def diffusion(self, t: Tensor | float) -> Tensor:
         """Return g(t), of t's shape; it multiplies a Wiener increment of x's shape."""
+        raise ConfigError(f"the noise of {type(self).__name__} is no function of t alone; ask diffusion_at(x, t)")
+
+    def diffusion_at(self, x: Tensor, t: Tensor | float) -> Tensor:
+        """Return g(x, t), of a shape that broadcasts to x's (B, *), such as one number for each coordinate of an event.
+
+        Coordinate i of x is driven by g_i times a Wiener process of its own.
+        """
+        return expand(self.diffusion(t), x)
+
+    def diffusion_divergence(self, x: Tensor, t: Tensor | float) -> Tensor:
+        """Return d g_i^2/dx_i, of x's shape: by automatic differentiation unless a class knows better.
+
+        That costs a gradient for each coordinate of an event where the noise depends on the state, and nothing
+        elsewhere.
+        """
+        if self.is_additive:
+            return torch.zeros_like(x)
+        wanted = torch.is_grad_enabled() and (x.requires_grad or self.diffusion_at(x, t).requires_grad)
+        with torch.set_grad_enabled(wanted):  # else a graph that nobody asked for would grow with a path
+            return jacobian_diagonal(lambda y: self.diffusion_at(y, t).square().expand_as(y), x)
+
+    @property
+    def is_additive(self) -> bool:
+        """Whether g is one number for all states and coordinates, ``diffusion(t)``."""
+        return type(self).diffusion_at is SDE.diffusion_at
 
     def prior(self, t: Tensor | float | None = None, moments: Moments | None = None) -> Gaussian:
         """Return the law that sampling starts from; a general SDE has none of its own."""
         raise ConfigError(f"{type(self).__name__} names no prior; pass prior= or x_init=")
 
     def reverse(self, model: ScoreFunction, eta: float = 1.0) -> ReverseSDE:
-        """Return the reverse family dx = [f - (1 + eta^2)/2 g^2 score] dt + eta g dw as an SDE again.
+        """Return the reverse family dx = [f - (1 + eta^2)/2 (d g^2/dx + g^2 score)] dt + eta g dw as an SDE again.
 
         Args:
             model: a ScoreModel, or a callable (x, t) -> score.
@@ -432,10 +474,10 @@ class GaussianSDE(SDE):
 
 @dataclass(frozen=True, eq=False)
 class ReverseSDE(SDE):
-    """dx = [f - (1 + eta^2)/2 g^2 score] dt + eta g dw, run from t_max down to t_min.
+    """dx = [f - (1 + eta^2)/2 (d g^2/dx + g^2 score)] dt + eta g dw, run from t_max down to t_min.
 
-    ``drift(x, t)`` and ``diffusion(t)`` are in forward time t. The members ``f``, ``g``, ``noise_type`` and
-    ``sde_type`` are torchsde's protocol in the increasing time s = t_max - t.
+    ``drift(x, t)``, ``diffusion(t)`` and ``diffusion_at(x, t)`` are in forward time t. The members ``f``, ``g``,
+    ``noise_type`` and ``sde_type`` are torchsde's protocol in the increasing time s = t_max - t.
     """
 
     forward: SDE
@@ -457,6 +499,9 @@ class ReverseSDE(SDE):
         score = out if isinstance(out, Tensor) else out.score
         if score.shape != x.shape:
             raise SolverError(f"the score must have the shape {tuple(x.shape)} of x, got {tuple(score.shape)}")
+        if not self.is_additive:
+            pull = self.forward.diffusion_at(x, time).square() * score + self.forward.diffusion_divergence(x, time)
+            return (self.forward.drift(x, time) - 0.5 * (1 + self.eta**2) * pull).to(dtype)
         g = self.forward.diffusion(time)
         on_score = -0.5 * (1 + self.eta**2) * g.square()
         return combine((torch.ones_like(g), self.forward.drift(x, time)), (on_score, score)).to(dtype)
@@ -464,6 +509,19 @@ class ReverseSDE(SDE):
     def diffusion(self, t: Tensor | float) -> Tensor:
         """Return eta g(t)."""
         return self.eta * self.forward.diffusion(t)
+
+    def diffusion_at(self, x: Tensor, t: Tensor | float) -> Tensor:
+        """Return eta g(x, t)."""
+        return self.eta * self.forward.diffusion_at(x, t)
+
+    def diffusion_divergence(self, x: Tensor, t: Tensor | float) -> Tensor:
+        """Return eta^2 d g_i^2/dx_i, of x's shape."""
+        return self.eta**2 * self.forward.diffusion_divergence(x, t)
+
+    @property
+    def is_additive(self) -> bool:
+        """Whether the forward SDE's noise is."""
+        return self.forward.is_additive
 
     def prior(self, t: Tensor | float | None = None, moments: Moments | None = None) -> Gaussian:
         """Return the forward SDE's prior: both have the same marginals."""
@@ -475,5 +533,4 @@ class ReverseSDE(SDE):
 
     def g(self, s: Tensor, y: Tensor) -> Tensor:
         """Return torchsde's diagonal diffusion at s = t_max - t, of y's shape."""
-        g = self.diffusion((self.t_max - s).clamp(self.t_min, self.t_max))
-        return expand(g, y).expand_as(y)
+        return self.diffusion_at(y, (self.t_max - s).clamp(self.t_min, self.t_max)).expand_as(y)

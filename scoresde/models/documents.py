@@ -254,6 +254,18 @@ DOCUMENTS: Final[Mapping[str, Check]] = {
             "class_names": optional(mapping(listing(text))),
         },
     ),
+    "sde_model": record(
+        {
+            "network": NETWORK,
+            "sde": text,
+            "times": pair(number(0.0)),
+            "baseline": choice(("equilibrium", "none")),
+            "prior": optional(choice(("simulate", "gaussian"))),
+            "transform": optional(_transform),
+            "dropout": optional(mapping(number(0.0, 1.0))),
+            "class_names": optional(mapping(listing(text))),
+        }
+    ),
     "tables": _tables,
     "calibration": _calibration,
     "combination": _combination,

@@ -142,6 +142,8 @@ def load(
         raise CheckpointError(f"{contents.folder} holds a product of models; read it with CombinedModel.load(folder)")
     if "change" in contents.documents:
         raise CheckpointError(f"{contents.folder} holds a changed model; read it with MappedModel.load(folder)")
+    if "sde_model" in contents.documents:
+        raise CheckpointError(f"{contents.folder} holds an SDEModel; read it with SDEModel.load(folder, sde=...)")
     return build(contents, net, sde, weights, autoencoder)
 
 
@@ -212,9 +214,10 @@ def load_network(contents: Contents, part: str, net: Callable[..., Tensor] | Non
     """
     from scoresde.nn import NETWORKS
 
-    config, stored = contents.document("model")["network"], contents.stored(part)
+    name = "sde_model" if "sde_model" in contents.documents else "model"
+    config, stored = contents.document(name)["network"], contents.stored(part)
     kind, file = config["kind"], contents.folder / contents.files[part]
-    document = contents.folder / contents.files["model"]
+    document = contents.folder / contents.files[name]
     if net is None:
         if config["config"] is None:
             what = "the energy network" if config.get("energy") else "your own network"

@@ -18,9 +18,9 @@ from torch import Tensor
 
 from scoresde.diffusions.point import Point
 from scoresde.diffusions.sde import SDE, ReverseSDE
-from scoresde.errors import ConfigError, DomainError, check_samples
+from scoresde.errors import ConfigError, DomainError, SolverError, check_samples
 from scoresde.models.prediction import Condition, Predictor, select
-from scoresde.models.scored_sde import ScoredSDE
+from scoresde.models.scored_sde import RUNS_AWAY, ScoredSDE, runs_away
 from scoresde.noise import NoiseSource
 from scoresde.ops import working_dtype
 from scoresde.sampling.part import Part, Start, Watch, check_final, denoised
@@ -55,7 +55,18 @@ def solve(
     """
     wide = working_dtype(x.device) if solver.double else torch.promote_types(check_samples(x).dtype, torch.float32)
     state = check_samples(x).to(wide)
-    result = solver.integrate(flow_field(model, state, start, end, cond), state)
+    try:
+        result = solver.integrate(flow_field(model, state, start, end, cond), state)
+    except SolverError as error:
+        reached = error.partial
+        if not isinstance(model, ScoredSDE) or isinstance(start, Point) or isinstance(end, Point) or reached is None:
+            raise
+        # A backend that goes sample by sample has only the one that failed, and not its condition.
+        told = cond if len(reached) == len(x) else None
+        flow = model.sde.reverse(lambda x, t: model(x, t, told), 0.0)
+        if start < end or told is not cond or not runs_away(flow, reached, start, -1.0):
+            raise
+        raise SolverError(f"{str(error).partition('; loosen')[0]}; {RUNS_AWAY}", partial=reached) from error
     return replace(result, x=result.x.to(x.dtype))
 
 

@@ -39,6 +39,10 @@ def as_model(model: object, sde: SDE | None) -> Predictor | ScoredSDE:
     """Return the model, out of the wrappers of other tools, under the SDE to sample with."""
     model = unwrap_model(model)
     plain = isinstance(sde, SDE) and not isinstance(sde, GaussianSDE)
+    if isinstance(model, ScoredSDE):
+        if sde is not None and sde is not model.sde:
+            raise ConfigError(f"the score of a {type(model).__name__} is that of its own SDE; leave sde= out")
+        return model
     if isinstance(model, Predictor):
         if plain:
             raise ConfigError(

@@ -22,6 +22,8 @@ from scoresde.diffusions.sde import SDE
 from scoresde.errors import SolverError, check_flag, check_integer, explain_keywords
 from scoresde.models.checks import check_event
 from scoresde.models.prediction import Condition, Predictor, check_condition, in_mode, select
+from scoresde.models.scored_sde import ScoredSDE
+from scoresde.models.sde_model import Ends
 from scoresde.noise import NoiseSource, Randomness, check_tape
 from scoresde.ops import chunks
 from scoresde.sampling import flow, table_run  # noqa: F401 they register their plans
@@ -252,7 +254,8 @@ def sample(
     if x_init is None:
         # A law of one's own may be of images of another size, where the network takes them.
         check_event(model.moments if prior is None else None, shape, "shape")
-        prior = model.sde.prior(run.times[0]) if prior is None and run.start is None else prior
+        if prior is None and isinstance(model, ScoredSDE):
+            prior = model.prior(run.times[0])
     begin = _Begin(x_init, prior, run.start, model.moments)
     parts = [Part.empty(shape, dtype, device)]
     bar = tqdm(total=shape[0], desc="sampling", unit="sample", disable=not progress or run.has_bar, leave=False)
@@ -280,7 +283,7 @@ class _Begin:
     """The start states, given or drawn from the prior; draw 0 of a source serves the latter."""
 
     x_init: Tensor | None
-    prior: Gaussian | None
+    prior: Gaussian | Ends | None
     start: Start | None
     moments: Moments | None
 

@@ -121,6 +121,11 @@ class Batches:
         with bar:
             return Moments.of_parts(whole(), first.shape[1:])
 
+    def seen(self) -> Iterator[Tensor]:
+        """Yield the data as the model sees them, in parts (n, *), in one pass."""
+        with tqdm(disable=True) as bar:
+            yield from self._seen(bar)
+
     def _seen(self, bar: tqdm[NoReturn]) -> Iterator[Tensor]:
         draw: torch.Generator | None = None
 

@@ -24,6 +24,7 @@ from scoresde.errors import (
 )
 from scoresde.models import saving
 from scoresde.models.score_model import ScoreModel
+from scoresde.models.sde_model import SDEModel
 from scoresde.noise import check_seed, fresh_seed
 from scoresde.ops import Array
 from scoresde.sampling.processes import World
@@ -37,6 +38,7 @@ from scoresde.training.judge import Judge, Watch
 from scoresde.training.keeping import CHECKPOINT
 from scoresde.training.log import Log, Record, Tracker, check_trackers, open_trackers
 from scoresde.training.loop import Loop, Progress
+from scoresde.training.losses.simulated import ObjectiveName
 from scoresde.training.losses.times import TimeSampler, TimesName
 from scoresde.training.losses.weights import Weight, WeightName
 from scoresde.training.names import name_function
@@ -52,6 +54,7 @@ from scoresde.training.options import (
     warn_of_scale,
 )
 from scoresde.training.parallel import lost_processes, shared_network
+from scoresde.training.paths import begin_paths
 from scoresde.training.rates import DecayName, read_rate
 from scoresde.training.result import TrainResult
 from scoresde.training.sources import ALONE
@@ -93,7 +96,7 @@ STEPS_OF_EPOCHS = "steps= with steps = epochs * len(data) / batch_size"
     verbose="progress",
 )
 def fit(
-    model: ScoreModel,
+    model: ScoreModel | SDEModel,
     data: Data,
     *,
     steps: int,
@@ -104,7 +107,7 @@ def fit(
     optimizer: MakeOptimizer | None = None,
     weight: WeightName | Weight | None = None,
     times: TimesName | TimeSampler | None = None,
-    objective: Objective | None = None,
+    objective: Objective | ObjectiveName | None = None,
     uncertainty: bool = False,
     weight_decay: float = 0.0,
     clip_norm: float | None = 1.0,
@@ -136,7 +139,7 @@ def fit(
     trackers: str | Sequence[str | Tracker] = (),
     world: World = ALONE,
 ) -> TrainResult:
-    """Train a model's network by denoising score matching.
+    """Train a model's network by denoising score matching, or that of an ``SDEModel`` on simulated paths.
 
     The data pass through the transform (one that draws noise draws it anew for every batch); their moments go to
     ``model.moments``, so that samplers start from the right prior. Every epoch is a new order of the data, drawn from
@@ -146,7 +149,8 @@ def fit(
     Args:
         model: the model; its network ends with the raw weights, its ``moments`` and ``transform`` are set. A network
             in ``torch.compile`` or ``DistributedDataParallel`` is trained through it; a wrapper around the model
-            itself is left aside. The result's model has the network without wrappers.
+            itself is left aside. The result's model has the network without wrappers. An ``SDEModel`` is trained on
+            paths that are simulated from the data; its scale and its law at t_max are set too.
         data: a tensor on any device or a NumPy array, also one mapped from a file, (N, *), finite, or bytes; or a data
             set of items (torch's ``Dataset`` or one of Hugging Face): x, (x, y) or a mapping; or a ``DataLoader``, an
             ``IterableDataset`` or any iterable of batches, in its own order. All in the user's units.
@@ -163,7 +167,8 @@ def fit(
             network that predicts the data is trained with the velocity's loss by ``weight="velocity"``.
         times: a key of ``losses.TIMES`` or a function; None for what suits. ``TrainResult`` says what was taken.
         objective: a function (model, x0, generator, cond) -> losses (B,) in the place of the denoising loss, e.g.
-            ``losses.ChainLoss.hybrid(chain)``; the log then has no losses by log-SNR.
+            ``losses.ChainLoss.hybrid(chain)``; the log then has no losses by log-SNR. Of an SDEModel "reverse" (the
+            default), "implicit" or "sliced", or a ``losses.SimulatedLoss`` with other options.
         uncertainty: learn the weight of each log-SNR beside the network (``losses.uncertainty``); the log's losses are
             those before it.
         weight_decay: of AdamW, decoupled, a share of the learning rate.
@@ -268,7 +273,7 @@ def fit(
             seed=seed,
         )
         model = trainer.model
-        if objective is None:
+        if trainer.objective is None:
             warn_of_loss(model, weight, times)
         trainer.join(world, batch_size or USUAL_BATCH)
         transform = model.transform if transform is None else check_transform(transform)
@@ -287,7 +292,8 @@ def fit(
         )
         shown = progress is True and world.is_main
         moments = batches.measure(progress=shown) if moments is None else check_moments(moments, batches)
-        if transform is None:
+        simulated = begin_paths(model, batches, seed, calibrate)
+        if transform is None and not simulated:
             warn_of_scale(moments)
         own = {"weight": weight, "times": times}
         options |= {name: f"your own: {name_function(one)}" for name, one in own.items() if is_own(one)}
@@ -326,7 +332,7 @@ def fit(
         averaged.net = trainer.ema.copy(start.best.weights)
         averaged.eval()
         seen = 3 * steps * (batch_size or USUAL_BATCH)
-        if seen * SHARE >= COST if calibrate is None else calibrate:
+        if (seen * SHARE >= COST and not simulated) if calibrate is None else calibrate:
             _calibrate(averaged, batches, progress=shown)
             if where is not None and averaged.calibration is not None and world.is_main:
                 saving.keep_tables(where / CHECKPOINT, averaged)

@@ -18,6 +18,8 @@ from scoresde.diffusions.sde import GaussianSDE
 from scoresde.errors import ConfigError, TrainingWarning
 from scoresde.models.checkpoint import Contents
 from scoresde.models.saving import network_to_dict, sde_to_document
+from scoresde.models.score_model import ScoreModel
+from scoresde.models.sde_model import SDEModel
 from scoresde.training.batches import Batches
 from scoresde.training.names import name_function
 from scoresde.training.trainer import Trainer
@@ -49,7 +51,7 @@ class Run:
     @classmethod
     def of(cls, trainer: Trainer, batches: Batches, options: Mapping[str, object]) -> Run:
         """Describe a run; ``options`` are those that neither its trainer nor its batches know."""
-        model, how = trainer.model, trainer.model.parameterization
+        model: object = trainer.model
         network = network_to_dict(trainer.net)
         config = network["config"]
         if isinstance(config, dict):
@@ -57,11 +59,7 @@ class Run:
             network["config"] = {name: value for name, value in config.items() if name != "seed"}
         identity = {
             "network": network,
-            "sde": _describe_sde(model.sde),
-            "predicts": how.name,
-            "sigma_data": how.sigma_data,
-            "condition_on": model.condition_on if isinstance(model.condition_on, str) else "your own",
-            "variance": model.variance,
+            **(_describe_paths(model) if isinstance(model, SDEModel) else _describe_readout(trainer.model)),
             **batches.source.describe(),
             "transform": None if batches.transform is None else batches.transform.to_dict(),
             "cond_dropout": dict(sorted(batches.dropout.items())),
@@ -126,6 +124,25 @@ def _describe_extras(trainer: Trainer, batches: Batches) -> dict[str, object]:
         "augment": None if batches.augment is None else name_function(batches.augment),
     }
     return {name: value for name, value in extras.items() if value is not None}
+
+
+def _describe_readout(model: ScoreModel) -> dict[str, object]:
+    """Return what a network is read as, and under which diffusion."""
+    how = model.parameterization
+    return {
+        "sde": _describe_sde(model.sde),
+        "predicts": how.name,
+        "sigma_data": how.sigma_data,
+        "condition_on": model.condition_on if isinstance(model.condition_on, str) else "your own",
+        "variance": model.variance,
+    }
+
+
+def _describe_paths(model: SDEModel) -> dict[str, object]:
+    """Return the same of an SDE of one's own; what it does shows in the scale of its paths."""
+    document = {"kind": None, "class": type(model.sde).__name__, "times": [model.sde.t_min, model.sde.t_max]}
+    scale = [float(f"{value:.6g}") for value in model.scale.reshape(-1)[:8].tolist()]
+    return {"sde": {**document, "scale": scale}, "predicts": model.baseline, "prior": model.prior_name}
 
 
 def _describe_sde(sde: GaussianSDE) -> dict[str, object]:

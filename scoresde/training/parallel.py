@@ -10,9 +10,10 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from scoresde.errors import ConfigError, ProcessError
-from scoresde.models.checks import check_score_model
 from scoresde.models.score_model import ScoreModel
+from scoresde.models.sde_model import SDEModel
 from scoresde.sampling.processes import World
+from scoresde.training.trainable import known_model
 
 __all__ = ["lost_processes", "shared_network"]
 
@@ -20,7 +21,7 @@ SIGNS = ("gloo", "nccl", "connection", "timed out", "timeout", "peer")
 
 
 @contextmanager
-def shared_network(model: ScoreModel, world: World) -> Iterator[ScoreModel]:
+def shared_network(model: ScoreModel | SDEModel, world: World) -> Iterator[ScoreModel | SDEModel]:
     """Put the model's network into ``DistributedDataParallel`` where there are several processes; out again at the end.
 
     All begin with the weights of the first.
@@ -28,7 +29,7 @@ def shared_network(model: ScoreModel, world: World) -> Iterator[ScoreModel]:
     Raises:
         ConfigError: several processes that are not connected, or no network that could be shared.
     """
-    known = check_score_model(model)
+    known = known_model(model)
     net = known.net
     if world.size == 1 or isinstance(net, DistributedDataParallel):
         yield model

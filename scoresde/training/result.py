@@ -23,7 +23,7 @@ class TrainResult:
 
     Args:
         model: the model with the averaged weights, to sample from, those of the best held-out loss under ``patience``;
-            the trained model itself keeps the raw ones.
+            the trained model itself keeps the raw ones. An ``SDEModel`` where one was trained.
         losses: the mean loss of each step of this call, (steps,), on the CPU; NaN where the step was skipped.
         log: the records that went to the log; ``plots.training`` draws them.
         steps: steps made in all.

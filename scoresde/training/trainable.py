@@ -5,18 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from scoresde.diffusions.sde import GaussianSDE
-from scoresde.errors import ConfigError, DTypeError, check_number
-from scoresde.models.checks import check_differentiable, check_score_model
+from scoresde.errors import ConfigError, DTypeError, check_number, unknown
+from scoresde.models.checks import check_differentiable, check_score_model, unwrap_model
 from scoresde.models.prediction import Condition
 from scoresde.models.score_model import ScoreModel
+from scoresde.models.sde_model import SDEModel
 from scoresde.training.ema import EMA, LONGEST_STRIDE, choose_stride
+from scoresde.training.losses.simulated import OBJECTIVES, ObjectiveName
 from scoresde.training.losses.uncertainty import Uncertainty
 
 __all__ = [
@@ -26,13 +28,14 @@ __all__ = [
     "check_objective",
     "check_trainable",
     "hold_rate",
+    "known_model",
     "make_averages",
     "make_uncertainty",
     "not_yet",
 ]
 
 MOST_AVERAGES = 8
-Objective = Callable[[ScoreModel, Tensor, torch.Generator, Condition], Tensor]
+Objective = Callable[[Any, Tensor, torch.Generator, Condition], Tensor]
 
 
 @runtime_checkable
@@ -84,9 +87,18 @@ def not_yet(net: nn.Module) -> AbstractContextManager[None]:
     return net.no_sync() if isinstance(net, DistributedDataParallel) else nullcontext()
 
 
+def known_model(model: object) -> ScoreModel:
+    """Return a model that has a network of its own, out of its wrappers.
+
+    An ``SDEModel`` is typed as a ScoreModel: what differs between the two is asked by its objective alone.
+    """
+    inner = unwrap_model(model)
+    return cast(ScoreModel, inner) if isinstance(inner, SDEModel) else check_score_model(model)
+
+
 def check_trainable(model: object) -> tuple[ScoreModel, nn.Module]:
     """Return a model, out of its wrappers, and its network, in its own, if they can be trained."""
-    known = check_score_model(model)
+    known = known_model(model)
     net = known.net
     if torch.is_inference_mode_enabled():
         raise ConfigError("training differentiates, which torch.inference_mode() forbids; train outside of it")
@@ -104,10 +116,23 @@ def check_trainable(model: object) -> tuple[ScoreModel, nn.Module]:
     return known, net
 
 
-def check_objective(objective: object, weight: object, times: object) -> Objective | None:
-    """Return the objective, which leaves no room for a weight and times."""
-    if objective is None:
+def check_objective(
+    objective: Objective | ObjectiveName | None, weight: object, times: object, model: object
+) -> Objective | None:
+    """Return the objective, which leaves no room for a weight and times; that of an SDEModel may go by its name."""
+    simulated = isinstance(model, SDEModel)
+    if objective is None and not simulated:
         return None
+    if objective is None or isinstance(objective, str):
+        name = objective or "reverse"
+        if name not in OBJECTIVES:
+            raise unknown("objective", name, OBJECTIVES)
+        objective = OBJECTIVES[name]
+        if not simulated:
+            raise ConfigError(
+                f"objective={name!r} simulates paths of an SDEModel(net, sde); the marginals of a ScoreModel are "
+                "known, and the usual loss takes them: leave objective= out"
+            )
     if not callable(objective):
         raise DTypeError(f"objective must be a function (model, x0, generator, cond) -> losses (B,), got {objective!r}")
     if weight is not None or times is not None:

@@ -36,12 +36,14 @@ from scoresde.errors import (
 from scoresde.models.networks import bare_network
 from scoresde.models.prediction import Condition, select
 from scoresde.models.score_model import ScoreModel
+from scoresde.models.sde_model import SDEModel
 from scoresde.noise import check_seed, normal, seeded_torch, stream
 from scoresde.ops import chunks, move, recording
 from scoresde.sampling.processes import World
 from scoresde.training.losses.bins import LossBins
 from scoresde.training.losses.defaults import choose_loss, describe_loss
 from scoresde.training.losses.denoising import Multipliers, check_scalars, measure_losses, read_scalars
+from scoresde.training.losses.simulated import ObjectiveName
 from scoresde.training.losses.times import TIMES, TimeSampler, TimesName, correct_weight
 from scoresde.training.losses.weights import WEIGHTS, Weight, WeightName
 from scoresde.training.sources import ALONE
@@ -77,7 +79,8 @@ class Trainer:
             factor on the rates that it was made with, by default 1.
         weight: a key of ``losses.WEIGHTS`` or a function; None for what suits the prediction (``losses.defaults``).
         times: a key of ``losses.TIMES``, a ``losses.TimeLaw`` or a function; None for what suits.
-        objective: the losses (B,) of a batch in the place of the denoising loss with this weight and these times.
+        objective: the losses (B,) of a batch in the place of the denoising loss with this weight and these times; of
+            an SDEModel its name, by default "reverse" (``losses.SimulatedLoss``).
         weight_decay: decoupled, a share of the learning rate.
         clip_norm: largest norm of the gradient of the mean loss; None for no limit.
         ema_decay: of the average of the weights.
@@ -101,12 +104,12 @@ class Trainer:
     @explain_keywords(lr="learning_rate", ema="ema_decay", loss="objective", grad_clip="clip_norm", optim="optimizer")
     def __init__(
         self,
-        model: ScoreModel,
+        model: ScoreModel | SDEModel,
         *,
         learning_rate: float | Callable[[int], float] | None = None,
         weight: WeightName | Weight | None = None,
         times: TimesName | TimeSampler | None = None,
-        objective: Objective | None = None,
+        objective: Objective | ObjectiveName | None = None,
         weight_decay: float = 0.0,
         clip_norm: float | None = 1.0,
         ema_decay: float = 0.999,
@@ -120,13 +123,13 @@ class Trainer:
         self.model, self.net = check_trainable(model)
         self.model.tables.clear()  # tuned for the weights that now change
         self.model.calibration = None
-        self.objective = check_objective(objective, weight, times)
+        self.objective = objective = check_objective(objective, weight, times, self.model)
         self.loss_names = {} if objective is not None else describe_loss(self.model, weight, times)
-        weight, times = choose_loss(self.model, weight, times)
-        self.times = pick("time sampler", times, TIMES)
-        self.weight = correct_weight(pick("weight", weight, WEIGHTS), self.times)
         sde = self.model.sde
         if objective is None:
+            weight, times = choose_loss(self.model, weight, times)
+            self.times = pick("time sampler", times, TIMES)
+            self.weight = correct_weight(pick("weight", weight, WEIGHTS), self.times)
             ends = torch.linspace(sde.t_min, sde.t_max, 9, dtype=torch.float64, device="cpu")
             check_scalars(read_scalars(self.model, sde.at(ends), self.weight), ends)
         if learning_rate is None:

@@ -83,6 +83,10 @@ def energy(x: Tensor, c_noise: Tensor) -> Tensor:
     return 0.5 * x.square().sum(1)
 
 
+def minus_energy(x: Tensor, t: Tensor) -> Tensor:
+    return -energy(x, t)
+
+
 def clip(prediction: scoresde.Prediction) -> Tensor:
     return prediction.data.clamp(-1, 1)
 
@@ -142,6 +146,8 @@ OBJECTS: dict[str, Callable[[], object]] = {
     "GaussianMixtureModel": lambda: GaussianMixtureModel(sde=VPSDE(), weights=torch.ones(6), means=X, std=0.1),
     "EmpiricalModel": lambda: EmpiricalModel(sde=VPSDE(), data=X),
     "EnergyModel": lambda: EnergyModel(energy, VPSDE()),
+    "SDEModel": lambda: scoresde.SDEModel(MLP(2, width=8, depth=1), Relaxation(), prior=VPSDE().prior()),
+    "ConditionedSDE": lambda: scoresde.ConditionedSDE(Relaxation(), minus_energy),
     "a mapped model": lambda: map_prediction(MODEL, clip),
     "a callable": lambda: ScoreModel.from_callable(score, VPSDE()),
     "guided": lambda: scoresde.guided(MODEL, 2.0, interval=(0.1, 1.0), negative={"label": 0}),
@@ -203,6 +209,7 @@ OBJECTS: dict[str, Callable[[], object]] = {
     "losses.ChainLoss": lambda: losses.ChainLoss.hybrid(CHAIN, indices=losses.ImportanceIndices(30)),
     "losses.ImportanceIndices": lambda: losses.ImportanceIndices(4),
     "losses.HeldOutLoss": lambda: losses.held_out_loss(MODEL, X),
+    "losses.SimulatedLoss": lambda: losses.SimulatedLoss("sliced", steps=9),
     "losses.TimeLaw": lambda: losses.TIMES["edm"],
     "training.Trainer": lambda: training.Trainer(ScoreModel(MLP(2, width=8, depth=1), VPSDE())),
     "solvers.Butcher": lambda: solvers.Butcher("m", ((), (0.5,)), (0.0, 1.0), 2),

@@ -30,7 +30,7 @@ FLOORS: tuple[dict[str, set[str]], ...] = (
     {"chains": {"errors", "ops", "diffusions", "solvers"}},
     {"sampling": {"errors", "ops", "noise", "diffusions", "metrics", "models", "solvers", "chains"}},
     {
-        "sampling.bridge": {"errors", "ops", "noise", "diffusions", "models", "solvers", "sampling"},
+        "sampling.bridge": {"errors", "noise", "diffusions", "models", "solvers", "sampling"},
         "sampling.tuning": {"errors", "ops", "noise", "diffusions", "metrics", "models", "solvers", "sampling"},
         "training.losses": {"errors", "ops", "noise", "diffusions", "models", "solvers", "chains"},
         "likelihood.fokker_planck": {"errors", "diffusions"},

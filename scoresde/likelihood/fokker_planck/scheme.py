@@ -2,7 +2,9 @@ r"""The density of an SDE over time, on a grid in one or two dimensions.
 
 For dx = f(x, t) dt + g(t) dw the density obeys the Fokker-Planck equation
 
-    dp/dt = -div J,     J = f p - D grad p,     D = g^2/2.
+    dp/dt = -div J,     J = f p - grad(D p) = (f - grad D) p - D grad p,     D = g^2/2,
+
+where grad(D p) stands for d_i(D_i p), one D for each coordinate, and f - grad D for f below.
 
 For a reverse SDE with drift f~, which runs from t_max down, the time s = t_max - t increases and the equation is the
 same in s with -f~ in the place of f. Its solution is the forward SDE's marginal again, as is that of the probability
@@ -84,16 +86,25 @@ class Scheme:
     def fluxes(self, axis: int, t: float) -> Fluxes:
         """Return the weights of the fluxes through the axis's faces."""
         time = torch.tensor(t, dtype=torch.float64, device="cpu")
-        g = float(self.sde.diffusion(time))
-        drift = self.sde.drift(self.faces[axis], time)
-        if drift.shape != self.faces[axis].shape:
-            raise ShapeError(f"drift must have x's shape {tuple(self.faces[axis].shape)}, got {tuple(drift.shape)}")
-        shape = [len(c) - (k == axis) for k, c in enumerate(self.centres)]
-        field = self.sign * drift[:, axis].double().numpy().reshape(shape)
-        if not (math.isfinite(g) and np.isfinite(field).all()):
-            what = f"the diffusion is {g}" if not math.isfinite(g) else "the drift is not finite in the box"
+        x, h, shape = self.faces[axis], self.widths[axis], [len(c) - (k == axis) for k, c in enumerate(self.centres)]
+        drift = self.sde.drift(x, time)
+        if drift.shape != x.shape:
+            raise ShapeError(f"drift must have x's shape {tuple(x.shape)}, got {tuple(drift.shape)}")
+
+        def on_lines(values: Tensor) -> Array:
+            """Return the axis's part of values at the faces, line by line, (lines, N - 1)."""
+            part = values.expand_as(x)[:, axis].detach().double().numpy().reshape(shape)
+            lines: Array = np.moveaxis(part, axis, -1).reshape(-1, shape[axis])
+            return lines
+
+        g, field = on_lines(self.sde.diffusion_at(x, time)), on_lines(drift)
+        good = np.isfinite(g)
+        if not (good.all() and np.isfinite(field).all()):
+            what = "the drift is not finite in the box" if good.all() else f"the diffusion is {g[~good][0]}"
             raise DomainError(f"{what} at t = {t:g}; keep the times away from there")
-        v, h, d = np.moveaxis(field, axis, -1).reshape(-1, shape[axis]), self.widths[axis], 0.5 * g * g
+        d, v = 0.5 * g * g, self.sign * field
+        if not self.sde.is_additive:
+            v = v - 0.5 * on_lines(self.sde.diffusion_divergence(x, time))
         with np.errstate(all="ignore"):
             peclet = v * h / d
             left, right = (d / h * _bernoulli(sign * peclet) for sign in (-1, 1))

@@ -9,7 +9,9 @@ so that seeds, tapes and generators mean what they mean everywhere, and a sample
 time increases: where t decreases, as for a reverse SDE, its time is -t and the drift changes sign. States are
 flattened to (B, D) for torchsde and restored.
 
-The noise of an ``SDE`` is additive, so that "milstein" makes the same numbers as "euler".
+Where the noise does not depend on the state, "milstein" makes the same numbers as "euler". Where g_i depends on x_i
+alone the strong orders are 1/2 ("euler"), 1 ("milstein") and 3/2 ("srk"); where it depends on other coordinates too,
+all three have that of "euler", since the iterated integrals of two Wiener processes are not drawn.
 """
 
 from __future__ import annotations
@@ -34,9 +36,8 @@ from scoresde.errors import (
     keep_number,
 )
 from scoresde.models.prediction import Condition, Predictor
-from scoresde.models.scored_sde import ScoredSDE
+from scoresde.models.scored_sde import RUNS_AWAY, ScoredSDE, runs_away
 from scoresde.noise import NoiseSource, SampleNoise, check_seed, fresh_seed
-from scoresde.ops import expand
 from scoresde.sampling.part import Part, Start, Watch, check_final, denoised
 from scoresde.sampling.plan import Planner
 from scoresde.solvers.grids import Grid, check_one_way, check_times, choose_grid, uniform
@@ -64,8 +65,9 @@ class TorchSDE(Planner):
     """Sample by integrating the reverse SDE with a scheme of torchsde.
 
     Args:
-        method: "euler" (Euler-Maruyama, order 1), "milstein" (the same here: the noise is additive), "srk" (Rossler
-            2010, SRID2: strong order 1.5, three evaluations a step).
+        method: "euler" (Euler-Maruyama, order 1), "milstein" (the same unless the noise depends on the state, and then
+            of strong order 1 where Euler's is 1/2), "srk" (Rossler 2010, SRID2: strong order 1.5, three evaluations a
+            step).
         dt: longest step in t, on a grid uniform in t; otherwise ``steps=`` or ``times=`` of ``sample`` say the steps.
         eta: of the reverse family: 1 the reverse SDE, 0 the probability flow.
         adjoint: with ``differentiable=True``, gradients by the adjoint SDE, solved again over each step (Li et al.
@@ -215,14 +217,24 @@ def walk(
             y = torchsde.sdeint(equation, y, ends, **arguments)[-1]
         else:
             y = torchsde.sdeint_adjoint(equation, y, ends, adjoint_params=tuple(adjoint), **arguments)[-1]
+        if y.requires_grad and method == "milstein" and not equation.is_learned(before, early):
+            y = y.detach()  # torchsde differentiates g by its state, and leaves the graph
         bad = ~torch.isfinite(y).all(1)
         if bool(bad.any()):
             raise SolverError(
                 f"step {i} of torchsde's {method} at t = {sign * early:g} gave non-finite values in "
-                f"{float(bad.double().mean()):.1%} of the samples; take smaller steps",
+                f"{float(bad.double().mean()):.1%} of the samples; "
+                f"{_cure(sde, before.reshape(x.shape), sign * early, sign)}",
                 partial=before.reshape(x.shape),
             )
         yield y.reshape(x.shape), equation.calls
+
+
+def _cure(sde: SDE, x: Tensor, t: float, sign: float) -> str:
+    """Return what helps where some of the states x (B, *) were lost in a step from t."""
+    if not runs_away(sde, x, t, sign):
+        return "take smaller steps"
+    return RUNS_AWAY if isinstance(sde, ReverseSDE) else "the drift itself carries states away; check its sign"
 
 
 class _Equation:
@@ -251,9 +263,14 @@ class _Equation:
         self.known = [*self.known[-2:], (time, graph, y, value)]
         return value
 
+    def is_learned(self, y: Tensor, s: float) -> bool:
+        """Return whether a gradient is wanted of the state, or of what drift or diffusion hold."""
+        s_now = torch.tensor(s, dtype=torch.float64, device="cpu")
+        return any(part.requires_grad for part in (y, self.f(s_now, y), self.g(s_now, y)))
+
     def g(self, s: Tensor, y: Tensor) -> Tensor:
         """Return the diffusion, of y's shape."""
-        return expand(self.sde.diffusion(self.sign * float(s)), y).expand_as(y)
+        return self.sde.diffusion_at(y.reshape(self.shape), self.sign * float(s)).expand(self.shape).reshape(y.shape)
 
 
 class _Increment:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from scoresde.diffusions.sde import GaussianSDE
+from scoresde.diffusions.sde import SDE, GaussianSDE
 
 __all__ = ["LossBins"]
 
@@ -18,13 +18,15 @@ BINS, WIDEST = 10, 20.0
 class LossBins:
     """Mean losses in ten bins of equal width in log(alpha^2/sigma^2), over what the SDE covers of [-20, 20].
 
-    The first and the last bin also take what lies beyond. Sums stay on the device until ``take_means`` is called.
+    The first and the last bin also take what lies beyond. Sums stay on the device until ``take_means`` is called. An
+    SDE without log-SNR has the bins and nothing in them.
     """
 
-    def __init__(self, sde: GaussianSDE, device: torch.device) -> None:
-        ends = sde.log_snr(torch.tensor([sde.t_max, sde.t_min], dtype=torch.float64, device="cpu")).clamp(
-            -WIDEST, WIDEST
-        )
+    def __init__(self, sde: SDE, device: torch.device) -> None:
+        ends = torch.tensor([-WIDEST, WIDEST], dtype=torch.float64, device="cpu")
+        if isinstance(sde, GaussianSDE):
+            times = torch.tensor([sde.t_max, sde.t_min], dtype=torch.float64, device="cpu")
+            ends = sde.log_snr(times).clamp(-WIDEST, WIDEST)
         self.edges = ends[0] + (ends[1] - ends[0]) * torch.arange(BINS + 1, dtype=torch.float64, device="cpu") / BINS
         self.sums = torch.zeros(2, BINS, device=device)
 
