@@ -244,7 +244,7 @@ def sample(
         progress=progress,
     )
     run = plan(method, model.sde, steps, times, final, watch)
-    if run.table is not None and not kernels:
+    if run.table is not None and run.start is not None and not kernels:
         warn_unstable(run.table, method, model.sde, model.moments, final)
     first_draw = int(x_init is not None)
     if noise is not None:
@@ -252,7 +252,7 @@ def sample(
     if x_init is None:
         # A law of one's own may be of images of another size, where the network takes them.
         check_event(model.moments if prior is None else None, shape, "shape")
-        prior = model.sde.prior(run.times[0]) if prior is None and run.start is None else prior
+        prior = model.sde.prior(run.times[0], model.moments) if prior is None and run.start is None else prior
     begin = _Begin(x_init, prior, run.start, model.moments)
     parts = [Part.empty(shape, dtype, device)]
     bar = tqdm(total=shape[0], desc="sampling", unit="sample", disable=not progress or run.has_bar, leave=False)

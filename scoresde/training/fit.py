@@ -13,6 +13,7 @@ from typing import Literal
 import torch
 
 from scoresde.diffusions.gaussian import Moments
+from scoresde.diffusions.sde import GaussianSDE
 from scoresde.errors import (
     ConfigError,
     DTypeError,
@@ -268,7 +269,7 @@ def fit(
             seed=seed,
         )
         model = trainer.model
-        if objective is None:
+        if trainer.objective is None:
             warn_of_loss(model, weight, times)
         trainer.join(world, batch_size or USUAL_BATCH)
         transform = model.transform if transform is None else check_transform(transform)
@@ -326,7 +327,7 @@ def fit(
         averaged.net = trainer.ema.copy(start.best.weights)
         averaged.eval()
         seen = 3 * steps * (batch_size or USUAL_BATCH)
-        if seen * SHARE >= COST if calibrate is None else calibrate:
+        if seen * SHARE >= COST and isinstance(model.sde, GaussianSDE) if calibrate is None else calibrate:
             _calibrate(averaged, batches, progress=shown)
             if where is not None and averaged.calibration is not None and world.is_main:
                 saving.keep_tables(where / CHECKPOINT, averaged)

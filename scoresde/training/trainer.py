@@ -42,6 +42,7 @@ from scoresde.sampling.processes import World
 from scoresde.training.losses.bins import LossBins
 from scoresde.training.losses.defaults import choose_loss, describe_loss
 from scoresde.training.losses.denoising import Multipliers, check_scalars, measure_losses, read_scalars
+from scoresde.training.losses.linear import choose_linear
 from scoresde.training.losses.times import TIMES, TimeSampler, TimesName, correct_weight
 from scoresde.training.losses.weights import WEIGHTS, Weight, WeightName
 from scoresde.training.sources import ALONE
@@ -120,6 +121,7 @@ class Trainer:
         self.model, self.net = check_trainable(model)
         self.model.tables.clear()  # tuned for the weights that now change
         self.model.calibration = None
+        objective, weight, times = choose_linear(self.model, objective, weight, times)
         self.objective = check_objective(objective, weight, times)
         self.loss_names = {} if objective is not None else describe_loss(self.model, weight, times)
         weight, times = choose_loss(self.model, weight, times)
