@@ -33,6 +33,7 @@ from scoresde.models.parameterization import Parameterization, Predicts
 from scoresde.models.prediction import Condition, Prepared, Readout, select
 from scoresde.models.score_model import C_NOISE_LIMIT, ConditionOn, ScoreModel
 from scoresde.transforms.base import Transform
+from scoresde.transforms.orthogonal import Orthogonal
 
 __all__ = ["LinearModel", "LinearPredicts", "LinearReadout"]
 
@@ -80,6 +81,8 @@ class LinearModel(ScoreModel):
         moments: the data's moments, for priors.
         transform: from data to the model's coordinates, e.g. ``transforms.Cosine()`` for a blurring diffusion.
         drop: whether groups at rest are left out of what the network is given.
+        basis: ``transforms.Cosine()`` or ``transforms.Haar(levels)``, which turns what the network sees and gives, images
+            say, into the state's coordinates; None where it sees the state as it is.
 
     Raises:
         DTypeError: a net, an SDE or moments that are none. ConfigError: an unknown prediction or conditioning.
@@ -96,8 +99,11 @@ class LinearModel(ScoreModel):
         moments: Moments | None = None,
         transform: Transform | None = None,
         drop: bool = True,
+        basis: Transform | None = None,
     ) -> None:
-        self_drop = check_flag(drop, "drop")
+        drop = check_flag(drop, "drop")
+        if basis is not None and not isinstance(basis, Orthogonal):
+            raise DTypeError(f"basis must be transforms.Cosine() or Haar(levels), got {show(basis)}", parameter="basis")
         kinds = ("noise", "data", "v") if isinstance(sde, GroupedSDE) else ("noise", "data")
         if not isinstance(predicts, Parameterization):
             check_choice("prediction under a linear SDE", predicts, kinds, parameter="predicts")
@@ -115,7 +121,7 @@ class LinearModel(ScoreModel):
             moments=moments,
             transform=transform,
         )
-        self.drop = self_drop
+        self.drop, self.basis = drop, basis
 
     @staticmethod
     def check_own_sde(sde: object) -> GaussianSDE:
@@ -196,9 +202,8 @@ class LinearModel(ScoreModel):
         self, x: Tensor, c_noise: Tensor, box: tuple[int, ...], event: tuple[int, ...], fill: Tensor, cond: Condition
     ) -> Tensor:
         sde = self.linear
-        seen = x if self.dtype is None else x.to(self.dtype)
         if box in ((), event):
-            out = self.outputs(seen, c_noise, cond)[0].to(x.dtype)
+            out = self._ask(x, c_noise, event, event, cond)
             hidden = sde.hidden if isinstance(sde, MatrixSDE) else 0
             if not hidden:
                 return out
@@ -208,8 +213,17 @@ class LinearModel(ScoreModel):
             return torch.cat([zero, last] if self.kind == "noise" else [first, zero], 1)
         inner = (slice(None), *(slice(0, n) for n in box))
         out = fill.clone()
-        out[inner] = self.outputs(seen[inner].contiguous(), c_noise, cond)[0].to(x.dtype)
+        out[inner] = self._ask(x[inner].contiguous(), c_noise, event, box, cond)
         return out
+
+    def _ask(
+        self, x: Tensor, c_noise: Tensor, event: tuple[int, ...], box: tuple[int, ...], cond: Condition
+    ) -> Tensor:
+        """Return the network's output for a box of the state, in the state's coordinates."""
+        basis = None if self.basis is None else self.basis.within(event, box)
+        seen = x if basis is None else basis.inverse(x)
+        out = self.outputs(seen if self.dtype is None else seen.to(self.dtype), c_noise, cond)[0].to(x.dtype)
+        return out if basis is None else basis.forward(out)
 
     def boxes(self, t: Tensor) -> list[tuple[int, ...]]:
         """Return the box of an event that the network is given at each of the times (n,); () for all of it."""

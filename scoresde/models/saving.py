@@ -88,7 +88,7 @@ def take_apart(model: ScoreModel, ema: Mapping[str, Tensor] | None = None) -> tu
         "class_names": None if model.class_names is None else {k: [*v] for k, v in model.class_names.items()},
     }
     if isinstance(model, LinearModel):
-        document["drop"] = model.drop
+        document["linear"] = {"drop": model.drop, "basis": None if model.basis is None else model.basis.to_dict()}
     net = model.net
     tensors = {"weights": network_state(net) if isinstance(net, nn.Module) else {}}
     if ema is not None:
@@ -180,7 +180,8 @@ def build(
                 sigma_data=config["sigma_data"],
                 moments=moments,
                 transform=transform,
-                drop=config["drop"],
+                drop=config["linear"]["drop"],
+                basis=_load_transform(contents, config["linear"]["basis"], None),
             )
         else:
             model = ScoreModel(
