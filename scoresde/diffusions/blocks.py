@@ -41,7 +41,8 @@ def root(covariance: Tensor) -> Tensor:
     if covariance.shape[-1] == 1:
         return covariance.clamp_min(0.0).sqrt()
     values, vectors = torch.linalg.eigh(0.5 * (covariance + turned(covariance)))
-    return (vectors * values.clamp_min(0.0).sqrt()[..., None, :]) @ turned(vectors)
+    found: Tensor = (vectors * values.clamp_min(0.0).sqrt()[..., None, :]) @ turned(vectors)
+    return found
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,7 +96,7 @@ class Blocks:
         return numbers[..., self.index.to(numbers.device)]
 
     def apply(self, maps: Tensor, x: Tensor) -> Tensor:
-        """Return W x for maps (G, K, K), or (B, G, K, K) for each sample's own, of x's type and device, and x (B, *)."""
+        """Return W x for x (B, *) and maps (G, K, K), or (B, G, K, K) for each sample's own, of x's type and device."""
         if self.parts == 1:
             factors = self.spread(maps)
             if self.index is None and factors.ndim:
@@ -103,7 +104,8 @@ class Blocks:
             return x * factors
         # Autocast is for networks.
         with torch.autocast(x.device.type, enabled=False):
-            return (maps[..., 0, :, :] @ x.reshape(len(x), self.parts, -1)).reshape(x.shape)
+            product: Tensor = maps[..., 0, :, :] @ x.reshape(len(x), self.parts, -1)
+        return product.reshape(x.shape)
 
     def dense(self, maps: Tensor, event: Sequence[int]) -> Tensor:
         """Return maps (*, G, K, K) as matrices (*, D, D) on flat events of this shape."""

@@ -5,12 +5,12 @@ The coordinates of an event are in groups, and those of group g follow a diffusi
     x_t = alpha_g(t) x_0 + sigma_g(t) z,
 
 so that M and L are one number for each group. A group whose diffusion ends before the others do (its ``t_max`` is
-earlier) *rests* from there on: it is as much noise as it will be. Going back in time it enters at its own ``t_max``, and
-before that it need not be in the state that a network is given (``kept``).
+earlier) *rests* from there on: it is as much noise as it will be. Going back in time it enters at its own ``t_max``,
+and before that it need not be in the state that a network is given (``kept``).
 
 *Blurring* (Rissanen, Heinonen and Solin 2023, arXiv:2206.13397; Hoogeboom and Salimans 2023, "Blurring diffusion
 models", arXiv:2209.05557). In the cosine basis (``transforms.Cosine``) the frequency (i, j) of an image H x W has the
-rate lambda = pi^2 (i^2/H^2 + j^2/W^2) of the heat equation, and with tau = (blur sin^2(pi t/2))^2/2 the time of the heat
+rate lambda = pi^2 (i^2/H^2 + j^2/W^2) of the heat equation, and with its time tau = (blur sin^2(pi t/2))^2/2
 
     alpha = e^{-B/2} ((1 - floor) e^{-lambda tau} + floor),     sigma^2 = 1 - e^{-B}.
 
@@ -54,7 +54,7 @@ __all__ = ["BlurredVPSDE", "GroupedSDE"]
 
 @dataclass(frozen=True)
 class BlurredVPSDE(GaussianSDE):
-    """One frequency of a blurring diffusion: alpha = e^{-B/2} ((1 - floor) e^{-rate tau} + floor), sigma^2 = 1 - e^{-B}.
+    """One frequency of a blurring diffusion; the module's docstring has its alpha and sigma.
 
     Args:
         rate: lambda of the heat equation, per square of the unit of length; 0 is VPSDE.
@@ -138,11 +138,12 @@ class GroupedSDE(LinearSDE):
         sdes = check_sequence(self.sdes, "sdes", "diffusions")
         if not sdes or not all(isinstance(sde, GaussianSDE) for sde in sdes):
             raise DTypeError(f"sdes must be a tuple of GaussianSDEs, e.g. (VPSDE(),), got {show(self.sdes)}")
+        given: object = self.index
         index = self.index
-        if not isinstance(index, Tensor) or index.is_floating_point() or index.is_complex() or not index.ndim:
+        if not isinstance(given, Tensor) or index.is_floating_point() or index.is_complex() or not index.ndim:
             raise DTypeError(f"index must be a tensor of integers of an event's shape, got {show(index)}")
         index = index.to("cpu", torch.long)
-        found = index.unique()
+        found = torch.unique(index)
         if found.tolist() != list(range(len(sdes))):
             raise DomainError(
                 f"index must name each of the groups 0 to {len(sdes) - 1}, one for each diffusion, got "
@@ -202,7 +203,7 @@ class GroupedSDE(LinearSDE):
         squares = torch.zeros((), dtype=torch.float64, device="cpu")
         for n in sizes[1:]:
             squares = squares[..., None] + (torch.arange(n, dtype=torch.float64, device="cpu") * math.pi / n).square()
-        found, index = squares.round(decimals=12).unique(return_inverse=True)
+        found, index = torch.unique(squares.round(decimals=12), return_inverse=True)
         numbers = {"blur": blur, "floor": floor, "beta_min": beta_min, "beta_max": beta_max, "t_min": t_min}
         sdes = tuple(BlurredVPSDE(rate, **numbers) for rate in found.tolist())
         return cls(sdes, index.expand(sizes).contiguous())
@@ -283,10 +284,7 @@ class GroupedSDE(LinearSDE):
         """Return d log alpha/dt and g^2 of each group, 0 where it rests."""
         moving, times = t[..., None] < self.ends, torch.minimum(t[..., None], self.ends)
         last = t[..., None] == self.ends
-        each = [
-            unchecked(lambda sde=sde, g=g: (sde.drift_rate(times[..., g]), sde.diffusion(times[..., g]).square()))
-            for g, sde in enumerate(self.sdes)
-        ]
+        each = [_rates(sde, times[..., g]) for g, sde in enumerate(self.sdes)]
         drift, noise = (torch.stack(c, -1) for c in zip(*each, strict=True))
         on = moving | last
         return torch.where(on, drift, 0.0)[..., None, None], torch.where(on, noise, 0.0)[..., None, None]
@@ -320,11 +318,13 @@ class GroupedSDE(LinearSDE):
     def to_dict(self) -> dict[str, object]:
         """Return a JSON-able description; ConfigError where a group's diffusion is of your own."""
         kinds = {"VPSDE": VPSDE, "BlurredVPSDE": BlurredVPSDE}
-        parts = []
+        parts: list[dict[str, object]] = []
         for sde in self.sdes:
             kind = type(sde).__name__
             if kinds.get(kind) is not type(sde):
-                raise ConfigError(f"a group follows {kind}, which JSON cannot rebuild; pass sde= when the model is loaded")
+                raise ConfigError(
+                    f"a group follows {kind}, which JSON cannot rebuild; pass sde= when the model is loaded"
+                )
             parts.append({"kind": kind, **{f.name: getattr(sde, f.name) for f in dataclasses.fields(sde) if f.init}})
         return {"kind": "GroupedSDE", "sdes": parts, "index": self.index.tolist()}
 
@@ -333,6 +333,11 @@ class GroupedSDE(LinearSDE):
         names = sorted({type(sde).__name__ for sde in self.sdes})
         rest = f", {resting} rest before the end" if resting else ""
         return f"GroupedSDE({len(self.sdes)} groups of {' and '.join(names)} on {tuple(self.index.shape)}{rest})"
+
+
+def _rates(sde: GaussianSDE, t: Tensor) -> Maps:
+    """Return d log alpha/dt and g^2."""
+    return unchecked(lambda: (sde.drift_rate(t), sde.diffusion(t).square()))
 
 
 def check_rates(rates: object) -> tuple[object, ...]:

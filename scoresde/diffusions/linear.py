@@ -33,7 +33,6 @@ from scoresde.diffusions.curves import curve, in_float64
 from scoresde.diffusions.gaussian import Gaussian, Moments
 from scoresde.diffusions.sde import SDE, GaussianSDE
 from scoresde.errors import ConfigError, DomainError, ShapeError, check_device, check_floating
-from scoresde.ops import expand
 
 __all__ = ["LinearPoint", "LinearSDE"]
 
@@ -105,7 +104,8 @@ class LinearSDE(SDE):
         # |det| of L by its triangle or, of M, in full.
         log_mean = torch.linalg.slogdet(mean)[1]
         log_root = torch.diagonal(roots, dim1=-2, dim2=-1).log().sum(-1)
-        return (2 * (log_mean - log_root) / self.blocks.parts) @ self.blocks.shares()
+        total: Tensor = (2 * (log_mean - log_root) / self.blocks.parts) @ self.blocks.shares()
+        return total
 
     @property
     def clock(self) -> GaussianSDE:
@@ -128,7 +128,7 @@ class LinearSDE(SDE):
     def diffusion(self, t: Tensor | float) -> Never:
         """Raise ConfigError: the noise has no one strength; ``coefficients`` has its matrix Q."""
         raise ConfigError(
-            f"the noise of {self!r} is a linear map and no number; sde.coefficients(t) gives Q = G G^T, and tables sample it"
+            f"the noise of {self!r} is a linear map and no number; sde.coefficients(t) is Q = G G^T, tables sample it"
         )
 
     def marginal(self, x0: Tensor, t: Tensor | float) -> tuple[Tensor, Tensor]:
@@ -162,9 +162,7 @@ class LinearSDE(SDE):
         spread = kept @ covariance @ turned(kept) + gain @ fresh @ turned(gain)
         return gain, early.mean - gain @ late.mean, spread
 
-    def posterior(
-        self, x0: Tensor, x_t: Tensor, s: Tensor | float, t: Tensor | float
-    ) -> tuple[Tensor, Tensor]:
+    def posterior(self, x0: Tensor, x_t: Tensor, s: Tensor | float, t: Tensor | float) -> tuple[Tensor, Tensor]:
         """Return the mean, (B, *), and the covariance, (*t, G, K, K), of x_s | x_t, x_0 for s <= t (Bayes)."""
         if check_floating(x0, "x0").shape != check_floating(x_t, "x_t").shape:
             raise ShapeError(f"x0 and x_t must agree, got shapes {tuple(x0.shape)} and {tuple(x_t.shape)}")
@@ -175,8 +173,8 @@ class LinearSDE(SDE):
     def frozen_maps(self, late: LinearPoint, early: LinearPoint, eta: float) -> tuple[Tensor, Tensor, Tensor]:
         """Return the maps of x_t, x_0 and a draw in the reverse family's exact step from t to s with x_0 known.
 
-        x_s = M_s x_0 + Psi (x_t - M_t x_0) + V z with Psi' = (F + (1 + eta^2)/2 Q Sigma^{-1}) Psi; V V^T is what then is
-        left of Sigma_s. At eta = 1 it is the posterior, at eta = 0 DDIM's step with the root that the probability flow
+        x_s = M_s x_0 + Psi (x_t - M_t x_0) + V z with Psi' = (F + (1 + eta^2)/2 Q Sigma^{-1}) Psi; V V^T is what
+        is then left of Sigma_s. At eta = 1 it is the posterior, at eta = 0 DDIM's step with the root that the flow
         carries along (Zhang, Tao and Chen 2023, "gDDIM", arXiv:2206.05564).
         """
         if eta == 1:

@@ -35,7 +35,7 @@ MATRIX_KINDS = ("data", "noise", "score", "velocity")
 
 
 def target_maps(kind: str, point: LinearPoint) -> Maps:
-    """Return the maps (p, q) of ``kind`` at points (*t), each (*t, G, K, K); ConfigError for a kind that is none here."""
+    """Return the maps (p, q) of ``kind`` at points (*t), each (*t, G, K, K); ConfigError for an unknown kind."""
     sde, one = point.owner, torch.eye(point.mean.shape[-1], dtype=torch.float64, device="cpu")
     if isinstance(sde, GroupedSDE) and kind in TARGETS and kind != "velocity":
         p, q = target(kind, sde.points(point.t))
@@ -70,8 +70,8 @@ def view_maps(known: Maps, wanted: Maps, point: LinearPoint, name: str = "this v
     """
     sde = point.owner
     if isinstance(sde, GroupedSDE):
-        pairs = [tuple(maps[..., 0, 0] for maps in pair) for pair in (known, wanted)]
-        a, b = view(*pairs, sde.points(point.t), name)  # type: ignore[arg-type]
+        pairs = [(p[..., 0, 0], q[..., 0, 0]) for p, q in (known, wanted)]
+        a, b = view(pairs[0], pairs[1], sde.points(point.t), name)
         return a[..., None, None], b[..., None, None]
     k = point.mean.shape[-1]
     same = bool(torch.equal(known[0], wanted[0])) and bool(torch.equal(known[1], wanted[1]))
@@ -85,5 +85,7 @@ def view_maps(known: Maps, wanted: Maps, point: LinearPoint, name: str = "this v
     bad = (failed > 0) | ~torch.isfinite(found).all(-1).all(-1)
     if bool(bad.any()):
         t = float(point.t[..., None].expand(bad.shape)[bad][0])
-        raise DomainError(f"{name} has no finite value at t = {t:g}; stay inside (t_min, t_max) or take another prediction")
+        raise DomainError(
+            f"{name} has no finite value at t = {t:g}; stay inside (t_min, t_max) or take another prediction"
+        )
     return found[..., :k], found[..., k:]

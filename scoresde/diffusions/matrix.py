@@ -13,7 +13,8 @@ Sigma_0 is the variance of the parts that hold no data and start as noise.
 
     F = [[0, 1/m], [-1, -Gamma/m]],    Q = diag(0, 2 Gamma),    velocity at t = 0 ~ N(0, gamma m),
 
-with mass m and friction Gamma = 2 sqrt(m), whose stationary law is N(0, diag(1, m)). Noise reaches the position only through the velocity.
+with mass m and friction Gamma = 2 sqrt(m), whose stationary law is N(0, diag(1, m)). Noise reaches the position through
+the velocity alone.
 
 Source: Van Loan 1978, "Computing integrals involving the matrix exponential".
 """
@@ -105,8 +106,8 @@ class MatrixSDE(LinearSDE):
         end = self.maps(torch.tensor(self.t_max, dtype=torch.float64, device="cpu"))[1].detach()
         if not bool(torch.isfinite(end).all()) or not bool((torch.diagonal(end[0]) > 0).all()):
             raise DomainError(
-                "the noise never reaches some direction of the state, or the matrix grows beyond all numbers; give every "
-                "direction noise, directly or through the matrix, and eigenvalues of real part 0 or less"
+                "the noise never reaches some direction of the state, or the matrix grows beyond all numbers; give "
+                "each direction noise, directly or through the matrix, and eigenvalues of real part 0 or less"
             )
 
     @classmethod
@@ -218,7 +219,7 @@ class MatrixSDE(LinearSDE):
         ahead = 0.5 * h * (slopes[0] + slopes[1])
         ahead = ahead - math.sqrt(3) / 12 * h.square() * (slopes[0] @ slopes[1] - slopes[1] @ slopes[0])
         pieces = torch.linalg.matrix_exp(ahead)
-        whole = pieces[:, 0]
+        whole: Tensor = pieces[:, 0]
         for i in range(1, PIECES):
             whole = pieces[:, i] @ whole
         return whole.unsqueeze(-3)
@@ -233,7 +234,9 @@ class MatrixSDE(LinearSDE):
 
     def __repr__(self) -> str:
         k = len(self.matrix)
-        return f"MatrixSDE({k} x {k}, beta {self.beta_min:g} to {self.beta_max:g}, t in [{self.t_min:g}, {self.t_max:g}])"
+        return (
+            f"MatrixSDE({k} x {k}, beta {self.beta_min:g} to {self.beta_max:g}, t in [{self.t_min:g}, {self.t_max:g}])"
+        )
 
 
 def _check_square(value: object, name: str) -> Tensor:

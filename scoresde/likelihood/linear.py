@@ -79,7 +79,9 @@ def linear_elbo(
     with in_mode(known, training=False), torch.no_grad():
         top = _measure_prior(law, task.y, start)
         if len(top) == 0:
-            return assemble_bound(task, top, top, torch.full((samples + 1,), torch.nan, dtype=torch.float64, device="cpu"))
+            return assemble_bound(
+                task, top, top, torch.full((samples + 1,), torch.nan, dtype=torch.float64, device="cpu")
+            )
         reconstruction = _reconstruct(known, task, end)
         high, low = (float(sde.log_snr(t)) for t in (sde.t_min, sde.t_max))
         t = sde.time(high + (low - high) * task.places()).clamp(sde.t_min, sde.t_max)

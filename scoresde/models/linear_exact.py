@@ -40,7 +40,7 @@ class _MixtureNet(nn.Module):
 
     def parts(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return log(w_k N(x; M m_k, V_k)), (B, k), V_k^{-1} (x - M m_k), (B, k, D), and C_k M^T, (B, k, D, D)."""
-        times, where = t.detach().to("cpu", torch.float64).unique(return_inverse=True)
+        times, where = torch.unique(t.detach().to("cpu", torch.float64), return_inverse=True)
         point, blocks = self.sde.at(times), self.sde.blocks
         mean, noise = (blocks.dense(maps, self.event) for maps in (point.mean, point.covariance))
         across = self.covariances @ mean.mT[:, None]  # (times, k, D, D)
@@ -123,18 +123,22 @@ class LinearMixtureModel(LinearModel):
     def sample_data(self, n: int, generator: torch.Generator) -> Tensor:
         """Draw n clean states (n, *event), in float32; parts without data are 0."""
         net = self._mixture
-        pick = torch.searchsorted(net.weights.cumsum(0).float(), uniform((n,), generator)).clamp_max(len(net.weights) - 1)
+        pick = torch.searchsorted(net.weights.cumsum(0).float(), uniform((n,), generator)).clamp_max(
+            len(net.weights) - 1
+        )
         values, vectors = torch.linalg.eigh(net.covariances)
         roots = vectors * values.clamp_min(0.0).sqrt()[:, None, :]
         z = normal((n, roots.shape[-1]), generator, dtype=torch.float64)
         x = net.means[pick] + (roots[pick] @ z[..., None])[..., 0]
-        return x.float().reshape(n, *net.event)
+        drawn: Tensor = x.float().reshape(n, *net.event)
+        return drawn
 
     def log_prob(self, x: Tensor, t: float) -> Tensor:
         """Return the log density of the state x_t in nats, (B,), in float64."""
         time = self.linear.check_time(t, check_floating(x))
         logits, _, _ = self._mixture.parts(x, time.expand(len(x)))
-        return torch.logsumexp(logits, -1)
+        total: Tensor = torch.logsumexp(logits, -1)
+        return total
 
     def contents(self, ema: Mapping[str, Tensor] | None = None) -> Never:
         """Raise ConfigError: a formula has no weights that a checkpoint could hold."""

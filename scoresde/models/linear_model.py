@@ -65,7 +65,9 @@ class LinearReadout:
         """Return the view a x + b F of states x (B, *)."""
         blocks = self.point.owner.blocks
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        a, b = (blocks.apply(maps.to(wide), part.to(wide)) for maps, part in zip(self.maps(kind), (x, output)))
+        a, b = (
+            blocks.apply(maps.to(wide), part.to(wide)) for maps, part in zip(self.maps(kind), (x, output), strict=True)
+        )
         return (a + b).to(x.dtype)
 
 
@@ -81,8 +83,8 @@ class LinearModel(ScoreModel):
         moments: the data's moments, for priors.
         transform: from data to the model's coordinates, e.g. ``transforms.Cosine()`` for a blurring diffusion.
         drop: whether groups at rest are left out of what the network is given.
-        basis: ``transforms.Cosine()`` or ``transforms.Haar(levels)``, which turns what the network sees and gives, images
-            say, into the state's coordinates; None where it sees the state as it is.
+        basis: ``transforms.Cosine()`` or ``transforms.Haar(levels)``, which turns what the network sees and gives,
+            images say, into the state's coordinates; None where it sees the state as it is.
 
     Raises:
         DTypeError: a net, an SDE or moments that are none. ConfigError: an unknown prediction or conditioning.
@@ -109,8 +111,8 @@ class LinearModel(ScoreModel):
             check_choice("prediction under a linear SDE", predicts, kinds, parameter="predicts")
         if isinstance(sde, MatrixSDE) and sde.hidden and 2 * sde.hidden != sde.blocks.parts:
             raise ConfigError(
-                f"the noise of {sde.hidden} of {sde.blocks.parts} parts that start as noise does not say the data; an SDE "
-                "with such parts needs as many with data as without"
+                f"the noise of {sde.hidden} of {sde.blocks.parts} parts that start as noise does not say the data; an "
+                "SDE with such parts needs as many with data as without"
             )
         super().__init__(
             net,
@@ -127,7 +129,9 @@ class LinearModel(ScoreModel):
     def check_own_sde(sde: object) -> GaussianSDE:
         """Return a linear SDE; DTypeError for any other."""
         if not isinstance(sde, LinearSDE):
-            raise DTypeError(f"sde must be a GroupedSDE or a MatrixSDE, got {show(sde)}; a GaussianSDE takes a ScoreModel")
+            raise DTypeError(
+                f"sde must be a GroupedSDE or a MatrixSDE, got {show(sde)}; a GaussianSDE takes a ScoreModel"
+            )
         return cast(GaussianSDE, sde)
 
     @property
@@ -148,8 +152,8 @@ class LinearModel(ScoreModel):
         """Return a model that shares this network; ConfigError for another SDE than its own."""
         if sde is not self.sde:
             raise ConfigError(
-                "a network under a linear SDE knows its noise alone: no other SDE has the same ratios of its maps; train "
-                "a LinearModel under that one"
+                "a network under a linear SDE knows its noise alone: no other SDE has the same ratios of its maps; "
+                "train a LinearModel under that one"
             )
         return self._share()
 
@@ -173,8 +177,8 @@ class LinearModel(ScoreModel):
     def readout(self, point: Point) -> Readout:
         """Raise ConfigError: no numbers read this network."""
         raise ConfigError(
-            f"this needs a diffusion of one alpha and sigma, and {type(self).__name__} has maps in their place: it samples "
-            "by tables, trains, and has a bound (linear_elbo)"
+            f"this needs a diffusion of one alpha and sigma, and {type(self).__name__} has maps in their place: it "
+            "samples by tables, trains, and has a bound (linear_elbo)"
         )
 
     def prepare(self, point: Point | LinearPoint, x: Tensor, cond: Condition = None) -> LinearPrepared:  # type: ignore[override]
@@ -186,7 +190,7 @@ class LinearModel(ScoreModel):
     def call(
         self, x: Tensor, c_noise: Tensor, boxes: Sequence[tuple[int, ...]], fill: Tensor, cond: Condition
     ) -> Tensor:
-        """Return F for scaled states x (B, *): the network's output in each sample's box, and ``fill`` outside of it."""
+        """Return F for scaled states x (B, *): the network's output in each sample's box, ``fill`` outside of it."""
         event = tuple(x.shape[1:])
         sizes = dict.fromkeys(boxes)
         if len(sizes) == 1:
@@ -216,9 +220,7 @@ class LinearModel(ScoreModel):
         out[inner] = self._ask(x[inner].contiguous(), c_noise, event, box, cond)
         return out
 
-    def _ask(
-        self, x: Tensor, c_noise: Tensor, event: tuple[int, ...], box: tuple[int, ...], cond: Condition
-    ) -> Tensor:
+    def _ask(self, x: Tensor, c_noise: Tensor, event: tuple[int, ...], box: tuple[int, ...], cond: Condition) -> Tensor:
         """Return the network's output for a box of the state, in the state's coordinates."""
         basis = None if self.basis is None else self.basis.within(event, box)
         seen = x if basis is None else basis.inverse(x)
@@ -269,7 +271,9 @@ class LinearPrepared(Prepared):
         return cast(Readout, LinearReadout(own.point[i], pair, own.c_in[i], own.c_noise[i]))
 
 
-def _find_fill(reading: LinearReadout, blocks: Blocks, boxes: Sequence[Sequence[tuple[int, ...]]]) -> list[Block] | None:
+def _find_fill(
+    reading: LinearReadout, blocks: Blocks, boxes: Sequence[Sequence[tuple[int, ...]]]
+) -> list[Block] | None:
     """Return the maps of x that give the F under which the data are 0; None where no group is left out anywhere."""
     if all(box in ((), blocks.event) for row in boxes for box in row):
         return None

@@ -114,7 +114,9 @@ class ScoreModel(Predictor):
         if not callable(condition_on) or isinstance(condition_on, type):
             check_choice("conditioning", condition_on, get_args(ConditionOn))
         check_choice("variance of a model", variance, get_args(Variance))
-        super().__init__(self.check_own_sde(sde), moments=moments, transform=check_transform(transform), variance=variance)
+        super().__init__(
+            self.check_own_sde(sde), moments=moments, transform=check_transform(transform), variance=variance
+        )
         self.net = net
         self.trained_sde = sde
         self.parameterization = find_parameterization(predicts, sigma_data)

@@ -19,7 +19,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -288,9 +288,9 @@ def _add_up(buffers: list[Tensor], held: Sequence[Tensor | None], sums: Sequence
 def _mix_up(buffers: list[Tensor], held: Sequence[Tensor | None], sums: Sequence[_Sum]) -> None:
     """Do the same where weights are numbers or maps."""
     for out, weight, first, rest in sums:
-        x, place = buffers[first], held[out]
-        total = weight.times(x, place) if isinstance(weight, Block) else torch.mul(x, weight, out=place)
-        for w, k in rest:
+        x, scale = buffers[first], cast(float | Block, weight)
+        total = scale.times(x, held[out]) if isinstance(scale, Block) else torch.mul(x, scale, out=held[out])
+        for w, k in cast(tuple[tuple[float | Block, int], ...], rest):
             if isinstance(w, Block):
                 w.add_to(total, buffers[k])
             else:

@@ -9,15 +9,16 @@ of steps; one with stages inside would place them by each group's own log-SNR, a
 x_s = Psi x_t + (M_s - Psi M_t) x_0 + V z (``LinearSDE.frozen_maps``): ancestral sampling at eta = 1, DDIM at 0.
 Euler-Maruyama is x_s = x_t + (t - s) (-F x_t + (1 + eta^2)/2 Q score) + eta sqrt(t - s) Q^{1/2} z.
 
-*Splitting* (the symmetric splitting CLD sampler, SSCS; Dockhorn et al. 2022, arXiv:2112.07068, section 3.3). The reverse
-SDE is the sum of an Ornstein-Uhlenbeck process and what is left of the score,
+*Splitting* (the symmetric splitting CLD sampler, SSCS; Dockhorn et al. 2022, arXiv:2112.07068, section 3.3). The
+reverse SDE is the sum of an Ornstein-Uhlenbeck process and what is left of the score,
 
     A   dx = (-F x - Q Sigma_inf^{-1} x) ds + dw'  in the time s = -t,        B   dx = Q (score + Sigma_inf^{-1} x) ds,
 
-with Sigma_inf the stationary covariance, F Sigma_inf + Sigma_inf F^T + Q = 0. A is solved exactly, since it is a linear
-SDE with the matrix -F - Q Sigma_inf^{-1} = Sigma_inf F^T Sigma_inf^{-1} and stationary law N(0, Sigma_inf); a step is
-half of A, an Euler step of B at the state and the time reached, and half of A: of first order, for the Euler step. The second half of a step and the first of the next
-one are one draw: the table has a lift, and rows that end in a whole step of A.
+with Sigma_inf the stationary covariance, F Sigma_inf + Sigma_inf F^T + Q = 0. A is solved exactly: it is a linear SDE
+with the matrix -F - Q Sigma_inf^{-1} = Sigma_inf F^T Sigma_inf^{-1} and the stationary law N(0, Sigma_inf). A step is
+half of A, an Euler step of B at the state and the time reached, and half of A: of first order, for the Euler step. The
+second half of a step and the first of the next one are one draw: the table has a lift, and rows that end in a whole
+step of A.
 """
 
 from __future__ import annotations
@@ -82,7 +83,7 @@ def build_blocks(
         return _end(made, final)
     if not isinstance(made, Solver):
         raise DTypeError(
-            f"solver must be a name or a Solver that makes tables under a linear SDE, got {show(solver)}; e.g. 'ancestral'"
+            f"solver must be a name or a Solver with tables under a linear SDE, e.g. 'ancestral', got {show(solver)}"
         )
     check_one_way(steps, times)
     if isinstance(times, Tensor):
@@ -109,7 +110,7 @@ def _end(table: BlockTableau, final: str) -> BlockTableau:
 
 def _build_groups(sde: GroupedSDE, solver: Solver, ends: Tensor, final: str) -> BlockTableau:
     """Return the groups' tables, joined."""
-    inner = [end for end in sde.ends.unique().tolist() if float(ends[-1]) < end < float(ends[0])]
+    inner = [end for end in sorted(set(sde.ends.tolist())) if float(ends[-1]) < end < float(ends[0])]
     # A time that is nearly a group's end gives way to it.
     kept = [t for t in ends.tolist() if all(abs(t - end) > CLOSE * end for end in inner)]
     times = torch.tensor(sorted({*kept, *inner}, reverse=True), dtype=torch.float64, device="cpu")
@@ -121,7 +122,9 @@ def _build_groups(sde: GroupedSDE, solver: Solver, ends: Tensor, final: str) -> 
         if key not in known:
             own = times[times <= one.t_max * (1 + CLOSE)]
             table = solver.build(one, own.clamp_max(one.t_max))
-            known[key] = table.denoised() if final == "denoise" else table.without_last_noise() if final == "mean" else table
+            known[key] = (
+                table.denoised() if final == "denoise" else table.without_last_noise() if final == "mean" else table
+            )
         tables.append(known[key])
     return _join(sde, tables, times, calls)
 
@@ -145,7 +148,8 @@ def _join(sde: GroupedSDE, tables: list[Tableau], times: Tensor, calls: int) -> 
             raise ConfigError(f"some groups draw noise where others do not in {lead.name!r}; take other times")
         state = _weigh(sde.blocks, [(1.0,) if row is None else row.state for row in each])
         noise = _weigh(sde.blocks, [() if row is None else row.noise for row in each])
-        anchor, anchor_noise = None, ()
+        anchor: tuple[float, ...] | None = None
+        anchor_noise: tuple[float, ...] = ()
         if any(row.anchor is not None for row in here):
             # Where some groups' anchors move by themselves, that of another one moves to its next state.
             moves = [((1.0,), ()) if row is None else _move_anchor(row) for row in each]

@@ -69,12 +69,13 @@ class BlockTableau(Tableau):
             return self
         here = self.sde.at(torch.tensor([self.end.t], dtype=torch.float64, device="cpu"))
         known, wanted = (target_maps(kind, here) for kind in (self.prediction, "data"))
-        a, b = (Block(self.sde.blocks, maps[0]) for maps in view_maps(known, wanted, here, f"the last step of {self.name!r}"))
+        a, b = (
+            Block(self.sde.blocks, maps[0])
+            for maps in view_maps(known, wanted, here, f"the last step of {self.name!r}")
+        )
         return replace(self, rows=(*self.rows, Row(self.end, as_weights(a, b))), end=Knot(0.0, 1.0, 0.0))
 
-    def block_law(
-        self, moments: Moments, start: tuple[Tensor, Tensor] | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def block_law(self, moments: Moments, start: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
         """Return the exact mean (D,) and covariance (D, D) of the output for Gaussian data and exact predictions.
 
         Args:
@@ -128,7 +129,9 @@ class BlockTableau(Tableau):
 
     def to_json(self) -> Never:
         """Raise ConfigError: the weights are maps of an SDE, from which the table is made again."""
-        raise ConfigError(f"{self.name!r} has maps for weights, which JSON does not hold; make it again from its solver")
+        raise ConfigError(
+            f"{self.name!r} has maps for weights, which JSON does not hold; make it again from its solver"
+        )
 
 
 def _read_gaussian(

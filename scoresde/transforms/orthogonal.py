@@ -3,8 +3,8 @@ r"""Orthogonal changes of basis: frequencies and scales. They keep lengths, so t
 *Cosine.* The orthonormal discrete cosine transform (DCT-II) of each axis after the channels,
 y_k = sqrt((2 - [k = 0])/n) sum_j cos(pi (2 j + 1) k/(2 n)) x_j, the modes of the heat equation with reflecting ends.
 
-*Haar.* Each level replaces neighbours (a, b) along every axis after the channels by (a + b)/sqrt(2) in the first half and
-(a - b)/sqrt(2) in the second; the next level does the same to what is in the first halves of all axes.
+*Haar.* Each level replaces neighbours (a, b) along every axis after the channels by (a + b)/sqrt(2) in the first half
+and (a - b)/sqrt(2) in the second; the next level does the same to what is in the first halves of all axes.
 """
 
 from __future__ import annotations
@@ -114,8 +114,8 @@ class Haar(Orthogonal):
         sizes = x.shape[2:]
         if any(n % 2**self.levels for n in sizes):
             raise ShapeError(
-                f"Haar(levels={self.levels}) needs sizes that are multiples of {2**self.levels} after the channels, got "
-                f"{tuple(x.shape)}"
+                f"Haar(levels={self.levels}) needs sizes that are multiples of {2**self.levels} after the channels, "
+                f"got {tuple(x.shape)}"
             )
         y = x.contiguous().clone()
         order = range(self.levels)
@@ -143,7 +143,7 @@ class Haar(Orthogonal):
 
 
 def _halve(x: Tensor, axis: int) -> Tensor:
-    a, b = x.unflatten(axis, (-1, 2)).unbind(axis + 1)
+    a, b = x.reshape(*x.shape[:axis], -1, 2, *x.shape[axis + 1 :]).unbind(axis + 1)
     return torch.cat([a + b, a - b], axis) * math.sqrt(0.5)
 
 

@@ -6,9 +6,9 @@ The loss of one sample at one time is, per coordinate of an event of dimension D
     simple          |e|^2 / D
     likelihood      (b e)^T Q (b e) / (2 D),    Q = G G^T.
 
-With t uniform, (t_max - t_min) D times the mean of the second is the only term of the bound on -log p(x_0) that depends
-on the network (``likelihood.linear``). Coordinates that are left out of the state at t (``GroupedSDE.kept``) count as 0:
-the network says nothing of them.
+With t uniform, (t_max - t_min) D times the mean of the second is the only term of the bound on -log p(x_0) that
+depends on the network (``likelihood.linear``). Coordinates that are left out of the state at t (``GroupedSDE.kept``)
+count as 0: the network says nothing of them.
 
 *Hybrid score matching* (Dockhorn et al. 2022, arXiv:2112.07068): x_t given the position x_0 alone, the velocity at
 t = 0 integrated out, is what a ``MatrixSDE`` with noisy parts gives in any case.
@@ -144,12 +144,15 @@ class LinearLoss:
     def __call__(self, model: ScoreModel, x0: Tensor, generator: torch.Generator, cond: Condition = None) -> Tensor:
         """Return the losses (B,) of a batch."""
         known = check_linear_model(model)
-        return linear_score_matching(
-            known, x0, weight=self.weight, times=self.times, generator=generator, cond=cond
-        )
+        return linear_score_matching(known, x0, weight=self.weight, times=self.times, generator=generator, cond=cond)
 
 
-def choose_linear(model: ScoreModel, objective: Any, weight: Any, times: Any) -> tuple[Any, Any, Any]:
+def choose_linear(
+    model: ScoreModel,
+    objective: Any,  # noqa: ANN401 whatever was given
+    weight: Any,  # noqa: ANN401
+    times: Any,  # noqa: ANN401
+) -> tuple[Any, Any, Any]:
     """Return objective, weight and times of a training: under a linear SDE its own loss is the objective."""
     if not isinstance(model, LinearModel) or objective is not None:
         return objective, weight, times
