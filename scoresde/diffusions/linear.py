@@ -21,9 +21,10 @@ arXiv:2011.13456; Singhal et al. 2023, "Where to diffuse, how to diffuse, and ho
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from dataclasses import dataclass, field
-from typing import Never, Self
+from typing import Never, NoReturn, Self
 
 import torch
 from torch import Tensor
@@ -37,7 +38,22 @@ from scoresde.errors import ConfigError, DomainError, ShapeError, check_device, 
 __all__ = ["LinearPoint", "LinearSDE"]
 
 Maps = tuple[Tensor, Tensor]
+SCALAR = (
+    *("alpha", "sigma", "r", "numbers", "alpha_rate", "sigma_rate", "drift_rate", "prior_std", "match", "starting_at"),
+    *("transition_weights", "posterior_weights", "describe", "how_to_end_earlier"),
+)
+KNOTS, ROUNDS = 257, 14  # of the search for a time
 FULL_LIMIT = 1024  # coordinates up to which a prior has a full covariance
+
+
+def _refuse_scalars(owner: object, name: str) -> NoReturn:
+    """Raise ConfigError for what only a diffusion of one alpha and sigma has, AttributeError for anything else."""
+    if name in SCALAR:
+        raise ConfigError(
+            f"this needs a diffusion of one alpha and sigma ({name}), and a linear SDE has maps in their place; a "
+            "LinearModel is trained, sampled by tables and bounded by linear_elbo"
+        )
+    raise AttributeError(f"{type(owner).__name__!r} object has no attribute {name!r}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,6 +71,10 @@ class LinearPoint:
     mean: Tensor
     root: Tensor
     owner: LinearSDE
+
+    def __getattr__(self, name: str) -> NoReturn:
+        """Refuse what only a diffusion of one alpha and sigma has."""
+        _refuse_scalars(self, name)
 
     @property
     def covariance(self) -> Tensor:
@@ -75,6 +95,10 @@ class LinearPoint:
 @dataclass(frozen=True, eq=False)
 class LinearSDE(SDE):
     """dx = F(t) x dt + G(t) dw on [t_min, t_max]; its two kinds are ``GroupedSDE`` and ``MatrixSDE``."""
+
+    def __getattr__(self, name: str) -> NoReturn:
+        """Refuse what only a diffusion of one alpha and sigma has."""
+        _refuse_scalars(self, name)
 
     @property
     @abstractmethod
@@ -263,6 +287,27 @@ class _Clock(GaussianSDE):
 
     def starting_at(self, t_min: float) -> Self:
         return type(self)(self.sde, t_min=t_min, t_max=self.t_max)
+
+    @in_float64
+    def _invert(self, log_snr: Tensor) -> Tensor:
+        """Find t between knots by the Illinois rule, to rounding: a log-SNR costs an exponential of matrices."""
+        first = torch.linspace(math.log(1e-3 * self.t_min), math.log(self.t_max), KNOTS, dtype=torch.float64).exp()
+        knots, values = first.to(log_snr), self.log_snr(first).to(log_snr)
+        place = torch.searchsorted(-values, -log_snr.contiguous()).clamp(1, KNOTS - 1)
+        low, high = knots[place - 1], knots[place]
+        above, below = values[place - 1] - log_snr, values[place] - log_snr
+        t, before = high, torch.zeros_like(log_snr, dtype=torch.bool)
+        for turn in range(ROUNDS):
+            t = torch.where(above == below, high, (low * below - high * above) / (below - above))
+            off = self.log_snr(t) - log_snr
+            early = off > 0
+            # The end that stays where it is twice loses half of its weight.
+            half = 0.5 * (early == before) + 1.0 * (early != before) if turn else torch.ones_like(off)
+            low, high = torch.where(early, t, low), torch.where(early, high, t)
+            above, below = torch.where(early, off, half * above), torch.where(early, half * below, off)
+            before = early
+        beyond = log_snr > values[0]
+        return torch.where(beyond, super()._invert(log_snr), t) if bool(beyond.any()) else t
 
     @curve
     def alpha(self, t: Tensor) -> Tensor:
