@@ -153,6 +153,12 @@ class Block:
     def __radd__(self, other: float) -> Block:
         return self + other
 
+    def __format__(self, how: str) -> str:
+        """Write one number, the range of the groups' numbers, or the size of a matrix."""
+        k = self.blocks.parts
+        low, high = format(float(self.maps.min()), how), format(float(self.maps.max()), how)
+        return f"[{k} x {k}]" if k > 1 else low if low == high else f"{low}..{high}"
+
     def _like(self, x: Tensor) -> Tensor:
         """Return what multiplies x, moved there once: factors of the coordinates, or the maps."""
         key = x.dtype, x.device

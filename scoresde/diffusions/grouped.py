@@ -230,6 +230,8 @@ class GroupedSDE(LinearSDE):
             t_min: the smallest time.
         """
         sizes, times = check_sizes(size, "size", 1), check_sequence(ends, "ends", "times")
+        t_min, beta_min = check_number(t_min, "t_min", 0.0, 1.0, open_low=True), check_number(beta_min, "beta_min", 0.0)
+        beta_max = check_number(beta_max, "beta_max", beta_min)
         known = [check_number(u, f"ends[{i}]", t_min, 1.0, open_low=True) for i, u in enumerate(times)]
         if not known or known != sorted(known):
             raise DomainError(f"ends must be times in (0, 1] that do not decrease, the finest level first, got {known}")

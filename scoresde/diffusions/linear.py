@@ -21,6 +21,7 @@ arXiv:2011.13456; Singhal et al. 2023, "Where to diffuse, how to diffuse, and ho
 
 from __future__ import annotations
 
+import html
 import math
 from abc import abstractmethod
 from dataclasses import dataclass, field
@@ -144,6 +145,9 @@ class LinearSDE(SDE):
         """Return the points at times t (no check of the interval)."""
         time = t.to("cpu", torch.float64) if isinstance(t, Tensor) else torch.tensor(float(t), dtype=torch.float64)
         return LinearPoint(time, *self.maps(time), self)
+
+    def _repr_html_(self) -> str:
+        return f"<p>{html.escape(repr(self))}</p>"
 
     def drift(self, x: Tensor, t: Tensor | float) -> Tensor:
         """Return F(t) x, of x's shape."""

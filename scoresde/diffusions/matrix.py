@@ -34,6 +34,7 @@ from scoresde.errors import DomainError, ShapeError, check_number, check_numbers
 
 __all__ = ["MatrixSDE"]
 
+LONGEST = 700.0
 PIECES = 192  # of a step's length in log B, in which the flow's linear part is integrated
 
 
@@ -103,6 +104,14 @@ class MatrixSDE(LinearSDE):
             raise DomainError(f"noise must be positive semi-definite, its smallest eigenvalue is {least:g}{how}")
         for name, value in (("matrix", matrix), ("noise", noise), ("start", start)):
             object.__setattr__(self, name, value)
+        length = float(self.integral(torch.tensor(self.t_max, dtype=torch.float64, device="cpu")))
+        length *= float(torch.linalg.matrix_norm(matrix.detach(), 1))
+        if not length <= LONGEST:
+            raise DomainError(
+                f"the integral of beta times the norm of matrix must be at most {LONGEST:g}, got {length:g}: the "
+                "signal would be no number of float64; take a smaller beta_max, t_max or matrix",
+                parameter="beta_max",
+            )
         end = self.maps(torch.tensor(self.t_max, dtype=torch.float64, device="cpu"))[1].detach()
         if not bool(torch.isfinite(end).all()) or not bool((torch.diagonal(end[0]) > 0).all()):
             raise DomainError(

@@ -24,7 +24,7 @@ from scoresde.diffusions.blocks import invert
 from scoresde.diffusions.gaussian import Gaussian
 from scoresde.diffusions.linear import LinearPoint
 from scoresde.diffusions.matrix import MatrixSDE
-from scoresde.errors import ConfigError, check_integer, check_outcome
+from scoresde.errors import ConfigError, DTypeError, check_integer, check_outcome
 from scoresde.likelihood.bound import Bound, Task, assemble_bound
 from scoresde.models.linear_model import LinearModel
 from scoresde.models.prediction import Condition, in_mode
@@ -73,6 +73,8 @@ def linear_elbo(
         noise=None,
         chunk_size=chunk_size,
     )
+    if not (prior is None or isinstance(prior, Gaussian)):
+        raise DTypeError(f"prior must be a Gaussian, got {type(prior).__name__}; e.g. sde.prior(), Moments.at(...)")
     sde.blocks.check(task.y.shape[1:], "x0")
     start, end = sde.at(sde.t_max), sde.at(sde.t_min)
     law = sde.prior(sde.t_max, known.moments) if prior is None else prior

@@ -74,6 +74,8 @@ def build_blocks(
             solver, bad steps or times.
     """
     check_choice("final", final, FINALS)
+    if not isinstance(sde, LinearSDE):
+        raise DTypeError(f"sde must be a GroupedSDE or a MatrixSDE, got {show(sde)}; a GaussianSDE takes build_table")
     made = by_name(solver) if isinstance(solver, str) else solver
     if isinstance(made, BlockTableau):
         if steps is not None or times is not None:

@@ -42,7 +42,7 @@ def knots_of(sde: LinearSDE, times: Tensor) -> list[Knot]:
     return Knot.of(sde.clock.at(times))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class BlockTableau(Tableau):
     """A table under a linear SDE, whose weights are numbers or maps.
 

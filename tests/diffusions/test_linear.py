@@ -9,6 +9,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from linear_cases import EVENTS, SDES, covariance, draw, full
 from scipy.integrate import solve_ivp
 from scipy.linalg import expm
 from torch import Tensor
@@ -30,7 +31,6 @@ from scoresde import (
 from scoresde.diffusions.blocks import Block, Blocks, root
 from scoresde.diffusions.linear_targets import hybrid_target, target_maps, view_maps
 from scoresde.diffusions.named import linear_from_dict, sde_to_dict
-from tests.linear_cases import EVENTS, SDES, covariance, draw, full
 
 TIMES = torch.tensor([0.02, 0.1, 0.39, 0.41, 0.8, 1.0], dtype=torch.float64)
 

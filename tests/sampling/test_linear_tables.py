@@ -6,6 +6,8 @@ import math
 
 import pytest
 import torch
+from helpers import slope
+from linear_cases import SDES, draw, exact, full, moments, sampled_law
 from torch import Tensor
 
 from scoresde import (
@@ -29,8 +31,6 @@ from scoresde import (
     solvers,
 )
 from scoresde.solvers.block_table import BlockTableau
-from tests.helpers import slope
-from tests.linear_cases import SDES, draw, exact, full, moments, sampled_law
 
 GROUPED = ("rates", "blur", "levels")
 CARRIED: dict[str, tuple[object, ...]] = {
@@ -245,3 +245,11 @@ def test_what_a_linear_sde_cannot_do_is_refused_with_what_it_can() -> None:
     assert isinstance(build_blocks(groups, "ddim", steps=3), BlockTableau)
     assert sample(exact("matrix"), 3, steps=4, seed=0).shape == (3, 3)
     assert sample(exact("rates"), 3, steps=4, seed=0).shape == (3, 3)
+
+
+def test_a_table_of_maps_is_printed_in_short() -> None:
+    groups = str(build_blocks(SDES["rates"], "dpmpp_2m", steps=4))
+    assert groups.startswith("<Tableau dpmpp_2m: 4 evaluations")
+    assert ".." in groups
+    assert "Block" not in groups
+    assert "[3 x 3]" in str(build_blocks(SDES["matrix"], "ancestral", steps=4))

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from linear_cases import SDES, draw, exact, moments
 from torch import Tensor
 
 from scoresde import (
@@ -34,7 +35,6 @@ from scoresde import (
     sample,
 )
 from scoresde.noise import normal, stream
-from tests.linear_cases import SDES, draw, exact, moments
 
 
 @pytest.mark.parametrize("predicts", ["noise", "data"])

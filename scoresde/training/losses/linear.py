@@ -24,7 +24,7 @@ from torch import Tensor
 
 from scoresde.diffusions.linear import LinearPoint
 from scoresde.diffusions.sde import GaussianSDE
-from scoresde.errors import DTypeError, check_choice, show
+from scoresde.errors import DTypeError, check_choice, pick, show
 from scoresde.models.linear_model import LinearModel
 from scoresde.models.prediction import Condition
 from scoresde.models.score_model import ScoreModel
@@ -118,11 +118,7 @@ def linear_score_matching(
 
 
 def _pick_times(times: TimesName | TimeSampler) -> TimeSampler:
-    if callable(times):
-        return times
-    names = [name for name in TIMES if name != "importance"]
-    check_choice("time sampler under a linear SDE", times, names, parameter="times")
-    return TIMES[times]
+    return pick("time sampler under a linear SDE", times, {name: TIMES[name] for name in TIMES if name != "importance"})
 
 
 @dataclass(frozen=True)
