@@ -130,9 +130,8 @@ def main() -> None:
         assert isinstance(sde, MatrixSDE)
         assert sde.noise is not None
         rates = ", ".join(f"{r:.2f}" for r in torch.linalg.eigvalsh(sde.noise).tolist())
-        print(
-            f"seed {seed}: rates (eigenvalues of S) {rates}; size of A {float((sde.matrix - sde.matrix.T).norm() / 2):.2f}"
-        )
+        turning = float((sde.matrix - sde.matrix.T).norm() / 2)
+        print(f"seed {seed}: rates (eigenvalues of S) {rates}; norm of A {turning:.2f}")
 
 
 if __name__ == "__main__":
