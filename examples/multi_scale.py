@@ -23,6 +23,17 @@ from scoresde.metrics.digits import DigitJudge
 from scoresde.nn import UNet
 
 EVENT, END, STEPS = (1, 8, 8), 0.5, 40
+ROWS = (12, 19, 26, 32)
+
+
+def look(state: torch.Tensor, t: float, model: ScoreModel) -> torch.Tensor:
+    """Return what the network is given of a state, as images of 8 x 8."""
+    if not isinstance(model, LinearModel):
+        return state
+    if model.boxes(torch.tensor([t]))[0] == EVENT:
+        return Haar(1).inverse(state)
+    coarse = state[:, :, :4, :4] / 2
+    return coarse.repeat_interleave(2, 2).repeat_interleave(2, 3)
 
 
 def main() -> None:
@@ -31,7 +42,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/examples/multi_scale.png"))
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    steps, count = (20, 20) if options.quick else (1200, 500)
+    steps, count = (20, 20) if options.quick else (1200, 400)
 
     images, judge = digits("train").images, DigitJudge.train()
     sde, haar = GroupedSDE.levels(EVENT, (END,)), Haar(1)
@@ -61,8 +72,7 @@ def main() -> None:
             trained, (10, *EVENT), solver="ancestral", steps=STEPS, seed=2, trajectory=True, full_output=True
         )
         assert shown.trajectory is not None
-        states = shown.trajectory if trained.transform is None else [haar.inverse(state) for state in shown.trajectory]
-        picture[name] = [states[round(share * STEPS)] for share in (0.3, 0.5, 0.7, 0.85)] + [shown.x]
+        picture[name] = [look(shown.trajectory[i], shown.times[i], trained) for i in ROWS] + [shown.x]
 
     table = build_blocks(sde, "ancestral", steps=STEPS)
     seen = sum(math.prod(sde.kept(row.at.t)) for row in table.rows)
@@ -72,9 +82,8 @@ def main() -> None:
 
     first, _, last = picture.values()
     rows = torch.cat([torch.cat(first), torch.cat(last)]).clamp(-1.0, 1.0)
-    labels = [f"{kind} {share}" for kind in ("levels", "VPSDE") for share in ("30 %", "50 %", "70 %", "85 %", "end")]
-    title = "ten samples on the way, by the share of the steps made"
-    figure = plots.image_grid(rows, row_labels=labels, title=title)
+    labels = [f"{kind} {what}" for kind in ("levels", "VPSDE") for what in (*(f"step {i}" for i in ROWS), "end")]
+    figure = plots.image_grid(rows, row_labels=labels, title="what the network is given on the way, ten samples")
     print(f"picture: {plots.save(figure, options.out)}")
 
 

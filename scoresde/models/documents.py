@@ -72,7 +72,7 @@ def _sde(value: object, path: str) -> None:
     if kind is None:
         record({"kind": anything, "class": text})(held, path)
         return
-    if kind in LINEAR:
+    if isinstance(kind, str) and kind in LINEAR:
         _linear(held, path)
         return
     knots = listing(number(-FAR, FAR), 2)

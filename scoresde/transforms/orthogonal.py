@@ -143,7 +143,8 @@ class Haar(Orthogonal):
 
 
 def _halve(x: Tensor, axis: int) -> Tensor:
-    a, b = x.reshape(*x.shape[:axis], -1, 2, *x.shape[axis + 1 :]).unbind(axis + 1)
+    before = (slice(None),) * axis
+    a, b = x[(*before, slice(0, None, 2))], x[(*before, slice(1, None, 2))]
     return torch.cat([a + b, a - b], axis) * math.sqrt(0.5)
 
 
