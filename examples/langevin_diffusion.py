@@ -23,7 +23,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/examples/langevin_diffusion.png"))
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    steps, count = (20, 200) if options.quick else (2000, 2000)
+    steps, count = (20, 200) if options.quick else (1200, 2000)
 
     data, held_out = two_spirals(20_000, seed=0), two_spirals(count, seed=1)
     width = {"width": 96, "depth": 3, "seed": options.seed}
