@@ -4,7 +4,7 @@ Two spirals are the positions; the network sees position and velocity and predic
 (hybrid score matching). The same network under VPSDE, with as many steps of training, stands beside it. Each process is
 sampled by its own tables at several numbers of evaluations: symmetric splitting, ancestral, Euler-Maruyama.
 
-Run: python examples/langevin_diffusion.py [--quick] [--out PICTURE]      (under two minutes on two cores)
+Run: python examples/langevin_diffusion.py [--quick] [--out PICTURE] [--seed N]      (under two minutes on two cores)
 """
 
 from __future__ import annotations

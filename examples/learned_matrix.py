@@ -6,7 +6,7 @@ process ends; x_t given x_0 stays Gaussian and exact. The scalar diffusion is S 
 are trained by the whole bound on -log p (prior, integral and reconstruction) with equal networks, draws and numbers of
 steps, and judged by ``linear_elbo`` on data that neither has seen.
 
-Run: python examples/learned_matrix.py [--quick] [--seeds N]      (under two minutes on two cores)
+Run: python examples/learned_matrix.py [--quick] [--seeds N] [--steps N]      (under two minutes on two cores)
 """
 
 from __future__ import annotations

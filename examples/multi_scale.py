@@ -5,7 +5,7 @@ on and the coarse image at t = 1. Going back from noise, the network is given th
 4 x 4, down to t = 0.5, and the whole one from there. The same process without leaving anything out, and the scalar
 diffusion VPSDE, are trained by as many steps for comparison.
 
-Run: python examples/multi_scale.py [--quick] [--out PICTURE]      (under two minutes on two cores)
+Run: python examples/multi_scale.py [--quick] [--out PICTURE] [--seed N]      (under two minutes on two cores)
 """
 
 from __future__ import annotations
