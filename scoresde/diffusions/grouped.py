@@ -35,7 +35,7 @@ from scoresde.diffusions.blocks import Blocks
 from scoresde.diffusions.curves import curve, unchecked
 from scoresde.diffusions.linear import LinearPoint, LinearSDE, Maps
 from scoresde.diffusions.point import Point
-from scoresde.diffusions.sde import GaussianSDE, _compare, transition_weights
+from scoresde.diffusions.sde import GaussianSDE, transition_weights
 from scoresde.diffusions.vp import VPSDE
 from scoresde.errors import (
     ConfigError,
@@ -299,9 +299,9 @@ class GroupedSDE(LinearSDE):
     def carry_deviation(self, late: LinearPoint, early: LinearPoint, eta: float) -> Tensor:
         """Return sigma_s/sigma_t e^{-eta^2 h} of each group, h being the step in log(alpha/sigma)."""
         start, end = self.points(late.t), self.points(early.t)
-        gap, _ = _compare(end, start)
-        onward = torch.where(gap == 0, 1.0, end.sigma / start.sigma * (0.5 * eta**2 * gap).exp())
-        return onward[..., None, None]
+        still = start.log_snr == end.log_snr
+        shrink = (0.5 * eta**2 * (start.log_snr - end.log_snr)).exp() if eta else torch.ones_like(start.sigma)
+        return torch.where(still, 1.0, end.sigma / start.sigma * shrink)[..., None, None]
 
     def kept(self, t: float) -> tuple[int, ...]:
         """Return the sizes of the leading box of an event that holds the groups which do not rest at t.

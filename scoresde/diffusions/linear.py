@@ -143,7 +143,11 @@ class LinearSDE(SDE):
 
     def at(self, t: Tensor | float) -> LinearPoint:
         """Return the points at times t (no check of the interval)."""
-        time = t.to("cpu", torch.float64) if isinstance(t, Tensor) else torch.tensor(float(t), dtype=torch.float64)
+        time = (
+            t.to("cpu", torch.float64)
+            if isinstance(t, Tensor)
+            else torch.tensor(float(t), dtype=torch.float64, device="cpu")
+        )
         return LinearPoint(time, *self.maps(time), self)
 
     def _repr_html_(self) -> str:
@@ -295,7 +299,9 @@ class _Clock(GaussianSDE):
     @in_float64
     def _invert(self, log_snr: Tensor) -> Tensor:
         """Find t between knots by the Illinois rule, to rounding: a log-SNR costs an exponential of matrices."""
-        first = torch.linspace(math.log(1e-3 * self.t_min), math.log(self.t_max), KNOTS, dtype=torch.float64).exp()
+        first = torch.linspace(
+            math.log(1e-3 * self.t_min), math.log(self.t_max), KNOTS, dtype=torch.float64, device="cpu"
+        ).exp()
         knots, values = first.to(log_snr), self.log_snr(first).to(log_snr)
         place = torch.searchsorted(-values, -log_snr.contiguous()).clamp(1, KNOTS - 1)
         low, high = knots[place - 1], knots[place]

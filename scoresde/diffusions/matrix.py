@@ -32,13 +32,13 @@ from scoresde.diffusions.blocks import Blocks, invert, turned
 from scoresde.diffusions.linear import LinearPoint, LinearSDE, Maps
 from scoresde.errors import DomainError, ShapeError, check_number, check_numbers, keep_number
 
-__all__ = ["MatrixSDE"]
+__all__ = ["MatrixSDE", "exponentiate"]
 
 LONGEST = 700.0
 PIECES = 192  # of a step's length in log B, in which the flow's linear part is integrated
 
 
-def _exponentiate(drift: Tensor, noise: Tensor, b: Tensor) -> Maps:
+def exponentiate(drift: Tensor, noise: Tensor, b: Tensor) -> Maps:
     """Return e^{b F} and S(b) for b of any shape, each (*b, K, K)."""
     size = float(b.detach().max()) * float(torch.linalg.matrix_norm(drift.detach(), 1)) if b.numel() else 0.0
     doublings = max(0, math.ceil(math.log2(size))) if size > 1 else 0
@@ -147,11 +147,10 @@ class MatrixSDE(LinearSDE):
         mass = check_number(mass, "mass", 0.0, open_low=True)
         velocity = check_number(velocity, "velocity", 0.0, open_low=True)
         friction = 2 * math.sqrt(mass)
-        numbers = {"dtype": torch.float64, "device": torch.device("cpu")}
         return cls(
-            torch.tensor([[0.0, 1 / mass], [-1.0, -friction / mass]], **numbers),  # type: ignore[arg-type]
-            torch.tensor([[0.0, 0.0], [0.0, 2 * friction]], **numbers),  # type: ignore[arg-type]
-            torch.tensor([0.0, velocity * mass], **numbers),  # type: ignore[arg-type]
+            torch.tensor([[0.0, 1 / mass], [-1.0, -friction / mass]], dtype=torch.float64, device="cpu"),
+            torch.tensor([[0.0, 0.0], [0.0, 2 * friction]], dtype=torch.float64, device="cpu"),
+            torch.tensor([0.0, velocity * mass], dtype=torch.float64, device="cpu"),
             beta_min,
             beta_max,
             t_min=t_min,
@@ -193,7 +192,7 @@ class MatrixSDE(LinearSDE):
         """Return M and Sigma where the integral of beta is b."""
         assert self.noise is not None
         assert self.start is not None
-        mean, spread = _exponentiate(self.matrix, self.noise, b)
+        mean, spread = exponentiate(self.matrix, self.noise, b)
         return mean, spread + (mean * self.start) @ turned(mean)
 
     def coefficients(self, t: Tensor) -> Maps:
@@ -207,7 +206,7 @@ class MatrixSDE(LinearSDE):
         assert self.noise is not None
         # Without the difference of two integrals.
         b = (t - s) * (self.beta_min + 0.5 * (s + t) * (self.beta_max - self.beta_min))
-        onward, covariance = _exponentiate(self.matrix, self.noise, b)
+        onward, covariance = exponentiate(self.matrix, self.noise, b)
         return onward.unsqueeze(-3), covariance.unsqueeze(-3)
 
     def carry_deviation(self, late: LinearPoint, early: LinearPoint, eta: float) -> Tensor:

@@ -33,7 +33,7 @@ from torch import Tensor
 from scoresde.diffusions.blocks import Block, Blocks, root
 from scoresde.diffusions.grouped import GroupedSDE
 from scoresde.diffusions.linear import LinearSDE
-from scoresde.diffusions.matrix import MatrixSDE, _exponentiate
+from scoresde.diffusions.matrix import MatrixSDE, exponentiate
 from scoresde.diffusions.sde import GaussianSDE
 from scoresde.errors import ConfigError, DomainError, DTypeError, check_choice, show
 from scoresde.solvers.ancestral import DDIM, Ancestral
@@ -41,7 +41,7 @@ from scoresde.solvers.block_table import BlockTableau, as_weights, knots_of
 from scoresde.solvers.grids import Grid, check_one_way, check_times, choose_grid, even
 from scoresde.solvers.named import by_name
 from scoresde.solvers.rows import Order, Row
-from scoresde.solvers.runge_kutta import EULER, _RungeKutta
+from scoresde.solvers.runge_kutta import EULER, RungeKutta
 from scoresde.solvers.solver import Method, Solver
 from scoresde.solvers.tableau import Tableau
 
@@ -191,7 +191,7 @@ def _build_matrix(sde: MatrixSDE, solver: Solver, ends: Tensor) -> BlockTableau:
         return _write_frozen(sde, ends, method.eta, solver.name, solver.order)
     if isinstance(method, DDIM) and method.eta in (0.0, 1.0):
         return _write_frozen(sde, ends, method.eta, solver.name, solver.order)
-    if isinstance(method, _RungeKutta) and method.variable == "t" and method.method is EULER:
+    if isinstance(method, RungeKutta) and method.variable == "t" and method.method is EULER:
         return _write_euler(sde, ends, method.eta, solver.name, solver.order)
     if isinstance(method, Splitting):
         return _write_splitting(sde, ends, solver.name, solver.order)
@@ -269,7 +269,7 @@ def _write_splitting(sde: MatrixSDE, ends: Tensor, name: str, order: Order) -> B
     integral = sde.integral(ends)
     halves = 0.5 * (integral[:-1] - integral[1:])
     middles = knots_of(sde, sde.inverse_integral(0.5 * (integral[:-1] + integral[1:])))
-    half = functools.partial(_exponentiate, back, sde.noise.detach())
+    half = functools.partial(exponentiate, back, sde.noise.detach())
     # From the middle of a step to the middle of the next one, and to the end from the last.
     spans = torch.cat([halves[:1], halves[:-1] + halves[1:], halves[-1:]])
     moves, covariances = half(spans)
