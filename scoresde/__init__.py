@@ -15,7 +15,10 @@ from scoresde.chains.smld import SMLD
 from scoresde.diffusions.cosine import CosineVPSDE
 from scoresde.diffusions.doob import ConditionedSDE
 from scoresde.diffusions.gaussian import Gaussian, Moments
+from scoresde.diffusions.grouped import GroupedSDE
 from scoresde.diffusions.levels import EDMSDE, VESDE, RectifiedFlow
+from scoresde.diffusions.linear import LinearSDE
+from scoresde.diffusions.matrix import MatrixSDE
 from scoresde.diffusions.sde import SDE, GaussianSDE, ReverseSDE
 from scoresde.diffusions.tabulated import TabulatedSDE
 from scoresde.diffusions.vp import VPSDE, SubVPSDE
@@ -42,6 +45,7 @@ from scoresde.likelihood.flow import LogLikelihood, bits_per_dim, log_likelihood
 from scoresde.likelihood.fokker_planck.densities import Densities
 from scoresde.likelihood.fokker_planck.evolve import evolve_density
 from scoresde.likelihood.latent import LatentBound, latent_elbo
+from scoresde.likelihood.linear import linear_elbo
 from scoresde.likelihood.paths import forward_path, path_log_weight
 from scoresde.likelihood.ratios import Classification, classify, log_likelihood_ratio
 from scoresde.likelihood.starts import Dequantisation
@@ -54,6 +58,8 @@ from scoresde.models.guidance.combine import CombinedModel, guided, product
 from scoresde.models.guidance.posteriors import posterior
 from scoresde.models.guidance.tilt import tilted
 from scoresde.models.latent import EncoderDecoder, Latent
+from scoresde.models.linear_exact import LinearMixtureModel
+from scoresde.models.linear_model import LinearModel
 from scoresde.models.mapped import MappedModel, map_prediction
 from scoresde.models.prediction import Prediction
 from scoresde.models.score_model import ScoreModel
@@ -81,6 +87,7 @@ from scoresde.sampling.tuning.tune import tune
 from scoresde.sampling.twisted import TwistedSMC
 from scoresde.solvers import grids
 from scoresde.solvers.adaptive import ProbabilityFlow
+from scoresde.solvers.block_build import build_blocks
 from scoresde.solvers.build import build_table
 from scoresde.solvers.solver import Solver
 from scoresde.solvers.tableau import Tableau
@@ -90,9 +97,11 @@ from scoresde.training.fit import fit
 from scoresde.training.losses.denoising import denoising_score_matching
 from scoresde.training.losses.held_out import held_out_loss
 from scoresde.training.losses.implicit import implicit_score_matching, sliced_score_matching
+from scoresde.training.losses.linear import linear_score_matching
 from scoresde.training.result import TrainResult
 from scoresde.transforms.affine import Affine
 from scoresde.transforms.compose import Compose
+from scoresde.transforms.orthogonal import Cosine, Haar, ZeroVelocity
 from scoresde.transforms.pixels import Dequantise, Logit
 
 if TYPE_CHECKING:
@@ -119,6 +128,7 @@ __all__ = [
     "Compose",
     "ConditionedSDE",
     "ConfigError",
+    "Cosine",
     "CosineVPSDE",
     "DTypeError",
     "DataError",
@@ -134,13 +144,19 @@ __all__ = [
     "GaussianMixtureModel",
     "GaussianModel",
     "GaussianSDE",
+    "GroupedSDE",
+    "Haar",
     "Langevin",
     "Latent",
     "LatentBound",
     "LevelsDecoder",
+    "LinearMixtureModel",
+    "LinearModel",
+    "LinearSDE",
     "LogLikelihood",
     "Logit",
     "MappedModel",
+    "MatrixSDE",
     "Moments",
     "Particles",
     "PosteriorSamples",
@@ -170,9 +186,11 @@ __all__ = [
     "TrainingWarning",
     "TwistedSMC",
     "UnstableSamplerWarning",
+    "ZeroVelocity",
     "adapt",
     "bits_per_dim",
     "bridge",
+    "build_blocks",
     "build_table",
     "calibrate",
     "classify",
@@ -200,6 +218,8 @@ __all__ = [
     "langevin",
     "latent_elbo",
     "likelihood",
+    "linear_elbo",
+    "linear_score_matching",
     "log_likelihood",
     "log_likelihood_ratio",
     "losses",

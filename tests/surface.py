@@ -16,6 +16,7 @@ from scoresde.noise import normal, stream
 X = normal((6, 2), stream(0))
 GAUSSIAN = GaussianModel(sde=VPSDE(), mean=torch.zeros(2), covariance=torch.eye(2))
 MODEL = ScoreModel(nn.MLP(2, width=4, depth=1, classes=3), VPSDE(), moments=Moments.of(X))
+LINEAR = scoresde.LinearModel(nn.MLP(2, width=4, depth=1), scoresde.GroupedSDE.with_rates((1.0, 2.0)))
 CHAIN = scoresde.DDPM.linear(30)
 TIMES = torch.tensor([0.9, 0.5, 0.1], dtype=torch.float64)
 BETAS = torch.linspace(1e-4, 0.02, 50)
@@ -91,6 +92,24 @@ def core() -> dict[str, Entry]:
         "GaussianMixtureModel": {"sde": VPSDE(), "weights": torch.ones(6), "means": X, "std": 0.1},
         "EmpiricalModel": {"sde": VPSDE(), "data": X},
         "ScoreModel": {"net": nn.MLP(2, width=4, depth=1), "sde": VPSDE()},
+        "Cosine": {},
+        "Haar": {},
+        "ZeroVelocity": {},
+        "GroupedSDE": {"sdes": (VPSDE(),), "index": torch.zeros(2, dtype=torch.long)},
+        "GroupedSDE.with_rates": {"rates": (1.0, 2.0)},
+        "GroupedSDE.blurring": {"size": (1, 4)},
+        "GroupedSDE.levels": {"size": (1, 4), "ends": (0.5,)},
+        "MatrixSDE": {"matrix": -torch.eye(2)},
+        "MatrixSDE.langevin": {},
+        "LinearModel": {"net": nn.MLP(2, width=4, depth=1), "sde": LINEAR.sde},
+        "LinearMixtureModel": {
+            "sde": LINEAR.sde,
+            "weights": torch.ones(1),
+            "means": torch.zeros(1, 2),
+            "covariances": torch.eye(2),
+        },
+        "build_blocks": {"sde": LINEAR.sde, "solver": "ddim", "steps": 2},
+        "linear_elbo": {"model": LINEAR, "x0": X, "samples": 2},
         "ScoreModel.from_callable": {"function": down, "sde": VPSDE()},
         "EnergyModel": {"net": energy, "sde": VPSDE()},
         "SDEModel": {"net": nn.MLP(2, width=4, depth=1), "sde": Plain()},

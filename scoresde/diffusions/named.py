@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from scoresde.diffusions.cosine import CosineVPSDE
+from scoresde.diffusions.grouped import BlurredVPSDE, GroupedSDE
 from scoresde.diffusions.levels import EDMSDE, VESDE, RectifiedFlow
+from scoresde.diffusions.linear import LinearSDE
+from scoresde.diffusions.matrix import MatrixSDE
 from scoresde.diffusions.sde import SDE, GaussianSDE
 from scoresde.diffusions.tabulated import TabulatedSDE
 from scoresde.diffusions.vp import VPSDE, SubVPSDE
 from scoresde.errors import ConfigError, DTypeError, check_number, show, unknown
 
-__all__ = ["DIFFUSIONS", "check_sde", "sde_from_dict", "sde_to_dict"]
+__all__ = ["DIFFUSIONS", "LINEAR", "check_sde", "linear_from_dict", "sde_from_dict", "sde_to_dict"]
 
 
 DIFFUSIONS: dict[str, type[GaussianSDE]] = {
@@ -28,10 +32,15 @@ DIFFUSIONS: dict[str, type[GaussianSDE]] = {
 }
 
 
+LINEAR: dict[str, type[LinearSDE]] = {"GroupedSDE": GroupedSDE, "MatrixSDE": MatrixSDE}
+
+
 def check_sde(sde: object) -> GaussianSDE:
     """Return ``sde`` if it is a Gaussian diffusion; DTypeError, with what was probably meant, where it is none."""
     if isinstance(sde, GaussianSDE):
         return sde
+    if isinstance(sde, LinearSDE):
+        raise DTypeError(f"sde must be a GaussianSDE, got {sde!r}, which has maps for alpha and sigma; see LinearModel")
     if isinstance(sde, SDE):
         raise DTypeError(
             f"sde must be a GaussianSDE, and {type(sde).__name__} has no alpha and sigma; the model of a score under "
@@ -43,8 +52,10 @@ def check_sde(sde: object) -> GaussianSDE:
     raise DTypeError(f"sde must be a GaussianSDE, e.g. {meant}(), got {show(sde)}")
 
 
-def sde_to_dict(sde: GaussianSDE) -> dict[str, object]:
+def sde_to_dict(sde: GaussianSDE | LinearSDE) -> dict[str, object]:
     """Return a JSON-able description of a built-in SDE; ConfigError for a class that JSON cannot rebuild."""
+    if isinstance(sde, GroupedSDE | MatrixSDE):
+        return sde.to_dict()
     if isinstance(sde, TabulatedSDE):
         curves = {"t": sde.knots, "log_snr": sde.knot_log_snr, "log_alpha": sde.knot_log_alpha}
         return {"kind": "TabulatedSDE", **{name: _write(values) for name, values in curves.items()}}
@@ -52,6 +63,26 @@ def sde_to_dict(sde: GaussianSDE) -> dict[str, object]:
     if DIFFUSIONS.get(kind) is not type(sde):
         raise ConfigError(f"{kind} is your own SDE: JSON cannot rebuild it; pass sde= when the model is loaded")
     return {"kind": kind, **{f.name: getattr(sde, f.name) for f in dataclasses.fields(sde) if f.init}}
+
+
+def linear_from_dict(config: dict[str, object]) -> LinearSDE:
+    """Rebuild a linear SDE from ``sde_to_dict``'s description; ConfigError for an unknown kind or key."""
+    options: dict[str, Any] = dict(config)
+    kind = options.pop("kind", None)
+    if kind not in LINEAR:
+        raise unknown("linear SDE", kind, LINEAR)
+    _check_keys(kind, options, {f.name for f in dataclasses.fields(LINEAR[kind]) if f.init})
+    if kind == "MatrixSDE":
+        return MatrixSDE(**options)
+    parts = tuple(_read_group(part) for part in options["sdes"])
+    return GroupedSDE(parts, torch.tensor(options["index"], device="cpu"))
+
+
+def _read_group(config: dict[str, Any]) -> GaussianSDE:
+    """Rebuild the diffusion of one group."""
+    if config.get("kind") != "BlurredVPSDE":
+        return sde_from_dict(config)
+    return BlurredVPSDE(**{key: check_number(value, key) for key, value in config.items() if key != "kind"})
 
 
 def sde_from_dict(config: dict[str, object]) -> GaussianSDE:

@@ -8,6 +8,7 @@ from scoresde.likelihood.continuous import continuous_elbo
 from scoresde.likelihood.decoders import Decoder, GaussianDecoder, LevelsDecoder
 from scoresde.likelihood.flow import LogLikelihood, bits_per_dim, log_likelihood
 from scoresde.likelihood.latent import LatentBound, latent_elbo
+from scoresde.likelihood.linear import linear_elbo
 from scoresde.likelihood.paths import forward_path, path_log_weight
 from scoresde.likelihood.ratios import Classification, classify, log_likelihood_ratio
 from scoresde.likelihood.starts import Dequantisation
@@ -28,6 +29,7 @@ __all__ = [
     "continuous_elbo",
     "forward_path",
     "latent_elbo",
+    "linear_elbo",
     "log_likelihood",
     "log_likelihood_ratio",
     "path_log_weight",

@@ -15,7 +15,8 @@ from typing import Any, Final
 
 import torch
 
-from scoresde.diffusions.named import DIFFUSIONS, sde_from_dict
+from scoresde.diffusions.grouped import BlurredVPSDE
+from scoresde.diffusions.named import DIFFUSIONS, LINEAR, linear_from_dict, sde_from_dict
 from scoresde.diffusions.targets import TARGETS
 from scoresde.errors import ConfigError, check_integer
 from scoresde.models.parameterization import PARAMETERIZATIONS
@@ -71,6 +72,9 @@ def _sde(value: object, path: str) -> None:
     if kind is None:
         record({"kind": anything, "class": text})(held, path)
         return
+    if isinstance(kind, str) and kind in LINEAR:
+        _linear(held, path)
+        return
     knots = listing(number(-FAR, FAR), 2)
     ending = listing(optional(number(-FAR, FAR)), 2)
     known = {one: {f.name: number(-HUGE, HUGE) for f in fields(sde) if f.init} for one, sde in DIFFUSIONS.items()}
@@ -86,6 +90,34 @@ def _sde(value: object, path: str) -> None:
             raise ConfigError(f"the curves of {sde} are not finite, or log_snr does not fall")
 
 
+def _linear(held: dict[str, Any], path: str) -> None:
+    """Take a linear SDE, whose maps are finite."""
+    size = number(-HUGE, HUGE)
+    blurred = {f.name: number(-HUGE, HUGE) for f in fields(BlurredVPSDE) if f.init}
+    numbers = dict.fromkeys(("beta_min", "beta_max", "t_min", "t_max"), size)
+    matrix = listing(listing(size, 1), 1)
+
+    def group(value: object, path: str) -> None:
+        one = as_object(value, path)
+        record({"kind": text, **blurred})(one, path) if one.get("kind") == "BlurredVPSDE" else _sde(one, path)
+
+    tables: dict[str, Mapping[str, Check]] = {
+        "GroupedSDE": {"sdes": listing(group, 1), "index": _index},
+        "MatrixSDE": {"matrix": matrix, "noise": matrix, "start": listing(size, 1), **numbers},
+    }
+    record({"kind": text, **tables[held["kind"]]})(held, path)
+    with at(path):
+        sde = linear_from_dict(held)
+        ends = torch.linspace(sde.t_min, sde.t_max, 5, dtype=torch.float64, device="cpu")
+        if not all(bool(torch.isfinite(maps).all()) for maps in sde.maps(ends)):
+            raise ConfigError(f"the maps of {sde} are not finite")
+
+
+def _index(value: object, path: str) -> None:
+    """Take the numbers of groups in lists in lists."""
+    either(list=listing(_index, 1), int=integer(0, 10**6))(value, path)
+
+
 def _transform(value: object, path: str) -> None:
     """Take a transform of the package."""
     any_size = number(largest=sys.float_info.max)
@@ -94,6 +126,9 @@ def _transform(value: object, path: str) -> None:
         "Affine": {"shift": numbers, "scale": numbers},
         "Dequantise": {"levels": integer(2), "low": number(), "high": number()},
         "Logit": {"epsilon": number(), "low": number(), "high": number()},
+        "Cosine": {},
+        "Haar": {"levels": integer(1)},
+        "ZeroVelocity": {},
         "Compose": {"parts": listing(_transform)},
     }
     held = as_object(value, path)
@@ -252,6 +287,7 @@ DOCUMENTS: Final[Mapping[str, Check]] = {
             "variance": choice(("fixed", "learned")),
             "dropout": optional(mapping(number(0.0, 1.0))),
             "class_names": optional(mapping(listing(text))),
+            "linear": record({"drop": boolean, "basis": optional(_transform)}),
         },
     ),
     "sde_model": record(

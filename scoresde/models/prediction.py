@@ -66,6 +66,11 @@ class Readout:
         """Return (a, b) such that the view ``kind`` is a x + b F; DomainError where it has no finite value."""
         return view(self.pair, target(kind, self.point), self.point, f"the {kind} prediction")
 
+    def read(self, kind: str, x: Tensor, output: Tensor) -> Tensor:
+        """Return the view ``kind`` at states x (B, *), of which the network gave F."""
+        a, b = self.weights(kind)
+        return combine((a, x), (b, output))
+
 
 @dataclass(frozen=True, eq=False)
 class Prediction:
@@ -86,8 +91,7 @@ class Prediction:
 
     def view(self, kind: str) -> Tensor:
         """Return the view ``kind`` (a key of ``targets.TARGETS``); DomainError where it is not finite."""
-        a, b = self.readout.weights(kind)
-        return combine((a, self.x), (b, self.output))
+        return self.readout.read(kind, self.x, self.output)
 
     def __repr__(self) -> str:
         t = sorted(set(self.readout.point.t.reshape(-1).tolist()))

@@ -7,19 +7,21 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from scoresde.diffusions.gaussian import Moments
-from scoresde.diffusions.named import sde_from_dict, sde_to_dict
-from scoresde.diffusions.sde import GaussianSDE
+from scoresde.diffusions.linear import LinearSDE
+from scoresde.diffusions.named import LINEAR, linear_from_dict, sde_from_dict, sde_to_dict
+from scoresde.diffusions.sde import SDE, GaussianSDE
 from scoresde.errors import CheckpointError, ConfigError, unknown
 from scoresde.models.checkpoint import Contents, Documents, Tensors, find, read, write
 from scoresde.models.declared import build_network, check_event, check_groups, check_moments, list_misfits
 from scoresde.models.energy import EnergyModel
 from scoresde.models.latent import Coder, Latent
+from scoresde.models.linear_model import LinearModel
 from scoresde.models.lock import locked
 from scoresde.models.networks import Gradient, bare_network, network_state, plain_names
 from scoresde.models.parameterization import PARAMETERIZATIONS
@@ -85,6 +87,8 @@ def take_apart(model: ScoreModel, ema: Mapping[str, Tensor] | None = None) -> tu
         "dropout": None if model.dropout is None else dict(model.dropout),
         "class_names": None if model.class_names is None else {k: [*v] for k, v in model.class_names.items()},
     }
+    if isinstance(model, LinearModel):
+        document["linear"] = {"drop": model.drop, "basis": None if model.basis is None else model.basis.to_dict()}
     net = model.net
     tensors = {"weights": network_state(net) if isinstance(net, nn.Module) else {}}
     if ema is not None:
@@ -169,6 +173,18 @@ def build(
     with blame(document):
         if isinstance(made, Gradient):
             model: ScoreModel = EnergyModel(made.net, trained, moments=moments, transform=transform)
+        elif isinstance(cast(SDE, trained), LinearSDE):
+            model = LinearModel(
+                made,
+                cast(LinearSDE, trained),
+                predicts=config["predicts"],
+                condition_on=config["condition_on"],
+                sigma_data=config["sigma_data"],
+                moments=moments,
+                transform=transform,
+                drop=config["linear"]["drop"],
+                basis=_load_transform(contents, config["linear"]["basis"], None),
+            )
         else:
             model = ScoreModel(
                 made,
@@ -313,6 +329,11 @@ def sde_to_document(sde: GaussianSDE) -> dict[str, object]:
         return {"kind": None, "class": type(sde).__name__}
 
 
+def build_sde(document: dict[str, Any]) -> GaussianSDE:
+    """Rebuild a built-in SDE, scalar or linear."""
+    return cast(GaussianSDE, linear_from_dict(document)) if document["kind"] in LINEAR else sde_from_dict(document)
+
+
 def load_sdes(contents: Contents, given: GaussianSDE | None) -> tuple[GaussianSDE, GaussianSDE | None]:
     """Return the SDE of the training and, where it is another one, the SDE in use; ``given`` stands for your own.
 
@@ -329,12 +350,12 @@ def load_sdes(contents: Contents, given: GaussianSDE | None) -> tuple[GaussianSD
         )
     if not own and given is not None and sde_to_document(given) != trained:
         raise CheckpointError(
-            f"{contents.folder} was made with {sde_from_dict(trained)}, got sde={given}; "
+            f"{contents.folder} was made with {build_sde(trained)}, got sde={given}; "
             "leave sde out, and use the model's with_sde to sample under another"
         )
 
     def build(document: dict[str, Any]) -> GaussianSDE:
-        return given if given is not None and document["kind"] is None else sde_from_dict(document)
+        return given if given is not None and document["kind"] is None else build_sde(document)
 
     return build(trained), None if current is None else build(current)
 

@@ -114,7 +114,9 @@ class ScoreModel(Predictor):
         if not callable(condition_on) or isinstance(condition_on, type):
             check_choice("conditioning", condition_on, get_args(ConditionOn))
         check_choice("variance of a model", variance, get_args(Variance))
-        super().__init__(check_sde(sde), moments=moments, transform=check_transform(transform), variance=variance)
+        super().__init__(
+            self.check_own_sde(sde), moments=moments, transform=check_transform(transform), variance=variance
+        )
         self.net = net
         self.trained_sde = sde
         self.parameterization = find_parameterization(predicts, sigma_data)
@@ -124,6 +126,11 @@ class ScoreModel(Predictor):
         self._check_start()
         if condition_on == "log_snr":
             warn_of_timesteps(net)
+
+    @staticmethod
+    def check_own_sde(sde: object) -> GaussianSDE:
+        """Return an SDE that a model of this class lives on; DTypeError for any other."""
+        return check_sde(sde)
 
     def _check_start(self) -> None:
         """Raise DomainError where alpha is 0 at t_max and the prediction says nothing of the data there."""

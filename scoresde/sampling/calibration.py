@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, replace
 import torch
 from torch import Tensor
 
+from scoresde.diffusions.matrix import MatrixSDE
 from scoresde.diffusions.sde import SDE, GaussianSDE
 from scoresde.errors import ConfigError, check_integer, is_name
 from scoresde.sampling.part import Watch
@@ -110,7 +111,8 @@ class Calibration(Planner):
         """Return the plan of that table."""
         if times is None and is_name(final, ("denoise",)) and isinstance(sde, GaussianSDE):
             return plan(self.table(sde, steps), sde, None, None, final, watch)
-        return plan(by_name(DEFAULT), sde, steps, times, final, watch)
+        usual = "ancestral" if isinstance(sde, MatrixSDE) else DEFAULT
+        return plan(by_name(usual), sde, steps, times, final, watch)
 
     def to_json(self) -> str:
         """Write it down."""

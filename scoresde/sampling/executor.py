@@ -9,6 +9,9 @@ A learned variance is the one coefficient that the network chooses: the draw z o
 small^(1 - v) large^v, is split into z (large/small)^v where v < 1/2 and z (small/large)^(1 - v) elsewhere, each 0 where
 the other is not. The row adds the first with the weight small and the second with the weight large, so that v = 0 and
 v = 1 are these variances to the last bit.
+
+Under a linear SDE some weights are maps (``diffusions.blocks.Block``); they are multiplied, added and compiled like
+numbers, and only the sums know them (``_mix_up``).
 """
 
 from __future__ import annotations
@@ -16,16 +19,18 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
 
+from scoresde.diffusions.blocks import Block
 from scoresde.errors import ConfigError
 from scoresde.models.prediction import Prediction, Prepared
 from scoresde.noise import NoiseSource
 from scoresde.sampling.kernels import Kernel
 from scoresde.sampling.part import Observer, Step
+from scoresde.solvers.block_table import BlockTableau
 from scoresde.solvers.rows import Row
 from scoresde.solvers.tableau import Tableau
 
@@ -244,7 +249,10 @@ class Run:
         *,
         differentiable: bool = False,
     ) -> None:
-        program = _compiled(table, *weights)
+        # Maps are of a table of their own, and no keys.
+        mixed = isinstance(table, BlockTableau)
+        program = _Program(table, *weights) if mixed else _compiled(table, *weights)
+        self._add_up = _mix_up if mixed else _add_up
         self.stages, self.result, self.noise, self.fresh = program.stages, program.result, noise, differentiable
         # ``held`` is where a sum is written: the buffers themselves, or None for a new tensor.
         self.buffers = [x, x, *(torch.empty_like(x) for _ in range(program.size - 2))]
@@ -253,7 +261,7 @@ class Run:
         for stage in program.lift:
             if stage.draw:
                 noise.fill(self.buffers[stage.draw])
-            _add_up(self.buffers, self.held, stage.sums)
+            self._add_up(self.buffers, self.held, stage.sums)
 
     def advance(self, stage: Stage, output: Tensor, fraction: Tensor | None = None) -> None:
         """Do what follows a call of the network: its output F, and v where it learns a variance."""
@@ -266,7 +274,7 @@ class Run:
         if stage.spread is not None:
             assert fraction is not None
             _split(buffers, self.held, stage.draw, stage.spread, fraction)
-        _add_up(buffers, self.held, stage.sums)
+        self._add_up(buffers, self.held, stage.sums)
 
 
 def _add_up(buffers: list[Tensor], held: Sequence[Tensor | None], sums: Sequence[_Sum]) -> None:
@@ -274,6 +282,19 @@ def _add_up(buffers: list[Tensor], held: Sequence[Tensor | None], sums: Sequence
         total = torch.mul(buffers[first], weight, out=held[out])
         for w, k in rest:
             total.add_(buffers[k], alpha=w)
+        buffers[out] = total
+
+
+def _mix_up(buffers: list[Tensor], held: Sequence[Tensor | None], sums: Sequence[_Sum]) -> None:
+    """Do the same where weights are numbers or maps."""
+    for out, weight, first, rest in sums:
+        x, scale = buffers[first], cast(float | Block, weight)
+        total = scale.times(x, held[out]) if isinstance(scale, Block) else torch.mul(x, scale, out=held[out])
+        for w, k in cast(tuple[tuple[float | Block, int], ...], rest):
+            if isinstance(w, Block):
+                w.add_to(total, buffers[k])
+            else:
+                total.add_(buffers[k], alpha=w)
         buffers[out] = total
 
 

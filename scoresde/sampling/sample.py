@@ -246,7 +246,7 @@ def sample(
         progress=progress,
     )
     run = plan(method, model.sde, steps, times, final, watch)
-    if run.table is not None and not kernels:
+    if run.table is not None and run.start is not None and not kernels:
         warn_unstable(run.table, method, model.sde, model.moments, final)
     first_draw = int(x_init is not None)
     if noise is not None:
@@ -256,6 +256,8 @@ def sample(
         check_event(model.moments if prior is None else None, shape, "shape")
         if prior is None and isinstance(model, ScoredSDE):
             prior = model.prior(run.times[0])
+        elif prior is None and run.start is None:
+            prior = model.sde.prior(run.times[0], model.moments)
     begin = _Begin(x_init, prior, run.start, model.moments)
     parts = [Part.empty(shape, dtype, device)]
     bar = tqdm(total=shape[0], desc="sampling", unit="sample", disable=not progress or run.has_bar, leave=False)

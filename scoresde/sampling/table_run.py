@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from scoresde.diffusions.linear import LinearSDE
 from scoresde.diffusions.sde import SDE
 from scoresde.errors import ConfigError, SolverError, printable
 from scoresde.models.prediction import Condition, Predictor
@@ -18,6 +19,8 @@ from scoresde.ops import expand
 from scoresde.sampling.executor import execute
 from scoresde.sampling.part import Observer, Part, Start, Watch
 from scoresde.sampling.plan import plan
+from scoresde.solvers.block_build import build_blocks
+from scoresde.solvers.block_table import BlockTableau
 from scoresde.solvers.build import build_table
 from scoresde.solvers.grids import Grid
 from scoresde.solvers.solver import Solver
@@ -45,8 +48,10 @@ class TablePlan:
             )
 
     @property
-    def start(self) -> Start:
-        """Where the run starts."""
+    def start(self) -> Start | None:
+        """Where the run starts; under a linear SDE that has maps, and its own prior."""
+        if isinstance(self.table, BlockTableau):
+            return None
         return Start(self.table.start, self.table.prior_std)
 
     @property
@@ -144,5 +149,9 @@ def _tick(bar: tqdm[Never]) -> None:
 def _plan_table(
     solver: Solver | Tableau, sde: SDE, steps: int | None, times: Tensor | Grid | None, final: str, watch: Watch
 ) -> TablePlan:
-    """Plan the table that ``build_table`` makes."""
+    """Plan the table that ``build_table`` makes, or under a linear SDE ``build_blocks``."""
+    if isinstance(sde, LinearSDE):
+        if watch.kernels:
+            raise ConfigError("kernels step in one score, and a linear SDE has one in maps; leave out kernels=")
+        return TablePlan(build_blocks(sde, solver, steps=steps, times=times, final=final), watch)
     return TablePlan(build_table(sde, solver, steps=steps, times=times, final=final), watch)

@@ -2,6 +2,7 @@
 
 from scoresde.solvers.adaptive import ProbabilityFlow
 from scoresde.solvers.ancestral import ancestral, ddim, euler_ancestral, reverse_diffusion
+from scoresde.solvers.block_build import splitting
 from scoresde.solvers.catalogue import Entry, markdown
 from scoresde.solvers.catalogue import catalogue as list
 from scoresde.solvers.exponential import (
@@ -62,6 +63,6 @@ __all__ = [
     "euler", "euler_ancestral", "euler_heun", "euler_maruyama", "exponential", "exponential_ab",
     "exponential_euler", "exponential_rk2", "exponential_rk3", "flow_ab", "flow_abm", "heun", "ipndm", "list",
     "lms", "markdown", "midpoint", "milstein", "multistep", "ralston", "res", "restart", "reverse_diffusion", "rk3",
-    "rk4", "runge_kutta", "sa_solver", "seeds_1", "seeds_2", "seeds_3", "sra1", "unipc",
+    "rk4", "runge_kutta", "sa_solver", "seeds_1", "seeds_2", "seeds_3", "splitting", "sra1", "unipc",
 ]
 # fmt: on

@@ -126,7 +126,7 @@ def runge_kutta(
     if not (given is None or isinstance(given, str)):
         raise DTypeError(f"name must be a text, got {show(given)}", parameter="name")
     called = method.name if name is None else name
-    build = _RungeKutta(f"{called} ({_name_options(variable, eta)})", "flow", eta, order, method, variable)
+    build = RungeKutta(f"{called} ({_name_options(variable, eta)})", "flow", eta, order, method, variable)
     # Heun's method in nu goes to the smallest level first, as its authors have it.
     leap = 2 if 1.0 in method.nodes and variable != "nu" else 0
     closes = variable == "rectified" and not leap
@@ -134,7 +134,7 @@ def runge_kutta(
 
 
 @dataclass(frozen=True)
-class _RungeKutta(OneStep):
+class RungeKutta(OneStep):
     """An explicit Runge-Kutta method in a variable; ``runge_kutta`` checks its options."""
 
     method: Butcher

@@ -13,6 +13,7 @@ from typing import Literal
 import torch
 
 from scoresde.diffusions.gaussian import Moments
+from scoresde.diffusions.sde import GaussianSDE
 from scoresde.errors import (
     ConfigError,
     DTypeError,
@@ -332,7 +333,8 @@ def fit(
         averaged.net = trainer.ema.copy(start.best.weights)
         averaged.eval()
         seen = 3 * steps * (batch_size or USUAL_BATCH)
-        if (seen * SHARE >= COST and not simulated) if calibrate is None else calibrate:
+        scalar = not simulated and isinstance(model.sde, GaussianSDE)
+        if (scalar and seen * SHARE >= COST) if calibrate is None else calibrate:
             _calibrate(averaged, batches, progress=shown)
             if where is not None and averaged.calibration is not None and world.is_main:
                 saving.keep_tables(where / CHECKPOINT, averaged)

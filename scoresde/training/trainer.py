@@ -43,6 +43,7 @@ from scoresde.sampling.processes import World
 from scoresde.training.losses.bins import LossBins
 from scoresde.training.losses.defaults import choose_loss, describe_loss
 from scoresde.training.losses.denoising import Multipliers, check_scalars, measure_losses, read_scalars
+from scoresde.training.losses.linear import choose_linear
 from scoresde.training.losses.simulated import ObjectiveName
 from scoresde.training.losses.times import TIMES, TimeSampler, TimesName, correct_weight
 from scoresde.training.losses.weights import WEIGHTS, Weight, WeightName
@@ -123,6 +124,7 @@ class Trainer:
         self.model, self.net = check_trainable(model)
         self.model.tables.clear()  # tuned for the weights that now change
         self.model.calibration = None
+        objective, weight, times = choose_linear(self.model, objective, weight, times)
         self.objective = objective = check_objective(objective, weight, times, self.model)
         self.loss_names = {} if objective is not None else describe_loss(self.model, weight, times)
         sde = self.model.sde

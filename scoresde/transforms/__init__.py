@@ -10,6 +10,8 @@ and the checkpoint stores it. With y = forward(x), the density of the data follo
 | ``Affine`` | (x - shift)/scale | -sum_i log scale_i |
 | ``Logit`` | log u - log(1 - u), u = epsilon + (1 - 2 epsilon) (x - low)/(high - low) | sum_i log u'/(u_i (1 - u_i)) |
 | ``Dequantise`` | x + width (U - 1/2), U uniform on [0, 1) | 0 |
+| ``Cosine``, ``Haar`` | frequencies, and scales: an orthogonal basis | 0 |
+| ``ZeroVelocity`` | (x, 0), for ``MatrixSDE.langevin()`` | none |
 | ``Compose`` | one after the other | the sum of its parts' |
 
 ``RandomFlip`` and ``RandomCrop`` are augmentations: only training sees them (``fit(augment=...)``).
@@ -26,16 +28,20 @@ from scoresde.transforms.affine import Affine
 from scoresde.transforms.augment import RandomCrop, RandomFlip
 from scoresde.transforms.base import Transform
 from scoresde.transforms.compose import TRANSFORMS, Compose, transform_from_dict
+from scoresde.transforms.orthogonal import Cosine, Haar, ZeroVelocity
 from scoresde.transforms.pixels import Dequantise, Logit
 
 __all__ = [
     "TRANSFORMS",
     "Affine",
     "Compose",
+    "Cosine",
     "Dequantise",
+    "Haar",
     "Logit",
     "RandomCrop",
     "RandomFlip",
     "Transform",
+    "ZeroVelocity",
     "transform_from_dict",
 ]

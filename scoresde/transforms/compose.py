@@ -12,6 +12,7 @@ from scoresde.errors import DTypeError, check_floating, show, unknown
 from scoresde.ops import working_dtype
 from scoresde.transforms.affine import Affine
 from scoresde.transforms.base import Transform, read_options
+from scoresde.transforms.orthogonal import Cosine, Haar, ZeroVelocity
 from scoresde.transforms.pixels import Dequantise, Logit
 
 __all__ = ["TRANSFORMS", "Compose", "transform_from_dict"]
@@ -74,10 +75,15 @@ class Compose:
         return cls(tuple(transform_from_dict(part) for part in parts))
 
 
-TRANSFORMS: Final[Mapping[str, type[Affine] | type[Dequantise] | type[Logit] | type[Compose]]] = {
+Kind = type[Affine] | type[Cosine] | type[Dequantise] | type[Haar] | type[Logit] | type[ZeroVelocity]
+
+TRANSFORMS: Final[Mapping[str, Kind | type[Compose]]] = {
     "Affine": Affine,
     "Dequantise": Dequantise,
     "Logit": Logit,
+    "Cosine": Cosine,
+    "Haar": Haar,
+    "ZeroVelocity": ZeroVelocity,
     "Compose": Compose,
 }
 

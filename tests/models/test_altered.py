@@ -19,7 +19,19 @@ from altered import full, image, read_parts, signed
 from checkpoints import filled, small
 from torch import Tensor
 
-from scoresde import VESDE, VPSDE, CheckpointError, CosineVPSDE, ScoreModel, ScoreSDEError, TabulatedSDE
+from scoresde import (
+    VESDE,
+    VPSDE,
+    CheckpointError,
+    CosineVPSDE,
+    GroupedSDE,
+    Haar,
+    LinearModel,
+    MatrixSDE,
+    ScoreModel,
+    ScoreSDEError,
+    TabulatedSDE,
+)
 from scoresde.models import checkpoint
 from scoresde.models.guidance.clamp import Clamp, DynamicThreshold
 from scoresde.models.guidance.combine import CombinedModel, guided, product
@@ -85,6 +97,16 @@ def tabulated(folder: Path) -> None:
     model.with_sde(CosineVPSDE()).save(folder)
 
 
+def linear(folder: Path) -> None:
+    sde = GroupedSDE.levels((1, 4), (1.0,))  # nothing rests: the network has one size
+    LinearModel(filled(MLP((1, 4), width=4, depth=0)), sde, drop=False, basis=Haar(1), transform=Haar(1)).save(folder)
+
+
+def turned(folder: Path) -> None:
+    sde = MatrixSDE(torch.tensor([[-0.5, 0.2], [-0.2, -0.5]]))
+    LinearModel(filled(MLP(2, width=4, depth=0)), sde).save(folder)
+
+
 def combined(folder: Path) -> None:
     one = ScoreModel(filled(MLP(3, width=4, depth=0, classes=2)), VPSDE(), predicts="v")
     guided(one, 2.0, interval=(0.1, 5.0), rescale=0.5, negative={"label": 1}).save(folder)
@@ -110,6 +132,8 @@ KINDS: dict[str, tuple[Callable[[Path], None], Loader, tuple[int, ...], dict[str
     "full": (full, ScoreModel.load, (3,), LABEL),
     "image": (image, ScoreModel.load, (1, 4, 4), None),
     "tabulated": (tabulated, ScoreModel.load, (2, 2), None),
+    "linear": (linear, ScoreModel.load, (1, 4), None),
+    "turned": (turned, ScoreModel.load, (2,), None),
     "combined": (combined, CombinedModel.load, (3,), LABEL),
     "multiplied": (multiplied, CombinedModel.load, (3,), None),
     "clamped": (clamped, MappedModel.load, (3,), None),
@@ -117,7 +141,12 @@ KINDS: dict[str, tuple[Callable[[Path], None], Loader, tuple[int, ...], dict[str
 }
 
 
-FIELDS = {"image": ("network", "transform", "variance"), "tabulated": ("trained_sde", "sde", "sigma_data")}
+FIELDS = {
+    "image": ("network", "transform", "variance"),
+    "tabulated": ("trained_sde", "sde", "sigma_data"),
+    "linear": ("trained_sde", "linear"),
+    "turned": ("trained_sde",),
+}
 
 
 def judge(

@@ -74,13 +74,25 @@ def rests(name: str) -> bool:
 
 
 NO_ARGUMENTS = {
-    *("SDE", "GaussianSDE", "ReverseSDE", "DDPM", "SMLD", "Moments", "Gaussian", "Prediction", "Step", "Bound"),
+    *(
+        "SDE",
+        "GaussianSDE",
+        "LinearSDE",
+        "ReverseSDE",
+        "DDPM",
+        "SMLD",
+        "Moments",
+        "Gaussian",
+        "Prediction",
+        "Step",
+        "Bound",
+    ),
     *("LogLikelihood", "Classification", "Densities", "Particles", "PosteriorSamples", "SampleResult", "Solver"),
     *("Tableau", "CombinedModel", "MappedModel", "SBIPosterior", "EMA", "TrainResult"),
 }
 # Training has tests of its own; tuning runs for long with what is right; two need an optional package or a file.
 NOT_HERE = {"fit", "select", "tune", "calibrate", "held_out_loss", "from_diffusers", "to_diffusers"}
-NOT_HERE |= {"denoising_score_matching", "implicit_score_matching", "sliced_score_matching"}
+NOT_HERE |= {"denoising_score_matching", "linear_score_matching", "implicit_score_matching", "sliced_score_matching"}
 # Of processes and files; a record that ``latent_elbo`` returns.
 NOT_HERE |= {"processes", "read_shards", "write_shards", "LatentBound"}
 

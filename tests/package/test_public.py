@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers import ROOT
+from linear_cases import SDES, exact
 from torch import Tensor
 
 import scoresde
@@ -28,6 +29,7 @@ from scoresde import (
     VPSDE,
     Affine,
     Compose,
+    Cosine,
     CosineVPSDE,
     Dequantise,
     EmpiricalModel,
@@ -36,10 +38,13 @@ from scoresde import (
     GaussianDecoder,
     GaussianMixtureModel,
     GaussianModel,
+    Haar,
     Langevin,
     Latent,
     LevelsDecoder,
+    LinearModel,
     Logit,
+    MatrixSDE,
     Moments,
     ProbabilityFlow,
     RectifiedFlow,
@@ -48,6 +53,7 @@ from scoresde import (
     ScoreModel,
     Step,
     SubVPSDE,
+    ZeroVelocity,
     bridge,
     build_table,
     fit,
@@ -127,6 +133,15 @@ OBJECTS: dict[str, Callable[[], object]] = {
     "CosineVPSDE": CosineVPSDE,
     "RectifiedFlow": RectifiedFlow,
     "TabulatedSDE": CHAIN.sde,
+    "LinearSDE": lambda: SDES["rates"],
+    "GroupedSDE": lambda: SDES["levels"],
+    "MatrixSDE": MatrixSDE.langevin,
+    "LinearModel": lambda: LinearModel(MLP(3, width=4, depth=1), SDES["rates"]),
+    "LinearMixtureModel": lambda: exact("matrix"),
+    "Cosine": Cosine,
+    "Haar": Haar,
+    "ZeroVelocity": ZeroVelocity,
+    "losses.LinearLoss": losses.LinearLoss,
     "ReverseSDE": lambda: VPSDE().reverse(score),
     "SDE": Relaxation,
     "GaussianSDE": VPSDE,

@@ -4,6 +4,7 @@ from scoresde.training.losses.chain import ChainLoss, ImportanceIndices
 from scoresde.training.losses.denoising import denoising_score_matching
 from scoresde.training.losses.held_out import HeldOutLoss, held_out_loss
 from scoresde.training.losses.implicit import implicit_score_matching, sliced_score_matching
+from scoresde.training.losses.linear import LinearLoss, linear_score_matching
 from scoresde.training.losses.simulated import SimulatedLoss
 from scoresde.training.losses.times import TIMES, TimeLaw, TimeSampler, TimesName, log_normal
 from scoresde.training.losses.weights import WEIGHTS, Weight, WeightName, edm, min_snr, p2, sigmoid
@@ -14,6 +15,7 @@ __all__ = [
     "ChainLoss",
     "HeldOutLoss",
     "ImportanceIndices",
+    "LinearLoss",
     "SimulatedLoss",
     "TimeLaw",
     "TimeSampler",
@@ -24,6 +26,7 @@ __all__ = [
     "edm",
     "held_out_loss",
     "implicit_score_matching",
+    "linear_score_matching",
     "log_normal",
     "min_snr",
     "p2",
