@@ -66,6 +66,7 @@ from scoresde.sampling.kernels import MALA, Langevin
 from scoresde.sampling.langevin import langevin
 from scoresde.sampling.part import Step
 from scoresde.sampling.particles import Particles, correct
+from scoresde.sampling.picard import Picard
 from scoresde.sampling.problem import PosteriorSamples
 from scoresde.sampling.processes import processes
 from scoresde.sampling.sample import SampleResult, sample
@@ -140,6 +141,7 @@ __all__ = [
     "MappedModel",
     "Moments",
     "Particles",
+    "Picard",
     "PosteriorSamples",
     "Prediction",
     "ProbabilityFlow",
