@@ -212,8 +212,8 @@ class _Window:
         prepared = self.model.prepare(self.table.points[rows][None], x, cond)
         output, fraction = prepared.outputs(0, x)
         a, b = (weight.expand(1, len(x))[0] for weight in prepared.readout.weights(self.table.prediction))
-        residuals = combine((a - self.slopes[rows], x), (b, output)).split(batch)
-        fractions = [None] * width if fraction is None else fraction.split(batch)
+        residuals = torch.split(combine((a - self.slopes[rows], x), (b, output)), batch)
+        fractions = [None] * width if fraction is None else torch.split(fraction, batch)
         self.held = list(zip(residuals, fractions, strict=True))
         return width
 
