@@ -31,6 +31,7 @@ from scoresde.errors import (
     TrainingWarning,
     UnstableSamplerWarning,
 )
+from scoresde.likelihood.action import most_probable_path, onsager_machlup
 from scoresde.likelihood.amortised import SBIPosterior
 from scoresde.likelihood.bound import Bound
 from scoresde.likelihood.chain import variational_bound
@@ -203,7 +204,9 @@ __all__ = [
     "losses",
     "map_prediction",
     "metrics",
+    "most_probable_path",
     "nn",
+    "onsager_machlup",
     "path_log_weight",
     "plots",
     "posterior",

@@ -26,13 +26,14 @@ probable path of a diffusion process"). The first is its limit for weak noise, g
 paths between the wells of a potential are called instantons.
 
 *Least action.* Newton's method on the states between the ends. A state meets its neighbours alone, so that the Hessian
-is block tridiagonal and 3 D products with it tell all of it. Where it is not positive definite, or where the action
-would not fall, a multiple of the Hessian of f = 0 is added.
+is block tridiagonal and 3 D products with it tell all of it. Where it is not positive definite, a multiple of that of
+f = 0 is added; where the action would rise, the step is halved.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Literal
 
 import numpy as np
@@ -60,6 +61,7 @@ Rule = Literal["ito", "stratonovich"]
 RULES = ("ito", "stratonovich")
 MOST_COORDINATES = 256  # of an event: a Hessian of 2 D rows is held
 MOST_STEPS = 200
+HALVINGS = 40
 STILL = 1e-9  # of the path's own scale: a Newton step that ends the search
 
 
@@ -164,11 +166,16 @@ def _action(sde: SDE, path: Tensor, knots: Tensor, rule: Rule) -> Tensor:
 
     work = working_dtype(path.device)
     step, spread = (c.to(path.device, work)[:, None] for c in (step, spread))
-    field, spreading = (drift(every), None) if rule == "ito" else divergence(drift, every)
+    field = drift(every)
     flat = (len(step), path.shape[1], math.prod(path.shape[2:]))
     missed = (late - early).to(work).reshape(flat) - field.to(work).reshape(flat) * step[..., None]
     total = (missed.square().sum(2) / spread).sum(0)
-    return total if spreading is None else total + (spreading.to(work).reshape(flat[:2]) * step / 2).sum(0)
+    if rule == "ito":
+        return total
+    # A divergence keeps a graph wherever it may; here only where the drift itself has one.
+    with torch.set_grad_enabled(field.requires_grad):
+        _, spreading = divergence(drift, every)
+    return total + (spreading.to(work).reshape(flat[:2]) * step / 2).sum(0)
 
 
 def _diffusion(sde: SDE, at: Tensor) -> Tensor:
@@ -208,16 +215,10 @@ def _descend(sde: SDE, path: Tensor, knots: Tensor, rule: Rule) -> Tensor:
         gradient = slope.detach().transpose(0, 1).reshape(batch, -1).cpu().double().numpy()
         moves = np.stack([_solve(hessian[k], free, gradient[k], damping, k) for k in range(batch)])
         move = torch.from_numpy(moves).reshape(batch, *inner.shape[:1], *inner.shape[2:]).transpose(0, 1).to(inner)
-        with torch.no_grad():
-            after = measure(inner + move)
-        before = action.detach()
-        # What rounding leaves of a sum of N terms is no rise.
-        falls = (after <= before + 1e-12 * (1 + before.abs())).cpu().numpy()
-        small = np.abs(moves).max(1) <= STILL * scale
-        still |= falls & small & (damping == 0)
-        taken = torch.from_numpy(falls).to(inner.device).reshape(1, batch, *(1,) * (inner.ndim - 2))
-        inner = torch.where(taken, inner + move, inner)
-        damping = np.where(falls, np.where(damping < 1e-3, 0.0, damping / 4), np.maximum(4 * damping, 0.1))
+        share, falls = _line_search(measure, inner, move, action.detach())
+        still |= falls & (damping == 0) & (np.abs(moves).max(1) <= STILL * scale)
+        inner = inner + share * move
+        damping = np.where(damping < 1e-3, 0.0, damping / 4)
         if still.all():
             return torch.cat([path[:1], inner, path[-1:]])
     raise SolverError(
@@ -225,6 +226,23 @@ def _descend(sde: SDE, path: Tensor, knots: Tensor, rule: Rule) -> Tensor:
         "times, or pass a guess= that is nearer",
         partial=torch.cat([path[:1], inner, path[-1:]]),
     )
+
+
+def _line_search(
+    measure: Callable[[Tensor], Tensor], inner: Tensor, move: Tensor, before: Tensor
+) -> tuple[Tensor, np.ndarray]:
+    """Return the share of each path's step at which its action does not rise, and where that is the whole step."""
+    share = torch.ones_like(before)
+    whole = torch.ones_like(before, dtype=torch.bool)
+    for _ in range(HALVINGS):
+        column = share.to(move).reshape(1, -1, *(1,) * (move.ndim - 2))
+        with torch.no_grad():
+            # What rounding leaves of a sum is no rise.
+            rises = ~(measure(inner + column * move) <= before + 1e-13 * (1 + before.abs()))
+        if not bool(rises.any()):
+            break
+        share, whole = torch.where(rises, share / 2, share), whole & ~rises
+    return column, whole.cpu().numpy()
 
 
 def _bands(slope: Tensor, point: Tensor, size: int) -> np.ndarray:
