@@ -11,9 +11,9 @@ The exact states are its only fixed point. The first row's state is exact, so th
 row final, and n of them the whole table; a row is final as soon as its state moves by no more than the tolerance. Then
 the window moves on. Noise is drawn for its row and the same in every iteration.
 
-For Gaussian data of variance c the residual is constant, and the first iteration is exact. With k_i = 0 in the place of
-the slope this is Picard iteration as in Shih et al. 2023, "Parallel sampling of diffusion models", arXiv:2305.16317,
-which needs more than twice as many (``benchmarks/parallel.py``).
+For Gaussian data of variance c the residual is the same at every state, and the first iteration is exact. Without the
+slope, with a row's noise prediction held, this is the Picard iteration of Shih et al. 2023, "Parallel sampling of
+diffusion models", arXiv:2305.16317, which takes two to three times as many (``benchmarks/parallel.py``).
 """
 
 from __future__ import annotations
@@ -131,7 +131,8 @@ class _PicardPlan:
         watch, rows = self.one_by_one.watch, self.table.rows
         kept = [x.clone()] if watch.trajectory else []
         calls = predictions = 0
-        state, window = x, _Window(self.table, model, x, noise, cond, self.window)
+        window = _Window(self.table, model, x, noise, cond, self.window)
+        state = window.run.buffers[window.run.result]
         with tqdm(total=len(rows), desc=printable(self.table.name), disable=not watch.progress, leave=False) as bar:
             while window.begin < len(rows):
                 predictions += window.ask()

@@ -135,10 +135,9 @@ def test_both_tend_to_the_exact_density_of_an_ornstein_uhlenbeck_path(rule: str)
 
 def test_both_agree_on_paths_of_the_sde_as_the_step_shrinks() -> None:
     """The square of a step is g^2 h in the mean, and off by as much: over N steps that leaves N^(-1/2)."""
-    sde, fine, start = Constant(well, 0.8), 1024, vector(-0.5)
+    sde, fine = Constant(well, 0.8, t_max=3.0), 1024
     t = torch.linspace(0.1, 2.1, fine + 1, dtype=F64)
-    sde = Constant(well, 0.8, t_max=3.0)
-    x = [start.expand(400)[:, None]]
+    x = [torch.full((400, 1), -0.5, dtype=F64)]
     for z in normal((fine, 400, 1), stream(1, "steps"), dtype=F64):
         x.append(x[-1] + 2 / fine * well(x[-1]) + 0.8 * math.sqrt(2 / fine) * z)
     path, off, counts = torch.stack(x), list[float](), (1024, 256, 64)
@@ -293,8 +292,19 @@ def test_under_a_linear_drift_it_is_the_mean_of_the_chain_between_its_ends(rule:
     torch.testing.assert_close(path[:, 1], most_probable_path(sde, start[None], end[None] + 1, TIMES, rule=rule)[:, 0])
 
 
+@pytest.mark.parametrize("rule", RULES)
+def test_nothing_near_by_is_of_less_action(rule: str) -> None:
+    """The gradient on every state between the ends is that of rounding, in units of the steps' own."""
+    sde, t = Constant(well, 0.5, t_max=5.0), torch.linspace(1.0, 4.0, 31, dtype=F64)
+    path = most_probable_path(sde, vector(-1.2, -0.5)[:, None], vector(0.7, 1.5)[:, None], t, rule=rule)
+    path.requires_grad_()
+    (gradient,) = torch.autograd.grad(onsager_machlup(sde, path, t, rule=rule).sum(), path)
+    assert float(gradient[1:-1].abs().max()) < 1e-9 / (0.5**2 * 0.1)
+    assert float(gradient[[0, -1]].abs().min()) > 0.1
+
+
 def bent(x: Tensor) -> Tensor:
-    """Minus the gradient of (a^2 - 1)^2/4 + (b + s (a^2 - 1))^2, whose wells are (-1, 0), (1, 0), and its saddle (0, s)."""
+    """Minus the gradient of (a^2 - 1)^2/4 + (b + s (a^2 - 1))^2: wells at (-1, 0) and (1, 0), a saddle at (0, s)."""
     a, off = x[:, 0], x[:, 1] + 0.4 * (x[:, 0] ** 2 - 1)
     return -torch.stack([a**3 - a + 1.6 * a * off, 2 * off], 1)
 

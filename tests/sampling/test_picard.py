@@ -30,6 +30,7 @@ from scoresde import (
     SolverError,
     Tableau,
     build_table,
+    grids,
     guided,
     posterior,
     sample,
@@ -124,6 +125,19 @@ def test_a_slower_change_is_not_taken_for_rest() -> None:
     assert errors[2] < 0.1 * errors[1] < 1e-4
 
 
+def test_no_row_is_final_before_the_rows_that_it_starts_from() -> None:
+    """Late states are still while early ones move, where most of x is noise that goes away."""
+
+    def net(x: Tensor, c_noise: Tensor) -> Tensor:
+        return torch.where((c_noise < -1)[:, None], 3 * torch.sin(2 * x), 0 * x)
+
+    moments = Moments.exact(torch.zeros(2), torch.full((2,), 1e-4))
+    model, options = ScoreModel(net, VPSDE(), predicts="data", moments=moments), {"times": grids.log_snr(60)}
+    made = draw(model, Picard("ddim", tolerance=0.1), **options)
+    torch.testing.assert_close(made.trajectory, draw(model, "ddim", **options).trajectory, rtol=0, atol=0.2)
+    assert made.accepted[0] > 3
+
+
 @pytest.mark.parametrize("window", [None, 4])
 def test_the_network_is_called_once_in_an_iteration_with_all_its_states(window: int | None) -> None:
     net = Net(dtype=F64)
@@ -200,9 +214,9 @@ def test_types_and_the_callers_tensors() -> None:
 
 
 def test_a_table_without_rows_is_its_start() -> None:
-    table = replace(build_table(VPSDE(), "ddim", steps=2), rows=())
+    table = replace(build_table(VPSDE(), "ddim", steps=2), rows=(), lift=(3.0, 0.0))
     x = torch.ones(3, 2)
-    assert torch.equal(sample(mixture(), x_init=x, solver=Picard(table), final="sample"), x)
+    assert torch.equal(sample(mixture(), x_init=x, solver=Picard(table), final="sample"), 3 * x)
 
 
 def test_what_is_not_finite_is_found_at_the_same_step_as_row_by_row() -> None:
