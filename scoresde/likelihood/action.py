@@ -68,8 +68,9 @@ STILL = 1e-9  # of the path's own scale: a Newton step that ends the search
 def onsager_machlup(sde: SDE, path: Tensor, times: Tensor, *, rule: Rule = "ito") -> Tensor:
     """Return the Onsager-Machlup action S of paths, (B,), in nats and float64; the module's docstring has both forms.
 
-    The log density of a path's states after the first is -S - D/2 sum_i log(2 pi g_i^2 h_i). Gradients flow to the path
-    and to what the SDE holds, as the caller's grad mode says.
+    The log density of a path's states after the first is -S - D/2 sum_i log(2 pi g_i^2 h_i). The drift is asked for all
+    states of all paths at once, with t of shape (N B,). Gradients flow to the path and to what the SDE holds, as the
+    caller's grad mode says.
 
     Args:
         sde: any SDE; a ``ReverseSDE`` runs down in time.
@@ -168,7 +169,7 @@ def _action(sde: SDE, path: Tensor, knots: Tensor, rule: Rule) -> Tensor:
     step, spread = (c.to(path.device, work)[:, None] for c in (step, spread))
     field = drift(every)
     flat = (len(step), path.shape[1], math.prod(path.shape[2:]))
-    missed = (late - early).to(work).reshape(flat) - field.to(work).reshape(flat) * step[..., None]
+    missed = (late.to(work) - early.to(work)).reshape(flat) - field.to(work).reshape(flat) * step[..., None]
     total = (missed.square().sum(2) / spread).sum(0)
     if rule == "ito":
         return total
