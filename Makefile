@@ -7,6 +7,8 @@
 #   make mutants planted errors, each of which its tests must find; ARGS=--day for the ten of the day
 #   make fuzz    the public surface and the file readers under whatever comes, for a minute; ARGS="--minutes 10"
 #   make bench   the benchmarks
+#   make explorer   the page of `scoresde explore` from its sources, checked, and driven in a headless browser; needs npm
+#   make docs    the site, from docs/ and the docstrings, into build/site; a warning or a link to nowhere fails
 #   make race    every sampler of the other libraries beside ours; the report in runs/race/
 #   make clean   remove the environment, the caches and the builds; runs/ stays
 # ARGS is passed on: make demo ARGS=--quick, make test ARGS="-k schedules -x".
@@ -21,7 +23,7 @@ READY := $(VENV)/.ready
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := test
-.PHONY: demo test test-plain wheel lint mutants fuzz bench race clean
+.PHONY: demo test test-plain wheel lint mutants fuzz bench race explorer docs clean
 
 demo: $(READY)
 	$(BIN)/python examples/demo.py $(ARGS)
@@ -60,6 +62,23 @@ bench: $(READY)
 race: $(READY)
 	$(BIN)/python benchmarks/race $(ARGS)
 
+docs: $(VENV)/.docs
+	$(BIN)/python -m sphinx -q -W --keep-going -E -b html docs build/site $(ARGS)
+	@echo "the site is in build/site, $$(du -sm build/site | cut -f1) MB; open build/site/index.html"
+
+$(VENV)/.docs: $(READY)
+	$(PIP) install -c constraints.txt -e '.[docs]' --no-build-isolation
+	@touch $@
+
+# The page is kept in the repository, so that nobody needs node to use it: what changes it runs `npm run build` there.
+explorer: $(READY) explorer/node_modules/.ready
+	cd explorer && npm run --silent check
+	$(BIN)/python -m pytest tests/explorer $(ARGS)
+
+explorer/node_modules/.ready: explorer/package.json explorer/package-lock.json
+	cd explorer && npm ci --no-fund --no-audit
+	@touch $@
+
 # The build backend is pinned and installed first, so that the editable install builds without isolation, from the pins.
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "scoresde needs Python >= 3.11, got %d.%d; choose another with make PYTHON=/path/to/python" % sys.version_info[:2])'
@@ -69,5 +88,5 @@ $(READY): pyproject.toml constraints.txt
 	@touch $@
 
 clean:
-	rm -rf $(VENV) build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) explorer/node_modules build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

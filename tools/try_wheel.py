@@ -18,6 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 USE = """
 import sys
+from importlib import resources
 import torch
 import scoresde
 from scoresde import ScoreModel, VPSDE, Moments, fit, sample
@@ -57,6 +58,7 @@ except scoresde.ConfigError as error:
     assert "data" in str(error), error
 else:
     raise AssertionError("digits were read without scikit-learn")
+assert resources.files("scoresde.cli").joinpath("explorer.html").is_file()
 print("used", scoresde.__file__)
 """
 

@@ -1,4 +1,4 @@
-"""The command line: ``scoresde train | sample | restore | compare | tune | likelihood | describe | convert``.
+"""The command line: ``scoresde train | sample | restore | compare | tune | likelihood | describe | explore | convert``.
 
 Each verb is a frozen dataclass of options, which tyro reads from the arguments, with a method ``run``. An error is one
 line on stderr that says what to do, with exit code 2 (its traceback with ``--debug``), a warning of the package's own
@@ -58,7 +58,8 @@ WORDS: Mapping[str, tuple[str, ...]] = {
     **dict.fromkeys(("continue", "resume-from"), ("resume",)),
 }
 
-USAGE = """usage: scoresde [-h] [--version] {train,sample,restore,compare,tune,likelihood,describe,convert} [OPTIONS]
+USAGE = """\
+usage: scoresde [-h] [--version] {train,sample,restore,compare,tune,likelihood,describe,explore,convert} [OPTIONS]
 
 Score-based diffusion models: train one, draw samples, compare samplers.
 
@@ -69,6 +70,7 @@ Score-based diffusion models: train one, draw samples, compare samplers.
   tune        fit samplers of few evaluations to a trained model, and keep them with it
   likelihood  log p of held-out data, along the flow and by bounds, in nats and bits per dimension
   describe    say what a checkpoint, a diffusion, a sampler or a saved table is
+  explore     a page where samplers run in the browser, on exact targets or on a trained model
   convert     write the weights of a file of torch.save as safetensors
 
 "scoresde train --help" lists the options of a verb with their units and defaults; those that compute read them from
@@ -199,6 +201,7 @@ def _load_verbs() -> dict[str, type[Command]]:
         from scoresde.cli.compare import Compare
         from scoresde.cli.convert import Convert
         from scoresde.cli.describe import Describe
+        from scoresde.cli.explore import Explore
         from scoresde.cli.likelihood import Likelihood
         from scoresde.cli.restore import Restore
         from scoresde.cli.sample import Sample
@@ -216,6 +219,7 @@ def _load_verbs() -> dict[str, type[Command]]:
         "tune": Tune,
         "likelihood": Likelihood,
         "describe": Describe,
+        "explore": Explore,
         "convert": Convert,
     }
 

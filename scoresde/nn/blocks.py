@@ -64,9 +64,10 @@ class Block(nn.Module):
         inputs: channels of x.
         outputs: channels of the result.
         rescale: take r = 1/sqrt(2).
+        dropout: the share of what the second convolution sees that is 0 in a step of training.
     """
 
-    def __init__(self, dims: int, inputs: int, outputs: int, *, rescale: bool = False) -> None:
+    def __init__(self, dims: int, inputs: int, outputs: int, *, rescale: bool = False, dropout: float = 0.0) -> None:
         super().__init__()
         conv = CONVOLUTIONS[dims]
         self.ones = (1,) * dims
@@ -74,6 +75,7 @@ class Block(nn.Module):
         self.norm = group_norm(inputs)
         self.first = conv(inputs, outputs, 3, padding=1)
         self.modulated_norm = group_norm(outputs)
+        self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
         self.second = conv(outputs, outputs, 3, padding=1)
         self.skip = nn.Identity() if inputs == outputs else conv(inputs, outputs, 1)
 
@@ -87,7 +89,7 @@ class Block(nn.Module):
             h, x = enlarge(h, sizes), enlarge(x, sizes)
         h = self.first(h)
         h = torch.addcmul(shift, self.modulated_norm(h), 1 + scale)
-        out: Tensor = self.skip(x) + self.second(functional.silu(h))
+        out: Tensor = self.skip(x) + self.second(self.dropout(functional.silu(h)))
         return out * HALF if self.rescale else out
 
 

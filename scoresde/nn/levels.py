@@ -27,12 +27,14 @@ class Parts:
         heads: of the attention.
         residual: steps to a coarser grid and back are blocks; else a convolution of stride 2, and the nearest place.
         rescale: sums of two parts are divided by sqrt(2).
+        dropout: of the blocks.
     """
 
     dims: int
     heads: int
     residual: bool = False
     rescale: bool = False
+    dropout: float = 0.0
 
     def before(self, inputs: int, outputs: int) -> nn.Module:
         """Make a block of the way down, which takes (x, terms)."""
@@ -40,7 +42,7 @@ class Parts:
 
     def after(self, inputs: int, outputs: int) -> nn.Module:
         """Make a block of the middle and of the way up."""
-        return Block(self.dims, inputs, outputs, rescale=self.rescale)
+        return Block(self.dims, inputs, outputs, rescale=self.rescale, dropout=self.dropout)
 
     def attention(self, width: int) -> nn.Module:
         """Make an attention."""

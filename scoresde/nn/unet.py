@@ -13,7 +13,8 @@ DDPM++ of Song et al. 2021 (arXiv:2011.13456) is resample="residual", rescale_sk
 
 Sizes need not be powers of two: a step down halves them rounding up, a step up goes to the size it came from. One
 mechanism serves one, two and three dimensions: only the convolution's class differs. Second convolutions, attention
-outputs, the last convolution and c start at 0. There is no dropout: its draws would come from the global generator.
+outputs, the last convolution and c start at 0. Dropout's draws are torch's own: ``fit`` seeds them for each step and
+gives torch its state back; a loop of one's own draws from the global generator.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from scoresde.errors import check_choice, check_flag
+from scoresde.errors import check_choice, check_flag, check_number
 from scoresde.nn.blocks import CONVOLUTIONS, Attention, Block, group_norm
 from scoresde.nn.conditions import Conditioning, Counts
 from scoresde.nn.embeddings import add_linear, initialise
@@ -53,6 +54,7 @@ class UNet(LevelNetwork):
         resample: how to reach a coarser grid and return: "conv", a convolution of stride 2 and the nearest place, or
             "residual", a block for each of the two steps, which takes means and the nearest place.
         rescale_skips: divide the sum of a block's or an attention's input and output by sqrt(2).
+        dropout: share of the inputs of every block's second convolution that are 0 in a step of training, in [0, 1).
         classes: number of class labels, or name -> number; None for a network without.
         context_features: length of a vector of conditions, or name -> length.
         concat_channels: channels beside those of x, or name -> channels; see ``nn.conditions``.
@@ -61,7 +63,7 @@ class UNet(LevelNetwork):
         seed: of the first values of the weights; the global generator is not used.
 
     Raises:
-        DTypeError, DomainError: a size that is not a positive integer, or a level that does not exist.
+        DTypeError, DomainError: a size that is not a positive integer, a level that does not exist, or another share.
         ConfigError: no level at all, heads that do not divide the channels, or another ``resample``.
     """
 
@@ -75,6 +77,7 @@ class UNet(LevelNetwork):
         "heads",
         "resample",
         "rescale_skips",
+        "dropout",
         "classes",
         "context_features",
         "concat_channels",
@@ -94,6 +97,7 @@ class UNet(LevelNetwork):
         heads: int = 4,
         resample: Literal["conv", "residual"] = "conv",
         rescale_skips: bool = False,
+        dropout: float = 0.0,
         classes: Counts = None,
         context_features: Counts = None,
         concat_channels: Counts = None,
@@ -106,6 +110,7 @@ class UNet(LevelNetwork):
         check_choice("resample", resample, RESAMPLE)
         self.resample: Literal["conv", "residual"] = resample
         self.rescale_skips = check_flag(rescale_skips, "rescale_skips")
+        self.dropout = check_number(dropout, "dropout", 0, 1, open_high=True)
         self.read_conditions(classes, context_features, concat_channels)
         self.seed = check_seed(seed)
 
@@ -114,7 +119,13 @@ class UNet(LevelNetwork):
             self.conditioning = Conditioning(vector, self.kinds)
             conv = CONVOLUTIONS[self.dims]
             self.input = conv(self.channels + self.concat_inputs, widths[0], 3, padding=1)
-            parts = Parts(self.dims, self.heads, self.resample == "residual", self.rescale_skips)
+            parts = Parts(
+                self.dims,
+                self.heads,
+                residual=self.resample == "residual",
+                rescale=self.rescale_skips,
+                dropout=self.dropout,
+            )
             self.level = Level(parts, widths[0], widths, self.blocks, attend)
             self.norm = group_norm(widths[0])
             self.output = conv(widths[0], self.out_channels, 3, padding=1)

@@ -140,8 +140,9 @@ class Trainer:
         self.bare = bare_network(self.net)
         self.normalised = self.bare if isinstance(self.bare, Normalised) else None
         self.buffers = [buffer for buffer in self.net.buffers() if buffer.is_floating_point()]
-        # What the built-in networks compute draws nothing.
-        self.drawing = not type(self.bare).__module__.startswith("scoresde.nn.")
+        # Of the built-in networks only those with dropout draw.
+        built_in = type(self.bare).__module__.startswith("scoresde.nn.")
+        self.drawing = not built_in or any(isinstance(part, nn.Dropout) for part in self.bare.modules())
         if any(isinstance(part, nn.Embedding) and part.sparse for part in self.net.modules()):
             raise ConfigError("an Embedding(sparse=True) gives gradients that cannot be clipped here; make it dense")
         self.averages = make_averages(self.net, ema_decay, sigma_rel)

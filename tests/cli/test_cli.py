@@ -15,6 +15,7 @@ from scoresde.cli import WORDS
 from scoresde.cli.compare import Compare
 from scoresde.cli.convert import Convert
 from scoresde.cli.describe import Describe
+from scoresde.cli.explore import Explore
 from scoresde.cli.likelihood import Likelihood
 from scoresde.cli.presets import PRESETS
 from scoresde.cli.restore import Restore
@@ -31,7 +32,7 @@ from scoresde.training import losses
 def test_usage_names_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == 0
     out, err = capsys.readouterr()
-    assert "{train,sample,restore,compare,tune,likelihood,describe,convert}" in out
+    assert "{train,sample,restore,compare,tune,likelihood,describe,explore,convert}" in out
     assert err == ""
     assert main([]) == 2
     assert capsys.readouterr().err == out
@@ -58,6 +59,7 @@ VERBS: dict[str, type] = {
     "tune": Tune,
     "likelihood": Likelihood,
     "describe": Describe,
+    "explore": Explore,
     "convert": Convert,
 }
 UNITS = {
@@ -86,6 +88,7 @@ UNITS = {
         "chunk-size": "number of",
         "threads": "number of threads on the CPU",
     },
+    "explore": {"port": "0 takes a free one", "threads": "number of threads on the CPU"},
     "restore": {
         "blur": "in pixels",
         "factor": "in pixels",
@@ -180,7 +183,7 @@ def test_help_names_the_choices_and_the_defaults(capsys: pytest.CaptureFixture[s
     [
         (
             ["trian"],
-            "unknown verb 'trian'; did you mean 'train'? choices: compare, convert, describe, likelihood, restore,",
+            "unknown verb 'trian'; did you mean 'train'? choices: compare, convert, describe, explore, likelihood,",
         ),
         (["train", "--data", "digit"], "unknown data set 'digit'; did you mean 'digits'?"),
         (["train", "--data", "moon"], "did you mean 'moons'?"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -12,10 +13,10 @@ from network_cases import awake, distance
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from scoresde import ConfigError
+from scoresde import ConfigError, DomainError
 from scoresde.nn import UNet
-from scoresde.nn.blocks import enlarge, halve
-from scoresde.noise import normal, stream, uniform
+from scoresde.nn.blocks import Block, enlarge, halve
+from scoresde.noise import normal, seeded_torch, stream, uniform
 
 # Options, event, digests of the parameters' names and shapes and of their first values, and of the output with other
 # weights its sum, sum of squares and eighth value; recorded before there were ``resample`` and ``rescale_skips``.
@@ -56,8 +57,35 @@ def test_a_network_of_the_first_options_is_what_it_was(case: str) -> None:
     out = net(x, torch.tensor([-3.0, 5.0], dtype=torch.float64)).detach()
     got = (float(out.sum()), float(out.square().sum()), float(out.flatten()[7]))
     assert got == pytest.approx(figures, rel=1e-11, abs=1e-11)
-    older = {name: value for name, value in net.config.items() if name not in ("resample", "rescale_skips")}
+    older = {name: value for name, value in net.config.items() if name not in ("resample", "rescale_skips", "dropout")}
     assert UNet(**older).config == net.config
+
+
+@pytest.mark.parametrize("resample", ["conv", "residual"])
+def test_dropout_takes_its_share_before_every_second_convolution_in_training_alone(resample: str) -> None:
+    options: dict[str, Any] = {"width": 8, "multipliers": (1, 2), "resample": resample, "seed": 2}
+    plain, net = UNet(1, **options), UNet(1, **options, dropout=0.25)
+    assert net.config == {**plain.config, "dropout": 0.25}
+    net.load_state_dict(plain.state_dict())
+    x, c_noise = normal((3, 1, 8, 8), stream(1)), torch.zeros(3)
+    blocks = [part for part in net.modules() if isinstance(part, Block)]
+    seen: list[tuple[Tensor, Tensor]] = []
+    for block in blocks:
+        block.dropout.register_forward_hook(lambda layer, given, out: seen.append((given[0], out)))
+        block.second.register_forward_pre_hook(lambda layer, given: seen.append(given))
+    with seeded_torch(torch.device("cpu"), 0, "dropout"):
+        net.train()(x, c_noise)
+    assert len(seen) == 2 * len(blocks)
+    for (before, after), (into,) in zip(seen[::2], seen[1::2], strict=True):
+        assert after is into
+        kept = after != 0
+        torch.testing.assert_close(after[kept], before[kept] / 0.75)
+    share = torch.cat([(after == 0).flatten() for _, after in seen[::2]]).double().mean()
+    assert 0.22 < float(share) < 0.28
+    assert torch.equal(net.eval()(x, c_noise), plain.eval()(x, c_noise))
+    for bad in (1.0, -0.1, math.nan):
+        with pytest.raises(DomainError, match=r"dropout must lie in \[0, 1\)"):
+            UNet(1, dropout=bad)
 
 
 @pytest.mark.parametrize("sizes", [(7,), (1,), (4, 7), (5, 1), (3, 4, 5), (1, 2, 7)])

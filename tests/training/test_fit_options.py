@@ -26,7 +26,7 @@ from scoresde import (
     losses,
 )
 from scoresde.models import checkpoint
-from scoresde.nn import MLP
+from scoresde.nn import MLP, UNet
 from scoresde.noise import normal, stream
 from scoresde.training import Trainer
 from scoresde.training.losses.uncertainty import Uncertainty
@@ -322,15 +322,22 @@ class Own(nn.Module):
         return self.second(self.drop(hidden))
 
 
-def test_a_network_that_draws_is_trained_to_the_same_bits_and_moves_no_random_state(tmp_path: Path) -> None:
-    whole, cut = (ScoreModel(Own(), VPSDE()) for _ in range(2))
+@pytest.mark.parametrize("dropped", [False, True])
+def test_a_network_that_draws_is_trained_to_the_same_bits_and_moves_no_random_state(
+    dropped: bool, tmp_path: Path
+) -> None:
+    def network() -> nn.Module:
+        return UNet(1, dims=1, width=4, multipliers=(1,), dropout=0.3) if dropped else Own()
+
+    whole, cut = (ScoreModel(network(), VPSDE()) for _ in range(2))
+    data = DATA[:, None] if dropped else DATA
     state = torch.get_rng_state()
-    fit(whole, DATA, folder=tmp_path / "whole", **OPTIONS)
+    fit(whole, data, folder=tmp_path / "whole", **OPTIONS)
     assert torch.equal(state, torch.get_rng_state())
     torch.rand(3)
     with pytest.raises(Stop):
-        fit(ScoreModel(Own(), VPSDE()), DATA, folder=tmp_path / "cut", log_every=1, on_log=stop_at(9), **OPTIONS)
-    fit(cut, DATA, folder=tmp_path / "cut", resume=True, **OPTIONS)
+        fit(ScoreModel(network(), VPSDE()), data, folder=tmp_path / "cut", log_every=1, on_log=stop_at(9), **OPTIONS)
+    fit(cut, data, folder=tmp_path / "cut", resume=True, **OPTIONS)
     torch.set_rng_state(state)
     assert same(weights(whole), weights(cut))
 

@@ -1,0 +1,137 @@
+"""Sphinx's settings: the pages of this folder, and the reference from the docstrings. ``make docs`` builds the site."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import re
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE.parent))
+
+import scoresde  # noqa: E402 (from this very tree)
+
+if TYPE_CHECKING:
+    from sphinx.application import Sphinx
+
+project, author = "scoresde", "The scoresde developers"
+copyright = f"2026, {author}"
+version = release = scoresde.__version__
+
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode", "sphinx_design"]
+myst_enable_extensions = ["colon_fence", "dollarmath"]
+myst_heading_anchors = 4
+exclude_patterns = ["_build"]
+html_theme = "furo"
+html_title = f"scoresde {version}"
+html_extra_path = ["../scoresde/cli/explorer.html"]
+html_theme_options = {
+    "light_css_variables": {"color-brand-primary": "#0072B2", "color-brand-content": "#0072B2"},
+    "dark_css_variables": {"color-brand-primary": "#56B4E9", "color-brand-content": "#56B4E9"},
+}
+autodoc_member_order = "bysource"
+autodoc_typehints = "none"  # the signature has them
+autodoc_class_signature = "mixed"
+napoleon_google_docstring = True
+nitpicky = False
+
+# Rooms in the order of their floors, with what a reader looks for there.
+ROOMS = {
+    "diffusions": "Diffusions",
+    "models": "Models",
+    "solvers": "Solvers and tables",
+    "chains": "Discrete chains",
+    "sampling": "Sampling",
+    "training": "Training",
+    "likelihood": "Likelihoods and bounds",
+    "nn": "Networks",
+    "transforms": "Transforms",
+    "data": "Data",
+    "metrics": "Metrics",
+    "plots": "Plots",
+    "errors": "Errors",
+}
+
+
+def list_names() -> dict[str, dict[str, list[str]]]:
+    """Return room -> page section -> public names: those of the package itself, then of its public modules."""
+    found: dict[str, dict[str, list[str]]] = {room: {} for room in ROOMS}
+    modules = {name: value for name in scoresde.__all__ if isinstance(value := getattr(scoresde, name), ModuleType)}
+    seen = set()
+    for name in scoresde.__all__:
+        value = getattr(scoresde, name)
+        if not isinstance(value, ModuleType):
+            room = value.__module__.split(".")[1]
+            found[room].setdefault("scoresde", []).append(name)
+            seen.add(id(value))
+    for module in modules.values():
+        room = module.__name__.split(".")[1]
+        own = [n for n in module.__all__ if id(getattr(module, n)) not in seen]
+        if own:
+            found[room][module.__name__] = own
+    return found
+
+
+def write_reference(folder: Path) -> None:
+    """Write a page for each room, and their index."""
+    folder.mkdir(exist_ok=True)
+    names = list_names()
+    for room, title in ROOMS.items():
+        parts = [f"# {title}", ""]
+        about = inspect.getdoc(importlib.import_module(f"scoresde.{room}")) or ""
+        parts += [about.split("\n\n")[0], ""]
+        for home, members in names[room].items():
+            parts += [f"## `{home}`", ""]
+            for name in members:
+                value = getattr(importlib.import_module(home), name)
+                if isinstance(value, Mapping):
+                    parts += [f"`{home}.{name}`: " + ", ".join(f"`{key}`" for key in value), ""]
+                    continue
+                kind = "autoclass" if inspect.isclass(value) else "autofunction" if callable(value) else "autodata"
+                options = ["   :members:", "   :inherited-members: Module, Exception"] if kind == "autoclass" else []
+                parts += ["```{eval-rst}", f".. {kind}:: {home}.{name}", *options, "```", ""]
+        (folder / f"{room}.md").write_text("\n".join(parts), encoding="utf-8")
+    index = ["# Reference", "", "Every public name, from its docstring.", "", "```{toctree}", *ROOMS, "```", ""]
+    (folder / "index.md").write_text("\n".join(index), encoding="utf-8")
+
+
+CODE = re.compile(r"(``[^`]+``|`[^`]+`_?)")
+EMPHASIS = re.compile(r"(?<![\w*(])\*(?=\w)([^*\n]{1,60}?)(?<=\w)\*(?![\w*])")
+
+
+def escape(text: str) -> str:
+    """Keep stars and bars of formulas outside of code; what stands between two stars as a word is emphasis."""
+    parts = CODE.split(text)
+    for k in range(0, len(parts), 2):
+        # A star that begins a line is a list's.
+        marked = re.sub(r"(?m)^( *)\* ", "\\1\x00 ", EMPHASIS.sub("\x00\\1\x00", parts[k]))
+        parts[k] = re.sub(r"([*|])", r"\\\1", marked).replace("\x00", "*")
+    return "".join(parts)
+
+
+def clean_docstring(app: Sphinx, what: str, name: str, value: object, options: object, lines: list[str]) -> None:
+    """Read docstrings as they are meant: tables of bars and indented formulas stand as written."""
+    paragraphs = "\n".join(lines).split("\n\n")
+    cleaned, before = [], ""
+    for paragraph in paragraphs:
+        rows = paragraph.split("\n")
+        table = all(row.lstrip().startswith("|") for row in rows)
+        formula = all(row.startswith("    ") for row in rows) and not re.match(r"\s*(:|\.\.)", before)
+        if table or formula:
+            literal = paragraph if formula and not table else re.sub("(?m)^", "    ", paragraph)
+            cleaned.append(f"::\n\n{literal}")
+        else:
+            cleaned.append(escape(paragraph))
+            before = rows[0]
+    lines[:] = "\n\n".join(cleaned).split("\n")
+
+
+def setup(app: Sphinx) -> None:
+    """Write the reference before anything is read."""
+    write_reference(HERE / "api")
+    app.connect("autodoc-process-docstring", clean_docstring)

@@ -1,0 +1,155 @@
+/** The form beside the picture: from what a person does to the state, and back. */
+
+import { DIFFUSIONS } from "./diffusions";
+import { GRIDS } from "./grids";
+import { SOLVERS } from "./solvers";
+import type { State } from "./state";
+import { TARGETS } from "./targets";
+
+/** What the page does when the state has changed. */
+export interface Actions {
+  /** Something that the courses depend on. */
+  changed(): void;
+  /** The target. */
+  retarget(): void;
+  /** What is drawn, not what is computed. */
+  redrawn(): void;
+  scrubbed(): void;
+  play(): void;
+  link(): void;
+  save(): void;
+}
+
+/** What the page's own network and the checkpoint are called; undefined where there is none. */
+export interface Names {
+  network: string | undefined;
+  checkpoint: string | undefined;
+}
+
+const byId = <T extends HTMLElement>(id: string): T => document.getElementById(id) as T;
+
+function fill(select: HTMLSelectElement, options: [string, string][]): void {
+  select.replaceChildren(...options.map(([value, label]) => new Option(label, value)));
+}
+
+/** Show the state in the controls. */
+export function showControls(state: State): void {
+  const solver = SOLVERS[state.solver]!;
+  byId<HTMLSelectElement>("target").value = state.target;
+  for (const id of ["sde", "solver", "grid"] as const) byId<HTMLSelectElement>(id).value = state[id];
+  byId("eta-row").hidden = !solver.eta || state.beside;
+  const eta = byId<HTMLInputElement>("eta");
+  if (solver.eta) [eta.max, eta.value] = [String(solver.eta[1]), String(state.eta ?? solver.eta[0])];
+  byId("eta-value").textContent = eta.value;
+  for (const id of ["steps", "particles", "bend", "brush"] as const) {
+    byId<HTMLInputElement>(id).value = String(state[id]);
+    byId(`${id}-value`).textContent = id === "bend" ? `${(100 * state[id]).toFixed(0)} %` : String(state[id]);
+  }
+  for (const id of ["beside", "density", "lines"] as const) byId<HTMLInputElement>(id).checked = state[id];
+  byId<HTMLSelectElement>("bent").value = String(state.bent);
+  byId("brush-row").hidden = state.target !== "drawn";
+  byId("draw-hint").hidden = state.target !== "drawn";
+  byId("reset").hidden = Object.keys(state.edits).length === 0 && state.bend === 0;
+}
+
+/** Tie the controls to the state. */
+export function listen(state: State, names: Names, act: Actions): void {
+  fill(byId("target"), [
+    ...Object.entries(TARGETS).map(([key, { label }]): [string, string] => [key, label]),
+    ["drawn", "draw your own"],
+    ...(names.network ? [["network", names.network] as [string, string]] : []),
+    ...(names.checkpoint ? [["checkpoint", names.checkpoint] as [string, string]] : []),
+  ]);
+  fill(
+    byId("sde"),
+    Object.entries(DIFFUSIONS).map(([key, one]) => [key, one.label]),
+  );
+  fill(
+    byId("solver"),
+    Object.entries(SOLVERS).map(([key, one]) => [key, one.label]),
+  );
+  fill(byId("grid"), [
+    ["own", "the solver's own"],
+    ...Object.entries(GRIDS).map(([key, one]): [string, string] => [key, one.label]),
+  ]);
+  const on = (id: string, use: (input: HTMLInputElement) => void): void =>
+    byId(id).addEventListener("input", (event) => use(event.target as HTMLInputElement));
+  on("target", ({ value }) => {
+    state.target = value;
+    if (value === "drawn" && state.drawn.length === 0) state.drawn = [-1, 0.6, -0.4, -0.5, 0.3, 0.9, 1.1, -0.3];
+    state.edits = {};
+    act.retarget();
+  });
+  for (const id of ["sde", "solver", "grid"] as const)
+    on(id, ({ value }) => {
+      Object.assign(state, { [id]: value, eta: id === "solver" ? null : state.eta, edits: {} });
+      act.changed();
+    });
+  for (const id of ["steps", "particles", "eta", "bend", "brush"] as const)
+    on(id, ({ value }) => {
+      Object.assign(state, { [id]: Number(value), ...(id === "steps" || id === "eta" ? { edits: {} } : {}) });
+      if (id === "brush") act.retarget();
+      else act.changed();
+    });
+  on("bent", ({ value }) => {
+    state.bent = Number(value);
+    act.changed();
+  });
+  on("beside", ({ checked }) => {
+    state.beside = checked;
+    act.changed();
+  });
+  for (const id of ["density", "lines"] as const)
+    on(id, ({ checked }) => {
+      state[id] = checked;
+      act.redrawn();
+    });
+  on("time", ({ value }) => {
+    state.time = Number(value);
+    act.scrubbed();
+  });
+  byId("play").addEventListener("click", act.play);
+  byId("link").addEventListener("click", act.link);
+  byId("save").addEventListener("click", act.save);
+  byId("noise").addEventListener("click", () => {
+    state.seed += 1;
+    act.changed();
+  });
+  byId("reset").addEventListener("click", () => {
+    [state.edits, state.bend] = [{}, 0];
+    act.changed();
+  });
+  listenToBrush(state, act);
+}
+
+/** Draw a target: each place that the pointer passes becomes a component. */
+function listenToBrush(state: State, act: Actions): void {
+  const box = byId("panels");
+  let down = false;
+  const mark = (event: PointerEvent): void => {
+    const canvas = (event.target as HTMLElement).closest("canvas");
+    if (!down || state.target !== "drawn" || !canvas || state.drawn.length >= 400) return;
+    event.preventDefault();
+    const { left, top, width, height } = canvas.getBoundingClientRect();
+    const side = Math.min(width, height) / 2;
+    const round = (v: number): number => Math.round(100 * v) / 100;
+    const [x, y] = [
+      2.7 * ((event.clientX - left - width / 2) / side),
+      -2.7 * ((event.clientY - top - height / 2) / side),
+    ].map(round) as [number, number];
+    const near = state.drawn.some((v, i) => i % 2 === 0 && Math.hypot(v - x, state.drawn[i + 1]! - y) < state.brush);
+    if (near) return;
+    state.drawn = [...state.drawn, x, y];
+    act.retarget();
+  };
+  box.addEventListener("pointerdown", (event) => {
+    down = state.target === "drawn";
+    mark(event);
+  });
+  box.addEventListener("pointermove", mark);
+  addEventListener("pointerup", () => (down = false));
+  byId("clear").addEventListener("click", () => {
+    state.drawn = [0, 0];
+    act.retarget();
+  });
+}
