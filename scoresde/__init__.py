@@ -35,6 +35,7 @@ from scoresde.errors import (
     TrainingWarning,
     UnstableSamplerWarning,
 )
+from scoresde.likelihood.action import most_probable_path, onsager_machlup
 from scoresde.likelihood.amortised import SBIPosterior
 from scoresde.likelihood.bound import Bound
 from scoresde.likelihood.chain import variational_bound
@@ -74,6 +75,7 @@ from scoresde.sampling.kernels import MALA, Langevin
 from scoresde.sampling.langevin import langevin
 from scoresde.sampling.part import Step
 from scoresde.sampling.particles import Particles, correct
+from scoresde.sampling.picard import Picard
 from scoresde.sampling.problem import PosteriorSamples
 from scoresde.sampling.processes import processes
 from scoresde.sampling.sample import SampleResult, sample
@@ -159,6 +161,7 @@ __all__ = [
     "MatrixSDE",
     "Moments",
     "Particles",
+    "Picard",
     "PosteriorSamples",
     "Prediction",
     "ProbabilityFlow",
@@ -225,7 +228,9 @@ __all__ = [
     "losses",
     "map_prediction",
     "metrics",
+    "most_probable_path",
     "nn",
+    "onsager_machlup",
     "path_log_weight",
     "plots",
     "posterior",

@@ -152,6 +152,9 @@ def core() -> dict[str, Entry]:
         "colour": {**model_x, "k": 2, "intervals": 2},
         "forward_path": {"table": CHAIN, "x0": X},
         "path_log_weight": {"model": GAUSSIAN, "path": scoresde.forward_path(CHAIN, X), "table": CHAIN},
+        "onsager_machlup": {"sde": VPSDE(), "path": torch.stack([X, X, X]), "times": TIMES.flip(0)},
+        "most_probable_path": {"sde": VPSDE(), "start": X, "end": X + 1, "times": TIMES.flip(0)},
+        "Picard": {"solver": "ddim"},
         "evolve_density": {
             "sde": VPSDE(),
             "start": bell,

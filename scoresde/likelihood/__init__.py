@@ -1,5 +1,6 @@
 """Likelihood: log p along the flow, the bounds of a chain and in continuous time, the weights of simulated paths."""
 
+from scoresde.likelihood.action import most_probable_path, onsager_machlup
 from scoresde.likelihood.amortised import SBIPosterior
 from scoresde.likelihood.bound import Bound
 from scoresde.likelihood.chain import variational_bound
@@ -32,6 +33,8 @@ __all__ = [
     "linear_elbo",
     "log_likelihood",
     "log_likelihood_ratio",
+    "most_probable_path",
+    "onsager_machlup",
     "path_log_weight",
     "variational_bound",
 ]

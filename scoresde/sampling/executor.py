@@ -34,7 +34,7 @@ from scoresde.solvers.block_table import BlockTableau
 from scoresde.solvers.rows import Row
 from scoresde.solvers.tableau import Tableau
 
-__all__ = ["Run", "Stage", "execute"]
+__all__ = ["Run", "Stage", "check_variance", "execute"]
 
 Term = tuple[float, int]
 OUTPUT, START = 0, 1  # the buffers of the network's output and of the start state
@@ -207,11 +207,7 @@ def execute(
     Raises:
         ConfigError: a table with a learned variance and a model without one, before any call.
     """
-    if table.spread and not model.learned:
-        raise ConfigError(
-            f"{table.name!r} takes its variance from the network, and this model learns none; pass "
-            'ScoreModel(..., variance="learned"), or use the table with variance="small" or "large"'
-        )
+    check_variance(table, learned=model.learned)
     run = Run(table, model.weights(table.prediction), x, noise, differentiable=differentiable)
     outputs, buffers = model.outputs, run.buffers
     for i, stage in enumerate(run.stages):
@@ -227,6 +223,15 @@ def execute(
             for observer in observers:
                 observer(Step(i, table.rows[i].at.t, s, buffers[stage.new], prediction))
     return buffers[run.result]
+
+
+def check_variance(table: Tableau, *, learned: bool) -> None:
+    """Raise ConfigError for a table with a learned variance and a model without one."""
+    if table.spread and not learned:
+        raise ConfigError(
+            f"{table.name!r} takes its variance from the network, and this model learns none; pass "
+            'ScoreModel(..., variance="learned"), or use the table with variance="small" or "large"'
+        )
 
 
 class Run:

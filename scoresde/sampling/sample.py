@@ -51,8 +51,8 @@ class SampleResult:
         times: start time, the times of the steps and the end time; for an adaptive solver, start and end.
         trajectory: the states at ``times``, (len(times), B, *), in the model's coordinates; None unless asked for.
         status: (B,), 0 where a sample is finished and 1 where it was frozen at its last finite state.
-        accepted: accepted steps of each sample, (B,).
-        rejected: rejected steps of each sample, (B,).
+        accepted: accepted steps of each sample, (B,); under ``Picard`` the calls one after another.
+        rejected: rejected steps of each sample, (B,); under ``Picard`` the predictions beyond one for each row.
         seed: the seed that was used; None with ``seeds``, ``generator`` or ``noise``.
     """
 
@@ -186,11 +186,11 @@ def sample(
             ``x_init``.
         sde: the SDE to sample under; by default the model's. Another one carries the model over at equal log-SNR.
         solver: a name as on the command line ("dpmpp_2m", "dpmpp_2m:20", "pc:100", "ddpm:1000", or a .json file with a
-            saved table), a Solver, a built Tableau, a ProbabilityFlow, or one of ``scoresde.bridge``; by default what
-            the model's calibration says (``calibrate``), or without one, for 3 to 5 evaluations ``dpmpp_2m`` to
-            log_snr = 4, up to 10 Adams-Bashforth-Moulton of order 2 on the rectified path, and beyond ``flow_abm``;
-            ``flow_abm`` also where ``final`` or ``times`` is given. An SDE without alpha and sigma needs one of the
-            last two kinds.
+            saved table), a Solver, a built Tableau, a Picard around one of these two, a ProbabilityFlow, or one of
+            ``scoresde.bridge``; by default what the model's calibration says (``calibrate``), or without one, for 3 to
+            5 evaluations ``dpmpp_2m`` to log_snr = 4, up to 10 Adams-Bashforth-Moulton of order 2 on the rectified
+            path, and beyond ``flow_abm``; ``flow_abm`` also where ``final`` or ``times`` is given. An SDE without alpha
+            and sigma needs one of the last two kinds.
         steps: number of intervals (20 by default, or the grid's own).
         times: interval ends as a decreasing tensor, or a Grid.
         final: "denoise", "sample" or "mean"; see the module's docstring.
@@ -207,7 +207,7 @@ def sample(
         device: by default the model's, or x_init's.
         dtype: type of the result, by default x_init's or float32, or float64 where the model's transform leads to data
             that float32 does not hold. Half types are carried in float32 and cast.
-        chunk_size: largest batch given to the network at once.
+        chunk_size: largest batch given to the network at once; under ``Picard`` in each row of its window.
         on_step: called with a ``Step`` after each row.
         on_nonfinite: "raise" checks once after the loop and replays to find the step; "freeze" checks every step.
         trajectory: keep the state after every row.

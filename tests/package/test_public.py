@@ -168,6 +168,7 @@ OBJECTS: dict[str, Callable[[], object]] = {
     "guided": lambda: scoresde.guided(MODEL, 2.0, interval=(0.1, 1.0), negative={"label": 0}),
     "a posterior": lambda: scoresde.posterior(MODEL, torch.tensor([True, False]), X[0, :1], noise_std=0.1, event=(2,)),
     "a tilted model": lambda: scoresde.tilted(MODEL, norms, at="data"),
+    "Picard": lambda: scoresde.Picard("ddim", window=5),
     "Particles": lambda: scoresde.correct(scoresde.product([GAUSSIAN]), 4, steps=3),
     "PosteriorSamples": lambda: scoresde.sample_posterior(
         GAUSSIAN, torch.ones(1, 2), X[0, :1], 3, noise_std=0.1, steps=3

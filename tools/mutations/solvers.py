@@ -227,4 +227,42 @@ MUTANTS = (
         replacement="nfe",
         tests=("solvers/test_adaptive.py::test_sample_starts_at_the_prior_and_ends_with_the_denoised_state",),
     ),
+    Mutant(
+        what="noise drawn anew in every round of Picard's",
+        file="sampling/picard.py",
+        pattern="        self.noise.restore(self.mark)\n",
+        replacement="",
+        tests=("sampling/test_picard.py::test_the_weights_are_those_of_the_tables_exact_law",),
+    ),
+    Mutant(
+        what="Picard's rows final where any of the window is still",
+        file="sampling/picard.py",
+        pattern="int(still.long().cumprod(0).sum())",
+        replacement="int(still.long().sum())",
+        tests=("sampling/test_picard.py::test_no_row_is_final_before_the_rows_that_it_starts_from",),
+    ),
+    Mutant(
+        what="Picard's residual with the slope of the network's answer left in",
+        file="sampling/picard.py",
+        pattern="(a - self.slopes[rows], x)",
+        replacement="(a, x)",
+        tests=(
+            "sampling/test_picard.py::"
+            "test_without_a_tolerance_it_ends_at_the_same_states_in_at_most_as_many_calls_as_rows",
+        ),
+    ),
+    Mutant(
+        what="Picard's slope of data of another variance",
+        file="sampling/picard.py",
+        pattern="find_variance(model.moments))",
+        replacement="4 * find_variance(model.moments))",
+        tests=("sampling/test_picard.py::test_a_gaussian_with_one_variance_takes_one_call",),
+    ),
+    Mutant(
+        what="a buffer of Picard's trial that does not start where the run stands",
+        file="sampling/picard.py",
+        pattern="self.trial.buffers[1:], self.run.buffers[1:]",
+        replacement="self.trial.buffers[2:], self.run.buffers[2:]",
+        tests=("sampling/test_picard.py::test_the_weights_are_those_of_the_tables_exact_law",),
+    ),
 )
