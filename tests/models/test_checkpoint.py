@@ -74,7 +74,8 @@ def signed(body: dict[str, object]) -> str:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"version": 2}, r"has format version 2, this scoresde reads up to 1; update scoresde"),
+        ({"version": 3}, r"has format version 3, this scoresde reads up to 2; update scoresde"),
+        ({"version": 2}, r"manifest.json is damaged"),
         ({"version": 0}, r"manifest.json is damaged"),
         ({"format": "something else"}, r"manifest.json is damaged"),
         ({"files": {"model": {"file": "../secret.json", "bytes": 1, "sha256": ""}}}, r"manifest.json is damaged"),
