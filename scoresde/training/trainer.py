@@ -141,7 +141,7 @@ class Trainer:
         self.bare = bare_network(self.net)
         self.normalised = self.bare if isinstance(self.bare, Normalised) else None
         self.buffers = [buffer for buffer in self.net.buffers() if buffer.is_floating_point()]
-        # What the built-in networks compute draws nothing.
+        # What the built-in networks compute draws nothing and leaves their buffers as they are.
         self.drawing = not plain_class(self.bare).__module__.startswith("scoresde.nn.")
         if any(isinstance(part, nn.Embedding) and part.sparse for part in self.net.modules()):
             raise ConfigError("an Embedding(sparse=True) gives gradients that cannot be clipped here; make it dense")
@@ -286,6 +286,8 @@ class Trainer:
         self.update(norm, self.skipped, rate)
         for buffer, kept in zip(self.buffers, before, strict=True):
             buffer.copy_(torch.where(self.skipped, kept, buffer))
+            if self.sharded and self.drawing:
+                torch.distributed.broadcast(buffer, 0)  # as DistributedDataParallel does for a whole network
         if self.normalised is not None:
             self.normalised.normalise_()
         for average in self.averages:
