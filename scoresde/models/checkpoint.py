@@ -215,7 +215,6 @@ def _replace(
     """
     entries: dict[str, object] = {name: entry for name, (_, entry) in parts.items()}
     entries |= {name: list(found) if len(found) > 1 else found[0] for name, found in there.items()}
-    shared = any(len(found) > 1 for found in there.values())
     manifest = sign_manifest(entries)
     data = {str(entry["file"]): written for written, entry in parts.values()}
     names = data.keys() | {str(entry["file"]) for found in there.values() for entry in found}
@@ -223,6 +222,8 @@ def _replace(
         file = where / entry["file"]
         if not file.is_file() or file.stat().st_size != entry["bytes"]:
             raise CheckpointError(f"{file}, which another process wrote, is not there; all need one folder")
+    # A process that is not the one with the lock may have died, now or in the save before.
+    everything = everything or any(len(found) > 1 for found in there.values()) or _is_shared(where)
     old = _find_named(where)
     new = [name for name in data if old is None or name not in old]
     try:
@@ -237,9 +238,8 @@ def _replace(
         raise
     _sync(where)
     # The new checkpoint stands; what cannot be removed now is removed after a save that finds the lock abandoned.
-    # Of several processes one may have died without the lock.
     found = {file.name for file in where.iterdir() if OURS.fullmatch(file.name)}
-    _remove(where, (found if everything or shared or old is None else found & old) - names)
+    _remove(where, (found if everything or old is None else found & old) - names)
 
 
 def _make_folder(where: Path) -> None:
@@ -258,6 +258,14 @@ def _find_named(where: Path) -> set[str] | None:
         return set()
     except CheckpointError:
         return None
+
+
+def _is_shared(where: Path) -> bool:
+    """Return whether the standing manifest is of several processes."""
+    try:
+        return any(len(found) > 1 for found in read_manifest(where / MANIFEST)[1].values())
+    except (CheckpointError, FileNotFoundError):
+        return False
 
 
 def _remove(where: Path, names: Iterable[str]) -> None:

@@ -41,7 +41,7 @@ WIDEST = 12**-0.5  # sigma_rel of the plain mean, gamma = 0
 
 REBASE_EVERY = 64
 LONGEST_STRIDE = 8
-BEGINNING = 64  # steps of which a power-function average takes every one; a multiple of the stride
+BEGINNING = 64  # steps of which an average with a warm-up, or of a power function, takes every one
 
 
 def choose_stride(decay: float) -> int:
@@ -64,7 +64,8 @@ class EMA:
         module: the network; of one in a wrapper (``torch.compile``, ``DistributedDataParallel``) the network inside is
             meant, so that names and copies are those of the network itself.
         decay: d in [0, 1), of one step.
-        warmup: take min(decay, (1 + k)/(10 + k)) at step k = 0, 1, ...
+        warmup: take min(decay, (1 + k)/(10 + k)) at step k = 0, 1, ..., and every one of the first 64 steps (or the
+            last multiple of ``every`` before).
         every: steps that one update stands for: every so many calls of ``update`` move the average, by d^every. One of
             1, 2, 4, 8 for a power-function average, which takes every step of the first 64.
         sigma_rel: the relative width of a power-function average, which this then is: decay and warmup say nothing.
@@ -128,8 +129,9 @@ class EMA:
             self._rebase()
 
     def _stride(self, k: int) -> int:
-        """Return how many steps an update at the k-th stands for: of a power-function average one at the beginning."""
-        return 1 if self.power is not None and k < BEGINNING else self.every
+        """Return how many steps an update at the k-th stands for: one at the beginning, where weights move most."""
+        begins = k < BEGINNING - BEGINNING % self.every and (self.power is not None or self.warmup)
+        return 1 if begins else self.every
 
     @property
     def time(self) -> int:
@@ -141,7 +143,7 @@ class EMA:
         if self.power is not None:
             return float((1 - self._stride(k) / (k + 1)) ** (self.power + 1))
         decay = min(self.decay, (1 + k) / (10 + k)) if self.warmup else self.decay
-        return float(decay**self.every)
+        return float(decay ** self._stride(k))
 
     def _rebase(self) -> None:
         """Replace (base, offset) by their rounded sum and its rounding error."""

@@ -84,6 +84,7 @@ STEPS_OF_EPOCHS = "steps= with steps = epochs * len(data) / batch_size"
     **dict.fromkeys(("amp", "mixed_precision", "fp16", "bf16", "precision"), "autocast=torch.bfloat16"),
     **dict.fromkeys(("gradient_accumulation_steps", "accumulate_grad_batches", "accumulation_steps"), "accumulate"),
     **dict.fromkeys(("optim", "optimiser"), "optimizer"),
+    **dict.fromkeys(("fsdp", "shard_rule", "auto_wrap_policy"), "shard"),
     **dict.fromkeys(("num_workers", "n_workers"), "workers"),
     **dict.fromkeys(("early_stopping", "early_stop"), "patience"),
     **dict.fromkeys(("logger", "loggers", "report_to", "log_with"), "trackers"),

@@ -69,7 +69,8 @@ def lost_processes(world: World) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        told = str(error).strip().partition("\n")[0]
+        first = error.__cause__ if isinstance(error, ProcessError) else error
+        told = str(first).strip().partition("\n")[0]
         if world.size == 1 or isinstance(error, torch.OutOfMemoryError) or not any(s in told.lower() for s in SIGNS):
             raise
         raise ProcessError(
