@@ -110,9 +110,8 @@ class EMA:
         self._find_parameters()
 
     @torch.no_grad()
-    def begin_anew(self, updates: int) -> None:
-        """Take the parameters as they are now for the average, after so many updates."""
-        self.updates = updates
+    def begin_anew(self) -> None:
+        """Take the parameters as they are now for the average."""
         for base, offset, value in zip(self.base, self.offset, self._values, strict=True):
             base.copy_(value)
             offset.zero_()
@@ -171,9 +170,8 @@ class EMA:
         for name, p, base, offset in zip(self.names, self._parameters, self.base, self.offset, strict=True):
             yield name, shard_like(p, base), shard_like(p, offset)
 
-    def restore(self, updates: int, state: Mapping[str, tuple[Tensor, Tensor]]) -> None:
-        """Go on from ``state``, by names, after so many updates."""
-        self.updates = updates
+    def restore(self, state: Mapping[str, tuple[Tensor, Tensor]]) -> None:
+        """Take up bases and offsets by names, as ``state`` gave them."""
         for name, base, offset in zip(self.names, self.base, self.offset, strict=True):
             base.copy_(local_rows(state[name][0]))
             offset.copy_(local_rows(state[name][1]))

@@ -352,12 +352,12 @@ class Trainer:
         self._check_state(tensors, change=change)
         self.step = int(numbers["step"])
         for k, average in enumerate(self.averages):
-            mark = "" if k == 0 else str(k)
+            mark, average.updates = "" if k == 0 else str(k), int(numbers["updates"])
             if f"base{mark}.{average.names[0]}" not in tensors:
-                average.begin_anew(int(numbers["updates"]))
+                average.begin_anew()
                 continue
             kept = {name: (tensors[f"base{mark}.{name}"], tensors[f"offset{mark}.{name}"]) for name in average.names}
-            average.restore(int(numbers["updates"]), kept)
+            average.restore(kept)
         if self.uncertainty is not None:
             for name, p in self.uncertainty.named_parameters():
                 p.copy_(tensors.get(f"value.{UNCERTAINTY}.{name}", p))

@@ -24,7 +24,7 @@ MUTANTS = (
     Mutant(
         what="the average's decay not to the power of its stride",
         file="training/ema.py",
-        pattern="return float(decay**self.every)",
+        pattern="return float(decay ** self._stride(k))",
         replacement="return float(decay)",
         tests=("training/test_ema.py::test_average_of_moving_weights_is_the_float64_recursion",),
     ),
