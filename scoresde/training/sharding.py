@@ -90,8 +90,8 @@ def shard_network(net: nn.Module, rule: ShardRule, world: World) -> nn.Module:
     """
     if world.size == 1:
         raise ConfigError(
-            "shard= divides a network among processes, and this is one alone; start with torchrun --nproc-per-node 2 "
-            "and pass world=, or leave it out"
+            "shard= divides a network among processes, and this is one alone; start several (torchrun "
+            "--nproc-per-node 2; in a program with world=), or leave it out"
         )
     named = dict(net.named_parameters())
     wrong = None

@@ -48,7 +48,7 @@ def test_average_of_moving_weights_is_the_float64_recursion(decay: float, warmup
     net = MLP(2, width=8, depth=1)
     ema = EMA(net, decay, warmup=warmup, every=every)
     exact = {name: p.detach().double() for name, p in net.named_parameters()}
-    # With a warm-up every one of the first 64 steps counts: the average of a short run is not that of its first weights.
+    # With a warm-up every one of the first 64 steps counts: a short run has an average of its own.
     beginning = 64 // every * every if warmup else 0
     for k in range(300):
         with torch.no_grad():

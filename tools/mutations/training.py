@@ -36,6 +36,13 @@ MUTANTS = (
         tests=("training/test_ema.py::test_average_of_moving_weights_is_the_float64_recursion",),
     ),
     Mutant(
+        what="the norm of a sharded gradient by the rows of one process",
+        file="training/sharding.py",
+        pattern="return _join([*found, *own])",
+        replacement="return _join([mine, *own])",
+        tests=("training/test_sharded_training.py::test_two_sharded_processes_make_the_steps_of_one",),
+    ),
+    Mutant(
         what="importance times without their correction of the weight",
         file="training/trainer.py",
         pattern='self.weight = correct_weight(pick("weight", weight, WEIGHTS), self.times)',
