@@ -117,7 +117,7 @@ def shard_network(net: nn.Module, rule: ShardRule, world: World) -> nn.Module:
     made.zero_grad(set_to_none=True)
     for value in [*made.parameters(), *made.buffers()]:
         first = value.detach().to(device).contiguous()
-        distributed.broadcast(first, 0)
+        distributed.broadcast(first.flatten().view(torch.uint8), 0)  # bytes: no way of torch's takes every type
         value.data = first if value.ndim == 0 else value.data.copy_(first)
     mesh = init_device_mesh(device.type, (world.size,))
     scalars = {p for p in made.parameters() if p.ndim == 0}

@@ -66,6 +66,7 @@ BLOCK_STEPS, BLOCK_SIZE = 64, 32768
 ADAM = ("step", "exp_avg", "exp_avg_sq")
 UNCERTAINTY = "uncertainty"  # before the names of its parameters
 OBJECTIVE = "objective"  # before the names of what it has learned
+WHOLE = ("value", OBJECTIVE)  # what begins with these is sharded never
 
 
 class Trainer:
@@ -373,8 +374,8 @@ class Trainer:
     def find_alike(self, places: Iterable[str]) -> dict[str, Tensor]:
         """Return, for the places of ``state`` that belong to a sharded parameter, that parameter."""
         split = {self.update.names[id(p)]: p for p in self.parameters if is_sharded(p)}
-        named = {place: place.partition(".")[2] for place in places if not place.startswith(f"{OBJECTIVE}.")}
-        return {place: split[name] for place, name in named.items() if name in split}
+        named = {place: place.partition(".") for place in places}
+        return {place: split[name] for place, (key, _, name) in named.items() if name in split and key not in WHOLE}
 
     def _check_state(self, tensors: Mapping[str, Tensor], *, change: bool) -> None:
         shapes: dict[str, torch.Size] = {}
