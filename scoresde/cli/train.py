@@ -42,7 +42,7 @@ from scoresde.cli.train_run import (
 )
 from scoresde.diffusions.sde import GaussianSDE
 from scoresde.errors import CheckpointError, ConfigError, DomainError, check_integer, check_number
-from scoresde.models.checkpoint import MANIFEST
+from scoresde.models.manifest import MANIFEST
 from scoresde.models.parameterization import PARAMETERIZATIONS
 from scoresde.models.score_model import ScoreModel
 from scoresde.noise import check_seed

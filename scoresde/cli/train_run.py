@@ -18,7 +18,7 @@ from scoresde.cli.presets import DataSet, Labelled
 from scoresde.cli.run_folder import RUN, read_json, read_version, write_json
 from scoresde.cli.watch import make_watch
 from scoresde.errors import CheckpointError, ConfigError
-from scoresde.models.checkpoint import MANIFEST
+from scoresde.models.manifest import MANIFEST
 from scoresde.models.saving import network_to_dict
 from scoresde.models.score_model import ScoreModel
 from scoresde.sampling.processes import World

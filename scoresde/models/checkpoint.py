@@ -40,7 +40,7 @@ from scoresde.models.manifest import MANIFEST, OURS, Entry, list_entries, read_m
 from scoresde.models.sharded import is_sharded, local_rows
 from scoresde.models.stored import StoredFile, StoredTensors, parse_json
 
-__all__ = ["MANIFEST", "Contents", "Entry", "amend", "check_target", "find", "is_whole", "read", "share", "write"]
+__all__ = ["Contents", "amend", "check_target", "find", "is_whole", "read", "share", "write"]
 
 PICKLES = {".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".bin"}
 

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from scoresde.errors import CheckpointError, DomainError, TrainingWarning, check_integer, check_path
 from scoresde.models import checkpoint
+from scoresde.models.manifest import MANIFEST
 from scoresde.models.networks import network_state
 from scoresde.models.score_model import ScoreModel
 from scoresde.sampling.processes import World
@@ -56,7 +57,7 @@ def keep_averages(folder: Path, step: int, averages: list[EMA], world: World = A
 
 def is_kept(folder: Path, step: int) -> bool:
     """Return whether the averages of a step are there."""
-    return (folder / AVERAGES / f"{step:010d}" / checkpoint.MANIFEST).is_file()
+    return (folder / AVERAGES / f"{step:010d}" / MANIFEST).is_file()
 
 
 def mix_profiles(

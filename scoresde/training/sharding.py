@@ -21,6 +21,7 @@ from torch import Tensor, distributed, nn
 
 from scoresde.errors import ConfigError, DTypeError, check_sequence
 from scoresde.models import checkpoint
+from scoresde.models.manifest import Entry
 from scoresde.models.networks import Gradient, bare_network
 from scoresde.models.sharded import is_sharded, local_rows, sharding
 from scoresde.sampling.processes import World
@@ -174,7 +175,7 @@ def write_together(folder: Path, documents: checkpoint.Documents, tensors: check
         heard = [bytes(one.flatten().tolist()) for one in world.gather(rows)]
     if not world.is_main:
         return
-    shares: dict[str, list[checkpoint.Entry]] = {}
+    shares: dict[str, list[Entry]] = {}
     for k, name in enumerate(entries):
         shares[name] = []
         for one in heard:

@@ -20,6 +20,7 @@ from scoresde import (
     ScoreModel,
 )
 from scoresde.models import checkpoint as format_
+from scoresde.models.manifest import MANIFEST
 from scoresde.nn import MLP
 
 
@@ -45,7 +46,7 @@ def test_every_cut_is_refused(saved: Path) -> None:
 def test_every_flipped_bit_is_refused(saved: Path) -> None:
     for name, data in files(saved).items():
         # Every byte of the manifest, which nothing else guards; some of the others, which its digests guard.
-        places = range(len(data)) if name == format_.MANIFEST else range(0, len(data), max(1, len(data) // 7))
+        places = range(len(data)) if name == MANIFEST else range(0, len(data), max(1, len(data) // 7))
         for place in places:
             damaged = bytearray(data)
             damaged[place] ^= 1 << (place % 8)
@@ -83,7 +84,7 @@ def signed(body: dict[str, object]) -> str:
     ],
 )
 def test_manifest_of_another_format_is_refused(saved: Path, change: dict[str, object], message: str | None) -> None:
-    manifest = saved / format_.MANIFEST
+    manifest = saved / MANIFEST
     body = json.loads(manifest.read_text("utf-8"))
     body.pop("sha256")
     manifest.write_text(signed(body | change), "utf-8")

@@ -87,7 +87,7 @@ MUTANTS = (
     Mutant(
         what="a checkpoint while the loss is not finite",
         file="training/loop.py",
-        pattern="if 2 * len(good) < len(recent) or not trainer.world.is_main:",
+        pattern="if 2 * len(good) < len(recent) or not (trainer.world.is_main or trainer.sharded):",
         replacement="if not trainer.world.is_main:",
         tests=("training/test_what_is_kept.py::test_nothing_is_kept_of_steps_that_were_not_made",),
     ),
