@@ -10,7 +10,7 @@ import torch
 from checkpoints import filled, small
 
 from scoresde import Moments, RectifiedFlow, ScoreModel
-from scoresde.models import checkpoint
+from scoresde.models.manifest import sign
 from scoresde.nn import MLP, UNet
 from scoresde.sampling.calibration import Calibration, Rung
 from scoresde.solvers.build import build_table
@@ -27,7 +27,7 @@ def signed(folder: Path, parts: dict[str, tuple[str, bytes]]) -> None:
             (folder / file).write_bytes(data)
         entries[name] = {"file": file, "bytes": len(data), "sha256": digest}
     body = {"format": "scoresde checkpoint", "version": 1, "files": entries}
-    (folder / "manifest.json").write_bytes(checkpoint._manifest(body))
+    (folder / "manifest.json").write_bytes(sign(body))
 
 
 def read_parts(folder: Path) -> dict[str, tuple[str, bytes]]:

@@ -21,6 +21,7 @@ from scoresde.diffusions.named import sde_from_dict
 from scoresde.diffusions.sde import GaussianSDE
 from scoresde.errors import unknown
 from scoresde.models import checkpoint, saving
+from scoresde.models.manifest import MANIFEST
 from scoresde.sampling.calibration import Calibration
 from scoresde.sampling.samplers import COMPOSED, parse_sampler, read_table
 from scoresde.sampling.stability import measure_excess
@@ -111,7 +112,7 @@ def _describe_table(table: Tableau) -> list[str]:
 
 
 def _describe_checkpoint(path: Path) -> list[str]:
-    if not (checkpoint.find(path) / checkpoint.MANIFEST).is_file() and (foreign := open_foreign(path)) is not None:
+    if not (checkpoint.find(path) / MANIFEST).is_file() and (foreign := open_foreign(path)) is not None:
         return describe_foreign(path, foreign)
     folder = find_checkpoint(path)
     contents = checkpoint.read(folder)

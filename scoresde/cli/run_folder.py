@@ -26,8 +26,9 @@ from scoresde.cli.foreign import open_foreign
 from scoresde.cli.layouts import LAYOUTS, Layout
 from scoresde.cli.presets import DATA
 from scoresde.errors import CheckpointError, ConfigError, unknown
-from scoresde.models.checkpoint import MANIFEST, find
+from scoresde.models.checkpoint import find
 from scoresde.models.latent import Latent
+from scoresde.models.manifest import MANIFEST
 from scoresde.models.score_model import ScoreModel
 from scoresde.nn.conditions import ConditionalNetwork
 from scoresde.training.keeping import CHECKPOINT

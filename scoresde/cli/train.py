@@ -42,7 +42,7 @@ from scoresde.cli.train_run import (
 )
 from scoresde.diffusions.sde import GaussianSDE
 from scoresde.errors import CheckpointError, ConfigError, DomainError, check_integer, check_number
-from scoresde.models.checkpoint import MANIFEST
+from scoresde.models.manifest import MANIFEST
 from scoresde.models.parameterization import PARAMETERIZATIONS
 from scoresde.models.score_model import ScoreModel
 from scoresde.noise import check_seed
@@ -59,18 +59,8 @@ __all__ = ["Train"]
 
 LABEL_DROPOUT = 0.1
 # Options that run.json of the first versions lack.
-LATER = {
-    "background",
-    "layout",
-    "accumulate",
-    "precision",
-    "uncertainty",
-    "flip",
-    "patience",
-    "watch",
-    "keep",
-    "tracker",
-}
+LATER = {"background", "layout", "accumulate", "precision", "uncertainty", "flip", "patience", "watch", "keep"}
+LATER |= {"tracker"}
 SHOWN = 12  # names of classes on a line
 
 
@@ -145,6 +135,9 @@ class Train(Work):
         seed: of the network's first weights and of everything random in the training, in [0, 2^64).
         out: new or empty folder for the results.
         resume: folder of an interrupted run, to go on with its own options to the same result.
+        shard: of several processes (torchrun): divide the weights and all that belongs to them among them, and gather
+            these parts of the network one at a time: names of modules or of their classes, with commas between them,
+            e.g. Linear for vectors, Block,Attention for images.
         change: go on with a run that is resumed under other options, which are given with it, or on data that changed.
     """
 
@@ -179,6 +172,7 @@ class Train(Work):
     seed: Int = 0
     out: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER"), show_default("runs/DATA")] = None
     resume: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER"), show_default("")] = None
+    shard: Annotated[str | None, tyro.conf.arg(metavar="NAMES"), show_default("")] = None
     change: bool = False
 
     def run(self) -> int:
@@ -190,6 +184,8 @@ class Train(Work):
         if self.change and self.resume is None:
             raise ConfigError("--change is for --resume, which goes on with a run; leave it out", parameter="change")
         asked = self if self.resume is None else _read_options(self)
+        if self.shard is not None and asked.watch:
+            raise ConfigError("--watch draws in one process, and a sharded model is in all; leave one out of both")
         source = asked.data if self.resume is None else _find_data(asked, self.resume)
         data = open_data(
             source,
@@ -229,14 +225,14 @@ class Train(Work):
         print(f"training     {options.steps} steps of {options.batch_size} samples on {means}")
         print(f"results      {folder}/", flush=True)
         with use_threads(threads):
-            told = data.contexts or (None, None)
-            conds = make_condition(train, told[0], options), make_condition(test, told[1], options)
+            beside = data.contexts or (None, None)
+            conds = make_condition(train, beside[0], options), make_condition(test, beside[1], options)
             resume: Resume = self.resume is not None
             if self.change:
                 resume = "change"
-            result = run_training(
-                options, model.to(where), data, train, test, conds, folder, about, resume=resume, world=world
-            )
+            shard = None if self.shard is None else self.shard.split(",")
+            told = data, train, test, conds, folder, about
+            result = run_training(options, model.to(where), *told, resume=resume, world=world, shard=shard)
         loss = next((record["loss"] for record in reversed(result.log)), None)
         if loss is not None:
             print(f"done         loss {loss:.4g} after {result.steps} steps, {result.seconds:.0f} seconds")

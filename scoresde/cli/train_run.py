@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
 
@@ -18,7 +18,7 @@ from scoresde.cli.presets import DataSet, Labelled
 from scoresde.cli.run_folder import RUN, read_json, read_version, write_json
 from scoresde.cli.watch import make_watch
 from scoresde.errors import CheckpointError, ConfigError
-from scoresde.models.checkpoint import MANIFEST
+from scoresde.models.manifest import MANIFEST
 from scoresde.models.saving import network_to_dict
 from scoresde.models.score_model import ScoreModel
 from scoresde.sampling.processes import World
@@ -44,7 +44,7 @@ __all__ = [
 ]
 
 # What does not make a run what it is.
-PASSING = ("config", "out", "resume", "change", "device", "debug")
+PASSING = ("config", "out", "resume", "change", "device", "debug", "shard")
 Resume = bool | Literal["change"]
 PRECISIONS: Mapping[str, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 SLOW, OFTEN = 20.0, 60.0  # seconds that a training takes at least for its time to be told, and between two words of it
@@ -129,6 +129,7 @@ def run_training(
     *,
     resume: Resume,
     world: World,
+    shard: Sequence[str] | None,
 ) -> TrainResult:
     """Train, leave run.json beside whatever checkpoint there is, and say how to go on after Ctrl-C."""
     assert options.steps is not None
@@ -186,6 +187,7 @@ def run_training(
             trackers=() if options.tracker is None else (options.tracker,),
             resume=resume,
             world=world,
+            shard=shard,
             progress=is_interactive() or Pace(say),
             on_log=note,
         )

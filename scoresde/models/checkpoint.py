@@ -12,17 +12,20 @@ manifest before named are removed afterwards. A save holds the lock of ``models.
 Reading looks at what every part is, its size and its digest before any of them is used, and at the manifest by a digest
 of its own; ``models.documents`` has what each may say. A reader beside a writer opens all files of one manifest, and
 reads it again where one is gone. Pickles are refused, whatever they hold: loading one runs code from the file.
+
+Of a training that is sharded over processes each writes the rows that it holds (``share``), files of the same kind.
+When all are on disk, one process writes the manifest, whose entry of such a part is a list in the order of the ranks
+(format version 2). Until then the checkpoint before stands.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import os
-import re
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -33,15 +36,13 @@ from torch import Tensor
 from scoresde.errors import CheckpointError, check_path
 from scoresde.models.documents import check_document
 from scoresde.models.lock import IN_RUN, LOCK, locked
-from scoresde.models.stored import StoredFile, StoredTensors, parse_json, read_json_file
+from scoresde.models.manifest import MANIFEST, OURS, Entry, list_entries, read_manifest, sign_manifest, to_json
+from scoresde.models.sharded import is_sharded, local_rows
+from scoresde.models.stored import StoredFile, StoredTensors, parse_json
 
-__all__ = ["MANIFEST", "Contents", "check_target", "find", "is_whole", "read", "write"]
+__all__ = ["Contents", "amend", "check_target", "find", "is_whole", "read", "share", "write"]
 
-MANIFEST = "manifest.json"
-FORMAT, VERSION = "scoresde checkpoint", 1
 PICKLES = {".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".bin"}
-OURS = re.compile(r"[a-z_]+-[0-9a-f]{16}\.(json|safetensors)|\.[^/]+\.tmp")
-DIGEST = re.compile("[0-9a-f]{64}")
 
 Part = TypeVar("Part")
 Documents = Mapping[str, Mapping[str, object]]
@@ -56,7 +57,7 @@ class Contents:
         folder: where it was read.
         documents: the JSON parts by name.
         parts: the safetensors parts by name, of which names, types and shapes are read and no values yet.
-        files: for each part, the name of its file.
+        files: for each part, the name of its file, of a shared one that of the first process.
     """
 
     folder: Path
@@ -88,18 +89,29 @@ class Contents:
             raise self.lacks(part)
         return self.parts[part]
 
-    def tensors(self, part: str) -> dict[str, Tensor]:
-        """Return the tensors of a part by name; CheckpointError where there is no such part."""
-        return self.stored(part).load()
+    def tensors(self, part: str, like: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+        """Return the tensors of a part by name; CheckpointError where there is no such part.
+
+        Args:
+            part: its name.
+            like: of those that are sharded there, this process's rows are read, and sharded alike.
+        """
+        return self.stored(part).load(like)
 
 
-def write(folder: str | os.PathLike[str], documents: Documents, tensors: Tensors) -> None:
+def write(
+    folder: str | os.PathLike[str],
+    documents: Documents,
+    tensors: Tensors,
+    shares: Mapping[str, Sequence[Entry]] | None = None,
+) -> None:
     """Write a checkpoint, in one atomic change if one stands there already.
 
     Args:
         folder: made where it does not exist; else empty or a checkpoint.
         documents: JSON-able parts by name.
         tensors: parts of tensors by name.
+        shares: of parts that several processes have written (``share``), their files in the order of the ranks.
 
     Raises:
         CheckpointError: the folder holds other files, is in use by another writer, or could not be written; what stood
@@ -107,40 +119,111 @@ def write(folder: str | os.PathLike[str], documents: Documents, tensors: Tensors
     """
     where = Path(folder)
     check_target(where)
-    parts = {name: (f"{name}-%s.json", _json(dict(value))) for name, value in documents.items()}
+    parts = {name: _pack(f"{name}-%s.json", to_json(value)) for name, value in documents.items()}
     for name, group in tensors.items():
-        # Copies: safetensors refuses tensors that share memory, as tied weights do.
-        copies = {key: t.detach().to("cpu", copy=True).contiguous() for key, t in group.items()}
-        parts[name] = (f"{name}-%s.safetensors", safetensors.torch.save(copies))
-    files: dict[str, object] = {}
-    data: dict[str, bytes] = {}
-    for name, (pattern, written) in parts.items():
-        digest = hashlib.sha256(written).hexdigest()
-        data[pattern % digest[:16]] = written
-        files[name] = {"file": pattern % digest[:16], "bytes": len(written), "sha256": digest}
-    manifest = _manifest({"format": FORMAT, "version": VERSION, "files": files})
+        parts[name] = _pack_tensors(name, group)
     try:
         _make_folder(where)
         with locked(where) as abandoned:
             check_target(where)
-            _replace(where, data, manifest, everything=abandoned)
+            _replace(where, parts, shares or {}, everything=abandoned)
     except OSError as error:
-        needed = len(manifest) + sum(map(len, data.values()))
-        raise CheckpointError(
-            f"could not write {error.filename or where}: {error.strerror or error}; {needed} bytes are needed and "
-            f"{_free(where)} are free; make room or choose another folder (a checkpoint that stood there is unchanged)"
-        ) from error
+        raise _no_room(where, error, sum(len(written) for written, _ in parts.values())) from error
 
 
-def _replace(where: Path, data: Mapping[str, bytes], manifest: bytes, *, everything: bool) -> None:
+def amend(folder: str | os.PathLike[str], documents: Documents) -> None:
+    """Put documents into a checkpoint in one atomic change; its other parts stay as they are.
+
+    Raises:
+        CheckpointError: as ``write``, or no checkpoint stands there.
+    """
+    where = Path(folder)
+    with locked(where):
+        read(where)
+        _, entries = read_manifest(where / MANIFEST)
+        kept = {name: found for name, found in entries.items() if name not in documents}
+        parts = {name: _pack(f"{name}-%s.json", to_json(value)) for name, value in documents.items()}
+        try:
+            _replace(where, parts, kept, everything=False)
+        except OSError as error:
+            raise _no_room(where, error, sum(len(written) for written, _ in parts.values())) from error
+
+
+@contextmanager
+def share(folder: str | os.PathLike[str], tensors: Tensors, *, first: bool) -> Iterator[dict[str, Entry]]:
+    """Write what this process holds of sharded parts, and yield the files' entries for the manifest.
+
+    The manifest is written by one process when all have come so far. What is never named by one is removed by the next
+    save.
+
+    Args:
+        folder: of the checkpoint, one that all processes see.
+        tensors: parts by name; of what is not sharded, the first process's counts.
+        first: whether this is that process.
+
+    Raises:
+        CheckpointError: the folder could not be written; nothing of this process stays then.
+    """
+    where, needed = Path(folder), 0
+    made: list[str] = []
+    entries: dict[str, Entry] = {}
+    try:
+        _make_folder(where)
+        named = _find_named(where) or set()
+        for name, group in tensors.items():
+            mine = {key: x for key, x in group.items() if first or (is_sharded(x) and len(local_rows(x)))}
+            written, entry = _pack_tensors(name, mine)
+            needed, entries[name] = needed + len(written), entry
+            if entry["file"] not in named:
+                made.append(entry["file"])
+                _put(where / entry["file"], written)
+        _sync(where)
+    except OSError as error:
+        _remove(where, made)
+        raise _no_room(where, error, needed) from error
+    yield entries
+
+
+def _pack(pattern: str, written: bytes) -> tuple[bytes, Entry]:
+    digest = hashlib.sha256(written).hexdigest()
+    return written, {"file": pattern % digest[:16], "bytes": len(written), "sha256": digest}
+
+
+def _pack_tensors(name: str, group: Mapping[str, Tensor]) -> tuple[bytes, Entry]:
+    # Copies: safetensors refuses tensors that share memory, as tied weights do.
+    copies = {key: local_rows(t).detach().to("cpu", copy=True).contiguous() for key, t in group.items()}
+    return _pack(f"{name}-%s.safetensors", safetensors.torch.save(copies))
+
+
+def _no_room(where: Path, error: OSError, needed: int) -> CheckpointError:
+    return CheckpointError(
+        f"could not write {error.filename or where}: {error.strerror or error}; {needed} bytes are needed and "
+        f"{_free(where)} are free; make room or choose another folder (a checkpoint that stood there is unchanged)"
+    )
+
+
+def _replace(
+    where: Path, parts: Mapping[str, tuple[bytes, Entry]], there: Mapping[str, Sequence[Entry]], *, everything: bool
+) -> None:
     """Put files and their manifest into a folder, and remove the files of the manifest before.
 
     Args:
         where: the folder, whose lock is held.
-        data: by the names of the files.
-        manifest: what is written last.
+        parts: by name, what is written and its entry.
+        there: entries of parts whose files are in the folder.
         everything: remove all files that the manifest does not name: a writer died here.
     """
+    entries: dict[str, object] = {name: entry for name, (_, entry) in parts.items()}
+    entries |= {name: list(found) if len(found) > 1 else found[0] for name, found in there.items()}
+    manifest = sign_manifest(entries)
+    data = {str(entry["file"]): written for written, entry in parts.values()}
+    names = data.keys() | {str(entry["file"]) for found in there.values() for entry in found}
+    for entry in (entry for found in there.values() for entry in found):
+        file = where / entry["file"]
+        if not file.is_file() or file.stat().st_size != entry["bytes"]:
+            raise CheckpointError(f"{file}, which another process wrote, is not there; all need one folder")
+    # A process that is not the one with the lock may have died, now or in the save before.
+    everything = everything or any(len(found) > 1 for found in there.values()) or _is_shared(where)
     old = _find_named(where)
     new = [name for name in data if old is None or name not in old]
     try:
@@ -156,7 +239,7 @@ def _replace(where: Path, data: Mapping[str, bytes], manifest: bytes, *, everyth
     _sync(where)
     # The new checkpoint stands; what cannot be removed now is removed after a save that finds the lock abandoned.
     found = {file.name for file in where.iterdir() if OURS.fullmatch(file.name)}
-    _remove(where, (found if everything or old is None else found & old) - data.keys())
+    _remove(where, (found if everything or old is None else found & old) - names)
 
 
 def _make_folder(where: Path) -> None:
@@ -170,11 +253,19 @@ def _make_folder(where: Path) -> None:
 def _find_named(where: Path) -> set[str] | None:
     """Return the files that the standing manifest names, none where there is no manifest; None where it is damaged."""
     try:
-        return {str(entry["file"]) for entry in _read_manifest(where / MANIFEST)[1].values()}
+        return {str(entry["file"]) for entry in list_entries(where)}
     except FileNotFoundError:
         return set()
     except CheckpointError:
         return None
+
+
+def _is_shared(where: Path) -> bool:
+    """Return whether the standing manifest is of several processes."""
+    try:
+        return any(len(found) > 1 for found in read_manifest(where / MANIFEST)[1].values())
+    except (CheckpointError, FileNotFoundError):
+        return False
 
 
 def _remove(where: Path, names: Iterable[str]) -> None:
@@ -205,13 +296,17 @@ def find(folder: str | os.PathLike[str]) -> Path:
 def is_whole(folder: Path) -> bool:
     """Return whether a manifest is there, and every file that it names; nothing else is verified."""
     try:
-        return all((folder / str(entry["file"])).is_file() for entry in _read_manifest(folder / MANIFEST)[1].values())
+        return all((folder / str(entry["file"])).is_file() for entry in list_entries(folder))
     except (CheckpointError, FileNotFoundError):
         return False
 
 
-def read(folder: str | os.PathLike[str]) -> Contents:
+def read(folder: str | os.PathLike[str], *, at_once: bool = True) -> Contents:
     """Read and verify a checkpoint.
+
+    Args:
+        folder: of the checkpoint.
+        at_once: verify all files; else those with tensors when they are first read, for a process that needs a part.
 
     Raises:
         CheckpointError: no checkpoint, a pickle, a newer format, or a file that is missing, cut or changed.
@@ -231,71 +326,35 @@ def read(folder: str | os.PathLike[str]) -> Contents:
     documents: dict[str, dict[str, Any]] = {}
     parts: dict[str, StoredTensors] = {}
     files: dict[str, str] = {}
-    for name, (entry, file) in _open_all(where).items():
-        files[name] = file.path.name
-        if file.path.suffix == ".json":
-            file.check_length()
-            file.check_digest(entry["sha256"])
-            documents[name] = parse_json(file.read(), file.path)
-            check_document(name, documents[name], file.path)
-        else:
-            # The header first: it refuses in no time what would take long to digest.
-            parts[name] = StoredTensors(file)
-            file.check_digest(entry["sha256"])
+    for name, found in _open_all(where).items():
+        files[name] = found[0].path.name
+        if found[0].path.suffix == ".json":
+            found[0].check_length()
+            found[0].verify()
+            documents[name] = parse_json(found[0].read(), found[0].path)
+            check_document(name, documents[name], found[0].path)
+            continue
+        # The headers first: they refuse in no time what would take long to digest.
+        parts[name] = StoredTensors(*found)
+        for file in found if at_once else []:
+            file.verify()
     return Contents(where, documents, parts, files)
 
 
-def _open_all(where: Path) -> dict[str, tuple[dict[str, Any], StoredFile]]:
+def _open_all(where: Path) -> dict[str, list[StoredFile]]:
     """Open every file that the manifest names; anew where a writer has put another manifest in its place."""
     data = before = b""
     while True:
         try:
-            data, entries = _read_manifest(where / MANIFEST)
-            return {name: (entry, StoredFile(where / entry["file"], entry["bytes"])) for name, entry in entries.items()}
+            data, entries = read_manifest(where / MANIFEST)
+            return {
+                name: [StoredFile(where / entry["file"], entry["bytes"], entry["sha256"]) for entry in found]
+                for name, found in entries.items()
+            }
         except FileNotFoundError as error:
             if data == before:
                 raise CheckpointError(f"{error.filename} is missing; take another copy of the checkpoint") from error
             before = data
-
-
-def _json(value: object) -> bytes:
-    return (json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n").encode()
-
-
-def _manifest(body: dict[str, object]) -> bytes:
-    return _json({**body, "sha256": hashlib.sha256(_json(body)).hexdigest()})
-
-
-def _read_manifest(file: Path) -> tuple[bytes, dict[str, dict[str, Any]]]:
-    """Return a manifest's bytes and its entries; CheckpointError where it is damaged."""
-    data = read_json_file(file)
-    body = parse_json(data, file)
-    damaged = CheckpointError(f"{file} is damaged; take another copy of the checkpoint")
-    if body.pop("sha256", None) is None:
-        raise damaged
-    version, files = body.get("version"), body.get("files")
-    if body.get("format") == FORMAT and type(version) is int and version > VERSION:
-        raise CheckpointError(
-            f"{file} has format version {version}, this scoresde reads up to {VERSION}; update scoresde"
-        )
-    # Equality of the bytes, not only of the values: no flipped bit goes unseen.
-    if body.get("format") != FORMAT or version != VERSION or not isinstance(files, dict) or data != _manifest(body):
-        raise damaged
-    for name, entry in files.items():
-        if not _is_entry(name, entry):
-            raise CheckpointError(f"{file} is damaged in files.{name}; take another copy of the checkpoint")
-    return data, files
-
-
-def _is_entry(name: str, entry: object) -> bool:
-    """Say whether a manifest's entry is what ``write`` makes for a part of this name."""
-    if not isinstance(entry, dict) or set(entry) != {"file", "bytes", "sha256"} or type(entry["bytes"]) is not int:
-        return False
-    digest = entry["sha256"]
-    if entry["bytes"] < 0 or not isinstance(digest, str) or not DIGEST.fullmatch(digest):
-        return False
-    known = entry["file"] in (f"{name}-{digest[:16]}.json", f"{name}-{digest[:16]}.safetensors")
-    return known and OURS.fullmatch(entry["file"]) is not None
 
 
 def _put(file: Path, data: bytes) -> None:

@@ -17,7 +17,8 @@ from typing import Final
 from torch import Tensor
 
 from scoresde.errors import CheckpointError, ConfigError, check_path
-from scoresde.models.checkpoint import MANIFEST, find, is_whole
+from scoresde.models.checkpoint import find, is_whole
+from scoresde.models.manifest import MANIFEST
 from scoresde.models.networks import describe_network
 from scoresde.models.saving import network_to_dict
 from scoresde.models.score_model import ScoreModel

@@ -17,17 +17,17 @@ from scoresde.diffusions.linear import LinearSDE
 from scoresde.diffusions.named import LINEAR, linear_from_dict, sde_from_dict, sde_to_dict
 from scoresde.diffusions.sde import SDE, GaussianSDE
 from scoresde.errors import CheckpointError, ConfigError, unknown
-from scoresde.models.checkpoint import Contents, Documents, Tensors, find, read, write
+from scoresde.models.checkpoint import Contents, Documents, Tensors, amend, find, read
 from scoresde.models.declared import build_network, check_event, check_groups, check_moments, list_misfits
 from scoresde.models.energy import EnergyModel
 from scoresde.models.latent import Coder, Latent
 from scoresde.models.linear_model import LinearModel
-from scoresde.models.lock import locked
 from scoresde.models.networks import Gradient, bare_network, network_state, plain_names
 from scoresde.models.parameterization import PARAMETERIZATIONS
 from scoresde.models.prediction import Predictor
 from scoresde.models.schema import blame
 from scoresde.models.score_model import ScoreModel
+from scoresde.models.sharded import local_rows, plain_class
 from scoresde.models.stored import Described
 from scoresde.transforms.base import Transform
 from scoresde.transforms.compose import Compose, transform_from_dict
@@ -108,12 +108,9 @@ def keep_tables(folder: str | PathLike[str], model: Predictor) -> None:
     """Put a model's tuned tables and its calibration into a checkpoint, whose other parts stay.
 
     Raises:
-        CheckpointError: what ``checkpoint.read`` and ``write`` raise.
+        CheckpointError: what ``checkpoint.amend`` raises.
     """
-    with locked(folder):
-        contents = read(folder)
-        parts = {part: contents.tensors(part) for part in contents.parts}
-        write(folder, {**contents.documents, **_describe_tables(model)}, parts)
+    amend(folder, _describe_tables(model))
 
 
 def _describe_transform(transform: Transform | None) -> dict[str, object] | None:
@@ -217,9 +214,9 @@ def network_to_dict(net: object) -> dict[str, object]:
     if isinstance(inner, Gradient):
         return {**network_to_dict(inner.net), "energy": True}
     for name, known in NETWORKS.items():
-        if type(inner) is known:
-            return {"kind": name, "config": dict(inner.config)}
-    return {"kind": type(inner).__name__, "config": None}
+        if plain_class(inner) is known:
+            return {"kind": name, "config": dict(inner.config)}  # type: ignore[attr-defined]
+    return {"kind": plain_class(inner).__name__, "config": None}
 
 
 def load_network(contents: Contents, part: str, net: Callable[..., Tensor] | None) -> Callable[..., Tensor]:
@@ -248,7 +245,7 @@ def load_network(contents: Contents, part: str, net: Callable[..., Tensor] | Non
         net = Gradient(net)
     if isinstance(net, nn.Module):
         _check_weights(net, stored.described, file)
-        load_weights(net, stored.load(), file)
+        load_weights(net, stored.load(network_state(net)), file)
     elif stored.described:
         count = len(stored.described)
         raise CheckpointError(f"{file} holds {count} tensors; net must be a torch.nn.Module, got {net!r}")
@@ -299,7 +296,7 @@ def load_weights(net: nn.Module, weights: Mapping[str, Tensor], file: Path) -> N
     # A buffer may hold what it likes, a mask of infinities say.
     for name, _ in net.named_parameters(remove_duplicate=False):
         plain = names.get(name, name)
-        values = weights.get(plain, torch.zeros(0, device="cpu"))
+        values = local_rows(weights.get(plain, torch.zeros(0, device="cpu")))
         bad = int((~torch.isfinite(values)).sum())
         if bad:
             raise CheckpointError(

@@ -121,7 +121,7 @@ class _PicardPlan:
         return self.one_by_one.draws
 
     @property
-    def start(self) -> Start:
+    def start(self) -> Start | None:
         """Where the run starts."""
         return self.one_by_one.start
 

@@ -28,9 +28,13 @@ from torch import Tensor, nn
 
 from scoresde.errors import CheckpointError, DomainError, TrainingWarning, check_integer, check_path
 from scoresde.models import checkpoint
+from scoresde.models.manifest import MANIFEST
 from scoresde.models.networks import network_state
 from scoresde.models.score_model import ScoreModel
+from scoresde.sampling.processes import World
 from scoresde.training.ema import EMA, power_of
+from scoresde.training.sharding import write_together
+from scoresde.training.sources import ALONE
 
 __all__ = ["AVERAGES", "is_kept", "keep_averages", "mix_profiles", "rebuild_average"]
 
@@ -39,20 +43,21 @@ PART = "average"
 MISSED = 0.5  # of a profile, above which it is said
 
 
-def keep_averages(folder: Path, step: int, averages: list[EMA]) -> None:
-    """Write the averages of a step beside those of the steps before."""
+def keep_averages(folder: Path, step: int, averages: list[EMA], world: World = ALONE) -> None:
+    """Write the averages of a step beside those of the steps before; of several processes as ``write_together``."""
     widths = [average.sigma_rel for average in averages]
     tensors = {f"{PART}_{'abcdefgh'[i]}": average.values() for i, average in enumerate(averages)}
-    checkpoint.write(
+    write_together(
         folder / AVERAGES / f"{step:010d}",
         {PART: {"step": step, "time": averages[0].time, "sigma_rel": widths}},
         tensors,
+        world,
     )
 
 
 def is_kept(folder: Path, step: int) -> bool:
     """Return whether the averages of a step are there."""
-    return (folder / AVERAGES / f"{step:010d}" / checkpoint.MANIFEST).is_file()
+    return (folder / AVERAGES / f"{step:010d}" / MANIFEST).is_file()
 
 
 def mix_profiles(

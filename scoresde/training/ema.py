@@ -16,6 +16,8 @@ of the training, at any time. Over m updates it keeps ((t - m)/t)^{gamma + 1} ex
 deviation of the profile over t,
 
     sigma_rel^2 = (gamma + 1)/((gamma + 2)^2 (gamma + 3)).
+
+Of a network that is sharded over processes each keeps the averages of the rows that it holds.
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ from torch import Tensor, nn
 
 from scoresde.errors import ConfigError, DomainError, check_integer, check_number
 from scoresde.models.networks import bare_network, network_state, plain_names
+from scoresde.models.sharded import local_rows, shard_like, whole
 
 __all__ = ["EMA", "LONGEST_STRIDE", "WIDEST", "choose_stride", "power_of"]
 
@@ -38,7 +41,7 @@ WIDEST = 12**-0.5  # sigma_rel of the plain mean, gamma = 0
 
 REBASE_EVERY = 64
 LONGEST_STRIDE = 8
-BEGINNING = 64  # steps of which a power-function average takes every one; a multiple of the stride
+BEGINNING = 64  # steps of which an average with a warm-up, or of a power function, takes every one
 
 
 def choose_stride(decay: float) -> int:
@@ -61,7 +64,8 @@ class EMA:
         module: the network; of one in a wrapper (``torch.compile``, ``DistributedDataParallel``) the network inside is
             meant, so that names and copies are those of the network itself.
         decay: d in [0, 1), of one step.
-        warmup: take min(decay, (1 + k)/(10 + k)) at step k = 0, 1, ...
+        warmup: take min(decay, (1 + k)/(10 + k)) at step k = 0, 1, ..., and every one of the first 64 steps (or the
+            last multiple of ``every`` before).
         every: steps that one update stands for: every so many calls of ``update`` move the average, by d^every. One of
             1, 2, 4, 8 for a power-function average, which takes every step of the first 64.
         sigma_rel: the relative width of a power-function average, which this then is: decay and warmup say nothing.
@@ -95,7 +99,7 @@ class EMA:
 
     def _find_parameters(self) -> None:
         self._parameters = [p for p in self.module.parameters() if p.requires_grad]
-        self._values = [p.detach() for p in self._parameters]
+        self._values = [local_rows(p.detach()) for p in self._parameters]
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy of a parameter has a memory of its own, which its copied views would not follow.
@@ -124,8 +128,9 @@ class EMA:
             self._rebase()
 
     def _stride(self, k: int) -> int:
-        """Return how many steps an update at the k-th stands for: of a power-function average one at the beginning."""
-        return 1 if self.power is not None and k < BEGINNING else self.every
+        """Return how many steps an update at the k-th stands for: one at the beginning, where weights move most."""
+        begins = k < BEGINNING - BEGINNING % self.every and (self.power is not None or self.warmup)
+        return 1 if begins else self.every
 
     @property
     def time(self) -> int:
@@ -137,7 +142,7 @@ class EMA:
         if self.power is not None:
             return float((1 - self._stride(k) / (k + 1)) ** (self.power + 1))
         decay = min(self.decay, (1 + k) / (10 + k)) if self.warmup else self.decay
-        return float(decay**self.every)
+        return float(decay ** self._stride(k))
 
     def _rebase(self) -> None:
         """Replace (base, offset) by their rounded sum and its rounding error."""
@@ -149,15 +154,27 @@ class EMA:
     def _check(self) -> None:
         now = [p for p in self.module.parameters() if p.requires_grad]
         same = len(now) == len(self._parameters) and all(p is q for p, q in zip(now, self._parameters, strict=True))
-        if not same or any(p.data_ptr() != v.data_ptr() for p, v in zip(now, self._values, strict=True)):
+        if not same or any(_has_moved(p, v) for p, v in zip(now, self._values, strict=True)):
             raise ConfigError(
                 f"the network's parameters are not the {len(self._parameters)} that the average began with "
                 "(replaced, frozen or moved to another device); make a new EMA after such a change"
             )
 
     def values(self) -> dict[str, Tensor]:
-        """Return the averages by the parameters' names, in at least float32; copies."""
-        return {name: total.to(b.dtype) for name, total, b in zip(self.names, self._sums(), self.base, strict=True)}
+        """Return the averages by the parameters' names, in at least float32; copies, sharded as the parameters are."""
+        totals = [total.to(b.dtype) for total, b in zip(self._sums(), self.base, strict=True)]
+        return {name: shard_like(p, t) for name, p, t in zip(self.names, self._parameters, totals, strict=True)}
+
+    def state(self) -> Iterator[tuple[str, Tensor, Tensor]]:
+        """Yield each parameter's name, base and offset, sharded as the parameters are."""
+        for name, p, base, offset in zip(self.names, self._parameters, self.base, self.offset, strict=True):
+            yield name, shard_like(p, base), shard_like(p, offset)
+
+    def restore(self, state: Mapping[str, tuple[Tensor, Tensor]]) -> None:
+        """Take up bases and offsets by names, as ``state`` gave them."""
+        for name, base, offset in zip(self.names, self.base, self.offset, strict=True):
+            base.copy_(local_rows(state[name][0]))
+            offset.copy_(local_rows(state[name][1]))
 
     def _sums(self) -> Iterator[Tensor]:
         for b, e in zip(self.base, self.offset, strict=True):
@@ -169,16 +186,23 @@ class EMA:
         Its names carry no prefixes of wrappers around the network or its parts.
         """
         self._check()
-        average = {id(p): total.to(p.dtype) for p, total in zip(self._parameters, self._sums(), strict=True)}
+        pairs = zip(self._parameters, self._sums(), strict=True)
+        average = {id(p): shard_like(p, total.to(p.dtype)) for p, total in pairs}
         state, plain = self.module.state_dict(keep_vars=True), plain_names(self.module)
         return {plain[name]: average[id(v)] if id(v) in average else v.detach().clone() for name, v in state.items()}
 
-    def copy(self, weights: Mapping[str, Tensor] | None = None) -> nn.Module:
-        """Return a copy of the network with the averaged weights, or with others that ``state_dict`` gave before."""
-        made = copy.deepcopy(self.module)
+    def copy(self, weights: Mapping[str, Tensor] | None = None, *, of: nn.Module | None = None) -> nn.Module:
+        """Return a copy of the network with the averaged weights, or with others that ``state_dict`` gave before.
+
+        Args:
+            weights: the others.
+            of: the network to copy where the one that is averaged is sharded; all processes must call this then.
+        """
+        made = copy.deepcopy(self.module if of is None else bare_network(of))
         made.zero_grad(set_to_none=True)
-        _set_state(made, self.state_dict() if weights is None else weights)
-        return made
+        state = self.state_dict() if weights is None else weights
+        _set_state(made, {name: whole(value) for name, value in state.items()})
+        return made if of is None else made.to(self._values[0].device)
 
     @contextmanager
     def applied(self) -> Iterator[None]:
@@ -189,6 +213,10 @@ class EMA:
             yield
         finally:
             _set_state(self.module, own)
+
+
+def _has_moved(parameter: Tensor, values: Tensor) -> bool:
+    return local_rows(parameter.detach()).data_ptr() != values.data_ptr()
 
 
 @torch.no_grad()

@@ -58,9 +58,10 @@ from scoresde.training.parallel import lost_processes, shared_network
 from scoresde.training.paths import begin_paths
 from scoresde.training.rates import DecayName, read_rate
 from scoresde.training.result import TrainResult
+from scoresde.training.sharding import ShardRule
 from scoresde.training.sources import ALONE
 from scoresde.training.start import begin, held, open_folder
-from scoresde.training.trainable import Objective
+from scoresde.training.trainable import Objective, check_trainable
 from scoresde.training.trainer import Trainer
 from scoresde.training.updates import MakeOptimizer
 from scoresde.transforms.augment import Augmentation
@@ -87,6 +88,7 @@ STEPS_OF_EPOCHS = "steps= with steps = epochs * len(data) / batch_size"
     **dict.fromkeys(("amp", "mixed_precision", "fp16", "bf16", "precision"), "autocast=torch.bfloat16"),
     **dict.fromkeys(("gradient_accumulation_steps", "accumulate_grad_batches", "accumulation_steps"), "accumulate"),
     **dict.fromkeys(("optim", "optimiser"), "optimizer"),
+    **dict.fromkeys(("fsdp", "shard_rule", "auto_wrap_policy"), "shard"),
     **dict.fromkeys(("num_workers", "n_workers"), "workers"),
     **dict.fromkeys(("early_stopping", "early_stop"), "patience"),
     **dict.fromkeys(("logger", "loggers", "report_to", "log_with"), "trackers"),
@@ -139,6 +141,7 @@ def fit(
     on_log: Callable[[Record], None] | None = None,
     trackers: str | Sequence[str | Tracker] = (),
     world: World = ALONE,
+    shard: ShardRule | None = None,
 ) -> TrainResult:
     """Train a model's network by denoising score matching, or that of an ``SDEModel`` on simulated paths.
 
@@ -222,6 +225,10 @@ def fit(
             train one model, each with its share of every batch. What one process would do is done: the same order,
             times and noise, and the same weights up to rounding (but for what an augmentation, a transform and dropout
             draw). The first writes the folder and the log. Without it each process has a training of its own.
+        shard: divide weights, optimiser and averages among the processes of ``world`` (``training.sharding``), and
+            gather these parts of the network one at a time: classes of modules or names of them or of modules (a list
+            of modules stands for those in it), or a function of a module. Each writes its part of the checkpoint, which
+            any number of processes goes on with. Meanwhile the network given waits in the memory of the CPU.
 
     Warns:
         TrainingWarning: a weight and times under which a twentieth of the times carries nearly all of the weight on the
@@ -254,9 +261,11 @@ def fit(
     if not isinstance(world, World):
         raise DTypeError(f"world must be that of `with processes() as world:`, got {world!r:.60}")
     seed = fresh_seed() if seed is None else check_seed(seed)
+    if watch is not None and shard is not None:
+        raise ConfigError("watch= looks at the model in one process, and a sharded one is in all; leave one out")
     rate, options = read_rate(learning_rate, warmup, decay, steps=steps, own=optimizer is not None)
-    sinks = check_trackers(trackers)
-    with shared_network(model, world) as model, ExitStack() as stack:
+    sinks, given = check_trackers(trackers), check_trainable(model)[1]
+    with shared_network(model, world, shard) as model, ExitStack() as stack:
         trainer = Trainer(
             model,
             learning_rate=rate,
@@ -327,10 +336,10 @@ def fit(
             keep=keep,
             carried=start.carried,
         )
+        averaged = model.with_sde(model.sde)
         with lost_processes(world):
             losses = loop(progress=progress)
-        averaged = model.with_sde(model.sde)
-        averaged.net = trainer.ema.copy(start.best.weights)
+            averaged.net = trainer.ema.copy(start.best.weights, of=given if trainer.sharded else None)
         averaged.eval()
         seen = 3 * steps * (batch_size or USUAL_BATCH)
         scalar = not simulated and isinstance(model.sde, GaussianSDE)

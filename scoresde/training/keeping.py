@@ -17,8 +17,8 @@ import shutil
 from pathlib import Path
 
 from scoresde.errors import CheckpointError
-from scoresde.models.checkpoint import MANIFEST
 from scoresde.models.lock import IN_RUN, LOCK
+from scoresde.models.manifest import MANIFEST
 from scoresde.training.log import LOG, TABLE
 
 __all__ = ["BEST", "CHECKPOINT", "KEPT", "copy_checkpoint", "is_unfinished", "keep_last"]

@@ -19,14 +19,15 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from scoresde.errors import SolverError
-from scoresde.models import checkpoint
 from scoresde.models.prediction import in_mode
+from scoresde.models.sharded import local_rows
 from scoresde.training.averages import keep_averages
 from scoresde.training.batches import Batches
 from scoresde.training.identity import RUN, Run
 from scoresde.training.judge import Best, Watch, look
 from scoresde.training.keeping import BEST, CHECKPOINT, copy_checkpoint, keep_last
 from scoresde.training.log import Log, Record
+from scoresde.training.sharding import write_together
 from scoresde.training.trainer import Trainer
 
 __all__ = ["RECENT", "Loop", "Progress"]
@@ -168,7 +169,9 @@ class Loop:
     def check_weights(self) -> None:
         """Raise SolverError where the weights are no longer finite; the last good checkpoint stands."""
         trainer = self.trainer
-        if all(bool(torch.isfinite(value).all()) for value in [*trainer.parameters, *trainer.buffers]):
+        values = map(local_rows, [*trainer.parameters, *trainer.buffers])
+        fine = torch.tensor([all(bool(torch.isfinite(value).all()) for value in values)], device="cpu")
+        if bool(torch.cat(trainer.world.gather(fine) if trainer.sharded else (fine,)).all()):
             return
         raise SolverError(
             f"weights are not finite after step {trainer.step - 1}, learning rate "
@@ -209,7 +212,7 @@ class Loop:
         )
 
     def save(self, *, is_best: bool = False) -> None:
-        """Write a checkpoint, unless the loss is not finite at present; of several processes the first writes."""
+        """Write a checkpoint, unless the loss is not finite at present; of several processes as ``write_together``."""
         if self.folder is None or self.bad_checks:
             return
         trainer, best = self.trainer, self.best
@@ -218,7 +221,7 @@ class Loop:
             trainer.bins.sums.copy_(torch.stack(trainer.world.gather(trainer.bins.sums)).sum(0))
             if not trainer.world.is_main:
                 trainer.bins.sums.zero_()
-        if 2 * len(good) < len(recent) or not trainer.world.is_main:
+        if 2 * len(good) < len(recent) or not (trainer.world.is_main or trainer.sharded):
             return
         over = best.is_over or trainer.step == self.steps
         # The model of a training with patience is the best one; what goes on is in the training's state.
@@ -228,12 +231,13 @@ class Loop:
         numbers |= {"source": self.batches.source.state(), "best": best.to_dict()}
         state |= {RECENT: recent}
         documents = {**documents, "training": numbers, **({} if self.run is None else {RUN: self.run.document})}
-        checkpoint.write(self.folder / CHECKPOINT, documents, {**tensors, "training_state": state})
-        keep_last(self.folder, trainer.step, self.keep)
-        if is_best:
-            copy_checkpoint(self.folder / CHECKPOINT, self.folder / BEST)
+        write_together(self.folder / CHECKPOINT, documents, {**tensors, "training_state": state}, world=trainer.world)
+        if trainer.world.is_main:
+            keep_last(self.folder, trainer.step, self.keep)
+            if is_best:
+                copy_checkpoint(self.folder / CHECKPOINT, self.folder / BEST)
         if trainer.ema.sigma_rel is not None:
-            keep_averages(self.folder, trainer.step, trainer.averages)
+            keep_averages(self.folder, trainer.step, trainer.averages, trainer.world)
 
 
 def _to_json(value: float) -> float | None:

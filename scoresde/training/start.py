@@ -16,6 +16,7 @@ from torch import Tensor
 from scoresde.errors import CheckpointError, ConfigError, DomainError
 from scoresde.models import checkpoint, saving
 from scoresde.models.lock import locked
+from scoresde.models.networks import network_state
 from scoresde.sampling.processes import World
 from scoresde.training.averages import is_kept, keep_averages
 from scoresde.training.batches import Batches
@@ -104,7 +105,7 @@ def begin(
         return Start(None, best)
     assert folder is not None
     assert run is not None
-    contents = checkpoint.read(folder / CHECKPOINT)
+    contents = checkpoint.read(folder / CHECKPOINT, at_once=not trainer.sharded)
     numbers = contents.document("training")
     run.follow(contents, int(numbers["step"]), folder, change=resume == CHANGE)
     if steps < numbers["step"]:
@@ -114,7 +115,7 @@ def begin(
             got=steps,
             allowed=f"at least {numbers['step']}",
         )
-    state = contents.tensors("training_state")
+    state = contents.tensors("training_state", trainer.find_alike(contents.stored("training_state").described))
     saving.load_network(contents, "weights", trainer.net)
     trainer.restore(numbers, state, change=resume == CHANGE)
     batches.source.restore(numbers.get("source", {}))
@@ -129,14 +130,15 @@ def _restore_best(
     best: Best, folder: Path, numbers: dict[str, float | None] | None, contents: checkpoint.Contents, trainer: Trainer
 ) -> None:
     """Take up the best so far, its weights from the folder's best checkpoint; complete what a kill left undone."""
-    step = trainer.step
-    if trainer.ema.sigma_rel is not None and trainer.world.is_main and not is_kept(folder, step):
-        keep_averages(folder, step, trainer.averages)
+    step, like = trainer.step, network_state(trainer.net)
+    mine = trainer.world.is_main or trainer.sharded
+    if trainer.ema.sigma_rel is not None and mine and not is_kept(folder, step):
+        keep_averages(folder, step, trainer.averages, trainer.world)
     if numbers is None or numbers["loss"] is None:
         return
     best.loss, best.step, best.looks = float(numbers["loss"]), int(numbers["step"] or 0), int(numbers["looks"] or 0)
     if best.step == step:
-        best.weights = contents.tensors("ema") if best.patience is not None else None
+        best.weights = contents.tensors("ema", like) if best.patience is not None else None
         if trainer.world.is_main:
             copy_checkpoint(folder / CHECKPOINT, folder / BEST)
         return
@@ -148,6 +150,6 @@ def _restore_best(
     except CheckpointError:
         found = -1
     if found == best.step:
-        best.weights = kept.tensors("ema")
+        best.weights = kept.tensors("ema", like)
     else:  # of a save that was cut off in between: begin to look anew
         best.loss, best.step, best.looks = math.inf, 0, 0

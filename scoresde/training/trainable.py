@@ -12,11 +12,12 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from scoresde.diffusions.sde import GaussianSDE
-from scoresde.errors import ConfigError, DTypeError, check_number, unknown
+from scoresde.errors import CheckpointError, ConfigError, DTypeError, check_number, unknown
 from scoresde.models.checks import check_differentiable, check_score_model, unwrap_model
 from scoresde.models.prediction import Condition
 from scoresde.models.score_model import ScoreModel
 from scoresde.models.sde_model import SDEModel
+from scoresde.models.sharded import local_rows
 from scoresde.training.ema import EMA, LONGEST_STRIDE, choose_stride
 from scoresde.training.losses.simulated import OBJECTIVES, ObjectiveName
 from scoresde.training.losses.uncertainty import Uncertainty
@@ -26,6 +27,7 @@ __all__ = [
     "Objective",
     "Stateful",
     "check_objective",
+    "check_state",
     "check_trainable",
     "hold_rate",
     "known_model",
@@ -138,6 +140,20 @@ def check_objective(
     if weight is not None or times is not None:
         raise ConfigError("weight= and times= belong to the denoising loss; an objective= has its own, leave them out")
     return objective
+
+
+def check_state(tensors: Mapping[str, Tensor], shapes: Mapping[str, torch.Size], *, change: bool) -> None:
+    """Raise CheckpointError unless a state has finite tensors of these shapes; with ``change`` only if it has them."""
+    for place, shape in shapes.items():
+        found = tensors.get(place)
+        if found is None and change:
+            continue
+        if found is None or found.shape != shape or not bool(torch.isfinite(local_rows(found)).all()):
+            what = "missing" if found is None else f"of shape {tuple(found.shape)}, or not finite"
+            raise CheckpointError(
+                f"training_state.{place} of the checkpoint is {what}; {tuple(shape)} finite ones are needed; take "
+                "another copy"
+            )
 
 
 def hold_rate(value: float) -> Callable[[int], float]:

@@ -13,8 +13,7 @@ chain's (``losses.ChainLoss``), whose generator of step k comes from (seed, k) a
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -22,7 +21,6 @@ import torch
 from torch import Tensor, nn
 
 from scoresde.errors import (
-    CheckpointError,
     ConfigError,
     DTypeError,
     ShapeError,
@@ -37,8 +35,9 @@ from scoresde.models.networks import bare_network
 from scoresde.models.prediction import Condition, select
 from scoresde.models.score_model import ScoreModel
 from scoresde.models.sde_model import SDEModel
+from scoresde.models.sharded import is_sharded, plain_class
 from scoresde.noise import check_seed, normal, seeded_torch, stream
-from scoresde.ops import chunks, move, recording
+from scoresde.ops import move, recording
 from scoresde.sampling.processes import World
 from scoresde.training.losses.bins import LossBins
 from scoresde.training.losses.defaults import choose_loss, describe_loss
@@ -47,12 +46,14 @@ from scoresde.training.losses.linear import choose_linear
 from scoresde.training.losses.simulated import ObjectiveName
 from scoresde.training.losses.times import TIMES, TimeSampler, TimesName, correct_weight
 from scoresde.training.losses.weights import WEIGHTS, Weight, WeightName
+from scoresde.training.sharding import average_over, norm_over
 from scoresde.training.sources import ALONE
 from scoresde.training.trainable import (
     Normalised,
     Objective,
     Stateful,
     check_objective,
+    check_state,
     check_trainable,
     hold_rate,
     make_averages,
@@ -68,6 +69,7 @@ BLOCK_STEPS, BLOCK_SIZE = 64, 32768
 ADAM = ("step", "exp_avg", "exp_avg_sq")
 UNCERTAINTY = "uncertainty"  # before the names of its parameters
 OBJECTIVE = "objective"  # before the names of what it has learned
+WHOLE = ("value", OBJECTIVE)  # what begins with these is sharded never
 
 
 class Trainer:
@@ -145,20 +147,14 @@ class Trainer:
         self.bare = bare_network(self.net)
         self.normalised = self.bare if isinstance(self.bare, Normalised) else None
         self.buffers = [buffer for buffer in self.net.buffers() if buffer.is_floating_point()]
-        # Of the built-in networks only those with dropout draw.
-        built_in = type(self.bare).__module__.startswith("scoresde.nn.")
-        self.drawing = not built_in or any(isinstance(part, nn.Dropout) for part in self.bare.modules())
+        # Of the built-in networks, which leave their buffers as they are, only one with dropout draws.
+        built_in = plain_class(self.bare).__module__.startswith("scoresde.nn.")
+        self.drawing = not built_in or getattr(self.bare, "dropout", 0.0) > 0
         if any(isinstance(part, nn.Embedding) and part.sparse for part in self.net.modules()):
             raise ConfigError("an Embedding(sparse=True) gives gradients that cannot be clipped here; make it dense")
         self.averages = make_averages(self.net, ema_decay, sigma_rel)
         self.ema = self.averages[0]
         trained = [p for p in self.net.parameters() if p.requires_grad]
-        if any(type(p.data).__name__ == "DTensor" for p in trained):
-            raise ConfigError(
-                "the network's parameters are parts of sharded ones (fully_shard), which this training does not "
-                "gather for its averages and checkpoints; train it whole with world=, or in a loop of your own with "
-                "denoising_score_matching"
-            )
         self.device = trained[0].device
         self.dtype = torch.promote_types(torch.float32, trained[0].dtype)
         named = dict(zip(self.ema.names, trained, strict=True))
@@ -166,6 +162,7 @@ class Trainer:
         if self.uncertainty is not None:
             named |= {f"{UNCERTAINTY}.{name}": p for name, p in self.uncertainty.named_parameters()}
         self.parameters = list(named.values())
+        self.sharded = any(map(is_sharded, self.parameters))
         decay = check_number(weight_decay, "weight_decay", 0.0)
         self.update = Update(
             named, optimizer, weight_decay=decay, clip_norm=self.clip_norm, scaled=autocast == torch.float16
@@ -232,7 +229,7 @@ class Trainer:
 
     def _losses(self, x0: Tensor, cond: Condition) -> Iterator[tuple[slice, Tensor, tuple[Tensor, ...]]]:
         """Yield the parts of a batch with their losses (b,) and, but for an objective's, bins and places of log-SNR."""
-        slices = list(chunks(len(x0), math.ceil(len(x0) / self.accumulate)))
+        slices = self._cut(len(x0))
         if self.objective is not None:
             who = () if self.world.size == 1 else (self.world.rank,)
             generator = stream(self.seed, "objective", self.step, *who)
@@ -259,6 +256,11 @@ class Trainer:
             losses = measure_losses(self.model, x0[part], noise[part], multipliers, c_noise[part], told, self.autocast)
             yield part, losses, tuple(place[part] for place in places)
 
+    def _cut(self, batch: int) -> list[slice]:
+        """Return the parts of a batch, of which every process has as many: each gathers a sharded network anew."""
+        count = min(self.accumulate, batch if self.world.size == 1 else self.size // self.world.size)
+        return [slice(batch * i // count, batch * (i + 1) // count) for i in range(count)]
+
     def __call__(self, x0: Tensor, cond: Condition = None) -> Tensor:
         """Make one step with data x0 (B, *) of the network's type (at least float32) and device.
 
@@ -270,6 +272,10 @@ class Trainer:
 
     def _step(self, x0: Tensor, cond: Condition) -> Tensor:
         rate = check_number(self.rate(self.step), "learning_rate", 0.0)
+        if self.sharded and self.world.size == 1:
+            raise ConfigError(
+                "the network's parameters are sharded (fully_shard): pass it whole, to fit(world=, shard=)"
+            )
         for p in self.parameters:
             p.grad = None
         before = [buffer.clone() for buffer in self.buffers]
@@ -279,8 +285,7 @@ class Trainer:
             means = self._backward(x0, cond)
         loss = means[0] if len(means) == 1 else torch.stack(means).sum()
         gradients = [p.grad for p in self.parameters if p.grad is not None]
-        norms = torch._foreach_norm(gradients, 2, self.dtype)
-        norm = torch.linalg.vector_norm(torch.stack(norms))
+        norm = norm_over(gradients, self.dtype)
         self.gradient_norm = norm = norm if scale is None else norm / scale
         # The gradient is the same in every process, the loss of one is not.
         self.skipped = torch.isfinite(norm if self.world.size > 1 else norm + loss).logical_not()
@@ -288,6 +293,8 @@ class Trainer:
         self.update(norm, self.skipped, rate)
         for buffer, kept in zip(self.buffers, before, strict=True):
             buffer.copy_(torch.where(self.skipped, kept, buffer))
+            if self.sharded and self.drawing:
+                torch.distributed.broadcast(buffer, 0)  # as DistributedDataParallel does for a whole network
         if self.normalised is not None:
             self.normalised.normalise_()
         for average in self.averages:
@@ -313,12 +320,10 @@ class Trainer:
             with nullcontext() if last else not_yet(self.net):
                 total = mean if scale is None else mean * scale
                 total.backward()
-        if self.uncertainty is not None and self.world.size > 1:
-            # The network's wrapper averages its own alone.
-            for p in self.uncertainty.parameters():
-                assert p.grad is not None
-                torch.distributed.all_reduce(p.grad)
-                p.grad.div_(self.world.size)
+        if self.world.size > 1:
+            # What averages the network's gradients knows those alone, and nothing of parameters that are not sharded.
+            own = [] if self.uncertainty is None else [*self.uncertainty.parameters()]
+            average_over([p for p in self.parameters if not is_sharded(p)] if self.sharded else own, self.world)
         return means
 
     def state(self) -> tuple[dict[str, object], dict[str, Tensor]]:
@@ -326,7 +331,7 @@ class Trainer:
         numbers, tensors = self.update.state()
         for k, average in enumerate(self.averages):
             mark = "" if k == 0 else str(k)
-            for name, base, offset in zip(average.names, average.base, average.offset, strict=True):
+            for name, base, offset in average.state():
                 tensors[f"base{mark}.{name}"], tensors[f"offset{mark}.{name}"] = base, offset
         if self.uncertainty is not None:
             tensors |= {f"value.{UNCERTAINTY}.{k}": v.detach() for k, v in self.uncertainty.named_parameters()}
@@ -358,26 +363,31 @@ class Trainer:
             if f"base{mark}.{average.names[0]}" not in tensors:
                 average.begin_anew()
                 continue
-            for i, name in enumerate(average.names):
-                average.base[i].copy_(tensors[f"base{mark}.{name}"])
-                average.offset[i].copy_(tensors[f"offset{mark}.{name}"])
+            kept = {name: (tensors[f"base{mark}.{name}"], tensors[f"offset{mark}.{name}"]) for name in average.names}
+            average.restore(kept)
         if self.uncertainty is not None:
             for name, p in self.uncertainty.named_parameters():
                 p.copy_(tensors.get(f"value.{UNCERTAINTY}.{name}", p))
         self.update.restore(numbers, tensors, change=change)
         if isinstance(self.objective, Stateful):
             mark = f"{OBJECTIVE}."
-            kept = {name.removeprefix(mark): value for name, value in tensors.items() if name.startswith(mark)}
-            if kept:
-                self.objective.load_state_dict(kept)
+            own = {name.removeprefix(mark): value for name, value in tensors.items() if name.startswith(mark)}
+            if own:
+                self.objective.load_state_dict(own)
         if "loss_bins" in tensors and self.world.is_main:  # checkpoints of earlier versions have none
             self.bins.sums.copy_(tensors["loss_bins"])
+
+    def find_alike(self, places: Iterable[str]) -> dict[str, Tensor]:
+        """Return, for the places of ``state`` that belong to a sharded parameter, that parameter."""
+        split = {self.update.names[id(p)]: p for p in self.parameters if is_sharded(p)}
+        named = {place: place.partition(".") for place in places}
+        return {place: split[name] for place, (key, _, name) in named.items() if name in split and key not in WHOLE}
 
     def _check_state(self, tensors: Mapping[str, Tensor], *, change: bool) -> None:
         shapes: dict[str, torch.Size] = {}
         for k, average in enumerate(self.averages):
             mark = "" if k == 0 else str(k)
-            for name, base in zip(average.names, average.base, strict=True):
+            for name, base, _ in average.state():
                 shapes[f"base{mark}.{name}"] = shapes[f"offset{mark}.{name}"] = base.shape
         if self.uncertainty is not None:
             shapes |= {f"value.{UNCERTAINTY}.{k}": v.shape for k, v in self.uncertainty.named_parameters()}
@@ -387,13 +397,4 @@ class Trainer:
                 key, _, name = place.partition(".")
                 if name in parameters and key in ADAM:
                     shapes[place] = torch.Size() if key == "step" else parameters[name]
-        for place, shape in shapes.items():
-            found = tensors.get(place)
-            if found is None and change:
-                continue
-            if found is None or found.shape != shape or not bool(torch.isfinite(found).all()):
-                what = "missing" if found is None else f"of shape {tuple(found.shape)}, or not finite"
-                raise CheckpointError(
-                    f"training_state.{place} of the checkpoint is {what}; {tuple(shape)} finite ones are needed; take "
-                    "another copy"
-                )
+        check_state(tensors, shapes, change=change)

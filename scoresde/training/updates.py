@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from scoresde.errors import CheckpointError, ConfigError, DTypeError
+from scoresde.models.sharded import is_sharded, local_rows, sharding
 
 __all__ = ["MakeOptimizer", "Update", "describe_optimizer"]
 
@@ -64,10 +65,12 @@ class Update:
         self.names = {id(p): name for name, p in parameters.items()}
         self.parameters = list(parameters.values())
         self.clip_norm, self.own = clip_norm, make is not None
+        self.sharded = any(map(is_sharded, self.parameters))
         if make is None:
-            self.optimizer: torch.optim.Optimizer = _AdamW(
-                self.parameters, lr=1.0, weight_decay=weight_decay, fused=True
-            )
+            # No kernel takes sharded parameters and whole ones together.
+            kinds = [[p for p in self.parameters if is_sharded(p) is sharded] for sharded in (True, False)]
+            groups = [{"params": kind} for kind in kinds if kind]
+            self.optimizer: torch.optim.Optimizer = _AdamW(groups, lr=1.0, weight_decay=weight_decay, fused=True)
         else:
             self.optimizer = _check_optimizer(make, self.parameters, weight_decay)
         self.rates = [float(group["lr"]) for group in self.optimizer.param_groups]
@@ -94,10 +97,21 @@ class Update:
             self.optimizer.step()
         elif not bool(skipped):
             # An optimiser without a step of its own for it: one look at the device.
-            torch._foreach_div_([p.grad for p in self.parameters if p.grad is not None], divisor)
-            self.optimizer.step()
+            torch._foreach_div_([local_rows(p.grad) for p in self.parameters if p.grad is not None], divisor)
+            self._step_own()
         if self.scale is not None:
             torch._amp_update_scale_(self.scale, self.growth, skipped.float(), GROWTH, BACKOFF, PATIENCE)
+
+    def _step_own(self) -> None:
+        try:
+            self.optimizer.step()
+        except RuntimeError as error:
+            if not (self.sharded and ("DTensor" in str(error) or "placement" in str(error))):
+                raise
+            raise ConfigError(
+                f"{type(self.optimizer).__name__} does not take sharded parameters ({str(error).partition('. ')[0]}); "
+                "train with world= alone, or with the usual optimizer"
+            ) from error
 
     def state(self) -> tuple[dict[str, object], dict[str, Tensor]]:
         """Return numbers, JSON-able, and tensors by ``key.name of the parameter``.
@@ -110,7 +124,7 @@ class Update:
         for p in self.parameters:
             for key, value in self.optimizer.state.get(p, {}).items():
                 place = f"{key}.{self.names[id(p)]}"
-                if isinstance(value, Tensor):
+                if isinstance(value, Tensor) and (not is_sharded(value) or sharding(value) == sharding(p)):
                     tensors[place] = value
                 elif isinstance(value, KEPT):
                     numbers[place] = value

@@ -16,7 +16,7 @@ from checkpoints import Own, filled, same_weights, small
 from torch import Tensor
 
 from scoresde import VPSDE, CheckpointError, ScoreModel
-from scoresde.models import checkpoint
+from scoresde.models.manifest import sign
 
 TEXTS = {
     "brackets": (b"[" * 200_000, "is damaged, it is no JSON: maximum recursion depth"),
@@ -227,7 +227,7 @@ def test_a_large_file_that_the_manifest_vouches_for_is_not_read_whole(part: str,
     body = json.loads((tmp_path / "manifest.json").read_text("utf-8"))
     del body["sha256"]
     body["files"][part] = {"file": file, "bytes": 20 << 30, "sha256": "0" * 64}
-    (tmp_path / "manifest.json").write_bytes(checkpoint._manifest(body))
+    (tmp_path / "manifest.json").write_bytes(sign(body))
     with pytest.raises(CheckpointError, match=f"{part}-0.*(no JSON|more than the 67108864 of any document)"):
         ScoreModel.load(tmp_path)
 

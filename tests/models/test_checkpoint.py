@@ -20,6 +20,7 @@ from scoresde import (
     ScoreModel,
 )
 from scoresde.models import checkpoint as format_
+from scoresde.models.manifest import MANIFEST
 from scoresde.nn import MLP
 
 
@@ -45,7 +46,7 @@ def test_every_cut_is_refused(saved: Path) -> None:
 def test_every_flipped_bit_is_refused(saved: Path) -> None:
     for name, data in files(saved).items():
         # Every byte of the manifest, which nothing else guards; some of the others, which its digests guard.
-        places = range(len(data)) if name == format_.MANIFEST else range(0, len(data), max(1, len(data) // 7))
+        places = range(len(data)) if name == MANIFEST else range(0, len(data), max(1, len(data) // 7))
         for place in places:
             damaged = bytearray(data)
             damaged[place] ^= 1 << (place % 8)
@@ -74,7 +75,8 @@ def signed(body: dict[str, object]) -> str:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"version": 2}, r"has format version 2, this scoresde reads up to 1; update scoresde"),
+        ({"version": 3}, r"has format version 3, this scoresde reads up to 2; update scoresde"),
+        ({"version": 2}, r"manifest.json is damaged"),
         ({"version": 0}, r"manifest.json is damaged"),
         ({"format": "something else"}, r"manifest.json is damaged"),
         ({"files": {"model": {"file": "../secret.json", "bytes": 1, "sha256": ""}}}, r"manifest.json is damaged"),
@@ -82,7 +84,7 @@ def signed(body: dict[str, object]) -> str:
     ],
 )
 def test_manifest_of_another_format_is_refused(saved: Path, change: dict[str, object], message: str | None) -> None:
-    manifest = saved / format_.MANIFEST
+    manifest = saved / MANIFEST
     body = json.loads(manifest.read_text("utf-8"))
     body.pop("sha256")
     manifest.write_text(signed(body | change), "utf-8")

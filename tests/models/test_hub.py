@@ -17,8 +17,8 @@ from huggingface_hub.utils import filter_repo_objects
 from torch import Tensor, nn
 
 from scoresde import VPSDE, Affine, CheckpointError, ConfigError, Moments, RectifiedFlow, ScoreModel, sample
-from scoresde.models import checkpoint
 from scoresde.models.hub import write_card
+from scoresde.models.manifest import MANIFEST
 from scoresde.nn import MLP
 from scoresde.noise import normal, stream
 
@@ -107,7 +107,7 @@ def test_what_is_not_there_is_fetched(cut: str, cache: Path, tmp_path: Path, mon
     if cut != "no cache":
         folder = fill(cache, make(4))
         if cut != "asked for":
-            gone = checkpoint.MANIFEST if cut == "no manifest" else next(folder.glob("weights-*")).name
+            gone = MANIFEST if cut == "no manifest" else next(folder.glob("weights-*")).name
             (folder / gone).unlink()
     asked = serve(monkeypatch, tmp_path / "remote")
     assert_same(ScoreModel.from_pretrained(NAME, update=cut == "asked for"), remote)
@@ -221,4 +221,4 @@ def test_the_lines_of_the_page_run(cache: Path) -> None:
     space: dict[str, Any] = {}
     exec(code, space)
     assert torch.equal(space["x"], sample(model, 16, seed=0))
-    assert json.loads((cache / "snapshots" / ("a" * 40) / checkpoint.MANIFEST).read_text())["format"]
+    assert json.loads((cache / "snapshots" / ("a" * 40) / MANIFEST).read_text())["format"]

@@ -16,6 +16,7 @@ from checkpoints import files, same_weights, small
 from scoresde import CheckpointError, ScoreModel
 from scoresde.models import checkpoint, lock
 from scoresde.models.lock import LOCK, locked
+from scoresde.models.manifest import MANIFEST
 
 PREPARE = """
 import json, os, signal, sys
@@ -286,7 +287,7 @@ def test_a_save_removes_what_the_manifest_before_named_and_nothing_else(tmp_path
     assert other in left
     assert len(left) == len(first) + 1
     # A damaged manifest says nothing, and what no manifest names is of no use.
-    (tmp_path / checkpoint.MANIFEST).write_bytes(b"{")
+    (tmp_path / MANIFEST).write_bytes(b"{")
     small(2).save(tmp_path)
     assert len(files(tmp_path)) == len(first)
 
@@ -297,7 +298,7 @@ def test_a_failed_save_leaves_no_parts(tmp_path: Path, monkeypatch: pytest.Monke
     put = checkpoint._put
 
     def fail(file: Path, data: bytes) -> None:
-        if file.name == checkpoint.MANIFEST:
+        if file.name == MANIFEST:
             raise OSError(28, "No space left on device", str(file))
         put(file, data)
 

@@ -25,7 +25,7 @@ from scoresde.cli import main
 from scoresde.cli.files import open_data
 from scoresde.data.arrays import arrays_from_file
 from scoresde.data.labels import labels_from_file
-from scoresde.models.checkpoint import MANIFEST
+from scoresde.models.manifest import MANIFEST
 from scoresde.nn import MLP
 from scoresde.noise import normal, stream
 from scoresde.solvers.solver import Solver

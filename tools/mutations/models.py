@@ -17,7 +17,7 @@ MUTANTS = (
     Mutant(
         what="a checkpoint's digest not compared",
         file="models/stored.py",
-        pattern="if found != digest:",
+        pattern="if found != self._digest:",
         replacement="if not found:",
         tests=("models/test_checkpoint.py::test_every_flipped_bit_is_refused",),
     ),

@@ -24,7 +24,7 @@ MUTANTS = (
     Mutant(
         what="the average's decay not to the power of its stride",
         file="training/ema.py",
-        pattern="return float(decay**self.every)",
+        pattern="return float(decay ** self._stride(k))",
         replacement="return float(decay)",
         tests=("training/test_ema.py::test_average_of_moving_weights_is_the_float64_recursion",),
     ),
@@ -34,6 +34,13 @@ MUTANTS = (
         pattern="min(self.decay, (1 + k) / (10 + k))",
         replacement="min(self.decay, k / (9 + k))",
         tests=("training/test_ema.py::test_average_of_moving_weights_is_the_float64_recursion",),
+    ),
+    Mutant(
+        what="the norm of a sharded gradient by the rows of one process",
+        file="training/sharding.py",
+        pattern="return _join([*found, *own])",
+        replacement="return _join([mine, *own])",
+        tests=("training/test_sharded_training.py::test_two_sharded_processes_make_the_steps_of_one",),
     ),
     Mutant(
         what="importance times without their correction of the weight",
@@ -80,7 +87,7 @@ MUTANTS = (
     Mutant(
         what="a checkpoint while the loss is not finite",
         file="training/loop.py",
-        pattern="if 2 * len(good) < len(recent) or not trainer.world.is_main:",
+        pattern="if 2 * len(good) < len(recent) or not (trainer.world.is_main or trainer.sharded):",
         replacement="if not trainer.world.is_main:",
         tests=("training/test_what_is_kept.py::test_nothing_is_kept_of_steps_that_were_not_made",),
     ),
