@@ -14,6 +14,7 @@ from scoresde.chains.ddpm import DDPM
 from scoresde.chains.smld import SMLD
 from scoresde.diffusions.cosine import CosineVPSDE
 from scoresde.diffusions.gaussian import Gaussian, Moments
+from scoresde.diffusions.learned import LearnedSchedule
 from scoresde.diffusions.levels import EDMSDE, VESDE, RectifiedFlow
 from scoresde.diffusions.sde import SDE, GaussianSDE, ReverseSDE
 from scoresde.diffusions.tabulated import TabulatedSDE
@@ -134,6 +135,7 @@ __all__ = [
     "Langevin",
     "Latent",
     "LatentBound",
+    "LearnedSchedule",
     "LevelsDecoder",
     "LogLikelihood",
     "Logit",

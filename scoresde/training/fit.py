@@ -54,6 +54,7 @@ from scoresde.training.options import (
 from scoresde.training.parallel import lost_processes, shared_network
 from scoresde.training.rates import DecayName, read_rate
 from scoresde.training.result import TrainResult
+from scoresde.training.schedule import give_own_schedule
 from scoresde.training.sources import ALONE
 from scoresde.training.start import begin, held, open_folder
 from scoresde.training.trainable import Objective
@@ -144,7 +145,8 @@ def fit(
     and the result's model is in evaluation mode.
 
     Args:
-        model: the model; its network ends with the raw weights, its ``moments`` and ``transform`` are set. A network
+        model: the model; its network ends with the raw weights, its ``moments`` and ``transform`` are set. A
+            ``LearnedSchedule`` is trained beside the network, from the same backward pass. A network
             in ``torch.compile`` or ``DistributedDataParallel`` is trained through it; a wrapper around the model
             itself is left aside. The result's model has the network without wrappers.
         data: a tensor on any device or a NumPy array, also one mapped from a file, (N, *), finite, or bytes; or a data
@@ -324,6 +326,7 @@ def fit(
             losses = loop(progress=progress)
         averaged = model.with_sde(model.sde)
         averaged.net = trainer.ema.copy(start.best.weights)
+        give_own_schedule(averaged)
         averaged.eval()
         seen = 3 * steps * (batch_size or USUAL_BATCH)
         if seen * SHARE >= COST if calibrate is None else calibrate:

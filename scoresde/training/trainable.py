@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from scoresde.diffusions.sde import GaussianSDE
-from scoresde.errors import ConfigError, DTypeError, check_number
+from scoresde.errors import CheckpointError, ConfigError, DTypeError, check_number
 from scoresde.models.checks import check_differentiable, check_score_model
 from scoresde.models.prediction import Condition
 from scoresde.models.score_model import ScoreModel
@@ -24,6 +24,7 @@ __all__ = [
     "Objective",
     "Stateful",
     "check_objective",
+    "check_shapes",
     "check_trainable",
     "hold_rate",
     "make_averages",
@@ -32,6 +33,7 @@ __all__ = [
 ]
 
 MOST_AVERAGES = 8
+ADAM = ("step", "exp_avg", "exp_avg_sq")
 Objective = Callable[[ScoreModel, Tensor, torch.Generator, Condition], Tensor]
 
 
@@ -113,6 +115,30 @@ def check_objective(objective: object, weight: object, times: object) -> Objecti
     if weight is not None or times is not None:
         raise ConfigError("weight= and times= belong to the denoising loss; an objective= has its own, leave them out")
     return objective
+
+
+def check_shapes(
+    tensors: Mapping[str, Tensor], shapes: Mapping[str, torch.Size], adam: Mapping[str, torch.Size], *, change: bool
+) -> None:
+    """Raise CheckpointError unless a training's state has finite tensors of these shapes, or with ``change`` none.
+
+    ``adam`` holds the shapes of the parameters that Adam moves, of which the state may have its numbers.
+    """
+    needed = dict(shapes)
+    for place in tensors:
+        key, _, name = place.partition(".")
+        if name in adam and key in ADAM:
+            needed[place] = torch.Size() if key == "step" else adam[name]
+    for place, shape in needed.items():
+        found = tensors.get(place)
+        if found is None and change:
+            continue
+        if found is None or found.shape != shape or not bool(torch.isfinite(found).all()):
+            what = "missing" if found is None else f"of shape {tuple(found.shape)}, or not finite"
+            raise CheckpointError(
+                f"training_state.{place} of the checkpoint is {what}; {tuple(shape)} finite ones are needed; take "
+                "another copy"
+            )
 
 
 def hold_rate(value: float) -> Callable[[int], float]:

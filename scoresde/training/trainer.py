@@ -22,7 +22,6 @@ import torch
 from torch import Tensor, nn
 
 from scoresde.errors import (
-    CheckpointError,
     ConfigError,
     DTypeError,
     ShapeError,
@@ -44,12 +43,14 @@ from scoresde.training.losses.defaults import choose_loss, describe_loss
 from scoresde.training.losses.denoising import Multipliers, check_scalars, measure_losses, read_scalars
 from scoresde.training.losses.times import TIMES, TimeSampler, TimesName, correct_weight
 from scoresde.training.losses.weights import WEIGHTS, Weight, WeightName
+from scoresde.training.schedule import make_schedule_training
 from scoresde.training.sources import ALONE
 from scoresde.training.trainable import (
     Normalised,
     Objective,
     Stateful,
     check_objective,
+    check_shapes,
     check_trainable,
     hold_rate,
     make_averages,
@@ -62,7 +63,6 @@ __all__ = ["Trainer"]
 
 # Times are turned into coefficients for many steps at once, where that saves more than it costs.
 BLOCK_STEPS, BLOCK_SIZE = 64, 32768
-ADAM = ("step", "exp_avg", "exp_avg_sq")
 UNCERTAINTY = "uncertainty"  # before the names of its parameters
 OBJECTIVE = "objective"  # before the names of what it has learned
 
@@ -125,6 +125,7 @@ class Trainer:
         weight, times = choose_loss(self.model, weight, times)
         self.times = pick("time sampler", times, TIMES)
         self.weight = correct_weight(pick("weight", weight, WEIGHTS), self.times)
+        self.schedule = make_schedule_training(self.model, self.weight, self.times, objective, uncertainty)
         sde = self.model.sde
         if objective is None:
             ends = torch.linspace(sde.t_min, sde.t_max, 9, dtype=torch.float64, device="cpu")
@@ -187,7 +188,7 @@ class Trainer:
         """
         self.world, self.size = world, size
 
-    def _whole(self, batch: int) -> tuple[int, slice]:
+    def whole(self, batch: int) -> tuple[int, slice]:
         """Return the samples of a step of all processes, and which of them are this one's."""
         return (batch, slice(None)) if self.world.size == 1 else (self.size, self.world.share(self.size))
 
@@ -197,18 +198,20 @@ class Trainer:
 
     def draw_noise(self, x0: Tensor, step: int) -> Tensor:
         """Return the noise of a step, like x0; of several processes this one's share."""
-        whole, mine = self._whole(len(x0))
+        whole, mine = self.whole(len(x0))
         generator = stream(self.seed, "noise", step, device=x0.device)
         return normal((whole, *x0.shape[1:]), generator, dtype=x0.dtype)[mine]
 
     def _prepare(self, batch: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
         """Return a step's multipliers (5, B) in the data's type, c_noise, bins and places of log-SNR, on the device."""
+        if self.schedule is not None:  # no two steps have the same curves
+            return self.schedule.prepare(self, batch, dtype)
         # Blocks begin at multiples of their length whatever step a run starts at: a vectorised exponential may differ
         # in its last bit with the position in the array.
         length = max(1, min(BLOCK_STEPS, BLOCK_SIZE // batch))
         block, place = divmod(self.step, length)
         if self._block != (block, batch):
-            whole, mine = self._whole(batch)
+            whole, mine = self.whole(batch)
             t = torch.stack([self.draw_times(whole, block * length + i)[mine] for i in range(length)])
             scalars = read_scalars(self.model, self.model.sde.at(t), self.weight)
             numbers = torch.stack(scalars.multipliers, dim=1).to(dtype)  # (length, 5, B)
@@ -280,6 +283,8 @@ class Trainer:
         self.skipped = torch.isfinite(norm if self.world.size > 1 else norm + loss).logical_not()
         self.updating = True
         self.update(norm, self.skipped, rate)
+        if self.schedule is not None:
+            self.schedule.step(self.skipped, rate, own=self.update.own)
         for buffer, kept in zip(self.buffers, before, strict=True):
             buffer.copy_(torch.where(self.skipped, kept, buffer))
         if self.normalised is not None:
@@ -292,9 +297,10 @@ class Trainer:
     def _backward(self, x0: Tensor, cond: Condition) -> list[Tensor]:
         """Leave the gradient with the parameters, and return the means of the parts, each with its share."""
         means: list[Tensor] = []
+        found: list[Tensor] = []
         scale = self.update.scale
         # The mean over all samples, where the network takes the mean over the processes.
-        part_of = len(x0) * self.world.size / self._whole(len(x0))[0]
+        part_of = len(x0) * self.world.size / self.whole(len(x0))[0]
         for part, losses, places in self._losses(x0, cond):
             share = (part.stop - part.start) / len(x0) * part_of
             if places:
@@ -303,10 +309,13 @@ class Trainer:
             mean = weighed.mean() if share == 1 else weighed.mean() * share
             shown = mean if self.uncertainty is None else losses.mean() * share
             means.append(shown.detach())
+            found.append(losses.detach())
             last = part.stop == len(x0)
             with nullcontext() if last else not_yet(self.net):
                 total = mean if scale is None else mean * scale
                 total.backward()
+        if self.schedule is not None:
+            self.schedule.backward(self, x0, cond, torch.cat(found), part_of)
         if self.uncertainty is not None and self.world.size > 1:
             # The network's wrapper averages its own alone.
             for p in self.uncertainty.parameters():
@@ -315,6 +324,13 @@ class Trainer:
                 p.grad.div_(self.world.size)
         return means
 
+    def _beside(self) -> dict[str, Tensor]:
+        """Return what is learned beside the network, by its names in a checkpoint."""
+        if self.schedule is not None:
+            return {**self.schedule.state(), "value.schedule.edges": self.bins.edges}
+        learned = () if self.uncertainty is None else self.uncertainty.named_parameters()
+        return {f"value.{UNCERTAINTY}.{name}": p.detach() for name, p in learned}
+
     def state(self) -> tuple[dict[str, object], dict[str, Tensor]]:
         """Return what another Trainer of the same options needs to go on: numbers, and tensors by name."""
         numbers, tensors = self.update.state()
@@ -322,8 +338,7 @@ class Trainer:
             mark = "" if k == 0 else str(k)
             for name, base, offset in zip(average.names, average.base, average.offset, strict=True):
                 tensors[f"base{mark}.{name}"], tensors[f"offset{mark}.{name}"] = base, offset
-        if self.uncertainty is not None:
-            tensors |= {f"value.{UNCERTAINTY}.{k}": v.detach() for k, v in self.uncertainty.named_parameters()}
+        tensors |= self._beside()
         if isinstance(self.objective, Stateful):
             tensors |= {f"{OBJECTIVE}.{name}": value for name, value in self.objective.state_dict().items()}
         # The sums since the last record of the log.
@@ -355,9 +370,10 @@ class Trainer:
             for i, name in enumerate(average.names):
                 average.base[i].copy_(tensors[f"base{mark}.{name}"])
                 average.offset[i].copy_(tensors[f"offset{mark}.{name}"])
-        if self.uncertainty is not None:
-            for name, p in self.uncertainty.named_parameters():
-                p.copy_(tensors.get(f"value.{UNCERTAINTY}.{name}", p))
+        for name, value in self._beside().items():
+            value.copy_(tensors.get(name, value))
+        if self.schedule is not None:
+            self.schedule.update.restore({}, tensors)
         self.update.restore(numbers, tensors, change=change)
         if isinstance(self.objective, Stateful):
             mark = f"{OBJECTIVE}."
@@ -373,21 +389,8 @@ class Trainer:
             mark = "" if k == 0 else str(k)
             for name, base in zip(average.names, average.base, strict=True):
                 shapes[f"base{mark}.{name}"] = shapes[f"offset{mark}.{name}"] = base.shape
-        if self.uncertainty is not None:
-            shapes |= {f"value.{UNCERTAINTY}.{k}": v.shape for k, v in self.uncertainty.named_parameters()}
-        if not self.update.own:
-            parameters = {self.update.names[id(p)]: p.shape for p in self.parameters}
-            for place in tensors:
-                key, _, name = place.partition(".")
-                if name in parameters and key in ADAM:
-                    shapes[place] = torch.Size() if key == "step" else parameters[name]
-        for place, shape in shapes.items():
-            found = tensors.get(place)
-            if found is None and change:
-                continue
-            if found is None or found.shape != shape or not bool(torch.isfinite(found).all()):
-                what = "missing" if found is None else f"of shape {tuple(found.shape)}, or not finite"
-                raise CheckpointError(
-                    f"training_state.{place} of the checkpoint is {what}; {tuple(shape)} finite ones are needed; take "
-                    "another copy"
-                )
+        shapes |= {name: value.shape for name, value in self._beside().items()}
+        adam = {} if self.update.own else {self.update.names[id(p)]: p.shape for p in self.parameters}
+        if self.schedule is not None:
+            adam |= {name: p.shape for name, p in self.schedule.parameters.items()}
+        check_shapes(tensors, shapes, adam, change=change)
