@@ -31,11 +31,13 @@ from scoresde.diffusions.sde import SDE, GaussianSDE
 from scoresde.diffusions.tabulated import TabulatedSDE
 from scoresde.errors import check_flag, check_integer, check_number
 
-__all__ = ["LOWEST", "MOST_UNITS", "LearnedSchedule"]
+__all__ = ["MOST_UNITS", "LearnedSchedule"]
 
 LOWEST, NEAREST, HIGHEST = -30.0, 1.0, 30.0  # low lies in [LOWEST, -NEAREST], high in [NEAREST, HIGHEST]
+SMALLEST, LARGEST = -20.0, 7.0  # of a and b, whose exponentials are at most 1100
 MOST_UNITS = 1024
 STEEPEST = 3.0  # steepness of the first units, in units of their distance
+FARTHEST_BEND = 1e6
 KNOTS, FARTHEST = 4096, 60.0  # of the inverse: places where it is tabulated, log_snr up to which it goes
 
 
@@ -197,6 +199,12 @@ class LearnedSchedule(GaussianSDE):
             object.__setattr__(other, name, getattr(self, name).detach().clone())
         return other
 
+    def keep_in_range(self) -> None:
+        """Move numbers that a training brought out of their ranges to the next that is inside, in place."""
+        self.ends[0].clamp_(LOWEST, -NEAREST)
+        self.ends[1].clamp_(NEAREST, HIGHEST)
+        self.bends[:2].clamp_(SMALLEST, LARGEST)
+
     @property
     def config(self) -> dict[str, object]:
         """What is not learned, as JSON has it."""
@@ -217,12 +225,13 @@ class LearnedSchedule(GaussianSDE):
         low, high = options["ends"]
         times = {"t_min": options["start"], "t_max": options["t_max"]}
         sde = cls(options["units"], low=low, high=high, learn_ends=options["learn_ends"], **times)
-        for row, values in zip(sde.bends, options["bends"], strict=True):
-            row.copy_(_read(values, len(row)))
+        a_and_b, any_c = (SMALLEST, LARGEST), (-FARTHEST_BEND, FARTHEST_BEND)
+        for row, values, ends in zip(sde.bends, options["bends"], (a_and_b, a_and_b, any_c), strict=True):
+            row.copy_(_read(values, len(row), *ends))
         return sde if options["t_min"] == sde.t_min else sde.starting_at(options["t_min"])
 
 
-def _read(values: Sequence[object], count: int) -> Tensor:
+def _read(values: Sequence[object], count: int, low: float, high: float) -> Tensor:
     check_integer(len(values), "the length of bends", count, count)
-    numbers = [check_number(value, "bends", -1e6, 1e6) for value in values]
+    numbers = [check_number(value, "bends", low, high) for value in values]
     return torch.tensor(numbers, dtype=torch.float64, device="cpu")

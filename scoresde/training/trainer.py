@@ -204,11 +204,10 @@ class Trainer:
 
     def _prepare(self, batch: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
         """Return a step's multipliers (5, B) in the data's type, c_noise, bins and places of log-SNR, on the device."""
-        if self.schedule is not None:  # no two steps have the same curves
-            return self.schedule.prepare(self, batch, dtype)
         # Blocks begin at multiples of their length whatever step a run starts at: a vectorised exponential may differ
         # in its last bit with the position in the array.
-        length = max(1, min(BLOCK_STEPS, BLOCK_SIZE // batch))
+        # Under a schedule that is learned no two steps have the same curves.
+        length = 1 if self.schedule is not None else max(1, min(BLOCK_STEPS, BLOCK_SIZE // batch))
         block, place = divmod(self.step, length)
         if self._block != (block, batch):
             whole, mine = self.whole(batch)
@@ -315,7 +314,7 @@ class Trainer:
                 total = mean if scale is None else mean * scale
                 total.backward()
         if self.schedule is not None:
-            self.schedule.backward(self, x0, cond, torch.cat(found), part_of)
+            self.schedule.backward(self, x0, cond, torch.cat(found))
         if self.uncertainty is not None and self.world.size > 1:
             # The network's wrapper averages its own alone.
             for p in self.uncertainty.parameters():
