@@ -32,9 +32,17 @@ from scoresde.nn import MLP
 from scoresde.noise import integers, normal, stream, uniform
 from scoresde.training import fit_autoencoder
 
-SEEDS = 3
-COUNTS = 1, 2, 4, 8, 16, 32, 64  # of Gaussians in a mixture
 COLUMNS = 8
+
+
+@dataclass(frozen=True)
+class Effort:
+    """Steps of the autoencoder and of the diffusion, numbers of Gaussians to try, patches, and seeds of each figure."""
+
+    steps: tuple[int, int] = (1500, 2500)
+    counts: tuple[int, ...] = (1, 4, 16, 48)
+    patches: int = 4000
+    seeds: int = 3
 
 
 class Plain(EncoderDecoder):
@@ -78,8 +86,8 @@ def study_digits() -> Subject:
     return Subject("digits", *sets, tuple("0123456789"), 8, judge.features, see, 3)
 
 
-def study_patches() -> Subject:
-    train, test = photographs(16, 8_000).images, photographs(16, 2_000, seed=1).images
+def study_patches(count: int) -> Subject:
+    train, test = photographs(16, count).images, photographs(16, count // 4, seed=1).images
     grey = train.mean(1).flatten(1)
     middle = grey.mean(1).median(), grey.std(1).median()
 
@@ -114,19 +122,21 @@ def draw_mixture(mixture: GaussianMixture, n: int, seed: int, weights: np.ndarra
     return (torch.from_numpy(mixture.means_)[k] + (roots @ z[..., None])[..., 0]).float()
 
 
-def study(subject: Subject, steps: tuple[int, int]) -> dict[str, object]:
+def study(subject: Subject, effort: Effort) -> dict[str, object]:
     """Fit everything, print the figures, and return what is drawn."""
     (x, label), (others, wanted) = subject.train, subject.test
     autoencoder = Plain(tuple(x.shape[1:]), subject.codes)
-    fit_autoencoder(autoencoder, x, steps=steps[0], batch_size=128)
+    fit_autoencoder(autoencoder, x, steps=effort.steps[0], batch_size=128)
     latent = Latent.standardise(autoencoder, x)
     y, there = latent.encode(x), latent.encode(others)
 
     held = torch.zeros(len(y), dtype=torch.bool)
     held[::5] = True
     gaussian = fit_mixture(y, y[held], (1,))
-    mixture = fit_mixture(y[~held], y[held], COUNTS)
-    each = [fit_mixture(y[~held & (label == v)], y[held & (label == v)], COUNTS) for v in range(len(subject.values))]
+    mixture = fit_mixture(y[~held], y[held], effort.counts)
+    each = [
+        fit_mixture(y[~held & (label == v)], y[held & (label == v)], effort.counts) for v in range(len(subject.values))
+    ]
     model = fit(
         ScoreModel(MLP(subject.codes, width=256, depth=3, classes=len(subject.values)), VPSDE(), predicts="v"),
         y[~held],
@@ -134,10 +144,10 @@ def study(subject: Subject, steps: tuple[int, int]) -> dict[str, object]:
         label_dropout=0.2,
         held_out=y[held],
         held_out_cond={"label": label[held]},
-        steps=steps[1],
-        save_every=max(1, steps[1] // 20),
+        steps=effort.steps[1],
+        save_every=max(1, effort.steps[1] // 20),
         patience=5,
-        batch_size=256,
+        batch_size=128,
         learning_rate=2e-3,
         ema_decay=0.995,
         calibrate=False,
@@ -145,10 +155,10 @@ def study(subject: Subject, steps: tuple[int, int]) -> dict[str, object]:
 
     none = {"label": torch.tensor(-1)}
     print(f"{subject.name}: {y.shape[1]} numbers a code; a mixture of {mixture.n_components} Gaussians")
-    density = log_likelihood(model, there[:300], cond={"label": torch.full((300,), -1)}, seed=0)
+    density = log_likelihood(model, there[:200], cond={"label": torch.full((200,), -1)}, seed=0)
     nats = {
-        "Gaussian": gaussian.score(there[:300].double().numpy()),
-        "mixture": mixture.score(there[:300].double().numpy()),
+        "Gaussian": gaussian.score(there[:200].double().numpy()),
+        "mixture": mixture.score(there[:200].double().numpy()),
     }
     for name, value in {**nats, "diffusion": float(density.values.mean())}.items():
         print(f"{subject.name}, log density of test codes, {name}: {value:.2f} nats")
@@ -162,7 +172,7 @@ def study(subject: Subject, steps: tuple[int, int]) -> dict[str, object]:
     }
     rows = {}
     for name, law in laws.items():
-        drawn = [latent.inverse(law(seed)) for seed in range(SEEDS)]
+        drawn = [latent.inverse(law(seed)) for seed in range(effort.seeds)]
         rows[name] = drawn[0][integers(n, (COLUMNS,), stream(1, "shown"))]
         report(
             subject, name, "Frechet", [frechet_distance(subject.features(d), subject.features(others)) for d in drawn]
@@ -194,7 +204,7 @@ def study(subject: Subject, steps: tuple[int, int]) -> dict[str, object]:
     }
     found = {}
     for name, law in asked.items():
-        codes = [law(seed) for seed in range(SEEDS)]
+        codes = [law(seed) for seed in range(effort.seeds)]
         drawn, found[name] = [latent.inverse(z) for z in codes], codes[0][told == subject.shown]
         report(subject, f"{name}, asked for", "shown", [float((subject.see(d) == told).double().mean()) for d in drawn])
         report(subject, f"{name}, asked for", "sliced W2", [within(d, others, told, wanted) for d in drawn])
@@ -210,7 +220,7 @@ def within(drawn: Tensor, others: Tensor, told: Tensor, wanted: Tensor) -> float
 
 def report(subject: Subject, name: str, what: str, values: list[float]) -> None:
     found = torch.tensor(values, dtype=torch.float64)
-    spread = f" +- {found.std():.3f}" if float(found.std()) else ""
+    spread = f" +- {found.std():.3f}" if len(found) > 1 and float(found.std()) > 5e-4 else ""
     print(f"{subject.name}, {name}: {what} {found.mean():.3f}{spread}")
 
 
@@ -228,7 +238,7 @@ def draw(studies: list[tuple[Subject, dict[str, object]]], path: Path) -> None:
             at = found["found"][name][:200] @ axis
             panel.scatter(*at.T, s=14, color="#D55E00", marker="x", linewidths=0.9, label=subject.values[subject.shown])
             panel.set(title=f"{subject.name}: {name}", xlabel="first axis of the codes", ylabel="second axis")
-        axes[0].legend(loc="upper right")
+        axes[0].legend(loc="best", framealpha=0.8)
         rows = found["rows"]
         mosaic = torch.cat([torch.cat(list(row), -1) for row in rows.values()], -2).clamp(-1, 1).add(1).div(2)
         axes[3].imshow(mosaic.permute(1, 2, 0).squeeze(-1), cmap="gray", vmin=0, vmax=1)
@@ -245,8 +255,9 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a few seconds: the networks have hardly learned")
     parser.add_argument("--out", type=Path, default=Path("runs/examples/latent_study.png"))
     options = parser.parse_args()
-    steps = (20, 20) if options.quick else (2000, 3000)
-    draw([(one, study(one, steps)) for one in (study_digits(), study_patches())], options.out)
+    effort = Effort((20, 20), (1, 4), 400, 1) if options.quick else Effort()
+    subjects = study_digits(), study_patches(effort.patches)
+    draw([(one, study(one, effort)) for one in subjects], options.out)
 
 
 if __name__ == "__main__":

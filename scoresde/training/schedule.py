@@ -42,6 +42,7 @@ from torch.nn.functional import logsigmoid
 
 from scoresde.diffusions.learned import LearnedSchedule
 from scoresde.errors import ConfigError
+from scoresde.models.networks import bare_network
 from scoresde.models.prediction import Condition, in_mode, select
 from scoresde.models.score_model import ScoreModel
 from scoresde.ops import move, recording
@@ -49,7 +50,6 @@ from scoresde.sampling.processes import World
 from scoresde.training.losses.denoising import Multipliers, measure_losses, read_scalars
 from scoresde.training.losses.times import TIMES, TimeSampler
 from scoresde.training.losses.weights import WEIGHTS, Weight
-from scoresde.training.trainable import not_yet
 from scoresde.training.updates import Update
 
 __all__ = ["ScheduleTraining", "give_own_schedule", "make_schedule_training"]
@@ -90,6 +90,9 @@ class ScheduleTraining:
     def __init__(self, model: ScoreModel) -> None:
         assert isinstance(model.sde, LearnedSchedule)
         self.model, self.sde = model, model.sde
+        # Without a wrapper for several processes, of which not all look at every step.
+        self.alone = model.with_sde(model.sde)
+        self.alone.net = bare_network(model.net)
         learned = {"ends": self.sde.ends, "bends": self.sde.bends}
         if not self.sde.learn_ends:
             del learned["ends"]
@@ -164,9 +167,9 @@ class ScheduleTraining:
         c_noise = self.model.c_noise_for(held[1].detach(), numbers)
         leaves = [move(part, x0.device).requires_grad_(True) for part in (numbers, c_noise)]
         both = torch.arange(count, device=x0.device).repeat(2)
-        with in_mode(self.model.net, training=False), not_yet(self.model.net), recording():
+        with in_mode(self.alone.net, training=False), recording():
             multipliers, told = Multipliers(*leaves[0].unbind(0)), select(cond, both)
-            errors = measure_losses(self.model, x0[both], noise[both], multipliers, leaves[1], told, trainer.autocast)
+            errors = measure_losses(self.alone, x0[both], noise[both], multipliers, leaves[1], told, trainer.autocast)
             gradients = torch.autograd.grad(errors[count:].sum(), leaves)
         with self._recording():
             wide = [gradient.to("cpu", torch.float64) for gradient in gradients]
