@@ -39,7 +39,7 @@ COLUMNS = 8
 class Effort:
     """Steps of the autoencoder and of the diffusion, numbers of Gaussians to try, patches, and seeds of each figure."""
 
-    steps: tuple[int, int] = (1500, 2500)
+    steps: tuple[int, int] = (1200, 1200)
     counts: tuple[int, ...] = (1, 4, 16, 48)
     patches: int = 4000
     seeds: int = 3

@@ -119,14 +119,15 @@ class LearnedSchedule(GaussianSDE):
         """Return log_snr: high at the first t_min, low at t_max."""
         first, last = self._bounds(t)
         low, high = self.ends.to(t)
-        return high + (low - high) * (self._network(self._share(t))[0] - first) / (last - first)
+        value: Tensor = high + (low - high) * (self._network(self._share(t))[0] - first) / (last - first)
+        return value
 
     @curve
     def log_snr_rate(self, t: Tensor) -> Tensor:
         """Return d log_snr/dt < 0."""
         first, last = self._bounds(t)
         low, high = self.ends.to(t)
-        slope = (low - high) / ((last - first) * (self.t_max - self.start))
+        slope: Tensor = (low - high) / ((last - first) * (self.t_max - self.start))
         return slope * self._network(self._share(t))[1]
 
     @curve

@@ -14,8 +14,8 @@ the last term being minus the log density of data under N(x_hat, (sigma/alpha)^2
       d log E[L^2]/d phi = E[L^2 g]/E[L^2],      g = d log r/d phi at a log_snr that stays,
 
   for which the losses of a step are enough. (The gradient on phi through the network's input at a time that stays is
-  the same in the mean, and noisier: 4 to 40 times for a mixture of Gaussians.) It is least where r is proportional
-  to E[e^2]^{-1/2};
+  the same in the mean; for a mixture of three Gaussians its standard deviation was 1 to 43 times as large, 5 times in
+  the median of the numbers.) E[L^2] is least where r is proportional to E[e^2]^{-1/2};
 * the ends go down the gradient of B itself,
 
       dB/d low = d KL/d low - E[e at low]/2,      dB/d high = (E[e at high] - 1 + d E[e at high]/d high)/2,
@@ -139,7 +139,7 @@ class ScheduleTraining:
         size = on_bends.numel()
         self.parameters["schedule.bends"].grad = (total[:size] / total[size]).reshape(on_bends.shape)
         if self.sde.learn_ends:
-            (low, high, seen), bent, (square, count) = total[size + 1 :].split([3, 2, 2])
+            (low, high, seen), bent, (square, count) = torch.split(total[size + 1 :], [3, 2, 2])
             self.parameters["schedule.ends"].grad = self._of_ends(low / seen, high / seen, bent / seen, square / count)
 
     def of_shape(self, t: Tensor, squares: Tensor) -> Tensor:
@@ -167,7 +167,7 @@ class ScheduleTraining:
         c_noise = self.model.c_noise_for(held[1].detach(), numbers)
         leaves = [move(part, x0.device).requires_grad_(True) for part in (numbers, c_noise)]
         both = torch.arange(count, device=x0.device).repeat(2)
-        with in_mode(self.alone.net, training=False), recording():
+        with in_mode(self.alone, training=False), recording():
             multipliers, told = Multipliers(*leaves[0].unbind(0)), select(cond, both)
             errors = measure_losses(self.alone, x0[both], noise[both], multipliers, leaves[1], told, trainer.autocast)
             gradients = torch.autograd.grad(errors[count:].sum(), leaves)
