@@ -243,7 +243,12 @@ def draw(studies: list[tuple[Subject, dict[str, object]]], path: Path) -> None:
         mosaic = torch.cat([torch.cat(list(row), -1) for row in rows.values()], -2).clamp(-1, 1).add(1).div(2)
         axes[3].imshow(mosaic.permute(1, 2, 0).squeeze(-1), cmap="gray", vmin=0, vmax=1)
         side = next(iter(rows.values())).shape[-1]
-        axes[3].set_yticks([side * (k + 0.5) for k in range(len(rows))], list(rows))
+        for k in range(1, max(COLUMNS, len(rows))):
+            if k < COLUMNS:
+                axes[3].axvline(side * k - 0.5, color="white", linewidth=1.4)
+            if k < len(rows):
+                axes[3].axhline(side * k - 0.5, color="white", linewidth=1.4)
+        axes[3].set_yticks([side * (k + 0.5) - 0.5 for k in range(len(rows))], list(rows))
         axes[3].yaxis.tick_right()
         axes[3].set_xticks([])
         axes[3].set_title(f"{subject.name}, decoded")
