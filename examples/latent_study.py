@@ -155,10 +155,11 @@ def study(subject: Subject, effort: Effort) -> dict[str, object]:
 
     none = {"label": torch.tensor(-1)}
     print(f"{subject.name}: {y.shape[1]} numbers a code; a mixture of {mixture.n_components} Gaussians")
-    density = log_likelihood(model, there[:200], cond={"label": torch.full((200,), -1)}, seed=0)
+    some = there[:200]
+    density = log_likelihood(model, some, cond=none, seed=0)
     nats = {
-        "Gaussian": gaussian.score(there[:200].double().numpy()),
-        "mixture": mixture.score(there[:200].double().numpy()),
+        "Gaussian": gaussian.score(some.double().numpy()),
+        "mixture": mixture.score(some.double().numpy()),
     }
     for name, value in {**nats, "diffusion": float(density.values.mean())}.items():
         print(f"{subject.name}, log density of test codes, {name}: {value:.2f} nats")
@@ -260,7 +261,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a few seconds: the networks have hardly learned")
     parser.add_argument("--out", type=Path, default=Path("runs/examples/latent_study.png"))
     options = parser.parse_args()
-    effort = Effort((20, 20), (1, 4), 400, 1) if options.quick else Effort()
+    effort = Effort((10, 10), (1, 2), 400, 1) if options.quick else Effort()
     subjects = study_digits(), study_patches(effort.patches)
     draw([(one, study(one, effort)) for one in subjects], options.out)
 
