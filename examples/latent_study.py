@@ -37,12 +37,13 @@ COLUMNS = 8
 
 @dataclass(frozen=True)
 class Effort:
-    """Steps of the autoencoder and of the diffusion, numbers of Gaussians to try, patches, and seeds of each figure."""
+    """Steps of the autoencoder and of the diffusion, numbers of Gaussians to try, patches, seeds, densities."""
 
     steps: tuple[int, int] = (1200, 1200)
     counts: tuple[int, ...] = (1, 4, 16, 48)
     patches: int = 4000
     seeds: int = 3
+    densities: int = 200
 
 
 class Plain(EncoderDecoder):
@@ -155,7 +156,7 @@ def study(subject: Subject, effort: Effort) -> dict[str, object]:
 
     none = {"label": torch.tensor(-1)}
     print(f"{subject.name}: {y.shape[1]} numbers a code; a mixture of {mixture.n_components} Gaussians")
-    some = there[:200]
+    some = there[: effort.densities]
     density = log_likelihood(model, some, cond=none, seed=0)
     nats = {
         "Gaussian": gaussian.score(some.double().numpy()),
@@ -261,7 +262,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a few seconds: the networks have hardly learned")
     parser.add_argument("--out", type=Path, default=Path("runs/examples/latent_study.png"))
     options = parser.parse_args()
-    effort = Effort((10, 10), (1, 2), 400, 1) if options.quick else Effort()
+    effort = Effort((10, 10), (1, 2), 400, 1, 10) if options.quick else Effort()
     subjects = study_digits(), study_patches(effort.patches)
     draw([(one, study(one, effort)) for one in subjects], options.out)
 
