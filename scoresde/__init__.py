@@ -16,6 +16,7 @@ from scoresde.diffusions.cosine import CosineVPSDE
 from scoresde.diffusions.doob import ConditionedSDE
 from scoresde.diffusions.gaussian import Gaussian, Moments
 from scoresde.diffusions.grouped import GroupedSDE
+from scoresde.diffusions.learned import LearnedSchedule
 from scoresde.diffusions.levels import EDMSDE, VESDE, RectifiedFlow
 from scoresde.diffusions.linear import LinearSDE
 from scoresde.diffusions.matrix import MatrixSDE
@@ -151,6 +152,7 @@ __all__ = [
     "Langevin",
     "Latent",
     "LatentBound",
+    "LearnedSchedule",
     "LevelsDecoder",
     "LinearMixtureModel",
     "LinearModel",

@@ -80,6 +80,7 @@ def core() -> dict[str, Entry]:
         "SMLD.geometric": {"n": 9},
         "SMLD.from_sde": {"sde": scoresde.VESDE(), "n": 9},
         "TabulatedSDE": {"t": TIMES.flip(0), "log_snr": torch.tensor([3.0, 0.0, -3.0])},
+        "LearnedSchedule": {"units": 3},
         "Affine.standardise": {"x": X},
         "Affine.from_range": {"low": 0.0, "high": 1.0},
         "Dequantise": {"levels": 4},

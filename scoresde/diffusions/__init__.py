@@ -8,6 +8,7 @@ r"""The named diffusions: each is two curves, written in the form that does not 
 | CosineVPSDE | cos(theta_t)/cos(theta_0) | sqrt(1 - alpha^2) | log(alpha^2/sigma^2) |
 | EDMSDE | 1 | t | -2 log t |
 | RectifiedFlow | 1 - t | t | 2 log((1 - t)/t) |
+| LearnedSchedule | sqrt(s(log_snr)) | sqrt(s(-log_snr)) | a monotone network of t; s is the logistic function |
 
 B(t) is the integral of beta, beta(t) = beta_min + t (beta_max - beta_min). Conventions where the literature disagrees:
 

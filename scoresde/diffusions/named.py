@@ -11,6 +11,7 @@ from torch import Tensor
 
 from scoresde.diffusions.cosine import CosineVPSDE
 from scoresde.diffusions.grouped import BlurredVPSDE, GroupedSDE
+from scoresde.diffusions.learned import LearnedSchedule
 from scoresde.diffusions.levels import EDMSDE, VESDE, RectifiedFlow
 from scoresde.diffusions.linear import LinearSDE
 from scoresde.diffusions.matrix import MatrixSDE
@@ -30,6 +31,7 @@ DIFFUSIONS: dict[str, type[GaussianSDE]] = {
     "VESDE": VESDE,
     "VPSDE": VPSDE,
 }
+LEARNED = {"units", "learn_ends", "t_min", "t_max", "start", "ends", "bends"}  # what describes a LearnedSchedule
 
 
 LINEAR: dict[str, type[LinearSDE]] = {"GroupedSDE": GroupedSDE, "MatrixSDE": MatrixSDE}
@@ -59,6 +61,8 @@ def sde_to_dict(sde: GaussianSDE | LinearSDE) -> dict[str, object]:
     if isinstance(sde, TabulatedSDE):
         curves = {"t": sde.knots, "log_snr": sde.knot_log_snr, "log_alpha": sde.knot_log_alpha}
         return {"kind": "TabulatedSDE", **{name: _write(values) for name, values in curves.items()}}
+    if isinstance(sde, LearnedSchedule):
+        return sde.to_dict()
     kind = type(sde).__name__
     if DIFFUSIONS.get(kind) is not type(sde):
         raise ConfigError(f"{kind} is your own SDE: JSON cannot rebuild it; pass sde= when the model is loaded")
@@ -96,8 +100,13 @@ def sde_from_dict(config: dict[str, object]) -> GaussianSDE:
                 raise ConfigError(f"the description of a TabulatedSDE lacks {key!r}; make one with sde_to_dict")
         alpha = options.get("log_alpha")
         return TabulatedSDE(_read(options["t"]), _read(options["log_snr"]), None if alpha is None else _read(alpha))
+    if kind == "LearnedSchedule":
+        _check_keys(kind, options, LEARNED)
+        if missing := LEARNED - options.keys():
+            raise ConfigError(f"the description of a {kind} lacks {min(missing)!r}; make one with sde_to_dict")
+        return LearnedSchedule.from_dict(options)
     if not isinstance(kind, str) or kind not in DIFFUSIONS:
-        raise unknown("SDE", kind, [*DIFFUSIONS, "TabulatedSDE"])
+        raise unknown("SDE", kind, [*DIFFUSIONS, "LearnedSchedule", "TabulatedSDE"])
     _check_keys(kind, options, {f.name for f in dataclasses.fields(DIFFUSIONS[kind]) if f.init})
     return DIFFUSIONS[kind](**{key: check_number(value, key) for key, value in options.items()})
 

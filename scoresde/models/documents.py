@@ -16,6 +16,7 @@ from typing import Any, Final
 import torch
 
 from scoresde.diffusions.grouped import BlurredVPSDE
+from scoresde.diffusions.learned import MOST_UNITS
 from scoresde.diffusions.named import DIFFUSIONS, LINEAR, linear_from_dict, sde_from_dict
 from scoresde.diffusions.targets import TARGETS
 from scoresde.errors import ConfigError, check_integer
@@ -78,7 +79,18 @@ def _sde(value: object, path: str) -> None:
     knots = listing(number(-FAR, FAR), 2)
     ending = listing(optional(number(-FAR, FAR)), 2)
     known = {one: {f.name: number(-HUGE, HUGE) for f in fields(sde) if f.init} for one, sde in DIFFUSIONS.items()}
-    tables: dict[str, Mapping[str, Check]] = {**known, "TabulatedSDE": {"t": knots, "log_snr": ending}}
+    bent = listing(number(-FAR, FAR), 1, MOST_UNITS)
+    learned = {name: number(-HUGE, HUGE) for name in ("t_min", "t_max", "start")} | {
+        "units": integer(1, MOST_UNITS),
+        "learn_ends": boolean,
+        "ends": pair(number(-FAR, FAR)),
+        "bends": listing(bent, 3, 3),
+    }
+    tables: dict[str, Mapping[str, Check]] = {
+        **known,
+        "LearnedSchedule": learned,
+        "TabulatedSDE": {"t": knots, "log_snr": ending},
+    }
     choice(tables)(kind, join(path, "kind"))
     other = {"log_alpha": optional(ending)} if kind == "TabulatedSDE" else None
     record({"kind": text, **tables[str(kind)]}, other)(held, path)

@@ -58,6 +58,7 @@ from scoresde.training.parallel import lost_processes, shared_network
 from scoresde.training.paths import begin_paths
 from scoresde.training.rates import DecayName, read_rate
 from scoresde.training.result import TrainResult
+from scoresde.training.schedule import give_own_schedule
 from scoresde.training.sharding import ShardRule
 from scoresde.training.sources import ALONE
 from scoresde.training.start import begin, held, open_folder
@@ -151,7 +152,8 @@ def fit(
     and the result's model is in evaluation mode.
 
     Args:
-        model: the model; its network ends with the raw weights, its ``moments`` and ``transform`` are set. A network
+        model: the model; its network ends with the raw weights, its ``moments`` and ``transform`` are set. A
+            ``LearnedSchedule`` is trained beside the network, from the same backward pass. A network
             in ``torch.compile`` or ``DistributedDataParallel`` is trained through it; a wrapper around the model
             itself is left aside. The result's model has the network without wrappers. An ``SDEModel`` is trained on
             paths that are simulated from the data; its scale and its law at t_max are set too.
@@ -336,10 +338,11 @@ def fit(
             keep=keep,
             carried=start.carried,
         )
-        averaged = model.with_sde(model.sde)
         with lost_processes(world):
             losses = loop(progress=progress)
+            averaged = model.with_sde(model.sde)
             averaged.net = trainer.ema.copy(start.best.weights, of=given if trainer.sharded else None)
+        give_own_schedule(averaged)
         averaged.eval()
         seen = 3 * steps * (batch_size or USUAL_BATCH)
         scalar = not simulated and isinstance(model.sde, GaussianSDE)

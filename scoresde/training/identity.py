@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from scoresde.diffusions.learned import LearnedSchedule
 from scoresde.diffusions.sde import GaussianSDE
 from scoresde.errors import ConfigError, TrainingWarning
 from scoresde.models.checkpoint import Contents
@@ -146,7 +147,9 @@ def _describe_paths(model: SDEModel) -> dict[str, object]:
 
 
 def _describe_sde(sde: GaussianSDE) -> dict[str, object]:
-    """Return an SDE's document; of one's own, its curves at five times too."""
+    """Return an SDE's document; of one's own, its curves at five times too, of one that is learned what is not."""
+    if isinstance(sde, LearnedSchedule):
+        return {**sde.config, **({} if sde.learn_ends else {"ends": sde.ends.tolist()})}
     document = dict(sde_to_document(sde))
     if document["kind"] is None:
         t = torch.linspace(sde.t_min, sde.t_max, 5, dtype=torch.float64, device="cpu")

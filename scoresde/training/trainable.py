@@ -27,7 +27,7 @@ __all__ = [
     "Objective",
     "Stateful",
     "check_objective",
-    "check_state",
+    "check_shapes",
     "check_trainable",
     "hold_rate",
     "known_model",
@@ -37,6 +37,7 @@ __all__ = [
 ]
 
 MOST_AVERAGES = 8
+ADAM = ("step", "exp_avg", "exp_avg_sq")
 Objective = Callable[[Any, Tensor, torch.Generator, Condition], Tensor]
 
 
@@ -142,9 +143,19 @@ def check_objective(
     return objective
 
 
-def check_state(tensors: Mapping[str, Tensor], shapes: Mapping[str, torch.Size], *, change: bool) -> None:
-    """Raise CheckpointError unless a state has finite tensors of these shapes; with ``change`` only if it has them."""
-    for place, shape in shapes.items():
+def check_shapes(
+    tensors: Mapping[str, Tensor], shapes: Mapping[str, torch.Size], adam: Mapping[str, torch.Size], *, change: bool
+) -> None:
+    """Raise CheckpointError unless a training's state has finite tensors of these shapes, or with ``change`` none.
+
+    ``adam`` holds the shapes of the parameters that Adam moves, of which the state may have its numbers.
+    """
+    needed = dict(shapes)
+    for place in tensors:
+        key, _, name = place.partition(".")
+        if name in adam and key in ADAM:
+            needed[place] = torch.Size() if key == "step" else adam[name]
+    for place, shape in needed.items():
         found = tensors.get(place)
         if found is None and change:
             continue

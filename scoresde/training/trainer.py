@@ -46,6 +46,7 @@ from scoresde.training.losses.linear import choose_linear
 from scoresde.training.losses.simulated import ObjectiveName
 from scoresde.training.losses.times import TIMES, TimeSampler, TimesName, correct_weight
 from scoresde.training.losses.weights import WEIGHTS, Weight, WeightName
+from scoresde.training.schedule import ScheduleTraining, make_schedule_training
 from scoresde.training.sharding import average_over, norm_over
 from scoresde.training.sources import ALONE
 from scoresde.training.trainable import (
@@ -53,7 +54,7 @@ from scoresde.training.trainable import (
     Objective,
     Stateful,
     check_objective,
-    check_state,
+    check_shapes,
     check_trainable,
     hold_rate,
     make_averages,
@@ -66,7 +67,6 @@ __all__ = ["Trainer"]
 
 # Times are turned into coefficients for many steps at once, where that saves more than it costs.
 BLOCK_STEPS, BLOCK_SIZE = 64, 32768
-ADAM = ("step", "exp_avg", "exp_avg_sq")
 UNCERTAINTY = "uncertainty"  # before the names of its parameters
 OBJECTIVE = "objective"  # before the names of what it has learned
 WHOLE = ("value", OBJECTIVE)  # what begins with these is sharded never
@@ -130,10 +130,14 @@ class Trainer:
         self.objective = objective = check_objective(objective, weight, times, self.model)
         self.loss_names = {} if objective is not None else describe_loss(self.model, weight, times)
         sde = self.model.sde
-        if objective is None:
+        self.schedule: ScheduleTraining | None = None
+        if objective is not None:
+            make_schedule_training(self.model, None, None, uncertainty)  # refuses a schedule that learns
+        else:
             weight, times = choose_loss(self.model, weight, times)
             self.times = pick("time sampler", times, TIMES)
             self.weight = correct_weight(pick("weight", weight, WEIGHTS), self.times)
+            self.schedule = make_schedule_training(self.model, self.weight, self.times, uncertainty)
             ends = torch.linspace(sde.t_min, sde.t_max, 9, dtype=torch.float64, device="cpu")
             check_scalars(read_scalars(self.model, sde.at(ends), self.weight), ends)
         if learning_rate is None:
@@ -163,6 +167,8 @@ class Trainer:
             named |= {f"{UNCERTAINTY}.{name}": p for name, p in self.uncertainty.named_parameters()}
         self.parameters = list(named.values())
         self.sharded = any(map(is_sharded, self.parameters))
+        if self.sharded and self.schedule is not None:
+            raise ConfigError("a LearnedSchedule is not trained under shard=; leave it out, and each process has all")
         decay = check_number(weight_decay, "weight_decay", 0.0)
         self.update = Update(
             named, optimizer, weight_decay=decay, clip_norm=self.clip_norm, scaled=autocast == torch.float16
@@ -190,7 +196,7 @@ class Trainer:
         """
         self.world, self.size = world, size
 
-    def _whole(self, batch: int) -> tuple[int, slice]:
+    def whole(self, batch: int) -> tuple[int, slice]:
         """Return the samples of a step of all processes, and which of them are this one's."""
         return (batch, slice(None)) if self.world.size == 1 else (self.size, self.world.share(self.size))
 
@@ -200,7 +206,7 @@ class Trainer:
 
     def draw_noise(self, x0: Tensor, step: int) -> Tensor:
         """Return the noise of a step, like x0; of several processes this one's share."""
-        whole, mine = self._whole(len(x0))
+        whole, mine = self.whole(len(x0))
         generator = stream(self.seed, "noise", step, device=x0.device)
         return normal((whole, *x0.shape[1:]), generator, dtype=x0.dtype)[mine]
 
@@ -208,10 +214,11 @@ class Trainer:
         """Return a step's multipliers (5, B) in the data's type, c_noise, bins and places of log-SNR, on the device."""
         # Blocks begin at multiples of their length whatever step a run starts at: a vectorised exponential may differ
         # in its last bit with the position in the array.
-        length = max(1, min(BLOCK_STEPS, BLOCK_SIZE // batch))
+        # Under a schedule that is learned no two steps have the same curves.
+        length = 1 if self.schedule is not None else max(1, min(BLOCK_STEPS, BLOCK_SIZE // batch))
         block, place = divmod(self.step, length)
         if self._block != (block, batch):
-            whole, mine = self._whole(batch)
+            whole, mine = self.whole(batch)
             t = torch.stack([self.draw_times(whole, block * length + i)[mine] for i in range(length)])
             scalars = read_scalars(self.model, self.model.sde.at(t), self.weight)
             numbers = torch.stack(scalars.multipliers, dim=1).to(dtype)  # (length, 5, B)
@@ -291,6 +298,8 @@ class Trainer:
         self.skipped = torch.isfinite(norm if self.world.size > 1 else norm + loss).logical_not()
         self.updating = True
         self.update(norm, self.skipped, rate)
+        if self.schedule is not None:
+            self.schedule.step(self.skipped, rate, own=self.update.own)
         for buffer, kept in zip(self.buffers, before, strict=True):
             buffer.copy_(torch.where(self.skipped, kept, buffer))
             if self.sharded and self.drawing:
@@ -305,9 +314,10 @@ class Trainer:
     def _backward(self, x0: Tensor, cond: Condition) -> list[Tensor]:
         """Leave the gradient with the parameters, and return the means of the parts, each with its share."""
         means: list[Tensor] = []
+        found: list[Tensor] = []
         scale = self.update.scale
         # The mean over all samples, where the network takes the mean over the processes.
-        part_of = len(x0) * self.world.size / self._whole(len(x0))[0]
+        part_of = len(x0) * self.world.size / self.whole(len(x0))[0]
         for part, losses, places in self._losses(x0, cond):
             share = (part.stop - part.start) / len(x0) * part_of
             if places:
@@ -316,15 +326,25 @@ class Trainer:
             mean = weighed.mean() if share == 1 else weighed.mean() * share
             shown = mean if self.uncertainty is None else losses.mean() * share
             means.append(shown.detach())
+            found.append(losses.detach())
             last = part.stop == len(x0)
             with nullcontext() if last else not_yet(self.net):
                 total = mean if scale is None else mean * scale
                 total.backward()
+        if self.schedule is not None:
+            self.schedule.backward(self, x0, cond, torch.cat(found))
         if self.world.size > 1:
             # What averages the network's gradients knows those alone, and nothing of parameters that are not sharded.
             own = [] if self.uncertainty is None else [*self.uncertainty.parameters()]
             average_over([p for p in self.parameters if not is_sharded(p)] if self.sharded else own, self.world)
         return means
+
+    def _beside(self) -> dict[str, Tensor]:
+        """Return what is learned beside the network, by its names in a checkpoint."""
+        if self.schedule is not None:
+            return {**self.schedule.state(), "value.schedule.edges": self.bins.edges}
+        learned = () if self.uncertainty is None else self.uncertainty.named_parameters()
+        return {f"value.{UNCERTAINTY}.{name}": p.detach() for name, p in learned}
 
     def state(self) -> tuple[dict[str, object], dict[str, Tensor]]:
         """Return what another Trainer of the same options needs to go on: numbers, and tensors by name."""
@@ -333,8 +353,7 @@ class Trainer:
             mark = "" if k == 0 else str(k)
             for name, base, offset in average.state():
                 tensors[f"base{mark}.{name}"], tensors[f"offset{mark}.{name}"] = base, offset
-        if self.uncertainty is not None:
-            tensors |= {f"value.{UNCERTAINTY}.{k}": v.detach() for k, v in self.uncertainty.named_parameters()}
+        tensors |= self._beside()
         if isinstance(self.objective, Stateful):
             tensors |= {f"{OBJECTIVE}.{name}": value for name, value in self.objective.state_dict().items()}
         # The sums since the last record of the log.
@@ -365,9 +384,10 @@ class Trainer:
                 continue
             kept = {name: (tensors[f"base{mark}.{name}"], tensors[f"offset{mark}.{name}"]) for name in average.names}
             average.restore(kept)
-        if self.uncertainty is not None:
-            for name, p in self.uncertainty.named_parameters():
-                p.copy_(tensors.get(f"value.{UNCERTAINTY}.{name}", p))
+        for name, value in self._beside().items():
+            value.copy_(tensors.get(name, value))
+        if self.schedule is not None:
+            self.schedule.update.restore({}, tensors)
         self.update.restore(numbers, tensors, change=change)
         if isinstance(self.objective, Stateful):
             mark = f"{OBJECTIVE}."
@@ -389,12 +409,8 @@ class Trainer:
             mark = "" if k == 0 else str(k)
             for name, base, _ in average.state():
                 shapes[f"base{mark}.{name}"] = shapes[f"offset{mark}.{name}"] = base.shape
-        if self.uncertainty is not None:
-            shapes |= {f"value.{UNCERTAINTY}.{k}": v.shape for k, v in self.uncertainty.named_parameters()}
-        if not self.update.own:
-            parameters = {self.update.names[id(p)]: p.shape for p in self.parameters}
-            for place in tensors:
-                key, _, name = place.partition(".")
-                if name in parameters and key in ADAM:
-                    shapes[place] = torch.Size() if key == "step" else parameters[name]
-        check_state(tensors, shapes, change=change)
+        shapes |= {name: value.shape for name, value in self._beside().items()}
+        adam = {} if self.update.own else {self.update.names[id(p)]: p.shape for p in self.parameters}
+        if self.schedule is not None:
+            adam |= {name: p.shape for name, p in self.schedule.parameters.items()}
+        check_shapes(tensors, shapes, adam, change=change)

@@ -16,7 +16,7 @@ from small_models import F64
 from torch import nn
 from torch.utils.data import Dataset
 
-from scoresde import VPSDE, ConfigError, ScoreModel, fit
+from scoresde import VPSDE, ConfigError, LearnedSchedule, ScoreModel, fit
 from scoresde.models import checkpoint
 from scoresde.nn import MLP
 from scoresde.noise import normal, stream
@@ -41,13 +41,17 @@ def model() -> ScoreModel:
     return ScoreModel(MLP(2, width=8, depth=1, seed=3).double(), VPSDE())
 
 
+def scheduled() -> ScoreModel:
+    return ScoreModel(MLP(2, width=8, depth=1, seed=3).double(), LearnedSchedule(4))
+
+
 START = f"""
 import os, sys
 sys.path.insert(0, {TESTS!r})
 import torch
 torch.set_num_threads(1)
 from scoresde import ConfigError, ProcessError, fit, processes
-from test_parallel_training import DATA, OPTIONS, Items, model
+from test_parallel_training import DATA, OPTIONS, Items, model, scheduled
 
 class Stop(Exception):
     pass
@@ -65,6 +69,7 @@ with processes() as world:
     fit(unsure, DATA, folder="unsure", uncertainty=True, world=world, **OPTIONS)
     flat = torch.cat([v.flatten() for v in unsure.net.state_dict().values()])
     assert torch.equal(*world.gather(flat[None])), "a learned weight is one for all"
+    fit(scheduled(), DATA, folder="scheduled", world=world, **OPTIONS)
     def stop(done, steps, seconds):
         if done == 9:
             raise Stop
@@ -137,7 +142,9 @@ def test_two_processes_make_the_steps_of_one(tmp_path: Path) -> None:
     fit(model(), DATA, folder=tmp_path / "one", **OPTIONS)
     fit(model(), Items(), folder=tmp_path / "one items", accumulate=2, sigma_rel=0.1, **OPTIONS)
     fit(model(), DATA, folder=tmp_path / "one unsure", uncertainty=True, **OPTIONS)
-    for name, other in (("one", "two"), ("one items", "items"), ("one unsure", "unsure")):
+    fit(scheduled(), DATA, folder=tmp_path / "one scheduled", **OPTIONS)
+    pairs = (("one", "two"), ("one items", "items"), ("one unsure", "unsure"), ("one scheduled", "scheduled"))
+    for name, other in pairs:
         mine, theirs = (checkpoint.read(tmp_path / folder / "checkpoint") for folder in (name, other))
         for part in ("weights", "ema", "training_state", "moments"):
             for key, value in mine.tensors(part).items():

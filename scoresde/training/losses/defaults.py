@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from scoresde.diffusions.cosine import CosineVPSDE
+from scoresde.diffusions.learned import LearnedSchedule
 from scoresde.diffusions.levels import EDMSDE, VESDE
 from scoresde.diffusions.sde import GaussianSDE
 from scoresde.diffusions.vp import SubVPSDE
@@ -45,6 +46,8 @@ UNDER: Final[Mapping[type[GaussianSDE], Mapping[str, Names]]] = {
         "velocity": ("simple", "cauchy"),
         "edm": ("edm", "edm"),
     },
+    # A schedule is learned from the bound.
+    LearnedSchedule: dict.fromkeys(USUAL, ("likelihood", "low_discrepancy")),
     VESDE: {"velocity": ("simple", "low_discrepancy")},
 }
 
