@@ -22,18 +22,20 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import safetensors.torch
+import torch
 from torch import Tensor
 
-from scoresde.errors import CheckpointError, check_path
-from scoresde.models.documents import check_document
+from scoresde.errors import CheckpointError, ConfigError, ScoreSDEError, check_path, check_values, show
+from scoresde.models.documents import check_document, check_fields
 from scoresde.models.lock import IN_RUN, LOCK, locked
-from scoresde.models.stored import StoredFile, StoredTensors, parse_json, read_json_file
+from scoresde.models.stored import TYPES, StoredFile, StoredTensors, parse_json, read_json_file
 
 __all__ = ["MANIFEST", "Contents", "check_target", "find", "is_whole", "read", "write"]
 
@@ -103,15 +105,13 @@ def write(folder: str | os.PathLike[str], documents: Documents, tensors: Tensors
 
     Raises:
         CheckpointError: the folder holds other files, is in use by another writer, or could not be written; what stood
-            there stands unchanged.
+            there stands unchanged. ConfigError, DTypeError, DomainError: parts that ``read`` would refuse.
     """
     where = Path(folder)
-    check_target(where)
-    parts = {name: (f"{name}-%s.json", _json(dict(value))) for name, value in documents.items()}
-    for name, group in tensors.items():
-        # Copies: safetensors refuses tensors that share memory, as tied weights do.
-        copies = {key: t.detach().to("cpu", copy=True).contiguous() for key, t in group.items()}
-        parts[name] = (f"{name}-%s.safetensors", safetensors.torch.save(copies))
+    with _looking(where):
+        check_target(where)
+    parts = {name: (f"{name}-%s.json", _encode(name, value)) for name, value in documents.items()}
+    parts |= {name: (f"{name}-%s.safetensors", _pack(name, group)) for name, group in tensors.items()}
     files: dict[str, object] = {}
     data: dict[str, bytes] = {}
     for name, (pattern, written) in parts.items():
@@ -130,6 +130,45 @@ def write(folder: str | os.PathLike[str], documents: Documents, tensors: Tensors
             f"could not write {error.filename or where}: {error.strerror or error}; {needed} bytes are needed and "
             f"{_free(where)} are free; make room or choose another folder (a checkpoint that stood there is unchanged)"
         ) from error
+
+
+def _encode(name: str, document: Mapping[str, object]) -> bytes:
+    """Return a document as JSON; raises where it is none, or not what ``read`` takes under this name."""
+    cure = "a checkpoint cannot hold that: change it, or save the network's weights alone"
+    try:
+        data = _json(dict(document))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ConfigError(f"what is to be saved as {name!r} is no JSON: {error}", cure=cure) from error
+    try:
+        check_fields(name, json.loads(data))
+    except ScoreSDEError as error:
+        raise error.with_cure(cure) from error
+    return data
+
+
+def _pack(part: str, group: Mapping[str, Tensor]) -> bytes:
+    """Return tensors as safetensors; ConfigError for one that such a file, or the CPU, cannot hold."""
+    copies = {}
+    for key, value in group.items():
+        given: object = value
+        if not isinstance(given, Tensor):
+            raise ConfigError(f"{part}.{key} is no tensor but {show(given)}, which a checkpoint cannot hold")
+        check_values(given, f"{part}.{key}")
+        if given.layout != torch.strided or given.is_quantized or given.dtype not in TYPES.values():
+            what = given.dtype if given.layout == torch.strided else given.layout
+            raise ConfigError(f"{part}.{key} is of {what}, which a checkpoint cannot hold; make it dense and floating")
+        # Copies: safetensors refuses tensors that share memory, as tied weights do.
+        copies[key] = given.detach().to("cpu", copy=True).contiguous()
+    return safetensors.torch.save(copies)
+
+
+@contextmanager
+def _looking(where: Path) -> Iterator[None]:
+    """Raise CheckpointError where the system does not tell what a path is: no permission, or no such name."""
+    try:
+        yield
+    except OSError as error:
+        raise CheckpointError(f"could not look at {show(str(where))}: {error.strerror or error}") from error
 
 
 def _replace(where: Path, data: Mapping[str, bytes], manifest: bytes, *, everything: bool) -> None:
@@ -199,7 +238,8 @@ def find(folder: str | os.PathLike[str]) -> Path:
     """Return the folder of a checkpoint: ``folder`` itself, or the one that a run keeps inside it."""
     where = check_path(folder, "folder")
     inside = where / IN_RUN
-    return inside if (inside / MANIFEST).is_file() and not (where / MANIFEST).is_file() else where
+    with _looking(where):
+        return inside if (inside / MANIFEST).is_file() and not (where / MANIFEST).is_file() else where
 
 
 def is_whole(folder: Path) -> bool:
@@ -217,17 +257,8 @@ def read(folder: str | os.PathLike[str]) -> Contents:
         CheckpointError: no checkpoint, a pickle, a newer format, or a file that is missing, cut or changed.
     """
     where = Path(folder)
-    if where.suffix in PICKLES and not where.is_dir():
-        raise CheckpointError(
-            f"{where} is a pickle, and loading one runs whatever code it holds: refused. "
-            "Load its state dict in a process that you trust, put it into the network and use ScoreModel.save"
-        )
-    if not where.is_dir():
-        raise CheckpointError(f"{where} is no folder; a checkpoint is the folder that was given to save")
-    if not (where / MANIFEST).is_file():
-        pickles = sorted(f.name for f in where.iterdir() if f.suffix in PICKLES)
-        hint = f"; {pickles[0]} is a pickle, which is never loaded" if pickles else ""
-        raise CheckpointError(f"{where} holds no {MANIFEST}: it is no checkpoint, or its first save never ended{hint}")
+    with _looking(where):
+        _check_folder(where)
     documents: dict[str, dict[str, Any]] = {}
     parts: dict[str, StoredTensors] = {}
     files: dict[str, str] = {}
@@ -243,6 +274,21 @@ def read(folder: str | os.PathLike[str]) -> Contents:
             parts[name] = StoredTensors(file)
             file.check_digest(entry["sha256"])
     return Contents(where, documents, parts, files)
+
+
+def _check_folder(where: Path) -> None:
+    """Raise CheckpointError unless a folder has a manifest, with what is there instead."""
+    if where.suffix in PICKLES and not where.is_dir():
+        raise CheckpointError(
+            f"{where} is a pickle, and loading one runs whatever code it holds: refused. "
+            "Load its state dict in a process that you trust, put it into the network and use ScoreModel.save"
+        )
+    if not where.is_dir():
+        raise CheckpointError(f"{where} is no folder; a checkpoint is the folder that was given to save")
+    if not (where / MANIFEST).is_file():
+        pickles = sorted(f.name for f in where.iterdir() if f.suffix in PICKLES)
+        hint = f"; {pickles[0]} is a pickle, which is never loaded" if pickles else ""
+        raise CheckpointError(f"{where} holds no {MANIFEST}: it is no checkpoint, or its first save never ended{hint}")
 
 
 def _open_all(where: Path) -> dict[str, tuple[dict[str, Any], StoredFile]]:
@@ -279,7 +325,11 @@ def _read_manifest(file: Path) -> tuple[bytes, dict[str, dict[str, Any]]]:
             f"{file} has format version {version}, this scoresde reads up to {VERSION}; update scoresde"
         )
     # Equality of the bytes, not only of the values: no flipped bit goes unseen.
-    if body.get("format") != FORMAT or version != VERSION or not isinstance(files, dict) or data != _manifest(body):
+    try:
+        signed = data == _manifest(body)
+    except ValueError:  # a number that JSON reads as infinite
+        signed = False
+    if body.get("format") != FORMAT or version != VERSION or not isinstance(files, dict) or not signed:
         raise damaged
     for name, entry in files.items():
         if not _is_entry(name, entry):

@@ -54,7 +54,7 @@ class _Watch(TorchFunctionMode):
 
 
 def build_network(kind: type[nn.Module], config: Mapping[str, object], stored: StoredTensors, where: str) -> nn.Module:
-    """Return a network by its description, in the type of the weights that it is for, without values.
+    """Return a network by its description, in the type of the weights that it is for, on the CPU and without values.
 
     Args:
         kind: its class, one of ``scoresde.nn.NETWORKS``.
@@ -86,8 +86,9 @@ def build_network(kind: type[nn.Module], config: Mapping[str, object], stored: S
     if wrong:
         raise CheckpointError(f"{where} does not fit {stored.file.path}: {wrong}; take another copy of the checkpoint")
     if len([*net.buffers()]) > len(net.state_dict()) - len([*net.named_parameters(remove_duplicate=False)]):
-        return kind(**config).to(next(net.parameters()).dtype)  # with what the file does not hold
-    return net.to_empty(device=torch.get_default_device())
+        with torch.device("cpu"):
+            return kind(**config).to(next(net.parameters()).dtype)  # with what the file does not hold
+    return net.to_empty(device="cpu")
 
 
 def _find_largest(value: object) -> float:
@@ -192,14 +193,18 @@ def _find_event(net: object, event: tuple[int, ...] | None) -> tuple[tuple[int |
 
     None where the network does not say.
     """
+    from scoresde.nn.equivariant import EGNN
+    from scoresde.nn.grids import GridNetwork
     from scoresde.nn.mlp import MLP
-    from scoresde.nn.unet import UNet
 
     inner = bare_network(net) if isinstance(net, nn.Module) else net
     if isinstance(inner, MLP):
         return inner.event_shape, inner.out_shape[0] if inner.out_shape else None
-    if isinstance(inner, UNet):
+    if isinstance(inner, GridNetwork):
         if event is not None and len(event) == inner.dims + 1:
             return (inner.channels, *event[1:]), inner.out_channels
         return (inner.channels, *("size",) * inner.dims), inner.out_channels
+    if isinstance(inner, EGNN):
+        points = event[0] if event is not None and len(event) == 2 else "size"
+        return (points, inner.coordinates + inner.features), points if isinstance(points, int) else None
     return None, None

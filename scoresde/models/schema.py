@@ -7,6 +7,7 @@ not name are refused, since a later version that writes one means something by i
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,6 +31,7 @@ __all__ = [
     "blame",
     "boolean",
     "choice",
+    "digest",
     "either",
     "integer",
     "join",
@@ -45,6 +47,7 @@ __all__ = [
 
 Check = Callable[[object, str], None]
 LARGEST = 10**12  # count of anything
+DIGEST = re.compile("[0-9a-f]{64}")
 SHOWN = 60  # letters of a value in a message
 
 
@@ -82,6 +85,12 @@ def text(value: object, path: str) -> None:
     """Take a text."""
     if not isinstance(value, str):
         raise misfit(path, "a text", value)
+
+
+def digest(value: object, path: str) -> None:
+    """Take a SHA-256, as 64 digits."""
+    if not isinstance(value, str) or not DIGEST.fullmatch(value):
+        raise misfit(path, "a SHA-256 of 64 digits", value)
 
 
 def boolean(value: object, path: str) -> None:

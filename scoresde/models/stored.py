@@ -24,11 +24,12 @@ from torch import Tensor
 
 from scoresde.errors import CheckpointError
 
-__all__ = ["Described", "StoredFile", "StoredTensors", "parse_json", "read_json_file"]
+__all__ = ["TYPES", "Described", "StoredFile", "StoredTensors", "parse_json", "read_json_file"]
 
 Described = tuple[tuple[int, ...], torch.dtype]
 LONGEST_JSON = 1 << 26  # bytes
 DEEPEST = 40  # lists and objects inside each other
+MOST_DIMS = 64  # of a tensor, which torch has as well
 ANOTHER_COPY = "take another copy of the checkpoint"
 TYPES = {
     "BOOL": torch.bool,
@@ -152,7 +153,8 @@ class StoredTensors:
         if not isinstance(kind, str) or kind not in TYPES:
             raise self._damaged(f"{name} has the unknown dtype {kind!r}")
         for what, value in (("shape", shape), ("data_offsets", span)):
-            if not isinstance(value, list) or not all(type(n) is int and 0 <= n < 2**63 for n in value):
+            sound = isinstance(value, list) and len(value) <= MOST_DIMS
+            if not sound or not all(type(n) is int and 0 <= n < 2**63 for n in value):
                 raise self._damaged(f"{name} has the {what} {str(value)[:60]}")
         if len(span) != 2 or span[1] - span[0] != math.prod(shape) * TYPES[kind].itemsize:
             raise self._damaged(f"{name} of shape {shape} has the data_offsets {span}")

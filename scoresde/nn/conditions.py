@@ -111,6 +111,9 @@ class ConditionalNetwork(nn.Module):
             if name not in self.kinds:
                 raise _unknown_condition(name, self.kinds)
             option, count = self.kinds[name]
+            given: object = value
+            if not isinstance(given, Tensor):
+                raise DTypeError(f"{name} must be a tensor, got {show(given)}; use torch.as_tensor({name})")
             if option == "classes":
                 wanted: tuple[int, ...] = (x_shape[0],)
                 if value.dtype not in (torch.int64, torch.int32):
@@ -131,7 +134,9 @@ class ConditionalNetwork(nn.Module):
         return {name: null_like(value) for name, value in cond.items()}
 
     def check_call(self, x: Tensor, c_noise: Tensor, cond: Mapping[str, Tensor | None]) -> None:
-        """Raise ShapeError unless ``c_noise`` has shape (B,), and what ``check_conditions`` raises."""
+        """Raise DTypeError unless x is floating, ShapeError unless ``c_noise`` is (B,), and as ``check_conditions``."""
+        if not x.is_floating_point():
+            raise DTypeError(f"x must have a real floating dtype, got {x.dtype}; convert it with x.float()")
         batch = (x.shape[0],)
         if c_noise.shape != batch:
             raise ShapeError(
