@@ -305,6 +305,8 @@ def check_path(path: object, name: str = "path") -> Path:
         raise _misfit(name, path, "a string or a pathlib.Path")
     if not str(path):
         raise DomainError(f"{name} is empty", parameter=name, got="", cure="'.' is the present folder")
+    if "\0" in str(path):
+        raise DomainError(f"{name} has a NUL among its letters, got {show(str(path))}", parameter=name, got=str(path))
     return Path(path)
 
 

@@ -33,7 +33,7 @@ import torch
 from torch import Tensor
 
 from scoresde.errors import CheckpointError, ConfigError, ScoreSDEError, check_path, check_values, show
-from scoresde.models.documents import check_document, check_fields
+from scoresde.models.documents import check_document, check_fields, check_kind
 from scoresde.models.lock import IN_RUN, LOCK, locked
 from scoresde.models.stored import TYPES, StoredFile, StoredTensors, parse_json, read_json_file
 
@@ -105,9 +105,9 @@ def write(folder: str | os.PathLike[str], documents: Documents, tensors: Tensors
 
     Raises:
         CheckpointError: the folder holds other files, is in use by another writer, or could not be written; what stood
-            there stands unchanged. ConfigError, DTypeError, DomainError: parts that ``read`` would refuse.
+            there stands unchanged. ConfigError: parts that ``read`` would refuse.
     """
-    where = Path(folder)
+    where = check_path(folder, "folder")
     with _looking(where):
         check_target(where)
     parts = {name: (f"{name}-%s.json", _encode(name, value)) for name, value in documents.items()}
@@ -142,7 +142,7 @@ def _encode(name: str, document: Mapping[str, object]) -> bytes:
     try:
         check_fields(name, json.loads(data))
     except ScoreSDEError as error:
-        raise error.with_cure(cure) from error
+        raise ConfigError(str(error.with_cure(cure)), parameter=error.parameter) from error
     return data
 
 
@@ -256,7 +256,7 @@ def read(folder: str | os.PathLike[str]) -> Contents:
     Raises:
         CheckpointError: no checkpoint, a pickle, a newer format, or a file that is missing, cut or changed.
     """
-    where = Path(folder)
+    where = check_path(folder, "folder")
     with _looking(where):
         _check_folder(where)
     documents: dict[str, dict[str, Any]] = {}
@@ -264,6 +264,7 @@ def read(folder: str | os.PathLike[str]) -> Contents:
     files: dict[str, str] = {}
     for name, (entry, file) in _open_all(where).items():
         files[name] = file.path.name
+        check_kind(name, file.path)
         if file.path.suffix == ".json":
             file.check_length()
             file.check_digest(entry["sha256"])

@@ -20,7 +20,7 @@ from scoresde.models.schema import blame
 from scoresde.models.stored import Described, StoredTensors
 from scoresde.transforms.base import Transform
 
-__all__ = ["build_network", "check_event", "check_groups", "check_moments", "list_misfits"]
+__all__ = ["Watch", "build_network", "check_event", "check_groups", "check_moments", "list_misfits"]
 
 FREE = 1 << 20  # a number that may stand in any description
 CALLS = 60  # of torch that a network may make for each of its tensors
@@ -29,13 +29,13 @@ LISTED = 12
 ROUGH = 1e-3  # of an orthonormal basis
 
 
-class _Watch(TorchFunctionMode):
-    """End a construction that makes more, or larger, tensors than a file has."""
+class Watch(TorchFunctionMode):
+    """End a construction that makes more, or larger, tensors than there are in files."""
 
-    def __init__(self, stored: StoredTensors) -> None:
+    def __init__(self, *stored: StoredTensors) -> None:
         super().__init__()
-        self.elements = stored.elements
-        self.left = CALLS * (len(stored.described) + 16)
+        self.elements = sum(one.elements for one in stored)
+        self.left = CALLS * (sum(len(one.described) for one in stored) + 16)
 
     def __torch_function__(
         self,
@@ -71,7 +71,7 @@ def build_network(kind: type[nn.Module], config: Mapping[str, object], stored: S
             raise CheckpointError(f"{where}.{name} says {large}, and {stored.file.path} has {stored.elements} values")
 
     try:
-        with torch.device("meta"), _Watch(stored):
+        with torch.device("meta"), Watch(stored):
             made: Any = kind(**config)
     except CheckpointError as error:
         raise CheckpointError(f"{where} does not fit {stored.file.path}: {error}") from error

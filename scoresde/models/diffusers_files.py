@@ -12,12 +12,22 @@ import torch
 from torch import Tensor, nn
 
 from scoresde.diffusions.levels import RectifiedFlow
-from scoresde.errors import CheckpointError, ConfigError, ScoreSDEError, check_choice, check_path, unknown
+from scoresde.errors import (
+    CheckpointError,
+    ConfigError,
+    DTypeError,
+    ScoreSDEError,
+    check_choice,
+    check_path,
+    show,
+    unknown,
+)
 from scoresde.models.adapters import Adapted, Index, Scale, sde_of_betas
+from scoresde.models.declared import Watch
 from scoresde.models.parameterization import Predicts
 from scoresde.models.schema import Check, boolean, either, integer, listing, number, optional, record, text
 from scoresde.models.score_model import ScoreModel
-from scoresde.models.stored import parse_json, read_json_file
+from scoresde.models.stored import StoredFile, StoredTensors, parse_json, read_json_file
 
 __all__ = ["count_classes", "from_diffusers", "is_of_diffusers", "read_betas", "read_event"]
 
@@ -117,6 +127,8 @@ def from_diffusers(folder: str | Path, *, net: nn.Module | None = None) -> Score
             a scheduler that is not known.
     """
     root = check_path(folder, "folder")
+    if net is not None and not callable(net):
+        raise DTypeError(f"net must be a network, net(x, time) -> a tensor of x's shape, got {show(net)}")
     if not root.is_dir():
         raise CheckpointError(f"{root} is no folder of diffusers; save_pretrained of a pipeline makes one")
     home = next((root / part for part in PARTS if (root / part).is_dir()), root)
@@ -170,9 +182,13 @@ def read_event(network: object) -> tuple[int, ...]:
             f"the configuration of {type(network).__name__} has in_channels {channels} and sample_size {size}, which "
             f'tell no shape of a sample; write both into its {NETWORK}, e.g. "sample_size": 32'
         )
-    if isinstance(size, list | tuple):
-        return (int(channels), *(int(one) for one in size))
-    return (int(channels), *[int(size)] * (1 if config.get("_class_name") == "UNet1DModel" else 2))
+    dims = 1 if config.get("_class_name") == "UNet1DModel" else 2
+    sizes = [int(one) for one in size] if isinstance(size, list | tuple) else [int(size)] * dims
+    if len(sizes) != dims:
+        raise ConfigError(
+            f"sample_size of {type(network).__name__} has {dims} sizes, got {size}; write them in {NETWORK}"
+        )
+    return (int(channels), *sizes)
 
 
 def count_classes(network: object) -> int | None:
@@ -231,10 +247,16 @@ def _load_network(home: Path) -> nn.Module:
         raise ConfigError(
             "from_diffusers builds the network with diffusers; pip install diffusers, or pass net="
         ) from error
+    stored = [StoredTensors(StoredFile(file)) for file in sorted(home.glob("*.safetensors"))]
     options = {"local_files_only": True, "use_safetensors": True, "output_loading_info": True}
     try:
+        known = getattr(diffusers, kind)
+        if stored:
+            # Shapes without values first: a description of any size costs no memory.
+            with torch.device("meta"), Watch(*stored):
+                known.from_config({**config, "_class_name": kind})
         with torch.device("cpu"):
-            made, found = getattr(diffusers, kind).from_pretrained(home, **options)
+            made, found = known.from_pretrained(home, **options)
     except Exception as error:  # what a class makes of options that it was not written for is anything
         if (home / PICKLED).is_file() and not any(home.glob("*.safetensors*")):
             raise CheckpointError(
@@ -253,4 +275,7 @@ def _load_network(home: Path) -> nn.Module:
                 + "; take another copy, or build the network and pass net="
             )
     network: nn.Module = made.eval()
+    for name, weight in network.named_parameters():
+        if not bool(torch.isfinite(weight).all()):
+            raise CheckpointError(f"{home}: {name} has values that are not finite; take another copy")
     return network

@@ -17,7 +17,7 @@ import torch
 
 from scoresde.diffusions.named import DIFFUSIONS, sde_from_dict
 from scoresde.diffusions.targets import TARGETS
-from scoresde.errors import ConfigError, check_integer
+from scoresde.errors import CheckpointError, ConfigError, check_integer
 from scoresde.models.parameterization import PARAMETERIZATIONS
 from scoresde.models.schema import (
     Check,
@@ -42,11 +42,12 @@ from scoresde.models.schema import (
 )
 from scoresde.transforms.compose import transform_from_dict
 
-__all__ = ["DOCUMENTS", "check_document", "check_fields"]
+__all__ = ["DOCUMENTS", "TENSORS", "check_document", "check_fields", "check_kind"]
 
 PREFIX = re.compile("^([a-z]_)*")  # of the documents of a model that is made of others
 COUNT = re.compile("[1-9][0-9]{0,6}")
 MOST_PARTS = 26
+TENSORS = ("weights", "ema", "moments", "groups", "autoencoder", "training_state")
 FAR = 1e9  # a log_snr, a time, a value that a condition has
 HUGE = 1e30  # whatever is multiplied in float32
 
@@ -61,6 +62,15 @@ def check_document(name: str, document: dict[str, Any], file: Path) -> None:
     """
     with blame(file):
         check_fields(name, document)
+
+
+def check_kind(name: str, file: Path) -> None:
+    """Raise CheckpointError for a document where tensors of this name are read, and the reverse: neither would be."""
+    plain, is_document = PREFIX.sub("", name), file.suffix == ".json"
+    if plain in (TENSORS if is_document else DOCUMENTS):
+        raise CheckpointError(
+            f"{file}: {name} must be {'tensors' if is_document else 'a document'}; take another copy of the checkpoint"
+        )
 
 
 def check_fields(name: str, document: dict[str, Any]) -> None:
@@ -271,6 +281,9 @@ DOCUMENTS: Final[Mapping[str, Check]] = {
     "change": _change,
     # What training keeps beside these is its own to read.
     "training": record({"step": integer(), "updates": integer(), "seed": SEED}, {"best": BEST}, more=True),
+    "average": record(
+        {"step": integer(), "time": number(0.0), "sigma_rel": listing(number(0.0, open_low=True), 1, MOST_PARTS)}
+    ),
     "run": record(
         {
             "identity": record({"data": text}, more=True),

@@ -276,8 +276,8 @@ def _load_transform(contents: Contents, config: dict[str, Any] | None, given: Co
     if given is None:
         if how["config"] is None:
             raise CheckpointError(
-                f"{contents.folder} was made with your own autoencoder {how['kind']}, which JSON cannot rebuild; "
-                f"build it and pass it: ScoreModel.load(folder, autoencoder={how['kind']}(...))"
+                f"{contents.folder} was made with your own autoencoder {how['kind']}, which JSON cannot rebuild "
+                f"(transform.autoencoder.config is null); build it and pass it: ScoreModel.load(folder, autoencoder={how['kind']}(...))"
             )
         from scoresde.nn.autoencoder import Autoencoder
 

@@ -213,7 +213,7 @@ def read_counts(given: Counts, usual: str, option: str) -> dict[str, int]:
         return {}
     counts = given if isinstance(given, Mapping) else {usual: given}
     for name in counts:
-        if not name.isidentifier() or name in ("x", "c_noise"):
+        if not isinstance(name, str) or not name.isidentifier() or name in ("self", "x", "c_noise"):
             raise ConfigError(f"{option} must name conditions by words such as {usual!r}, got {show(name)}")
     return {name: check_integer(count, option, 1) for name, count in counts.items()}
 
