@@ -221,7 +221,7 @@ def _has_twice(network: object) -> bool:
 def _read(path: Path, fields: Check) -> dict[str, Any]:
     """Return a configuration; CheckpointError where it is none, or a field that is read here is of another kind."""
     try:
-        value = parse_json(read_json_file(path), path)
+        value = parse_json(read_json_file(path), path, infinite=True)
     except FileNotFoundError as error:
         raise CheckpointError(f"{path} cannot be read: it does not exist; {WRITES}") from error
     try:
@@ -267,7 +267,7 @@ def _load_network(home: Path) -> nn.Module:
         raise CheckpointError(f"{home} cannot be loaded by diffusers: {said}") from error
     # diffusers draws what is missing, and goes on.
     for what in ("missing", "unexpected", "mismatched"):
-        names = [str(name) for name in found.get(f"{what}_keys", ())]
+        names = sorted(str(name) for name in found.get(f"{what}_keys", ()))
         if names:
             raise CheckpointError(
                 f"{home} holds weights that are not its network's: {what} {', '.join(names[:LISTED])}"

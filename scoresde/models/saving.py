@@ -276,8 +276,9 @@ def _load_transform(contents: Contents, config: dict[str, Any] | None, given: Co
     if given is None:
         if how["config"] is None:
             raise CheckpointError(
-                f"{contents.folder} was made with your own autoencoder {how['kind']}, which JSON cannot rebuild "
-                f"(transform.autoencoder.config is null); build it and pass it: ScoreModel.load(folder, autoencoder={how['kind']}(...))"
+                f"{document} was made with your own autoencoder {how['kind']}, which JSON cannot rebuild "
+                "(transform.autoencoder.config is null); build it and pass it: "
+                f"ScoreModel.load(folder, autoencoder={how['kind']}(...))"
             )
         from scoresde.nn.autoencoder import Autoencoder
 

@@ -172,10 +172,14 @@ def read_json_file(path: Path) -> bytes:
     return file.read()
 
 
-def parse_json(data: bytes, path: Path) -> dict[str, Any]:
-    """Return the JSON object that ``data`` is; CheckpointError for anything else, NaN and doubled keys among it."""
+def parse_json(data: bytes, path: Path, *, infinite: bool = False) -> dict[str, Any]:
+    """Return the JSON object that ``data`` is; CheckpointError for anything else.
+
+    Doubled keys are refused, and so are NaN and Infinity, which other libraries write (``infinite``).
+    """
+    constant = float if infinite else _refuse_constant
     try:
-        value = json.loads(data, parse_constant=_refuse_constant, object_pairs_hook=_keep_pairs)
+        value = json.loads(data, parse_constant=constant, object_pairs_hook=_keep_pairs)
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is damaged, it is no JSON: {error}; {ANOTHER_COPY}") from error
     level: list[object] = [value]

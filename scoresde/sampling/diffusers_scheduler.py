@@ -112,7 +112,7 @@ class TableScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """Return alpha x_0 + sigma z at these timesteps, (B,); DomainError for one that the chain does not have."""
-        times = self.sde.check_time(self._time(timesteps.detach().double().cpu()), original_samples)
+        times = self.sde.check_time(self._time(timesteps.detach().double().cpu()), name="timesteps", zero=True)
         point = self.sde.at(times)
         alpha, sigma = (expand(c, original_samples) for c in (point.alpha, point.sigma))
         return alpha * original_samples + sigma * noise
