@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NotRequired, Protocol, TypedDict, runtime_checkable
 
-from scoresde.errors import CheckpointError, ConfigError, DTypeError, unknown
+from scoresde.errors import CheckpointError, ConfigError, DTypeError, check_sequence, unknown
 
 __all__ = ["LOG", "TABLE", "TRACKERS", "Log", "Record", "Tracker", "check_trackers", "open_trackers", "read_records"]
 
@@ -114,9 +114,10 @@ class Log:
             with file.open("a", encoding="utf-8", errors=NO_LETTERS, newline="") as stream:
                 stream.write(text)
         except OSError as error:
+            gone = not self.folder.is_dir()
+            cure = "the run's folder was removed" if gone else "the last checkpoint stands: make room and go on with "
             raise CheckpointError(
-                f"could not write {file}: {error.strerror or error}; the last checkpoint stands: make room and go on "
-                "with resume=True"
+                f"could not write {file}: {error.strerror or error}; {cure}{'' if gone else 'resume=True'}"
             ) from error
 
 
@@ -163,7 +164,7 @@ def _replace(file: Path, text: str) -> None:
 def check_trackers(trackers: str | Sequence[str | Tracker]) -> list[str | Tracker]:
     """Return trackers, of which some are names; ConfigError for an unknown name, DTypeError for no tracker."""
     single = isinstance(trackers, str | Tracker)
-    found: list[str | Tracker] = [trackers] if single else list(trackers or ())  # type: ignore[list-item]
+    found: list[str | Tracker] = [trackers] if single else [*check_sequence(trackers or (), "trackers", "trackers")]  # type: ignore[list-item]
     for one in found:
         if isinstance(one, str) and one not in TRACKERS:
             raise unknown("tracker", one, TRACKERS)

@@ -180,6 +180,9 @@ def test_a_thread_may_judge_what_it_trains_and_nobody_else_joins_then() -> None:
             assert not net.training
             # Its mode is the wanted one, but for a moment only.
             assert run(join) == []
+            with in_mode(net, training=True):
+                assert net.training
+            assert not net.training, "what was left is the innermost"
         assert net.training
     assert not net.training
     assert len(refused) == 1
