@@ -159,8 +159,8 @@ def _describe_checkpoint(path: Path) -> list[str]:
             for name, value in one["was"].items()
         ]
     last: Mapping[str, Any] = next(reversed(read_records(run / LOG)), {})
-    found = {key: value for key, value in last.items() if isinstance(value, int | float)}
-    numbers = {key: value for key, value in found.items() if abs(value) < LARGEST_NUMBER}
+    every = {key: value for key, value in last.items() if isinstance(value, int | float)}
+    numbers = {key: value for key, value in every.items() if abs(value) < LARGEST_NUMBER}
     if numbers:
         lines.append(f"last record  {', '.join(f'{key} {value:.4g}' for key, value in numbers.items())}")
     options = about.get("options")

@@ -117,7 +117,7 @@ def number(
 
     def check(value: object, path: str) -> None:
         # Of whole numbers those that a float holds: what comes after takes no longer ones.
-        if not isinstance(value, int | float) or isinstance(value, bool) or (type(value) is int and abs(value) > 2**53):
+        if not isinstance(value, int | float) or (type(value) is int and abs(value) > 2**53):
             raise misfit(path, "a number", value)
         check_number(value, path, low, high, open_low=open_low, largest=largest)
 

@@ -212,7 +212,8 @@ def read_counts(given: Counts, usual: str, option: str) -> dict[str, int]:
     if given is None:
         return {}
     counts = given if isinstance(given, Mapping) else {usual: given}
-    for name in counts:
+    names: tuple[object, ...] = tuple(counts)
+    for name in names:
         if not isinstance(name, str) or not name.isidentifier() or name in ("self", "x", "c_noise"):
             raise ConfigError(f"{option} must name conditions by words such as {usual!r}, got {show(name)}")
     return {name: check_integer(count, option, 1) for name, count in counts.items()}

@@ -136,7 +136,9 @@ class Calibration(Planner):
             ConfigError: anything else, with the path of the field. Names of solvers and grids that a later version
                 wrote are told where they are needed.
         """
-        return _read(text) if isinstance(text, str) else _build(parse_object(text, "calibration", CURE))
+        given: object = text
+        # What is no text may have no hash.
+        return _read(text) if isinstance(given, str) else _build(parse_object(text, "calibration", CURE))
 
     def __str__(self) -> str:
         """Write the rungs as a table."""
