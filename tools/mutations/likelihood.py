@@ -127,4 +127,14 @@ MUTANTS = (
         replacement="z / (np.exp(np.where(near, 1.0, z)) - 1))",
         tests=("likelihood/fokker_planck/test_weak_drift.py::test_the_stationary_law_of_a_weak_drift_is_exact",),
     ),
+    Mutant(
+        what="the bound of a latent model without the volume of its map of codes",
+        file="likelihood/latent.py",
+        pattern='nats if then is None else nats - then.log_abs_det(z).to("cpu", torch.float64)',
+        replacement="nats",
+        tests=(
+            "likelihood/test_latent_bound.py::"
+            "test_the_bound_is_log_p_for_every_draw_where_the_encoder_is_the_posterior",
+        ),
+    ),
 )
