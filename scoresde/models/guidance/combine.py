@@ -266,7 +266,7 @@ class CombinedModel(Predictor):
 
         Raises:
             CheckpointError: the folder holds other files or cannot be written. ConfigError: a part that JSON cannot
-                hold, or a scale that is a tensor.
+                hold, a network, SDE or autoencoder of your own among them, or a scale that is a tensor.
         """
         from scoresde.models.saving_parts import take_apart_whole
 
