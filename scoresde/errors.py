@@ -305,6 +305,8 @@ def check_path(path: object, name: str = "path") -> Path:
         raise _misfit(name, path, "a string or a pathlib.Path")
     if not str(path):
         raise DomainError(f"{name} is empty", parameter=name, got="", cure="'.' is the present folder")
+    if "\0" in str(path):
+        raise DomainError(f"{name} has a NUL among its letters, got {show(str(path))}", parameter=name, got=str(path))
     return Path(path)
 
 
@@ -399,9 +401,9 @@ def keep_number(
     """Check the number of this name of a frozen dataclass as ``check_number`` does, and keep it as one of Python's."""
     given = getattr(owner, name)
     number = check_number(given, name, low, high, open_low=open_low, open_high=open_high)
-    if type(given) not in (int, float):
-        whole = read_integer(given)
-        object.__setattr__(owner, name, number if whole is None else whole)
+    whole = read_integer(given)
+    # Of whole numbers those that a float holds: a tensor takes no longer ones.
+    object.__setattr__(owner, name, number if whole is None or abs(whole) > 2**53 else whole)
 
 
 def read_number(value: object) -> float | None:

@@ -19,7 +19,7 @@ from scoresde.cli.run_folder import find_checkpoint, read_about
 from scoresde.cli.sample import make_table
 from scoresde.diffusions.named import sde_from_dict
 from scoresde.diffusions.sde import GaussianSDE
-from scoresde.errors import unknown
+from scoresde.errors import LARGEST_NUMBER, unknown
 from scoresde.models import checkpoint, saving
 from scoresde.models.manifest import MANIFEST
 from scoresde.sampling.calibration import Calibration
@@ -31,7 +31,7 @@ from scoresde.solvers.named import SOLVERS, by_name
 from scoresde.solvers.solver import Solver
 from scoresde.solvers.tableau import Tableau
 from scoresde.training.identity import RUN
-from scoresde.training.log import LOG
+from scoresde.training.log import LOG, read_records
 
 __all__ = ["Describe"]
 
@@ -159,8 +159,9 @@ def _describe_checkpoint(path: Path) -> list[str]:
             for one in kept["changes"]
             for name, value in one["was"].items()
         ]
-    last = _read_last_record(run / LOG)
-    numbers = {key: value for key, value in last.items() if isinstance(value, int | float)}
+    last: Mapping[str, Any] = next(reversed(read_records(run / LOG)), {})
+    every = {key: value for key, value in last.items() if isinstance(value, int | float)}
+    numbers = {key: value for key, value in every.items() if abs(value) < LARGEST_NUMBER}
     if numbers:
         lines.append(f"last record  {', '.join(f'{key} {value:.4g}' for key, value in numbers.items())}")
     options = about.get("options")
@@ -184,16 +185,3 @@ def _describe_moments(contents: checkpoint.Contents) -> str:
         f"samples of shape {tuple(mean.shape)}; mean {float(mean.min()):.3g} to {float(mean.max()):.3g}, standard "
         f"deviation {math.sqrt(total / max(1, mean.numel())):.3g} (root mean square), in the model's units; {kind}"
     )
-
-
-def _read_last_record(log: Path) -> Mapping[str, object]:
-    """Return the last whole record of a run's log; nothing where there is none."""
-    lines = log.read_text(encoding="utf-8").splitlines() if log.is_file() else []
-    for line in reversed(lines):
-        try:
-            record = json.loads(line)
-        except ValueError:  # cut by a crash
-            continue
-        if isinstance(record, dict):
-            return record
-    return {}

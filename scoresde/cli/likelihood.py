@@ -322,6 +322,11 @@ class _Values:
             self.values = load_file(self.out / VALUES)
         except SafetensorError as error:
             raise CheckpointError(f"{self.out / VALUES} is damaged: {error}; begin anew with --fresh") from error
+        shapes = {one.shape for one in self.values.values()}
+        if not self.values.keys() >= {"flow", *ERRORS, "nfe"} or len(shapes) != 1 or len(next(iter(shapes))) != 1:
+            raise CheckpointError(
+                f"{self.out / VALUES} is damaged: its values are not those of so many samples; begin anew with --fresh"
+            )
         self.seconds = float(seconds) if isinstance(seconds, int | float) else 0.0
 
     def add(self, values: dict[str, Tensor], seconds: float) -> None:

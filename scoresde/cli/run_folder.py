@@ -30,6 +30,7 @@ from scoresde.models.checkpoint import find
 from scoresde.models.latent import Latent
 from scoresde.models.manifest import MANIFEST
 from scoresde.models.score_model import ScoreModel
+from scoresde.models.stored import parse_json, read_json_file
 from scoresde.nn.conditions import ConditionalNetwork
 from scoresde.training.keeping import CHECKPOINT
 
@@ -201,14 +202,11 @@ def keep_data(folder: Path, name: str) -> str | None:
 
 
 def read_json(path: Path) -> dict[str, object]:
-    """Return what ``write_json`` wrote; CheckpointError for anything else."""
+    """Return what ``write_json`` wrote; CheckpointError for anything else, or where nothing is."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CheckpointError(f"{path} is damaged: {error}; write it again or remove it") from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path} holds no JSON object; write it again or remove it")
-    return value
+        return parse_json(read_json_file(path), path)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path} does not exist; write it again") from error
 
 
 def write_json(path: Path, value: object) -> None:

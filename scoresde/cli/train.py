@@ -34,6 +34,7 @@ from scoresde.cli.train_run import (
     PASSING,
     PRECISIONS,
     Resume,
+    check_options,
     check_unchanged,
     describe_run,
     keep_options,
@@ -379,6 +380,7 @@ def _read_options(asked: Train) -> Train:
     # An earlier version had fewer.
     if not isinstance(options, dict) or not names >= options.keys() or not options.keys() >= names - LATER:
         raise CheckpointError(f"{file} does not hold the options of a training; restore it or start a new run")
+    check_options(file, options, Train)
     return Train(**{**options, **given})
 
 

@@ -7,7 +7,7 @@ import dataclasses
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, cast
+from typing import TYPE_CHECKING, Literal, cast, get_args, get_type_hints
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from scoresde.cli.options import is_interactive
 from scoresde.cli.presets import DataSet, Labelled
 from scoresde.cli.run_folder import RUN, read_json, read_version, write_json
 from scoresde.cli.watch import make_watch
-from scoresde.errors import CheckpointError, ConfigError
+from scoresde.errors import CheckpointError, ConfigError, show
 from scoresde.models.manifest import MANIFEST
 from scoresde.models.saving import network_to_dict
 from scoresde.models.score_model import ScoreModel
@@ -36,6 +36,7 @@ __all__ = [
     "PASSING",
     "PRECISIONS",
     "Resume",
+    "check_options",
     "check_unchanged",
     "describe_run",
     "keep_options",
@@ -80,6 +81,19 @@ def say_time(seconds: float) -> str:
 def keep_options(options: Train) -> dict[str, object]:
     """Return the options that make a run what it is."""
     return {k: v for k, v in dataclasses.asdict(options).items() if k not in PASSING}
+
+
+def check_options(file: Path, options: Mapping[str, object], kind: type[Train]) -> None:
+    """Raise CheckpointError for an option of a file that someone gave a value of another kind."""
+    hints = get_type_hints(kind)
+    for name, value in options.items():
+        kinds = get_args(hints[name]) or (hints[name],)
+        if type(value) not in kinds and not (type(value) is int and float in kinds):
+            words = " or ".join("null" if one is type(None) else one.__name__ for one in kinds)
+            raise CheckpointError(
+                f"{file}: options.{name} must be {words}, got {show(value)}; restore it or start a new run",
+                parameter=name,
+            )
 
 
 def describe_run(options: Train, model: ScoreModel, data: DataSet, place: str | None) -> dict[str, object]:

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from scoresde.diffusions.named import check_sde
 from scoresde.diffusions.sde import GaussianSDE
-from scoresde.errors import ConfigError, ShapeError, check_callable, check_integer, check_samples
+from scoresde.errors import ConfigError, ShapeError, check_callable, check_integer, check_outcome, check_samples
 from scoresde.likelihood.continuous import continuous_elbo
 from scoresde.likelihood.decoders import event_sum, gaussian_nats
 from scoresde.likelihood.figures import PerSample
@@ -128,7 +128,7 @@ def latent_elbo(
     reconstruction, entropy, codes = [none], [none], []
     with in_mode(known, training=False), torch.no_grad():
         for rows in chunks(len(data), size):
-            part = data[rows].to(torch.promote_types(data.dtype, torch.float32))
+            part = transform.place(data[rows].to(torch.promote_types(data.dtype, torch.float32)))
             mean, log_variance = coder.posterior(part)
             if log_variance is None:
                 raise ConfigError("a variational autoencoder must give a log variance, got None")
@@ -172,5 +172,5 @@ def _assemble(
         raise ShapeError(f"log_density must return one number a sample, ({len(z)},), got {got}")
     nats = -found.detach().to("cpu", torch.float64)
     nats = nats if then is None else nats - then.log_abs_det(z).to("cpu", torch.float64)
-    total = reconstruction - entropy + nats
+    total = check_outcome(reconstruction - entropy + nats, "the bound")
     return LatentBound(total, float(reconstruction.mean()), float(entropy.mean()), float(nats.mean()), size)

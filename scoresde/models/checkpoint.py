@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -31,14 +32,15 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import safetensors.torch
+import torch
 from torch import Tensor
 
-from scoresde.errors import CheckpointError, check_path
-from scoresde.models.documents import check_document
+from scoresde.errors import CheckpointError, ConfigError, ScoreSDEError, check_path, check_values, show
+from scoresde.models.documents import check_document, check_fields, check_kind
 from scoresde.models.lock import IN_RUN, LOCK, locked
 from scoresde.models.manifest import MANIFEST, OURS, Entry, list_entries, read_manifest, sign_manifest, to_json
 from scoresde.models.sharded import is_sharded, local_rows
-from scoresde.models.stored import StoredFile, StoredTensors, parse_json
+from scoresde.models.stored import TYPES, StoredFile, StoredTensors, parse_json
 
 __all__ = ["Contents", "amend", "check_target", "find", "is_whole", "read", "share", "write"]
 
@@ -115,11 +117,12 @@ def write(
 
     Raises:
         CheckpointError: the folder holds other files, is in use by another writer, or could not be written; what stood
-            there stands unchanged.
+            there stands unchanged. ConfigError: parts that ``read`` would refuse.
     """
-    where = Path(folder)
-    check_target(where)
-    parts = {name: _pack(f"{name}-%s.json", to_json(value)) for name, value in documents.items()}
+    where = check_path(folder, "folder")
+    with _looking(where):
+        check_target(where)
+    parts = {name: _pack(f"{name}-%s.json", _encode(name, value)) for name, value in documents.items()}
     for name, group in tensors.items():
         parts[name] = _pack_tensors(name, group)
     try:
@@ -137,12 +140,12 @@ def amend(folder: str | os.PathLike[str], documents: Documents) -> None:
     Raises:
         CheckpointError: as ``write``, or no checkpoint stands there.
     """
-    where = Path(folder)
+    where = check_path(folder, "folder")
     with locked(where):
         read(where)
         _, entries = read_manifest(where / MANIFEST)
         kept = {name: found for name, found in entries.items() if name not in documents}
-        parts = {name: _pack(f"{name}-%s.json", to_json(value)) for name, value in documents.items()}
+        parts = {name: _pack(f"{name}-%s.json", _encode(name, value)) for name, value in documents.items()}
         try:
             _replace(where, parts, kept, everything=False)
         except OSError as error:
@@ -189,10 +192,44 @@ def _pack(pattern: str, written: bytes) -> tuple[bytes, Entry]:
     return written, {"file": pattern % digest[:16], "bytes": len(written), "sha256": digest}
 
 
-def _pack_tensors(name: str, group: Mapping[str, Tensor]) -> tuple[bytes, Entry]:
-    # Copies: safetensors refuses tensors that share memory, as tied weights do.
-    copies = {key: local_rows(t).detach().to("cpu", copy=True).contiguous() for key, t in group.items()}
-    return _pack(f"{name}-%s.safetensors", safetensors.torch.save(copies))
+def _encode(name: str, document: Mapping[str, object]) -> bytes:
+    """Return a document as JSON; raises where it is none, or not what ``read`` takes under this name."""
+    cure = "a checkpoint cannot hold that: change it, or save the network's weights alone"
+    try:
+        data = to_json(document)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ConfigError(f"what is to be saved as {name!r} is no JSON: {error}", cure=cure) from error
+    try:
+        check_fields(name, json.loads(data))
+    except ScoreSDEError as error:
+        raise ConfigError(str(error.with_cure(cure)), parameter=error.parameter) from error
+    return data
+
+
+def _pack_tensors(part: str, group: Mapping[str, Tensor]) -> tuple[bytes, Entry]:
+    """Return tensors as safetensors; ConfigError for one that such a file, or the CPU, cannot hold."""
+    copies = {}
+    for key, value in group.items():
+        given: object = value
+        if not isinstance(given, Tensor):
+            raise ConfigError(f"{part}.{key} is no tensor but {show(given)}, which a checkpoint cannot hold")
+        rows = local_rows(given)
+        check_values(rows, f"{part}.{key}")
+        if rows.layout != torch.strided or rows.is_quantized or rows.dtype not in TYPES.values():
+            what = rows.dtype if rows.layout == torch.strided else rows.layout
+            raise ConfigError(f"{part}.{key} is of {what}, which a checkpoint cannot hold; make it dense and floating")
+        # Copies: safetensors refuses tensors that share memory, as tied weights do.
+        copies[key] = rows.detach().to("cpu", copy=True).contiguous()
+    return _pack(f"{part}-%s.safetensors", safetensors.torch.save(copies))
+
+
+@contextmanager
+def _looking(where: Path) -> Iterator[None]:
+    """Raise CheckpointError where the system does not tell what a path is: no permission, or no such name."""
+    try:
+        yield
+    except OSError as error:
+        raise CheckpointError(f"could not look at {show(str(where))}: {error.strerror or error}") from error
 
 
 def _no_room(where: Path, error: OSError, needed: int) -> CheckpointError:
@@ -290,7 +327,8 @@ def find(folder: str | os.PathLike[str]) -> Path:
     """Return the folder of a checkpoint: ``folder`` itself, or the one that a run keeps inside it."""
     where = check_path(folder, "folder")
     inside = where / IN_RUN
-    return inside if (inside / MANIFEST).is_file() and not (where / MANIFEST).is_file() else where
+    with _looking(where):
+        return inside if (inside / MANIFEST).is_file() and not (where / MANIFEST).is_file() else where
 
 
 def is_whole(folder: Path) -> bool:
@@ -311,23 +349,15 @@ def read(folder: str | os.PathLike[str], *, at_once: bool = True) -> Contents:
     Raises:
         CheckpointError: no checkpoint, a pickle, a newer format, or a file that is missing, cut or changed.
     """
-    where = Path(folder)
-    if where.suffix in PICKLES and not where.is_dir():
-        raise CheckpointError(
-            f"{where} is a pickle, and loading one runs whatever code it holds: refused. "
-            "Load its state dict in a process that you trust, put it into the network and use ScoreModel.save"
-        )
-    if not where.is_dir():
-        raise CheckpointError(f"{where} is no folder; a checkpoint is the folder that was given to save")
-    if not (where / MANIFEST).is_file():
-        pickles = sorted(f.name for f in where.iterdir() if f.suffix in PICKLES)
-        hint = f"; {pickles[0]} is a pickle, which is never loaded" if pickles else ""
-        raise CheckpointError(f"{where} holds no {MANIFEST}: it is no checkpoint, or its first save never ended{hint}")
+    where = check_path(folder, "folder")
+    with _looking(where):
+        _check_folder(where)
     documents: dict[str, dict[str, Any]] = {}
     parts: dict[str, StoredTensors] = {}
     files: dict[str, str] = {}
     for name, found in _open_all(where).items():
         files[name] = found[0].path.name
+        check_kind(name, found[0].path)
         if found[0].path.suffix == ".json":
             found[0].check_length()
             found[0].verify()
@@ -339,6 +369,21 @@ def read(folder: str | os.PathLike[str], *, at_once: bool = True) -> Contents:
         for file in found if at_once else []:
             file.verify()
     return Contents(where, documents, parts, files)
+
+
+def _check_folder(where: Path) -> None:
+    """Raise CheckpointError unless a folder has a manifest, with what is there instead."""
+    if where.suffix in PICKLES and not where.is_dir():
+        raise CheckpointError(
+            f"{where} is a pickle, and loading one runs whatever code it holds: refused. "
+            "Load its state dict in a process that you trust, put it into the network and use ScoreModel.save"
+        )
+    if not where.is_dir():
+        raise CheckpointError(f"{where} is no folder; a checkpoint is the folder that was given to save")
+    if not (where / MANIFEST).is_file():
+        pickles = sorted(f.name for f in where.iterdir() if f.suffix in PICKLES)
+        hint = f"; {pickles[0]} is a pickle, which is never loaded" if pickles else ""
+        raise CheckpointError(f"{where} holds no {MANIFEST}: it is no checkpoint, or its first save never ended{hint}")
 
 
 def _open_all(where: Path) -> dict[str, list[StoredFile]]:

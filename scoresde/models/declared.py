@@ -20,7 +20,7 @@ from scoresde.models.schema import blame
 from scoresde.models.stored import Described, StoredTensors
 from scoresde.transforms.base import Transform
 
-__all__ = ["build_network", "check_event", "check_groups", "check_moments", "list_misfits"]
+__all__ = ["Watch", "build_network", "check_event", "check_groups", "check_moments", "list_misfits"]
 
 FREE = 1 << 20  # a number that may stand in any description
 CALLS = 60  # of torch that a network may make for each of its tensors
@@ -29,13 +29,13 @@ LISTED = 12
 ROUGH = 1e-3  # of an orthonormal basis
 
 
-class _Watch(TorchFunctionMode):
-    """End a construction that makes more, or larger, tensors than a file has."""
+class Watch(TorchFunctionMode):
+    """End a construction that makes more, or larger, tensors than there are in files."""
 
-    def __init__(self, stored: StoredTensors) -> None:
+    def __init__(self, *stored: StoredTensors) -> None:
         super().__init__()
-        self.elements = stored.elements
-        self.left = CALLS * (len(stored.described) + 16)
+        self.elements = sum(one.elements for one in stored)
+        self.left = CALLS * (sum(len(one.described) for one in stored) + 16)
 
     def __torch_function__(
         self,
@@ -54,7 +54,7 @@ class _Watch(TorchFunctionMode):
 
 
 def build_network(kind: type[nn.Module], config: Mapping[str, object], stored: StoredTensors, where: str) -> nn.Module:
-    """Return a network by its description, in the type of the weights that it is for, without values.
+    """Return a network by its description, in the type of the weights that it is for, on the CPU and without values.
 
     Args:
         kind: its class, one of ``scoresde.nn.NETWORKS``.
@@ -71,7 +71,7 @@ def build_network(kind: type[nn.Module], config: Mapping[str, object], stored: S
             raise CheckpointError(f"{where}.{name} says {large}, and {stored.file.path} has {stored.elements} values")
 
     try:
-        with torch.device("meta"), _Watch(stored):
+        with torch.device("meta"), Watch(stored):
             made: Any = kind(**config)
     except CheckpointError as error:
         raise CheckpointError(f"{where} does not fit {stored.file.path}: {error}") from error
@@ -86,8 +86,9 @@ def build_network(kind: type[nn.Module], config: Mapping[str, object], stored: S
     if wrong:
         raise CheckpointError(f"{where} does not fit {stored.file.path}: {wrong}; take another copy of the checkpoint")
     if len([*net.buffers()]) > len(net.state_dict()) - len([*net.named_parameters(remove_duplicate=False)]):
-        return kind(**config).to(next(net.parameters()).dtype)  # with what the file does not hold
-    return net.to_empty(device=torch.get_default_device())
+        with torch.device("cpu"):
+            return kind(**config).to(next(net.parameters()).dtype)  # with what the file does not hold
+    return net.to_empty(device="cpu")
 
 
 def _find_largest(value: object) -> float:
@@ -192,14 +193,18 @@ def _find_event(net: object, event: tuple[int, ...] | None) -> tuple[tuple[int |
 
     None where the network does not say.
     """
+    from scoresde.nn.equivariant import EGNN
+    from scoresde.nn.grids import GridNetwork
     from scoresde.nn.mlp import MLP
-    from scoresde.nn.unet import UNet
 
     inner = bare_network(net) if isinstance(net, nn.Module) else net
     if isinstance(inner, MLP):
         return inner.event_shape, inner.out_shape[0] if inner.out_shape else None
-    if isinstance(inner, UNet):
+    if isinstance(inner, GridNetwork):
         if event is not None and len(event) == inner.dims + 1:
             return (inner.channels, *event[1:]), inner.out_channels
         return (inner.channels, *("size",) * inner.dims), inner.out_channels
+    if isinstance(inner, EGNN):
+        points = event[0] if event is not None and len(event) == 2 else "size"
+        return (points, inner.coordinates + inner.features), points if isinstance(points, int) else None
     return None, None

@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from scoresde.diffusions.levels import RectifiedFlow
-from scoresde.errors import CheckpointError, ConfigError, check_choice, check_path, unknown
+from scoresde.errors import (
+    CheckpointError,
+    ConfigError,
+    DTypeError,
+    ScoreSDEError,
+    check_choice,
+    check_path,
+    show,
+    unknown,
+)
 from scoresde.models.adapters import Adapted, Index, Scale, sde_of_betas
+from scoresde.models.declared import Watch
 from scoresde.models.parameterization import Predicts
+from scoresde.models.schema import Check, boolean, either, integer, listing, number, optional, record, text
 from scoresde.models.score_model import ScoreModel
+from scoresde.models.stored import StoredFile, StoredTensors, parse_json, read_json_file
 
 __all__ = ["count_classes", "from_diffusers", "is_of_diffusers", "read_betas", "read_event"]
 
@@ -27,14 +39,45 @@ LABELS = "class_labels"  # what diffusers calls the label
 SCHEDULER, NETWORK, PIPELINE = "scheduler_config.json", "config.json", "model_index.json"
 WEIGHTS, PICKLED = "diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin"
 PARTS = ("unet", "transformer")
+MOST_INDICES, LISTED = 10**6, 5
+WRITES = "save_pretrained of diffusers writes it"
+# What is read of a configuration, and what diffusers lets stand there; the rest is diffusers' own.
+BETAS = record(
+    {},
+    {
+        "_class_name": text,
+        "num_train_timesteps": integer(2, MOST_INDICES),
+        "beta_start": number(0.0, 1.0),
+        "beta_end": number(0.0, 1.0),
+        "beta_schedule": text,
+        "trained_betas": optional(listing(number(0.0, 1.0), 2, MOST_INDICES)),
+        "rescale_betas_zero_snr": optional(boolean),
+        "prediction_type": text,
+    },
+    more=True,
+)
+COUNT = optional(integer(1, 10**9))
+NETWORK_FIELDS = record(
+    {},
+    {
+        "_class_name": text,
+        "in_channels": COUNT,
+        "out_channels": COUNT,
+        "sample_size": either(NoneType=COUNT, int=COUNT, list=listing(integer(1, 10**9), 1, 3)),
+        "num_class_embeds": COUNT,
+        "num_embeds_ada_norm": COUNT,
+    },
+    more=True,
+)
 
 
 def read_betas(config: Mapping[str, Any]) -> Tensor:
     """Return the betas (n,) of a scheduler's configuration in diffusers, in float64.
 
     Raises:
-        ConfigError: an unknown schedule.
+        ConfigError, DTypeError, DomainError: an unknown schedule, or a field of another kind or range.
     """
+    BETAS({**config, "trained_betas": _as_list(config.get("trained_betas"))}, "")
     n = int(config.get("num_train_timesteps", 1000))
     start, end = float(config.get("beta_start", 1e-4)), float(config.get("beta_end", 0.02))
     schedule = config.get("beta_schedule", "linear")
@@ -54,6 +97,10 @@ def read_betas(config: Mapping[str, Any]) -> Tensor:
     else:
         raise unknown("beta_schedule", schedule, ("linear", "scaled_linear", "sigmoid", "squaredcos_cap_v2"))
     return _rescale(betas) if config.get("rescale_betas_zero_snr") else betas
+
+
+def _as_list(values: object) -> object:
+    return list(values) if isinstance(values, tuple | np.ndarray) else values
 
 
 def _rescale(betas: Tensor) -> Tensor:
@@ -80,6 +127,8 @@ def from_diffusers(folder: str | Path, *, net: nn.Module | None = None) -> Score
             a scheduler that is not known.
     """
     root = check_path(folder, "folder")
+    if net is not None and not callable(net):
+        raise DTypeError(f"net must be a network, net(x, time) -> a tensor of x's shape, got {show(net)}")
     if not root.is_dir():
         raise CheckpointError(f"{root} is no folder of diffusers; save_pretrained of a pipeline makes one")
     home = next((root / part for part in PARTS if (root / part).is_dir()), root)
@@ -88,7 +137,8 @@ def from_diffusers(folder: str | Path, *, net: nn.Module | None = None) -> Score
             f"{root} holds no network: no unet/, no transformer/ and no {NETWORK}; name a folder that save_pretrained "
             "of a pipeline wrote, or pass net="
         )
-    scheduler = _read(next((p for p in (root / "scheduler", root) if (p / SCHEDULER).is_file()), root) / SCHEDULER)
+    place = next((p for p in (root / "scheduler", root) if (p / SCHEDULER).is_file()), root)
+    scheduler = _read(place / SCHEDULER, BETAS)
     network = _load_network(home) if net is None else net
     kind = str(scheduler.get("_class_name"))
     names, nulls = {"label": LABELS}, _find_null(network)
@@ -132,9 +182,13 @@ def read_event(network: object) -> tuple[int, ...]:
             f"the configuration of {type(network).__name__} has in_channels {channels} and sample_size {size}, which "
             f'tell no shape of a sample; write both into its {NETWORK}, e.g. "sample_size": 32'
         )
-    if isinstance(size, list | tuple):
-        return (int(channels), *(int(one) for one in size))
-    return (int(channels), *[int(size)] * (1 if config.get("_class_name") == "UNet1DModel" else 2))
+    dims = 1 if config.get("_class_name") == "UNet1DModel" else 2
+    sizes = [int(one) for one in size] if isinstance(size, list | tuple) else [int(size)] * dims
+    if len(sizes) != dims:
+        raise ConfigError(
+            f"sample_size of {type(network).__name__} has {dims} sizes, got {size}; write them in {NETWORK}"
+        )
+    return (int(channels), *sizes)
 
 
 def count_classes(network: object) -> int | None:
@@ -164,19 +218,22 @@ def _has_twice(network: object) -> bool:
     return bool(config.get("in_channels")) and config.get("out_channels") == 2 * config["in_channels"]
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path, fields: Check) -> dict[str, Any]:
+    """Return a configuration; CheckpointError where it is none, or a field that is read here is of another kind."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read ({error}); save_pretrained of diffusers writes it") from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path} holds no JSON object; save_pretrained of diffusers writes one")
+        value = parse_json(read_json_file(path), path, infinite=True)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path} cannot be read: it does not exist; {WRITES}") from error
+    try:
+        fields(value, "")
+    except ScoreSDEError as error:
+        raise CheckpointError(f"{path}: {error.with_cure(WRITES)}", parameter=error.parameter) from error
     return value
 
 
 def _load_network(home: Path) -> nn.Module:
     """Return the network of a folder of diffusers', in evaluation mode."""
-    config = _read(home / NETWORK)
+    config = _read(home / NETWORK, NETWORK_FIELDS)
     kind = str(config.get("_class_name"))
     if kind == "Transformer2DModel" and config.get("norm_type") == "ada_norm_zero":
         kind = "DiTTransformer2DModel"  # as it was called before it had a class of its own
@@ -190,9 +247,17 @@ def _load_network(home: Path) -> nn.Module:
         raise ConfigError(
             "from_diffusers builds the network with diffusers; pip install diffusers, or pass net="
         ) from error
+    stored = [StoredTensors(StoredFile(file)) for file in sorted(home.glob("*.safetensors"))]
+    options = {"local_files_only": True, "use_safetensors": True, "output_loading_info": True}
     try:
-        made: nn.Module = getattr(diffusers, kind).from_pretrained(home, local_files_only=True, use_safetensors=True)
-    except (OSError, ValueError, RuntimeError) as error:
+        known = getattr(diffusers, kind)
+        if stored:
+            # Shapes without values first: a description of any size costs no memory.
+            with torch.device("meta"), Watch(*stored):
+                known.from_config({**config, "_class_name": kind})
+        with torch.device("cpu"):
+            made, found = known.from_pretrained(home, **options)
+    except Exception as error:  # what a class makes of options that it was not written for is anything
         if (home / PICKLED).is_file() and not any(home.glob("*.safetensors*")):
             raise CheckpointError(
                 f"{home / PICKLED} is a pickle, which is not loaded here; make safetensors of it: "
@@ -200,4 +265,17 @@ def _load_network(home: Path) -> nn.Module:
             ) from error
         said = " ".join(str(error).split())
         raise CheckpointError(f"{home} cannot be loaded by diffusers: {said}") from error
-    return made.eval()
+    # diffusers draws what is missing, and goes on.
+    for what in ("missing", "unexpected", "mismatched"):
+        names = sorted(str(name) for name in found.get(f"{what}_keys", ()))
+        if names:
+            raise CheckpointError(
+                f"{home} holds weights that are not its network's: {what} {', '.join(names[:LISTED])}"
+                + (f" and {len(names) - LISTED} more" if len(names) > LISTED else "")
+                + "; take another copy, or build the network and pass net="
+            )
+    network: nn.Module = made.eval()
+    for name, weight in network.named_parameters():
+        if not bool(torch.isfinite(weight).all()):
+            raise CheckpointError(f"{home}: {name} has values that are not finite; take another copy")
+    return network

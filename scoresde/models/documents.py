@@ -19,7 +19,7 @@ from scoresde.diffusions.grouped import BlurredVPSDE
 from scoresde.diffusions.learned import MOST_UNITS
 from scoresde.diffusions.named import DIFFUSIONS, LINEAR, linear_from_dict, sde_from_dict
 from scoresde.diffusions.targets import TARGETS
-from scoresde.errors import ConfigError, check_integer
+from scoresde.errors import CheckpointError, ConfigError, check_integer
 from scoresde.models.parameterization import PARAMETERIZATIONS
 from scoresde.models.schema import (
     Check,
@@ -29,6 +29,7 @@ from scoresde.models.schema import (
     blame,
     boolean,
     choice,
+    digest,
     either,
     integer,
     join,
@@ -43,11 +44,12 @@ from scoresde.models.schema import (
 )
 from scoresde.transforms.compose import transform_from_dict
 
-__all__ = ["DOCUMENTS", "check_document"]
+__all__ = ["DOCUMENTS", "TENSORS", "check_document", "check_fields", "check_kind"]
 
 PREFIX = re.compile("^([a-z]_)*")  # of the documents of a model that is made of others
 COUNT = re.compile("[1-9][0-9]{0,6}")
 MOST_PARTS = 26
+TENSORS = ("weights", "ema", "moments", "groups", "autoencoder", "training_state")
 FAR = 1e9  # a log_snr, a time, a value that a condition has
 HUGE = 1e30  # whatever is multiplied in float32
 
@@ -60,10 +62,24 @@ def check_document(name: str, document: dict[str, Any], file: Path) -> None:
         document: a JSON object.
         file: where it was read.
     """
+    with blame(file):
+        check_fields(name, document)
+
+
+def check_kind(name: str, file: Path) -> None:
+    """Raise CheckpointError for a document where tensors of this name are read, and the reverse: neither would be."""
+    plain, is_document = PREFIX.sub("", name), file.suffix == ".json"
+    if plain in (TENSORS if is_document else DOCUMENTS):
+        raise CheckpointError(
+            f"{file}: {name} must be {'tensors' if is_document else 'a document'}; take another copy of the checkpoint"
+        )
+
+
+def check_fields(name: str, document: dict[str, Any]) -> None:
+    """Raise ConfigError, DTypeError or DomainError, with the field, unless a document is what its name says."""
     check = DOCUMENTS.get(PREFIX.sub("", name))
     if check is not None:
-        with blame(file):
-            check(document, "")
+        check(document, "")
 
 
 def _sde(value: object, path: str) -> None:
@@ -147,7 +163,7 @@ def _transform(value: object, path: str) -> None:
     if held.get("kind") == "Latent":
         # Its weights are beside it; what they are of is compared when it is made.
         coder = record({"kind": text, "config": optional(mapping(_option))})
-        record({"kind": text, "autoencoder": coder, "weights": text, "then": optional(_transform)})(held, path)
+        record({"kind": text, "autoencoder": coder, "weights": digest, "then": optional(_transform)})(held, path)
         return
     choice(tables)(held.get("kind"), join(path, "kind"))
     record({"kind": text, **tables[str(held["kind"])]})(held, path)
@@ -180,15 +196,18 @@ def _tables(value: object, path: str) -> None:
 
 
 def _calibration(value: object, path: str) -> None:
-    """Take rungs by rising numbers of evaluations, and a curve of falling levels with a share for each."""
+    """Take rungs by rising numbers of evaluations, and a curve of falling levels with a rising share for each."""
     CALIBRATION(value, path)
     assert isinstance(value, dict)
     for name, numbers, way in (
         ("rungs", [-rung["steps"] for rung in value["rungs"]], "by rising steps"),
         ("levels", value["levels"], "falling"),
+        ("shares", [-share for share in value["shares"]], "rising"),
     ):
         if any(a <= b for a, b in itertools.pairwise(numbers)):
             raise misfit(join(path, name), way, value[name])
+    if len(value["levels"]) == 1:
+        raise misfit(join(path, "levels"), "none, or at least two", value["levels"])
     if len(value["shares"]) != len(value["levels"]):
         raise misfit(join(path, "shares"), f"{len(value['levels'])} numbers, one for each of levels", value["shares"])
 
@@ -213,7 +232,8 @@ def _combination(value: object, path: str) -> None:
 
 def _told(value: object, path: str) -> None:
     """Take what a term is told: the words for the conditions of the call and for none, or values."""
-    one = either(int=number(-FAR, FAR), float=number(-FAR, FAR), list=listing(number(-FAR, FAR), 1))
+    # Of a vector null is an entry that is missing.
+    one = either(int=number(-FAR, FAR), float=number(-FAR, FAR), list=listing(optional(number(-FAR, FAR)), 1))
     either(str=choice(("asked", "null")), dict=mapping(one))(value, path)
 
 
@@ -283,6 +303,7 @@ COMBINATION = record(
 CHANGE = record({"kind": text, "options": mapping(number()), "predicts": choice(TARGETS), "sde": optional(_sde)})
 NETWORK = record({"kind": text, "config": optional(mapping(_option))}, {"energy": boolean})
 SEED = integer(0, 2**64 - 1)
+BEST = record({"loss": optional(number()), "step": integer(), "looks": integer()})
 DOCUMENTS: Final[Mapping[str, Check]] = {
     "model": record(
         {
@@ -319,7 +340,10 @@ DOCUMENTS: Final[Mapping[str, Check]] = {
     "combination": _combination,
     "change": _change,
     # What training keeps beside these is its own to read.
-    "training": record({"step": integer(), "updates": integer(), "seed": SEED}, more=True),
+    "training": record({"step": integer(), "updates": integer(), "seed": SEED}, {"best": BEST}, more=True),
+    "average": record(
+        {"step": integer(), "time": number(0.0), "sigma_rel": listing(number(0.0, open_low=True), 1, MOST_PARTS)}
+    ),
     "run": record(
         {
             "identity": record({"data": text}, more=True),

@@ -16,7 +16,7 @@ from typing import Final
 
 from torch import Tensor
 
-from scoresde.errors import CheckpointError, ConfigError, check_path
+from scoresde.errors import CheckpointError, ConfigError, DTypeError, check_path, printable, show
 from scoresde.models.checkpoint import find, is_whole
 from scoresde.models.manifest import MANIFEST
 from scoresde.models.networks import describe_network
@@ -55,6 +55,7 @@ def fetch(name: str | PathLike[str], revision: str | None = None, *, update: boo
     if folder.is_dir():
         return find(folder)
     text = str(name)
+    _check_text(revision, "revision", optional=True)
     if text.count("/") != 1 or text.startswith((".", "/", "~")):
         raise CheckpointError(f"{text} is no folder, and no name of a repository on the hub, which is 'user/name'")
     library = _load_library()
@@ -73,6 +74,11 @@ def fetch(name: str | PathLike[str], revision: str | None = None, *, update: boo
     if not (found / MANIFEST).is_file():
         raise CheckpointError(f"{text} on the hub holds no {MANIFEST}: it was not written by push_to_hub of scoresde")
     return found
+
+
+def _check_text(value: object, name: str, *, optional: bool = False) -> None:
+    if not isinstance(value, str) and not (optional and value is None):
+        raise DTypeError(f"{name} must be a text, got {show(value)}", parameter=name, got=value)
 
 
 def _find_cached(library: ModuleType, name: str, revision: str | None) -> Path | None:
@@ -99,6 +105,8 @@ def push(
     Raises:
         ConfigError: a model that cannot be saved, or huggingface_hub is missing. CheckpointError: no access.
     """
+    _check_text(name, "name")
+    _check_text(message, "message")
     if name.count("/") != 1:
         raise ConfigError(f"name must be that of a repository, 'user/name', got {name!r}", parameter="name", got=name)
     with tempfile.TemporaryDirectory() as home:
@@ -152,7 +160,7 @@ def write_card(model: ScoreModel, name: str) -> str:
         "",
         "| | |",
         "|---|---|",
-        *(f"| {key} | {value.replace('|', chr(92) + '|')} |" for key, value in rows.items()),
+        *(f"| {printable(key)} | {printable(value).replace('|', chr(92) + '|')} |" for key, value in rows.items()),
         "",
         "```python",
         "from scoresde import ScoreModel, sample",

@@ -24,7 +24,7 @@ import safetensors.torch
 import torch
 from torch import Generator, Tensor, nn
 
-from scoresde.errors import ConfigError, DTypeError, ShapeError, check_callable
+from scoresde.errors import ConfigError, DTypeError, ShapeError, check_callable, check_floating, check_values
 from scoresde.models.networks import bare_network, describe_network, network_state
 from scoresde.models.prediction import in_mode
 from scoresde.noise import SampleNoise, check_seed, normal
@@ -32,7 +32,7 @@ from scoresde.ops import Array, Rows, accept_rows, chunks, parts
 from scoresde.transforms.affine import Affine
 from scoresde.transforms.base import Transform, check_transform
 
-__all__ = ["Coder", "EncoderDecoder", "Latent"]
+__all__ = ["Coder", "EncoderDecoder", "Latent", "is_same_transform"]
 
 CHUNK = 256  # samples that are decoded, or encoded, at once
 
@@ -149,9 +149,10 @@ class Latent(nn.Module):
 
     def _code(self, x: Tensor, draw: Callable[[Tensor], Tensor] | None) -> Tensor:
         found = []
+        check_values(check_floating(x, "data"), "data")
         with in_mode(self, training=False), torch.no_grad():
             for rows in _rows(x):
-                mean, log_variance = self.autoencoder.posterior(self._place(x[rows]))
+                mean, log_variance = self.autoencoder.posterior(self.place(x[rows]))
                 if log_variance is not None and draw is not None:
                     mean = mean + (0.5 * log_variance).exp() * draw(mean).to(mean)
                 found.append(mean.to(x))
@@ -160,10 +161,19 @@ class Latent(nn.Module):
 
     def inverse(self, y: Tensor) -> Tensor:
         """Map the model's coordinates (B, *) to data, with the graph to y where it has one."""
+        check_values(check_floating(y, "y"), "y")
         z = y if self.then is None else self.then.inverse(y)
         keep = torch.is_grad_enabled() and y.requires_grad
         with in_mode(self, training=False), torch.set_grad_enabled(keep):
-            return torch.cat([self.autoencoder.decode(self._place(z[rows])).to(y) for rows in _rows(z)])
+            return torch.cat([self.autoencoder.decode(self.place(z[rows])).to(y) for rows in _rows(z)])
+
+    def place(self, values: Tensor) -> Tensor:
+        """Return values where the autoencoder's weights are, in their type; ConfigError where these have no values."""
+        weight = next((p for p in self.parameters() if p.is_floating_point()), None)
+        if weight is None:
+            return values
+        check_values(weight, "the autoencoder")
+        return values.to(weight)
 
     def log_abs_det(self, x: Tensor, generator: Generator | None = None) -> Never:
         """Raise ConfigError: a decoder is no change of variables."""
@@ -180,6 +190,8 @@ class Latent(nn.Module):
     def to_dict(self) -> dict[str, object]:
         """Return a JSON-able description: what the autoencoder is, a digest of its weights, and T."""
         state = network_state(self.autoencoder) if isinstance(self.autoencoder, nn.Module) else {}
+        for name, value in state.items():
+            check_values(value, f"{name} of the autoencoder")
         plain = {name: value.detach().to("cpu", copy=True).contiguous() for name, value in state.items()}
         return {
             "kind": "Latent",
@@ -192,11 +204,6 @@ class Latent(nn.Module):
         inner = self.autoencoder
         name = describe_network(inner) if isinstance(inner, nn.Module) else type(inner).__name__
         return f"Latent({name}{'' if self.then is None else f', {self.then!r}'})"
-
-    def _place(self, values: Tensor) -> Tensor:
-        """Return values where the autoencoder's weights are, in their type."""
-        weight = next((p for p in self.parameters() if p.is_floating_point()), None)
-        return values if weight is None else values.to(weight)
 
 
 def _rows(x: Tensor) -> list[slice]:
@@ -215,6 +222,14 @@ class _Own:
         SampleNoise(self.seed, self.first).fill(z)
         self.first += len(z)
         return z
+
+
+def is_same_transform(one: Transform | None, other: Transform | None) -> bool:
+    """Say whether two transforms are one map; of an ``nn.Autoencoder`` two copies are, which its description tells."""
+    if not isinstance(one, Latent) or not isinstance(other, Latent) or one is other:
+        return one == other
+    # What JSON cannot rebuild may differ where its weights do not.
+    return describe_autoencoder(one.autoencoder)["config"] is not None and one.to_dict() == other.to_dict()
 
 
 def describe_autoencoder(autoencoder: Coder) -> dict[str, object]:

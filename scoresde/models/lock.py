@@ -96,6 +96,9 @@ def _enter(home: Path) -> _Hold:
         home.mkdir(parents=True, exist_ok=True)
         place = home.stat()
         key = place.st_dev, place.st_ino
+        # A folder that was removed leaves its number to the next one, which nobody has locked.
+        if key in _holds and _holds[key].owner == me and not _is_at(_holds[key].handle, home / LOCK):
+            del _holds[key]
         if key in _holds and _holds[key].owner != me:
             raise CheckpointError(
                 f"{home} is in use by another thread of this process; wait until it ends, or choose another folder"
@@ -119,7 +122,9 @@ def _leave(hold: _Hold) -> None:
         with contextlib.suppress(OSError):
             os.ftruncate(hold.handle, 0)
         with contextlib.suppress(OSError):
-            hold.file.unlink()
+            # Someone may have removed ours by hand, and what stands there now is another holder's.
+            if _is_at(hold.handle, hold.file):
+                hold.file.unlink()
         os.close(hold.handle)
 
 
@@ -172,7 +177,7 @@ def _grip(handle: int) -> bool | None:
 def _is_at(handle: int, file: Path) -> bool:
     try:
         return os.path.samestat(os.fstat(handle), file.stat())
-    except FileNotFoundError:
+    except OSError:
         return False
 
 

@@ -142,7 +142,7 @@ class MappedModel(ChangedModel):
 
         Raises:
             CheckpointError: the folder holds other files or cannot be written. ConfigError: another change, which is a
-                function, or a model inside that JSON cannot hold.
+                function, or a model inside that JSON cannot hold, of your own network, SDE or autoencoder, say.
         """
         from scoresde.models.saving_parts import take_apart_whole
 

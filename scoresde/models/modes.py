@@ -2,8 +2,9 @@
 
 The mode is an attribute of every part of a module, and a thread that sets it sets it for all. So each part has its
 users while it has any: whoever wants the mode that they have joins them, the last one who leaves puts the part's own
-mode back, and whoever wants the other mode is refused. A thread may change its mind inside its own use, where no other
-thread takes part: a training that judges its model on the way.
+mode back, and whoever wants the other mode is refused. Training is for one thread at a time: two would write the same
+weights. A thread may change its mind inside its own use, where no other thread takes part: a training that judges its
+model on the way.
 """
 
 from __future__ import annotations
@@ -45,17 +46,19 @@ def enter_mode(module: nn.Module, *, training: bool) -> list[nn.Module]:
     """Put every part of a module into a mode, for this thread, and return them for ``leave_mode``.
 
     Raises:
-        ConfigError: another thread uses a part in the other mode; nothing is changed.
+        ConfigError: another thread uses a part in the other mode, or trains it; nothing is changed.
     """
     me, parts = threading.get_ident(), list(module.modules())
     with _guard:
         for part in parts:
             held = _users.get(id(part))
             modes = [] if held is None else held.modes
-            if any(mode != training for _, mode in modes) and any(thread != me for thread, _ in modes):
+            others = any(thread != me for thread, _ in modes)
+            if others and (training or any(mode != training for _, mode in modes)):
+                theirs = training if all(mode == training for _, mode in modes) else not training
                 raise ConfigError(
-                    f"another thread uses {type(part).__name__} in {NAMES[not training]} mode, and this one needs "
-                    f"{NAMES[training]} mode",
+                    f"another thread uses {type(part).__name__} in {NAMES[theirs]} mode, and this one needs "
+                    f"{NAMES[training]} mode{', which is for one at a time' * (theirs == training)}",
                     cure="give each thread a copy, copy.deepcopy(model), or let one wait for the other",
                 )
         for part in parts:

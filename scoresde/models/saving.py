@@ -34,11 +34,13 @@ from scoresde.transforms.compose import Compose, transform_from_dict
 
 __all__ = [
     "build",
+    "describe_tables",
     "keep_tables",
     "load",
     "load_moments",
     "load_network",
     "load_sdes",
+    "load_tables",
     "load_weights",
     "moments_to_tensors",
     "network_to_dict",
@@ -101,7 +103,7 @@ def take_apart(model: ScoreModel, ema: Mapping[str, Tensor] | None = None) -> tu
         tensors["moments"] = moments_to_tensors(model.moments)
     if model.groups:
         tensors["groups"] = {str(count): groups for count, groups in model.groups.items()}
-    return {"model": document, **_describe_tables(model)}, tensors
+    return {"model": document, **describe_tables(model)}, tensors
 
 
 def keep_tables(folder: str | PathLike[str], model: Predictor) -> None:
@@ -110,22 +112,42 @@ def keep_tables(folder: str | PathLike[str], model: Predictor) -> None:
     Raises:
         CheckpointError: what ``checkpoint.amend`` raises.
     """
-    amend(folder, _describe_tables(model))
+    amend(folder, describe_tables(model))
 
 
 def _describe_transform(transform: Transform | None) -> dict[str, object] | None:
-    if isinstance(transform, Compose) and any(isinstance(part, Latent) for part in transform.parts):
+    if isinstance(transform, Latent):
+        if _holds_latent(transform.then):
+            raise ConfigError(
+                "a checkpoint holds the weights of one Latent, and then= has another; make one autoencoder of both: "
+                "EncoderDecoder(encoder, decoder)"
+            )
+    elif _holds_latent(transform):
         raise ConfigError("Compose cannot save the weights of a Latent; write Latent(autoencoder, then=Compose(...))")
     return None if transform is None else transform.to_dict()
 
 
-def _describe_tables(model: Predictor) -> dict[str, Mapping[str, object]]:
+def _holds_latent(transform: Transform | None) -> bool:
+    parts = transform.parts if isinstance(transform, Compose) else ()
+    return isinstance(transform, Latent) or any(map(_holds_latent, parts))
+
+
+def describe_tables(model: Predictor) -> dict[str, Mapping[str, object]]:
+    """Return the documents of a model's tuned tables and its calibration, where it has some."""
     found: dict[str, Mapping[str, object]] = {}
     if model.tables:
         found["tables"] = {str(steps): json.loads(text) for steps, text in model.tables.items()}
     if model.calibration is not None:
         found["calibration"] = json.loads(model.calibration)
     return found
+
+
+def load_tables(model: Predictor, contents: Contents) -> None:
+    """Give a model the tables and the calibration that a checkpoint has."""
+    if "tables" in contents.documents:
+        model.tables = {int(steps): json.dumps(table) for steps, table in contents.document("tables").items()}
+    if "calibration" in contents.documents:
+        model.calibration = json.dumps(contents.document("calibration"))
 
 
 def load(
@@ -199,10 +221,7 @@ def build(
             event = None if moments is None else tuple(moments.mean.shape)
             file = str(contents.folder / contents.files["groups"])
             model.groups = check_groups(contents.tensors("groups"), event, file)
-        if "tables" in contents.documents:
-            model.tables = {int(steps): json.dumps(table) for steps, table in contents.document("tables").items()}
-        if "calibration" in contents.documents:
-            model.calibration = json.dumps(contents.document("calibration"))
+        load_tables(model, contents)
         return (model if current is None else model.with_sde(current)).eval()
 
 
@@ -264,11 +283,18 @@ def _load_transform(contents: Contents, config: dict[str, Any] | None, given: Co
             raise ConfigError(f"{contents.folder} holds a model without an autoencoder; leave autoencoder= out")
         return None if config is None else transform_from_dict(config)
     how, document = config["autoencoder"], contents.folder / contents.files["model"]
+    file = contents.files.get("autoencoder", "")
+    # The file is named by its digest, which the document repeats.
+    if file and f"-{config['weights'][:16]}." not in file:
+        raise CheckpointError(f"{document}: transform.weights is not the digest of {file}; take another copy")
+    if how["config"] is not None and how["kind"] != "Autoencoder":
+        raise CheckpointError(f"{document}: {unknown('transform.autoencoder.kind', how['kind'], ['Autoencoder'])}")
     if given is None:
         if how["config"] is None:
             raise CheckpointError(
-                f"{contents.folder} was made with your own autoencoder {how['kind']}, which JSON cannot rebuild; "
-                f"build it and pass it: ScoreModel.load(folder, autoencoder={how['kind']}(...))"
+                f"{document} was made with your own autoencoder {how['kind']}, which JSON cannot rebuild "
+                "(transform.autoencoder.config is null); build it and pass it: "
+                f"ScoreModel.load(folder, autoencoder={how['kind']}(...))"
             )
         from scoresde.nn.autoencoder import Autoencoder
 
@@ -278,7 +304,7 @@ def _load_transform(contents: Contents, config: dict[str, Any] | None, given: Co
         given = built
     weights = contents.tensors("autoencoder") if "autoencoder" in contents.parts else {}
     if isinstance(given, nn.Module):
-        load_weights(given, weights, contents.folder / contents.files.get("autoencoder", "autoencoder"))
+        load_weights(given, weights, contents.folder / (file or "autoencoder"))
     elif weights:
         raise CheckpointError(f"{contents.folder} holds an autoencoder of {len(weights)} tensors, got {given!r}")
     return Latent(given, None if config["then"] is None else transform_from_dict(config["then"]))
@@ -289,9 +315,14 @@ def load_weights(net: nn.Module, weights: Mapping[str, Tensor], file: Path) -> N
 
     Raises:
         CheckpointError: keys that are missing or unexpected, or a tensor of another shape or type, all listed; values
-            of a parameter that are not finite.
+            of a parameter that are not finite. ConfigError: the network is on the meta device.
     """
     _check_weights(net, {key: (tuple(value.shape), value.dtype) for key, value in weights.items()}, file)
+    if any(value.is_meta for value in network_state(net).values()):
+        raise ConfigError(
+            f"{type(bare_network(net)).__name__} is on the meta device, which holds no values",
+            cure="give it memory first, net.to_empty(device='cpu')",
+        )
     names = plain_names(net)
     # A buffer may hold what it likes, a mask of infinities say.
     for name, _ in net.named_parameters(remove_duplicate=False):

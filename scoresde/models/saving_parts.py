@@ -6,12 +6,14 @@ A part may be such a model itself: ``map_prediction(guided(model, 3.0), Clamp(-1
 
 from __future__ import annotations
 
+import math
 import string
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from os import PathLike
-from typing import TypeVar
+from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,7 +24,7 @@ from scoresde.models.guidance.clamp import Clamp, DynamicThreshold
 from scoresde.models.guidance.combine import CombinedModel, Term
 from scoresde.models.mapped import MappedModel
 from scoresde.models.prediction import Predictor
-from scoresde.models.saving import build
+from scoresde.models.saving import build, describe_tables, load_moments, load_tables, moments_to_tensors
 from scoresde.models.schema import blame
 from scoresde.models.score_model import ScoreModel
 
@@ -41,9 +43,9 @@ def take_apart_whole(model: Predictor) -> tuple[Documents, Tensors]:
     if isinstance(model, ScoreModel):
         return model.contents()
     if isinstance(model, CombinedModel):
-        return _join("combination", _describe_combination(model), list(model.parts))
+        return _join("combination", _describe_combination(model), model, list(model.parts))
     if isinstance(model, MappedModel):
-        return _join("change", _describe_change(model), [model.model])
+        return _join("change", _describe_change(model), model, [model.model])
     raise ConfigError(f"a part is a {type(model).__name__}, which a file cannot hold; save the models inside")
 
 
@@ -61,15 +63,51 @@ def load_whole(folder: str | PathLike[str], kind: type[M]) -> M:
     return whole
 
 
-def _join(name: str, document: Mapping[str, object], parts: Sequence[object]) -> tuple[Documents, Tensors]:
-    documents: dict[str, Mapping[str, object]] = {name: document}
+def _join(
+    name: str, document: Mapping[str, object], whole: Predictor, parts: Sequence[object]
+) -> tuple[Documents, Tensors]:
+    """Put parts under their letters, beside what the whole has of its own.
+
+    Its transform, moments and groups are those of the first part, unless they were set anew (by
+    ``in_its_own_coordinates``, say): then that part is saved with the whole's, from which a whole is made again.
+    """
+    documents: dict[str, Mapping[str, object]] = {name: document, **describe_tables(whole)}
     tensors: dict[str, Mapping[str, Tensor]] = {}
-    for letter, part in zip(string.ascii_lowercase, parts, strict=False):
-        assert isinstance(part, Predictor)
+    # As CombinedModel has it: of powers that do not add up the law of the data is another one.
+    inherits = not isinstance(whole, CombinedModel) or whole.powers is None or abs(sum(whole.powers) - 1) < 1e-9
+    for letter, given in zip(string.ascii_lowercase, parts, strict=False):
+        assert isinstance(given, Predictor)
+        part = given._share()
+        part.transform = whole.transform
+        if given is parts[0]:
+            part.groups, part.moments = whole.groups, whole.moments if inherits else given.moments
         held, weights = take_apart_whole(part)
+        _check_rebuilt(held.get("model", {}))
         documents |= {f"{letter}_{key}": value for key, value in held.items()}
         tensors |= {f"{letter}_{key}": value for key, value in weights.items()}
+    if whole.moments is not None and not inherits:
+        tensors["moments"] = moments_to_tensors(whole.moments)
     return documents, tensors
+
+
+def _check_rebuilt(model: Mapping[str, Any]) -> None:
+    """Raise ConfigError where a part is of the user's own making, which is passed in to load a model by itself."""
+    if not model:
+        return
+    coder = (model["transform"] or {}).get("autoencoder", {})
+    for what, held in (("network", model["network"]), ("autoencoder", coder)):
+        if held and held["config"] is None:
+            raise _own(f"{what} {held['kind']}")
+    for held in (model["trained_sde"], model["sde"]):
+        if held is not None and held["kind"] is None:
+            raise _own(f"SDE {held['class']}")
+
+
+def _own(what: str) -> ConfigError:
+    return ConfigError(
+        f"a part has your own {what}, which JSON cannot rebuild; save the model inside, model.save(folder), and put "
+        "the whole together again when it is loaded"
+    )
 
 
 def _build_whole(contents: Contents) -> Predictor:
@@ -78,8 +116,8 @@ def _build_whole(contents: Contents) -> Predictor:
         inner = _build_whole(contents.under("a_"))
         with blame(contents.folder / contents.files["change"]):
             change = CHANGES[how["kind"]](**how["options"])
-            whole = MappedModel(inner, change, how["predicts"])
-            return whole if how["sde"] is None else whole.with_sde(sde_from_dict(how["sde"]))
+            changed = MappedModel(inner, change, how["predicts"])
+            return _complete(changed if how["sde"] is None else changed.with_sde(sde_from_dict(how["sde"])), contents)
     if "combination" not in contents.documents:
         return build(contents)
     how = contents.document("combination")
@@ -88,14 +126,23 @@ def _build_whole(contents: Contents) -> Predictor:
         for k, one in enumerate(how["terms"]):
             if isinstance(one["told"], dict):
                 _check_told(parts[one["part"]], one["told"], f"terms[{k}].told")
-        return CombinedModel(
+        product = CombinedModel(
             parts,
-            [Term(one["part"], one["told"]) for one in how["terms"]],
+            [Term(one["part"], _read_told(one["told"])) for one in how["terms"]],
             powers=how["powers"],
             scale=how["scale"],
             interval=None if how["interval"] is None else tuple(how["interval"]),
             rescale=how["rescale"],
         )
+        return _complete(product, contents)
+
+
+def _complete(whole: Predictor, contents: Contents) -> Predictor:
+    """Give a whole what it has of its own."""
+    load_tables(whole, contents)
+    if "moments" in contents.parts:
+        whole.moments = load_moments(contents)
+    return whole
 
 
 def _check_told(part: Predictor, told: Mapping[str, object], where: str) -> None:
@@ -111,11 +158,32 @@ def _check_told(part: Predictor, told: Mapping[str, object], where: str) -> None
         if name not in net.kinds:
             raise unknown(where, name, net.kinds)
         option, count = net.kinds[name]
-        one = torch.as_tensor(value, device="cpu")
+        one = torch.as_tensor(_read_value(value), device="cpu")
         if option == "classes" and not (one.ndim == 0 and one.dtype == torch.int64 and -1 <= one < count):
             raise ConfigError(f"{where}.{name} must be a class from 0 to {count - 1}, or -1 for none, got {value}")
         if option != "concat_channels" or part.moments is not None:
             net.check_conditions(torch.Size((1, *event)), {name: one[None]})
+
+
+def _write_told(told: str | Mapping[str, object]) -> object:
+    """Return what a term is told for JSON, which has no NaN: null stands there."""
+    return told if isinstance(told, str) else {name: _write_value(value) for name, value in told.items()}
+
+
+def _write_value(value: object) -> object:
+    given = value.tolist() if isinstance(value, Tensor | np.ndarray | np.generic) else value
+    if isinstance(given, list | tuple):
+        return [_write_value(one) for one in given]
+    return None if isinstance(given, float) and math.isnan(given) else given
+
+
+def _read_told(told: Any) -> Any:  # noqa: ANN401
+    """Return what ``_write_told`` wrote."""
+    return {name: _read_value(value) for name, value in told.items()} if isinstance(told, dict) else told
+
+
+def _read_value(value: Any) -> Any:  # noqa: ANN401
+    return [math.nan if one is None else one for one in value] if isinstance(value, list) else value
 
 
 def _describe_combination(model: CombinedModel) -> dict[str, object]:
@@ -123,7 +191,7 @@ def _describe_combination(model: CombinedModel) -> dict[str, object]:
         raise ConfigError("the scale is a tensor: JSON cannot hold it; save the model inside and combine it again")
     return {
         "parts": len(model.parts),
-        "terms": [{"part": t.part, "told": t.told if isinstance(t.told, str) else dict(t.told)} for t in model.terms],
+        "terms": [{"part": term.part, "told": _write_told(term.told)} for term in model.terms],
         "powers": None if model.powers is None else list(model.powers),
         "scale": model.scale,
         "interval": None if model.interval is None else list(model.interval),

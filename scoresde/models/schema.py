@@ -7,6 +7,7 @@ not name are refused, since a later version that writes one means something by i
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,6 +31,7 @@ __all__ = [
     "blame",
     "boolean",
     "choice",
+    "digest",
     "either",
     "integer",
     "join",
@@ -45,6 +47,7 @@ __all__ = [
 
 Check = Callable[[object, str], None]
 LARGEST = 10**12  # count of anything
+DIGEST = re.compile("[0-9a-f]{64}")
 SHOWN = 60  # letters of a value in a message
 
 
@@ -84,6 +87,12 @@ def text(value: object, path: str) -> None:
         raise misfit(path, "a text", value)
 
 
+def digest(value: object, path: str) -> None:
+    """Take a SHA-256, as 64 digits."""
+    if not isinstance(value, str) or not DIGEST.fullmatch(value):
+        raise misfit(path, "a SHA-256 of 64 digits", value)
+
+
 def boolean(value: object, path: str) -> None:
     """Take true or false."""
     if not isinstance(value, bool):
@@ -108,7 +117,7 @@ def number(
 
     def check(value: object, path: str) -> None:
         # Of whole numbers those that a float holds: what comes after takes no longer ones.
-        if not isinstance(value, int | float) or isinstance(value, bool) or (type(value) is int and abs(value) > 2**53):
+        if not isinstance(value, int | float) or (type(value) is int and abs(value) > 2**53):
             raise misfit(path, "a number", value)
         check_number(value, path, low, high, open_low=open_low, largest=largest)
 

@@ -209,7 +209,8 @@ class ScoreModel(Predictor):
     ) -> ScoreModel:
         """Read a model from a folder that ``save`` or ``fit`` wrote; everything is verified before it is used.
 
-        It comes in evaluation mode, ``net`` included; training puts it into its own.
+        It comes in evaluation mode, ``net`` included; training puts it into its own. What is built here is on the CPU,
+        whatever torch's default device: ``.to(device)`` moves it.
 
         Args:
             folder: the checkpoint, or the folder of a run that has one.
@@ -235,6 +236,7 @@ class ScoreModel(Predictor):
         sde: GaussianSDE | None = None,
         *,
         weights: Literal["ema", "raw"] | None = None,
+        autoencoder: Coder | None = None,
         revision: str | None = None,
         update: bool = False,
     ) -> ScoreModel:
@@ -244,7 +246,7 @@ class ScoreModel(Predictor):
 
         Args:
             name: a folder, or a repository of the hub; a folder is taken first.
-            net, sde, weights: as for ``load``.
+            net, sde, weights, autoencoder: as for ``load``.
             revision: a branch, a tag or a commit of the repository.
             update: ask the hub for a newer one first.
 
@@ -253,7 +255,9 @@ class ScoreModel(Predictor):
         """
         from scoresde.models import hub
 
-        return ScoreModel.load(hub.fetch(name, revision, update=update), net, sde, weights=weights)
+        return ScoreModel.load(
+            hub.fetch(name, revision, update=update), net, sde, weights=weights, autoencoder=autoencoder
+        )
 
     def push_to_hub(
         self,

@@ -30,11 +30,12 @@ from torch import Tensor
 from scoresde.errors import CheckpointError
 from scoresde.models.sharded import is_sharded, own_rows, shard_like
 
-__all__ = ["Described", "StoredFile", "StoredTensors", "parse_json", "read_json_file"]
+__all__ = ["TYPES", "Described", "StoredFile", "StoredTensors", "parse_json", "read_json_file"]
 
 Described = tuple[tuple[int, ...], torch.dtype]
 LONGEST_JSON = 1 << 26  # bytes
 DEEPEST = 40  # lists and objects inside each other
+MOST_DIMS = 64  # of a tensor, which torch has as well
 ANOTHER_COPY = "take another copy of the checkpoint"
 TYPES = {
     "BOOL": torch.bool,
@@ -226,7 +227,8 @@ class StoredTensors:
         if not isinstance(kind, str) or kind not in TYPES:
             raise _damaged(file, f"{name} has the unknown dtype {kind!r}")
         for what, value in (("shape", shape), ("data_offsets", span)):
-            if not isinstance(value, list) or not all(type(n) is int and 0 <= n < 2**63 for n in value):
+            sound = isinstance(value, list) and len(value) <= MOST_DIMS
+            if not sound or not all(type(n) is int and 0 <= n < 2**63 for n in value):
                 raise _damaged(file, f"{name} has the {what} {str(value)[:60]}")
         if len(span) != 2 or span[1] - span[0] != math.prod(shape) * TYPES[kind].itemsize:
             raise _damaged(file, f"{name} of shape {shape} has the data_offsets {span}")
@@ -252,10 +254,14 @@ def read_json_file(path: Path) -> bytes:
     return file.read()
 
 
-def parse_json(data: bytes, path: Path) -> dict[str, Any]:
-    """Return the JSON object that ``data`` is; CheckpointError for anything else, NaN and doubled keys among it."""
+def parse_json(data: bytes, path: Path, *, infinite: bool = False) -> dict[str, Any]:
+    """Return the JSON object that ``data`` is; CheckpointError for anything else.
+
+    Doubled keys are refused, and so are NaN and Infinity, which other libraries write (``infinite``).
+    """
+    constant = float if infinite else _refuse_constant
     try:
-        value = json.loads(data, parse_constant=_refuse_constant, object_pairs_hook=_keep_pairs)
+        value = json.loads(data, parse_constant=constant, object_pairs_hook=_keep_pairs)
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is damaged, it is no JSON: {error}; {ANOTHER_COPY}") from error
     level: list[object] = [value]

@@ -8,6 +8,7 @@ the rest. Nested containers become names with dots: {"ema": {"conv.weight": ...}
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import subprocess
@@ -53,11 +54,13 @@ def convert_weights(file: str | Path, out: str | Path, *, part: str = "", limit:
     """
     source, target = check_path(file, "file"), check_path(out, "out")
     _check_source(source, limit)
-    temporary = target.with_name(f".{target.name}.tmp")
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     # Without the present folder on the path, where a file of a module's name could stand.
     command = [sys.executable, "-P", torch_reader.__file__, str(source), str(temporary), part, str(int(limit * 2**30))]
     try:
-        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", check=False
+        )
         said = _read_answer(source, target, done)
         temporary.replace(target)
     finally:

@@ -29,8 +29,10 @@ def flatten(value: object, name: str = "") -> Iterator[tuple[str, object]]:
     elif isinstance(value, list | tuple):
         parts = list(enumerate(value))
     else:
+        parts = []
+    if not parts:
+        # A container of nothing is counted as well: those that hold it twice, and are held twice, are without end.
         yield name, value
-        return
     for key, part in parts:
         yield from flatten(part, f"{name}.{key}" if name else str(key))
 
@@ -54,6 +56,8 @@ def read(file: str, part: str, limit: int) -> tuple[dict[str, Tensor], list[str]
     for count, (name, value) in enumerate(flatten(torch.load(file, map_location="cpu", weights_only=True))):
         if count >= MOST:
             raise ValueError(f"holds more than {MOST} values")
+        if isinstance(value, Mapping | list | tuple):
+            continue
         roots[name.partition(".")[0]] = None
         if part and not name.startswith(f"{part}."):
             continue
@@ -61,8 +65,10 @@ def read(file: str, part: str, limit: int) -> tuple[dict[str, Tensor], list[str]
         if not isinstance(value, Tensor):
             left_out.append(short)
             continue
-        if value.layout != torch.strided or value.is_quantized or value.is_nested:
-            raise ValueError(f"holds {name}, which is no dense tensor; make it one where it was saved")
+        if value.layout != torch.strided or value.is_quantized or value.is_nested or value.is_meta:
+            raise ValueError(f"holds {name}, which is no dense tensor with values; make it one where it was saved")
+        if short == "__metadata__" or value.dtype in (torch.complex128, torch.complex32):
+            raise ValueError(f"holds {name} of {value.dtype}, which safetensors cannot hold")
         if short in tensors:
             raise ValueError(f"holds two tensors named {short}")
         size += value.numel() * value.element_size()

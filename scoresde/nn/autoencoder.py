@@ -28,7 +28,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from scoresde.errors import ConfigError, ShapeError, check_flag, check_integer, check_number
+from scoresde.errors import (
+    ConfigError,
+    ShapeError,
+    check_flag,
+    check_floating,
+    check_integer,
+    check_number,
+    check_sizes,
+)
 from scoresde.nn.blocks import CONVOLUTIONS, group_norm
 from scoresde.nn.embeddings import initialise
 from scoresde.noise import check_seed, normal
@@ -106,7 +114,7 @@ class Autoencoder(nn.Module):
         self.latent_channels = check_integer(latent_channels, "latent_channels", 1)
         self.dims = check_integer(dims, "dims", 1, 2)
         self.width = check_integer(width, "width", 1)
-        self.multipliers = tuple(check_integer(m, "multipliers", 1) for m in multipliers)
+        self.multipliers = check_sizes(multipliers, "multipliers", 1)
         if not self.multipliers:
             raise ConfigError("multipliers must name at least one level, got none; (1, 2) makes two levels")
         self.variational = check_flag(variational, "variational")
@@ -146,29 +154,39 @@ class Autoencoder(nn.Module):
     def posterior(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return mean and log variance of q(z | x), each (B, latent_channels, *); None for the latter where plain.
 
+        They are computed in the type of the weights, and have that of x.
+
         Raises:
-            ShapeError: x is not (B, channels, *) with sizes that ``factor`` divides.
+            ShapeError: x is not (B, channels, *) with sizes that ``factor`` divides. DTypeError: x is not floating.
         """
-        sizes = tuple(x.shape[2:])
+        sizes = tuple(check_floating(x).shape[2:])
         if len(sizes) != self.dims or x.shape[1] != self.channels or any(n == 0 or n % self.factor for n in sizes):
             wanted = ", ".join(["B", str(self.channels), *"HW"[2 - self.dims :]])
             raise ShapeError(
                 f"x must have shape ({wanted}) with sizes that {self.factor} divides, got {tuple(x.shape)}; pad or "
                 "crop it, or build the autoencoder with fewer multipliers"
             )
-        out: Tensor = self.encoder(x)
+        out: Tensor = self.encoder(x.to(self._dtype)).to(x.dtype)
         if not self.variational:
             return out, None
         mean, log_variance = out.chunk(2, dim=1)
         return mean, log_variance.clamp(-LIMIT, LIMIT)
 
     def decode(self, z: Tensor) -> Tensor:
-        """Return the mean of the data (B, channels, *) given z (B, latent_channels, *); ShapeError for another z."""
-        if z.ndim != self.dims + 2 or z.shape[1] != self.latent_channels:
+        """Return the mean of the data (B, channels, *) given z (B, latent_channels, *), in the type of z.
+
+        Raises ShapeError for z of another shape, DTypeError for z that is not floating.
+        """
+        check_floating(z, "z")
+        if z.ndim != self.dims + 2 or z.shape[1] != self.latent_channels or not all(z.shape[2:]):
             wanted = ", ".join(["B", str(self.latent_channels), *"HW"[2 - self.dims :]])
             raise ShapeError(f"z must have shape ({wanted}), got {tuple(z.shape)}")
-        out: Tensor = self.decoder(z)
-        return out
+        out: Tensor = self.decoder(z.to(self._dtype))
+        return out.to(z.dtype)
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        return next(self.parameters()).dtype
 
     def losses(self, x: Tensor, generator: torch.Generator) -> Tensor:
         """Return L(x) in nats, (B,), with one draw of z for each sample; see the module's docstring."""

@@ -111,6 +111,9 @@ class ConditionalNetwork(nn.Module):
             if name not in self.kinds:
                 raise _unknown_condition(name, self.kinds)
             option, count = self.kinds[name]
+            given: object = value
+            if not isinstance(given, Tensor):
+                raise DTypeError(f"{name} must be a tensor, got {show(given)}; use torch.as_tensor({name})")
             if option == "classes":
                 wanted: tuple[int, ...] = (x_shape[0],)
                 if value.dtype not in (torch.int64, torch.int32):
@@ -131,7 +134,9 @@ class ConditionalNetwork(nn.Module):
         return {name: null_like(value) for name, value in cond.items()}
 
     def check_call(self, x: Tensor, c_noise: Tensor, cond: Mapping[str, Tensor | None]) -> None:
-        """Raise ShapeError unless ``c_noise`` has shape (B,), and what ``check_conditions`` raises."""
+        """Raise DTypeError unless x is floating, ShapeError unless ``c_noise`` is (B,), and as ``check_conditions``."""
+        if not x.is_floating_point():
+            raise DTypeError(f"x must have a real floating dtype, got {x.dtype}; convert it with x.float()")
         batch = (x.shape[0],)
         if c_noise.shape != batch:
             raise ShapeError(
@@ -207,8 +212,9 @@ def read_counts(given: Counts, usual: str, option: str) -> dict[str, int]:
     if given is None:
         return {}
     counts = given if isinstance(given, Mapping) else {usual: given}
-    for name in counts:
-        if not name.isidentifier() or name in ("x", "c_noise"):
+    names: tuple[object, ...] = tuple(counts)
+    for name in names:
+        if not isinstance(name, str) or not name.isidentifier() or name in ("self", "x", "c_noise"):
             raise ConfigError(f"{option} must name conditions by words such as {usual!r}, got {show(name)}")
     return {name: check_integer(count, option, 1) for name, count in counts.items()}
 

@@ -59,11 +59,13 @@ class _Layer(nn.Module):
     def forward(self, places: Tensor, h: Tensor, scale: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
         n = _norm(h, scale, shift)
         between = places[:, :, None] - places[:, None]  # (B, N, N, n)
-        square = between.square().sum(3, keepdim=True)
-        distances = torch.cat([torch.log1p(s * square) for s in SCALES], 3)
+        # In at least float32: 256 times the square of a distance of 16 is no number of float16.
+        wide = torch.promote_types(torch.float32, places.dtype)
+        square = between.to(wide).square().sum(3, keepdim=True)
+        distances = torch.cat([torch.log1p(s * square) for s in SCALES], 3).to(n.dtype)
         seen = self.own(n)[:, :, None] + self.other(n)[:, None] + self.distance(distances)
         message = functional.silu(self.message(functional.silu(seen)))  # (B, N, N, width)
-        step = between * (1 + square).rsqrt() * self.move(message)
+        step = between * (1 + square).rsqrt().to(places.dtype) * self.move(message)
         if not self.last:
             h = h + self.second(functional.silu(self.keep(n) + self.take(message.mean(2))))
         return places + step.mean(2), h

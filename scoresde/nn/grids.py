@@ -30,11 +30,11 @@ class GridNetwork(ConditionalNetwork):
         )
 
     def check_grid(self, x: Tensor) -> None:
-        """Raise ShapeError unless x is (B, channels, *sizes)."""
-        if x.ndim == self.dims + 2 and x.shape[1] == self.channels:
+        """Raise ShapeError unless x is (B, channels, *sizes), each size at least 1."""
+        if x.ndim == self.dims + 2 and x.shape[1] == self.channels and all(x.shape[2:]):
             return
         sizes = ", ".join(["B", str(self.channels), *"DHW"[3 - self.dims :]])
-        fits = 3 <= x.ndim <= self.MOST_DIMS + 2
+        fits = 3 <= x.ndim <= self.MOST_DIMS + 2 and all(x.shape[1:])
         cure = f"{type(self).__name__}({x.shape[1]}, dims={x.ndim - 2}) takes this x" if fits else "reshape x"
         raise ShapeError(f"x must have shape ({sizes}), got {tuple(x.shape)}; {cure}")
 

@@ -30,11 +30,11 @@ def read_log(path: str | Path) -> list[dict[str, Any]]:
     if not file.is_file():
         raise DataError(f"{file} is no log of a training; give the folder of a run, or its log.jsonl")
     records = []
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(file.read_bytes().splitlines(), start=1):
         try:
             record = json.loads(line)
             records.append({**record, "step": int(record["step"])})
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
             raise DataError(f"line {number} of {file} is no record of a training: {line[:60]!r}") from error
     return records
 

@@ -7,23 +7,28 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from scoresde.diffusions.matrix import MatrixSDE
 from scoresde.diffusions.sde import SDE, GaussianSDE
-from scoresde.errors import ConfigError, check_integer, is_name
+from scoresde.errors import ConfigError, ScoreSDEError, check_integer, is_name
+from scoresde.models.documents import DOCUMENTS
 from scoresde.sampling.part import Watch
 from scoresde.sampling.plan import Plan, Planner, plan
 from scoresde.solvers import grids
 from scoresde.solvers.build import build_table
 from scoresde.solvers.candidates import GRIDS, USUAL, Candidate, find_candidate
+from scoresde.solvers.documents import parse_object
 from scoresde.solvers.grids import MOST_STEPS, STEPS, Grid
 from scoresde.solvers.named import DEFAULT, by_name
 from scoresde.solvers.tableau import Tableau
 
 __all__ = ["Calibration", "Rung"]
+
+CURE = "make one with Calibration.to_json()"
 
 
 @dataclass(frozen=True)
@@ -126,12 +131,16 @@ class Calibration(Planner):
         )
 
     @staticmethod
-    @functools.lru_cache(maxsize=64)
     def from_json(text: str) -> Calibration:
-        """Read what ``to_json`` wrote."""
-        held = json.loads(text)
-        rungs = tuple(Rung(**rung) for rung in held["rungs"])
-        return Calibration(rungs, tuple(held["levels"]), tuple(held["shares"]), held["evaluations"])
+        """Read what ``to_json`` wrote.
+
+        Raises:
+            ConfigError: anything else, with the path of the field. Names of solvers and grids that a later version
+                wrote are told where they are needed.
+        """
+        given: object = text
+        # What is no text may have no hash.
+        return _read(text) if isinstance(given, str) else _build(parse_object(text, "calibration", CURE))
 
     def __str__(self) -> str:
         """Write the rungs as a table."""
@@ -141,6 +150,22 @@ class Calibration(Planner):
 
     def __repr__(self) -> str:
         return f"<Calibration for {_span([rung.steps for rung in self.rungs])} evaluations>"
+
+
+def _build(document: dict[str, Any]) -> Calibration:
+    try:
+        DOCUMENTS["calibration"](document, "")
+    except ScoreSDEError as error:
+        raise ConfigError(
+            f"this is no saved calibration: {error.with_cure(CURE)}", parameter=error.parameter, allowed=error.allowed
+        ) from error
+    rungs = tuple(Rung(**rung) for rung in document["rungs"])
+    return Calibration(rungs, tuple(document["levels"]), tuple(document["shares"]), document["evaluations"])
+
+
+@functools.lru_cache(maxsize=64)
+def _read(text: str) -> Calibration:
+    return _build(parse_object(text, "calibration", CURE))
 
 
 def _span(steps: Sequence[int]) -> str:

@@ -14,7 +14,7 @@ from torch import Tensor
 from scoresde.diffusions.levels import RectifiedFlow
 from scoresde.diffusions.sde import GaussianSDE
 from scoresde.diffusions.targets import Kind
-from scoresde.errors import ConfigError, ScoreSDEError, check_integer
+from scoresde.errors import ConfigError, ScoreSDEError, check_choice, check_integer
 from scoresde.models.adapters import sde_of_betas
 from scoresde.ops import expand
 from scoresde.sampling.stepper import Stepper
@@ -25,6 +25,7 @@ from scoresde.solvers.tableau import Tableau
 
 __all__ = ["TableScheduler"]
 
+MOST_INDICES = 10**6
 KINDS: dict[str, Kind] = {"epsilon": "noise", "sample": "data", "v_prediction": "v", "flow_prediction": "flow"}
 
 
@@ -53,13 +54,18 @@ class TableScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         prediction_type: str = "epsilon",
         num_train_timesteps: int = 1000,
     ) -> None:
+        check_choice("prediction_type", prediction_type, KINDS)
         self.solver, self.kind, self.shift = solver, KINDS[prediction_type], float(trained_betas is not None)
-        self.count = num_train_timesteps
+        self.count = check_integer(num_train_timesteps, "num_train_timesteps", 1, MOST_INDICES)
+        if trained_betas is not None and len(trained_betas) != self.count:
+            raise ConfigError(
+                f"trained_betas has {len(trained_betas)} numbers, and num_train_timesteps is {self.count}"
+            )
         self.sde: GaussianSDE = RectifiedFlow() if trained_betas is None else sde_of_betas(trained_betas)
         self.fixed = None if table is None else Tableau.from_json(table)
         self.init_noise_sigma = 1.0
         self.stepper: Stepper | None = None
-        self.timesteps = torch.arange(num_train_timesteps - 1, -1, -1, dtype=torch.float32, device="cpu")
+        self.timesteps = torch.arange(self.count - 1, -1, -1, dtype=torch.float32, device="cpu")
 
     def __len__(self) -> int:
         """Return the number of indices that the network knows."""
@@ -105,8 +111,9 @@ class TableScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         return SchedulerOutput(prev_sample=x) if return_dict else (x,)
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """Return alpha x_0 + sigma z at these timesteps, (B,)."""
-        point = self.sde.at(self._time(timesteps.detach().double().cpu()))
+        """Return alpha x_0 + sigma z at these timesteps, (B,); DomainError for one that the chain does not have."""
+        times = self.sde.check_time(self._time(timesteps.detach().double().cpu()), name="timesteps", zero=True)
+        point = self.sde.at(times)
         alpha, sigma = (expand(c, original_samples) for c in (point.alpha, point.sigma))
         return alpha * original_samples + sigma * noise
 

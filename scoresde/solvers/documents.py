@@ -12,7 +12,7 @@ from typing import Any, Never
 from scoresde.errors import ConfigError, show
 from scoresde.solvers.rows import Increment, Knot, Order, Row
 
-__all__ = ["parse", "read_fields"]
+__all__ = ["parse", "parse_object", "read_fields"]
 
 CURE = "make one with Tableau.to_json()"
 Keys = dict[str, None]
@@ -29,6 +29,26 @@ KEYS: dict[type, tuple[Keys, Keys]] = {
 
 def parse(text: str) -> dict[str, Any]:
     """Return the document of a table's JSON text; ConfigError where it is none, or names a key twice."""
+    found = parse_object(text, "table", CURE)
+    version = found.pop("format", None)
+    if type(version) is int and version > 1:
+        raise ConfigError("this table was written by a newer version; upgrade scoresde", parameter="format")
+    if type(version) is not int or version != 1:
+        raise ConfigError(f"this is no saved table: its format is {show(version)}", cure=CURE)
+    return found
+
+
+def parse_object(text: str, what: str, cure: str) -> dict[str, Any]:
+    """Return the object that a text of JSON is, without NaN and without a key twice.
+
+    Args:
+        text: of JSON.
+        what: it is to be, and
+        cure: what makes one, for errors.
+
+    Raises:
+        ConfigError: anything else.
+    """
 
     def collect(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
@@ -45,16 +65,9 @@ def parse(text: str) -> dict[str, Any]:
         found = json.loads(text, object_pairs_hook=collect, parse_constant=constant)
         if not isinstance(found, dict):
             raise TypeError(f"it is {show(found)}, not an object")
-        version = found.pop("format", None)
-        if type(version) is int and version > 1:
-            raise ConfigError("this table was written by a newer version; upgrade scoresde", parameter="format")
-        if type(version) is not int or version != 1:
-            raise ValueError(f"its format is {show(version)}")
     except (TypeError, AttributeError, RecursionError, ValueError) as error:
-        if isinstance(error, ConfigError):
-            raise
         why = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
-        raise ConfigError(f"this is no saved table: {why}", cure=CURE) from error
+        raise ConfigError(f"this is no saved {what}: {why}", cure=cure) from error
     return found
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from scoresde.errors import ConfigError, DTypeError, SolverError
+from scoresde.errors import ConfigError, DTypeError, SolverError, check_mapping
 from scoresde.models.prediction import Condition, in_mode, select
 from scoresde.noise import stream
 from scoresde.ops import Array, Rows, accept_arrays, accept_rows, chunks
@@ -126,6 +126,7 @@ def look(trainer: Trainer, watch: Watch) -> dict[str, float | None]:
         return {}
     if not isinstance(found, Mapping):
         raise DTypeError(f"watch must return a dict of numbers or None, got {found!r:.60}")
+    check_mapping(found, "what watch returns", "numbers")
     made: dict[str, float | None] = {}
     for name, value in found.items():
         if name in (*COLUMNS, *BINNED):

@@ -6,6 +6,7 @@ goes on, and so are those of steps after the checkpoint.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
@@ -13,13 +14,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NotRequired, Protocol, TypedDict, runtime_checkable
 
-from scoresde.errors import CheckpointError, ConfigError, DTypeError, unknown
+from scoresde.errors import CheckpointError, ConfigError, DTypeError, check_sequence, unknown
 
-__all__ = ["LOG", "TABLE", "TRACKERS", "Log", "Record", "Tracker", "check_trackers", "open_trackers"]
+__all__ = ["LOG", "TABLE", "TRACKERS", "Log", "Record", "Tracker", "check_trackers", "open_trackers", "read_records"]
 
 LOG, TABLE = "log.jsonl", "log.csv"
 COLUMNS = ("step", "loss", "held_out_loss", "learning_rate", "gradient_norm", "skipped", "seconds")
 BINNED = ("log_snr", "loss_by_log_snr")  # lists, which have no place in a table
+NO_LETTERS = "backslashreplace"  # halves of letters, which JSON may hold and a file cannot
 TRACKERS = ("tensorboard", "wandb", "mlflow")  # of those that accelerate knows
 
 
@@ -75,7 +77,7 @@ class Log:
             row = _flatten(record)
             if not set(row) <= set(self._columns):
                 self._columns = list(dict.fromkeys([*COLUMNS, *self._columns, *row]))
-                rows = [_flatten(one) for one in _read(self.folder / LOG)]
+                rows = [_flatten(one) for one in read_records(self.folder / LOG)]
                 _replace(self.folder / TABLE, _table(self._columns, rows, titled=True))
             else:
                 self._append(TABLE, _table(self._columns, [row], titled=False))
@@ -88,7 +90,7 @@ class Log:
     def go_on_from(self, step: int) -> None:
         """Drop what was written after a step, and what is broken; in one atomic change."""
         assert self.folder is not None
-        kept = [record for record in _read(self.folder / LOG) if record["step"] <= step]
+        kept = [record for record in read_records(self.folder / LOG) if record["step"] <= step]
         _replace(self.folder / LOG, "".join(json.dumps(record) + "\n" for record in kept))
         rows = [_flatten(record) for record in kept]
         names = [name for row in rows for name in row]
@@ -96,7 +98,8 @@ class Log:
         if rows:
             _replace(self.folder / TABLE, _table(self._columns, rows, titled=True))
         else:
-            (self.folder / TABLE).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # a folder of that name, say: the first record says so
+                (self.folder / TABLE).unlink()
 
     def begin(self) -> None:
         """Make an empty log; OSError where the folder cannot be written."""
@@ -108,12 +111,13 @@ class Log:
         assert self.folder is not None
         file = self.folder / name
         try:
-            with file.open("a", encoding="utf-8", newline="") as stream:
+            with file.open("a", encoding="utf-8", errors=NO_LETTERS, newline="") as stream:
                 stream.write(text)
         except OSError as error:
+            gone = not self.folder.is_dir()
+            cure = "the run's folder was removed" if gone else "the last checkpoint stands: make room and go on with "
             raise CheckpointError(
-                f"could not write {file}: {error.strerror or error}; the last checkpoint stands: make room and go on "
-                "with resume=True"
+                f"could not write {file}: {error.strerror or error}; {cure}{'' if gone else 'resume=True'}"
             ) from error
 
 
@@ -132,8 +136,8 @@ def _table(columns: Iterable[str], rows: Sequence[Mapping[str, object]], *, titl
     return text.getvalue()
 
 
-def _read(file: Path) -> list[Record]:
-    """Return the records of a log that are whole."""
+def read_records(file: Path) -> list[Record]:
+    """Return the records of a log that are whole; none where there is no file."""
     if not file.is_file():
         return []
     found: list[Record] = []
@@ -142,7 +146,7 @@ def _read(file: Path) -> list[Record]:
             record = json.loads(line)
         except (ValueError, RecursionError):
             continue
-        if isinstance(record, dict) and isinstance(record.get("step"), int):
+        if isinstance(record, dict) and type(record.get("step")) is int and type(record.get("watched", {})) is dict:
             found.append(record)  # type: ignore[arg-type]
     return found
 
@@ -150,7 +154,7 @@ def _read(file: Path) -> list[Record]:
 def _replace(file: Path, text: str) -> None:
     temporary = file.with_name(f".{file.name}.tmp")
     try:
-        temporary.write_text(text, encoding="utf-8", newline="")
+        temporary.write_text(text, encoding="utf-8", errors=NO_LETTERS, newline="")
         temporary.replace(file)
     except OSError as error:
         temporary.unlink(missing_ok=True)
@@ -160,7 +164,7 @@ def _replace(file: Path, text: str) -> None:
 def check_trackers(trackers: str | Sequence[str | Tracker]) -> list[str | Tracker]:
     """Return trackers, of which some are names; ConfigError for an unknown name, DTypeError for no tracker."""
     single = isinstance(trackers, str | Tracker)
-    found: list[str | Tracker] = [trackers] if single else list(trackers or ())  # type: ignore[list-item]
+    found: list[str | Tracker] = [trackers] if single else [*check_sequence(trackers or (), "trackers", "trackers")]  # type: ignore[list-item]
     for one in found:
         if isinstance(one, str) and one not in TRACKERS:
             raise unknown("tracker", one, TRACKERS)

@@ -41,7 +41,10 @@ class Affine:
         for name in ("shift", "scale"):
             given = getattr(self, name)
             many = isinstance(given, tuple)
-            numbers = tuple(v if type(v) is int else read_number(v) for v in (given if many else (given,)))
+            # Whole numbers stay as they are where a float holds them.
+            numbers = tuple(
+                v if type(v) is int and abs(v) <= 2**53 else read_number(v) for v in (given if many else (given,))
+            )
             if None in numbers:
                 raise DTypeError(f"{name} must be a number or a tuple of numbers, got {show(given)}")
             object.__setattr__(self, name, numbers if many else numbers[0])

@@ -158,11 +158,18 @@ def test_no_broken_file_leaves_anything(tmp_path: Path, capsys: pytest.CaptureFi
     net, lists = Small(), [torch.zeros(1)]
     for _ in range(20):
         lists = [lists, lists]
+    nothing: list[Any] = []
+    for _ in range(60):
+        nothing = [nothing, nothing]
     circle: list[Any] = []
     circle.append(circle)
     files = {
         "module.pt": (net, "more than tensors: it names test_cli_convert.Small, of which nothing was run; save "),
         "lists.pt": (lists, "holds more than 100000 values"),
+        "nothing.pt": (nothing, "holds more than 100000 values"),
+        "complex.pt": ({"a": torch.zeros(1, dtype=torch.complex128)}, "holds a of torch.complex128, which safetensors"),
+        "named.pt": ({"__metadata__": torch.zeros(1)}, "holds __metadata__ of torch.float32, which safetensors"),
+        "meta.pt": ({"a": torch.zeros(1, device="meta")}, "holds a, which is no dense tensor with values"),
         "circle.pt": (circle, "holds containers within one another without end"),
         "wide.pt": (torch.zeros(1).expand(2**33), "holds more than 16 GiB of tensors; --limit allows more"),
         "sparse.pt": ({"a": torch.eye(2).to_sparse()}, "holds a, which is no dense tensor"),
@@ -216,4 +223,4 @@ def test_a_limit_and_a_part(tmp_path: Path) -> None:
     assert (list(tensors), left_out) == (["w"], [])
     with pytest.raises(CheckpointError, match=r"b.safetensors could not be written \(.*\); make room or choose"):
         convert_weights(tmp_path / "a.pt", tmp_path / "nowhere" / "b.safetensors")
-    assert list(flatten({"a": [1, {"b": 2}], 3: ()})) == [("a.0", 1), ("a.1.b", 2)]
+    assert list(flatten({"a": [1, {"b": 2}], 3: ()})) == [("a.0", 1), ("a.1.b", 2), ("3", ())]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -71,6 +72,19 @@ def test_a_run_is_described_as_it_is(run: Path, capsys: pytest.CaptureFixture[st
     # The checkpoint's own folder serves too, and stands alone.
     alone = facts(capsys, str(run / "checkpoint"))
     assert alone["network"] == told["network"]
+
+
+def test_a_log_that_is_broken_is_described_by_what_is_whole(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(run, folder)
+    whole = b'{"step": 3, "loss": 0.25, "count": 1' + b"0" * 400 + b"}\n"
+    for rest in (b"\xff\xfe\n", b"[" * 100_000, b'{"step": "x"}\n', b'{"step": 4, "watched": 3}', b"\0"):
+        (folder / "log.jsonl").write_bytes(whole + rest)
+        assert facts(capsys, str(folder))["last record"] == "step 3, loss 0.25"
+    (folder / "run.json").write_text("[" * 100_000)
+    assert "run.json is damaged, it is no JSON" in refused(capsys, ["describe", str(folder)])
 
 
 def test_a_network_and_an_sde_of_your_own_are_named(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

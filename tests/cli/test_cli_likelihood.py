@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from cli_helpers import Folders, main, refused
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from scoresde import Dequantisation, LevelsDecoder, ProbabilityFlow, ScoreModel, continuous_elbo, log_likelihood
 from scoresde.cli import likelihood as verb
@@ -105,6 +105,12 @@ def test_results_of_other_options_are_not_gone_on_with(
     assert "holds the likelihood of another draws, seed; choose another --out, or begin anew with --fresh" in message
     assert "another samples" in refused(capsys, [*command, "--n", "5"])
     assert main([*command, "--seed", "7", "--fresh"]) == 0
+    whole = load_file(tmp_path / "values.safetensors")
+    flow = whole.pop("flow")
+    for damaged in (whole, {}, {**whole, "flow": flow[:2]}, {**whole, "flow": flow[None]}):
+        save_file(damaged, tmp_path / "values.safetensors")
+        message = refused(capsys, [*command, "--seed", "7"])
+        assert "is damaged: its values are not those of so many samples; begin anew" in message
     (tmp_path / "values.safetensors").write_bytes(b"no")
     assert "is damaged" in refused(capsys, [*command, "--seed", "7"])
 

@@ -165,6 +165,17 @@ def test_options_that_are_not_a_training_s_do_not_resume(
     for broken in ({}, {**about, "options": {"lerning_rate": 1.0}}):
         (tmp_path / "run.json").write_text(json.dumps(broken))
         assert "does not hold the options of a training" in refused(capsys, ["train", "--resume", str(tmp_path)])
+    # Someone gave an option another kind of value.
+    for name, value, kind in (
+        ("data", 3, "str"),
+        ("steps", "many", "int or null"),
+        ("steps", 4.0, "int or null"),
+        ("conditional", 1, "bool"),
+        ("ema_decay", [0.5], "float"),
+    ):
+        (tmp_path / "run.json").write_text(json.dumps({**about, "options": {**about["options"], name: value}}))
+        message = refused(capsys, ["train", "--resume", str(tmp_path)])
+        assert f"run.json: options.{name} must be {kind}, got {value!r}" in message
 
 
 def test_watching_a_training_logs_distances_and_keeps_pictures(tmp_path: Path) -> None:

@@ -22,10 +22,13 @@ from scoresde import (
     GaussianModel,
     Latent,
     RectifiedFlow,
+    ScoreModel,
     ShapeError,
+    SolverError,
     latent_elbo,
     log_likelihood,
 )
+from scoresde.nn import MLP, Autoencoder
 from scoresde.noise import normal, stream
 
 F64 = torch.float64
@@ -142,3 +145,17 @@ def test_what_has_no_bound_is_refused_with_what_has() -> None:
     guarded = model_of(Components(variational=False))
     with pytest.raises(ConfigError, match="no change of variables"):
         latent_elbo(guarded, x)
+
+
+def test_data_of_another_type_than_the_autoencoder_have_the_same_bound() -> None:
+    coder = Autoencoder(1, 2, width=4, multipliers=(1, 2))
+    model = ScoreModel(MLP((2, 2, 2), width=4), VPSDE(), transform=Latent(coder, Affine(0.1, 0.5)))
+    x = normal((3, 1, 4, 4), stream(4))
+    single, double = latent_elbo(model, x), latent_elbo(model, x.double())
+    torch.testing.assert_close(double.per_sample, single.per_sample, rtol=1e-5, atol=1e-3)
+
+
+def test_a_bound_that_is_no_number_is_raised() -> None:
+    model, x = model_of(Components()), draw(4)
+    with pytest.raises(SolverError, match=r"the bound is not finite in 25.0% of the samples"):
+        latent_elbo(model, x, log_density=lambda y: torch.tensor([0.0, 0.0, math.nan, 0.0]))

@@ -22,12 +22,15 @@ from torch import Tensor
 from scoresde import (
     VESDE,
     VPSDE,
+    Affine,
     CheckpointError,
     CosineVPSDE,
     GroupedSDE,
     Haar,
+    Latent,
     LinearModel,
     MatrixSDE,
+    Moments,
     ScoreModel,
     ScoreSDEError,
     TabulatedSDE,
@@ -39,7 +42,7 @@ from scoresde.models.manifest import sign
 from scoresde.models.mapped import MappedModel, map_prediction
 from scoresde.models.prediction import Predictor
 from scoresde.models.saving_parts import take_apart_whole
-from scoresde.nn import MLP
+from scoresde.nn import EGNN, MLP, Autoencoder, DiT, MagnitudeUNet
 from scoresde.noise import normal, stream
 from scoresde.sampling.calibration import Calibration
 from scoresde.solvers.tableau import Tableau
@@ -128,6 +131,23 @@ def thresholded(folder: Path) -> None:
     map_prediction(inner, DynamicThreshold(0.9, 2.0)).save(folder)
 
 
+def coded(folder: Path) -> None:
+    transform = Latent(filled(Autoencoder(1, 2, width=4, multipliers=(1, 2))), Affine(0.1, 2.0))
+    net = filled(MagnitudeUNet(2, width=4, multipliers=(1,), heads=2, context_features=2))
+    ScoreModel(net, VPSDE(), moments=Moments(torch.zeros(2, 2, 2), torch.ones(())), transform=transform).save(folder)
+
+
+def patches(folder: Path) -> None:
+    net = filled(DiT(1, width=16, depth=1, heads=2, classes=2, out_channels=2))
+    moments = Moments(torch.zeros(1, 4, 3), torch.ones(()))
+    ScoreModel(net, VPSDE(), predicts="v", moments=moments, variance="learned").save(folder)
+
+
+def points(folder: Path) -> None:
+    net = filled(EGNN(2, features=1, width=4, depth=1, classes={"kind": 2}))
+    ScoreModel(net, VPSDE(), predicts="data", moments=Moments(torch.zeros(4, 3), torch.ones(()))).save(folder)
+
+
 LABEL = {"label": torch.tensor([0, 1])}
 KINDS: dict[str, tuple[Callable[[Path], None], Loader, tuple[int, ...], dict[str, Tensor] | None]] = {
     "full": (full, ScoreModel.load, (3,), LABEL),
@@ -139,6 +159,9 @@ KINDS: dict[str, tuple[Callable[[Path], None], Loader, tuple[int, ...], dict[str
     "multiplied": (multiplied, CombinedModel.load, (3,), None),
     "clamped": (clamped, MappedModel.load, (3,), None),
     "thresholded": (thresholded, MappedModel.load, (3,), None),
+    "coded": (coded, ScoreModel.load, (2, 2, 2), None),
+    "patches": (patches, ScoreModel.load, (1, 4, 3), LABEL),
+    "points": (points, ScoreModel.load, (4, 3), None),
 }
 
 
@@ -147,6 +170,9 @@ FIELDS = {
     "tabulated": ("trained_sde", "sde", "sigma_data"),
     "linear": ("trained_sde", "linear"),
     "turned": ("trained_sde",),
+    "coded": ("transform",),
+    "patches": ("network", "variance"),
+    "points": ("network", "variance"),
 }
 
 

@@ -15,8 +15,10 @@ from altered import full, image, read_parts, signed
 from checkpoints import Own, filled, same_weights, small
 from torch import Tensor
 
-from scoresde import VPSDE, CheckpointError, ScoreModel
+from scoresde import VPSDE, CheckpointError, Latent, Moments, ScoreModel
+from scoresde.models import checkpoint
 from scoresde.models.manifest import sign
+from scoresde.nn import EGNN, MLP, Autoencoder, DiT, MagnitudeUNet
 
 TEXTS = {
     "brackets": (b"[" * 200_000, "is damaged, it is no JSON: maximum recursion depth"),
@@ -264,4 +266,72 @@ def test_the_event_and_the_channels_are_those_of_the_network(tmp_path: Path) -> 
     document = {**json.loads(parts["model"][1]), "variance": "fixed"}
     signed(tmp_path, {**parts, "model": ("json", json.dumps(document).encode())})
     with pytest.raises(CheckpointError, match="variance is fixed, and the network gives 2 channels for 1"):
+        ScoreModel.load(tmp_path)
+
+
+def test_a_shape_of_very_many_sizes_is_refused_at_once(tmp_path: Path) -> None:
+    """The product of 200 000 sizes of 62 bits takes minutes."""
+    small(0).save(tmp_path)
+    parts = read_parts(tmp_path)
+    for count, message in ((200_000, r"a has the shape \["), (65, r"a has the shape \["), (64, "has the data_offsets")):
+        header = json.dumps({"a": {"dtype": "F32", "shape": [2**62] * count, "data_offsets": [0, 0]}}).encode()
+        signed(tmp_path, {**parts, "weights": ("safetensors", len(header).to_bytes(8, "little") + header)})
+        with pytest.raises(CheckpointError, match=message):
+            ScoreModel.load(tmp_path)
+
+
+def test_a_number_of_a_manifest_that_is_infinite_is_damage(tmp_path: Path) -> None:
+    small(0).save(tmp_path)
+    text = '{"format": "scoresde checkpoint", "version": 1, "files": {"model": 1e999}, "sha256": "x"}'
+    (tmp_path / "manifest.json").write_text(text, "utf-8")
+    with pytest.raises(CheckpointError, match=r"manifest.json is damaged; take another copy"):
+        ScoreModel.load(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["moments", "groups", "ema", "autoencoder", "weights", "training_state", "a_moments"])
+def test_a_document_in_the_place_of_tensors_is_not_taken_for_nothing(name: str, tmp_path: Path) -> None:
+    full(tmp_path)
+    signed(tmp_path, {**read_parts(tmp_path), name: ("json", b"{}")})
+    with pytest.raises(CheckpointError, match=rf"{name}-\w+.json: {name} must be tensors"):
+        checkpoint.read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "name", ["model", "tables", "calibration", "change", "combination", "training", "run", "b_model"]
+)
+def test_tensors_in_the_place_of_a_document_are_not_taken_for_nothing(name: str, tmp_path: Path) -> None:
+    full(tmp_path)
+    data = safetensors.torch.save({"a": torch.zeros(1)})
+    signed(tmp_path, {**read_parts(tmp_path), name: ("safetensors", data)})
+    with pytest.raises(CheckpointError, match=rf"{name}-\w+.safetensors: {name} must be a document"):
+        checkpoint.read(tmp_path)
+
+
+NEW: dict[str, tuple[Callable[[], torch.nn.Module], tuple[int, ...], tuple[int, ...]]] = {
+    "DiT": (lambda: DiT(1, width=8, depth=1, heads=2), (1, 4, 4), (2, 4, 4)),
+    "MagnitudeUNet": (lambda: MagnitudeUNet(1, width=4, multipliers=(1,), heads=2), (1, 4, 4), (1, 4)),
+    "EGNN": (lambda: EGNN(2, width=4, depth=1), (5, 2), (5, 3)),
+}
+
+
+@pytest.mark.parametrize("name", NEW)
+def test_moments_and_variance_are_held_to_every_network(name: str, tmp_path: Path) -> None:
+    make, event, other = NEW[name]
+    ScoreModel(make(), VPSDE(), moments=Moments(torch.zeros(event), torch.ones(()))).save(tmp_path)
+    assert ScoreModel.load(tmp_path).moments.mean.shape == event
+    parts = read_parts(tmp_path)
+    change_tensors(tmp_path, "moments", lambda tensors: tensors.update(mean=torch.zeros(other)))
+    with pytest.raises(CheckpointError, match=rf"the moments are of the event \({other[0]}, .*the network's is"):
+        ScoreModel.load(tmp_path)
+    document = {**json.loads(parts["model"][1]), "variance": "learned"}
+    signed(tmp_path, {**parts, "model": ("json", json.dumps(document).encode())})
+    with pytest.raises(CheckpointError, match="variance is learned, and the network gives"):
+        ScoreModel.load(tmp_path)
+
+
+def test_an_autoencoder_is_the_one_that_the_document_names(tmp_path: Path) -> None:
+    coder = Autoencoder(1, 2, width=4, multipliers=(1, 2))
+    ScoreModel(filled(MLP((2, 2, 2), width=4)), VPSDE(), transform=Latent(coder)).save(tmp_path)
+    change_tensors(tmp_path, "autoencoder", lambda tensors: tensors["scale"].add_(1.0))
+    with pytest.raises(CheckpointError, match=r"transform.weights is not the digest of autoencoder-"):
         ScoreModel.load(tmp_path)

@@ -6,6 +6,7 @@ import copy
 import functools
 import json
 import math
+import shutil
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from foreign import small_dit, small_unet, small_unet1d
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from scoresde import (
@@ -21,6 +23,7 @@ from scoresde import (
     VPSDE,
     CheckpointError,
     ConfigError,
+    DTypeError,
     ScoreModel,
     adapt,
     from_diffusers,
@@ -210,6 +213,8 @@ def test_what_a_configuration_says_of_the_samples(unet: nn.Module) -> None:
     assert (read_event(small_dit()), count_classes(small_dit())) == ((4, 4, 4), 1000)
     assert read_event(small_unet(sample_size=(8, 4))) == (1, 8, 4)
     assert count_classes(small_unet(class_embed_type="timestep")) is None
+    with pytest.raises(ConfigError, match=r"sample_size of UNet2DModel has 2 sizes, got \(8,\)"):
+        read_event(small_unet(sample_size=(8,)))
     with pytest.raises(ConfigError, match=r'UNet2DModel has in_channels 1 and sample_size None.*"sample_size": 32'):
         read_event(small_unet(sample_size=None))
 
@@ -271,6 +276,67 @@ def test_other_files_are_refused(unet: nn.Module, tmp_path: Path) -> None:
     assert math.isfinite(
         float(sample(from_diffusers(tmp_path, net=unet), (1, 1, 8, 8), steps=2, cond={"label": 1}).sum())
     )
+
+
+FIELDS: dict[str, tuple[str, dict[str, object], str]] = {
+    "indices": ("scheduler", {"num_train_timesteps": "x"}, "num_train_timesteps must be a whole number, got 'x'"),
+    "too many": ("scheduler", {"num_train_timesteps": 10**12}, "num_train_timesteps must be at most 1000000, got"),
+    "no start": ("scheduler", {"beta_start": None}, "beta_start must be a number, got None"),
+    "end": ("scheduler", {"beta_end": 3.0}, r"beta_end must lie in \[0, 1\], got 3"),
+    "betas": ("scheduler", {"trained_betas": [0.1, "x"]}, r"trained_betas\[1\] must be a number"),
+    "schedule": ("scheduler", {"beta_schedule": [1]}, "beta_schedule must be a text"),
+    "rescale": ("scheduler", {"rescale_betas_zero_snr": "no"}, "rescale_betas_zero_snr must be true or false"),
+    "channels": ("unet", {"in_channels": "x"}, "in_channels must be a whole number"),
+    "size": ("unet", {"sample_size": {"a": 1}}, "sample_size must be of the kind"),
+    "class": ("unet", {"_class_name": ["UNet2DModel"]}, "_class_name must be a text"),
+    "wide": (
+        "unet",
+        {"block_out_channels": [100_000, 100_000]},
+        "cannot be loaded by diffusers: it has a tensor of sha",
+    ),
+    "deep": ("unet", {"layers_per_block": 10**7}, "cannot be loaded by diffusers: it has more tensors"),
+    "other": ("unet", {"layers_per_block": 2}, "weights that are not its network's: missing down_blocks"),
+    "no labels": ("unet", {"num_class_embeds": None}, "not its network's: unexpected class_embedding.weight"),
+    "groups": ("unet", {"norm_num_groups": 0}, "cannot be loaded by diffusers: integer modulo by zero"),
+}
+
+
+@pytest.fixture(scope="module")
+def saved(unet: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("diffusers")
+    save(unet, diffusers.DDIMScheduler(num_train_timesteps=50), folder)
+    return folder
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_altered_configurations_are_refused_by_their_field(name: str, saved: Path, tmp_path: Path) -> None:
+    """diffusers itself would fill the memory, or draw the weights that are missing and go on."""
+    part, change, message = FIELDS[name]
+    folder = shutil.copytree(saved, tmp_path / "m")
+    file = folder / part / ("scheduler_config.json" if part == "scheduler" else "config.json")
+    file.write_text(json.dumps({**json.loads(file.read_text()), **change}))
+    with pytest.raises(CheckpointError, match=message) as caught:
+        from_diffusers(folder)
+    assert "\n" not in str(caught.value)
+
+
+def test_weights_are_all_there_and_finite(saved: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(saved, tmp_path / "m")
+    file = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    whole = load_file(file)
+    for changed, message in (
+        ({name: value for name, value in whole.items() if name != "conv_in.weight"}, "missing conv_in.weight; take"),
+        ({**whole, "more": torch.zeros(1)}, "unexpected more; take another copy"),
+        ({**whole, "conv_in.bias": torch.full((32,), math.nan)}, "conv_in.bias has values that are not finite"),
+    ):
+        save_file(changed, file)
+        with pytest.raises(CheckpointError, match=message):
+            from_diffusers(folder)
+    (folder / "scheduler" / "scheduler_config.json").write_bytes(b"[" * 100_000)
+    with pytest.raises(CheckpointError, match=r"scheduler_config.json is damaged, it is no JSON"):
+        from_diffusers(folder)
+    with pytest.raises(DTypeError, match="net must be a network"):
+        from_diffusers(folder, net=3)
 
 
 def test_log_snr_fed_to_a_network_of_diffusers_is_noticed(unet: nn.Module) -> None:

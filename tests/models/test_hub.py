@@ -16,7 +16,7 @@ from huggingface_hub.errors import LocalTokenNotFoundError
 from huggingface_hub.utils import filter_repo_objects
 from torch import Tensor, nn
 
-from scoresde import VPSDE, Affine, CheckpointError, ConfigError, Moments, RectifiedFlow, ScoreModel, sample
+from scoresde import VPSDE, Affine, CheckpointError, ConfigError, DTypeError, Moments, RectifiedFlow, ScoreModel, sample
 from scoresde.models.hub import write_card
 from scoresde.models.manifest import MANIFEST
 from scoresde.nn import MLP
@@ -120,8 +120,14 @@ def test_other_things_are_refused(cache: Path, tmp_path: Path, monkeypatch: pyte
     for name in ("nowhere", "./some/where", "a/b/c", "/no/where"):
         with pytest.raises(CheckpointError, match="is no folder, and no name of a repository on the hub"):
             ScoreModel.from_pretrained(name)
-    with pytest.raises(CheckpointError, match="could not be fetched"):
-        ScoreModel.from_pretrained("some one/moons--")
+    for name in ("some one/moons--", "user/..", "user/a\x07b"):
+        with pytest.raises(CheckpointError, match="could not be fetched"):
+            ScoreModel.from_pretrained(name)
+    with pytest.raises(DTypeError, match="revision must be a text, got 3"):
+        ScoreModel.from_pretrained(NAME, revision=3)
+    for options in ({"name": 3}, {"name": "user/name", "message": None}):
+        with pytest.raises(DTypeError, match="must be a text, got"):
+            make().push_to_hub(**options)
     folder = fill(cache, make())
     file = next(folder.glob("weights-*"))
     data = file.read_bytes()

@@ -277,6 +277,26 @@ def test_a_lock_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
         small().save(tmp_path / "m")
 
 
+def test_a_lock_that_was_removed_by_hand_leaves_the_next_holders_alone(tmp_path: Path) -> None:
+    """The next holder's file has the same name; the folder that took the place of a removed one is locked anew."""
+    run, moved = tmp_path / "run", tmp_path / "moved"
+    with locked(run):
+        (run / LOCK).unlink()
+        with locked(run):
+            assert (run / LOCK).is_file()
+        assert not (run / LOCK).exists()
+    with locked(run):
+        (run / LOCK).rename(run / "mine")
+        (run / LOCK).write_text("another's", "utf-8")
+        kept = (run / LOCK).stat().st_ino
+    assert (run / LOCK).stat().st_ino == kept
+    (run / LOCK).unlink()
+    with locked(run):
+        run.rename(moved)
+        with locked(run):
+            assert (run / LOCK).is_file()
+
+
 def test_a_save_removes_what_the_manifest_before_named_and_nothing_else(tmp_path: Path) -> None:
     small(0).save(tmp_path)
     first = files(tmp_path)

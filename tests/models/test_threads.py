@@ -147,9 +147,13 @@ def test_the_other_mode_is_refused_while_another_thread_has_one() -> None:
             if training:
                 with pytest.raises(ConfigError, match="another thread uses Told in training mode"):
                     sample(model, (2, 3), steps=2)
-            # The same mode is shared.
-            with in_mode(model, training=training):
-                pass
+            # Evaluation is shared; a second training would write the weights of the first.
+            if training:
+                with pytest.raises(ConfigError, match="needs training mode, which is for one at a time"):
+                    in_mode(model, training=True).__enter__()
+            else:
+                with in_mode(model, training=False):
+                    pass
             assert net.training is training
         finally:
             done.set()
@@ -176,6 +180,9 @@ def test_a_thread_may_judge_what_it_trains_and_nobody_else_joins_then() -> None:
             assert not net.training
             # Its mode is the wanted one, but for a moment only.
             assert run(join) == []
+            with in_mode(net, training=True):
+                assert net.training
+            assert not net.training, "what was left is the innermost"
         assert net.training
     assert not net.training
     assert len(refused) == 1

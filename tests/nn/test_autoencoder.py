@@ -108,3 +108,25 @@ def test_it_says_what_it_takes() -> None:
         small(std=0.0)
     with pytest.raises(DTypeError, match="latent_channels must be"):
         small(latent_channels=1.5)
+    for wrong, kind in (([1.0], DTypeError), (data(5, 2, 8, 8).long(), DTypeError)):
+        with pytest.raises(kind, match="x must "):
+            net.posterior(wrong)
+        with pytest.raises(kind, match="z must "):
+            net.decode(wrong)
+    with pytest.raises(ShapeError, match=r"z must have shape \(B, 3, H, W\), got \(5, 3, 0, 4\)"):
+        net.decode(data(5, 3, 0, 4))
+    with pytest.raises(DTypeError, match="multipliers must be a list of sizes"):
+        small(multipliers=2)
+
+
+def test_data_of_another_type_are_taken_and_answered_in_it() -> None:
+    """The weights' type is what is computed in."""
+    net, x = small().float(), data(3, 2, 8, 8).float()
+    mean, log_variance = net.posterior(x)
+    for dtype, rough in ((torch.float64, 1e-6), (torch.bfloat16, 0.05)):
+        wide = net.posterior(x.to(dtype))
+        z = net.decode(mean.to(dtype))
+        assert {one.dtype for one in (*wide, z)} == {dtype}
+        torch.testing.assert_close(wide[0].float(), mean, rtol=rough, atol=rough)
+        torch.testing.assert_close(wide[1].float(), log_variance, rtol=rough, atol=rough)
+        torch.testing.assert_close(z.float(), net.decode(mean), rtol=rough, atol=rough)

@@ -143,8 +143,9 @@ def test_a_wrong_condition_is_refused_before_the_first_call(fault: str) -> None:
 def test_options_that_name_conditions_badly_are_refused() -> None:
     with pytest.raises(ConfigError, match="context_features names 'label', which classes names, too"):
         MLP(3, classes=2, context_features={"label": 2})
-    with pytest.raises(ConfigError, match="must name conditions by words such as 'label', got 'x'"):
-        MLP(3, classes={"x": 2})
+    for name in ("x", "c_noise", "self", 1, "two words"):
+        with pytest.raises(ConfigError, match="must name conditions by words such as 'label', got "):
+            MLP(3, classes={name: 2})
     with pytest.raises(ConfigError, match="cannot be named 'mix'"):
         MLP(3, classes={"mix": 2})
     with pytest.raises(DomainError, match="context_features must be at least 1"):
@@ -153,3 +154,11 @@ def test_options_that_name_conditions_badly_are_refused() -> None:
         MLP((), concat_channels=1)
     with pytest.raises(ConfigError, match="unknown condition 'labl'"):
         drop_conditions({"label": torch.arange(3)}, {"labl": 0.1}, {})
+
+
+def test_a_network_takes_floating_x_and_tensors_alone() -> None:
+    network, x, c_noise = net(), torch.zeros(2, 3), torch.zeros(2)
+    with pytest.raises(DTypeError, match=r"x must have a real floating dtype, got torch.int64"):
+        network(x.long(), c_noise)
+    with pytest.raises(DTypeError, match=r"label must be a tensor, got \[0, 1\]"):
+        network(x, c_noise, label=[0, 1])

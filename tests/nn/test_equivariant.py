@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import pytest
@@ -136,3 +137,13 @@ def test_another_layout_is_refused_with_a_cure() -> None:
         EGNN(3, features=2)(torch.zeros(2, 5, 7), torch.zeros(2))
     with pytest.raises(ShapeError, match="one or more points"):
         EGNN(3)(torch.zeros(2, 0, 3), torch.zeros(2))
+
+
+def test_float16_knows_clouds_of_any_usual_size() -> None:
+    """256 times the square of a distance of 16 is no number of float16."""
+    net = awake(EGNN(2, width=8, depth=2))
+    x, c_noise = 40 * normal((3, 4, 2), stream(5)), torch.zeros(3)
+    expected = net(x, c_noise)
+    half = copy.deepcopy(net).half()(x.half(), c_noise)
+    assert half.dtype == torch.float16
+    torch.testing.assert_close(half.float(), expected, rtol=0.02, atol=0.5)

@@ -5,14 +5,16 @@ from __future__ import annotations
 import itertools
 import json
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
 from network_cases import CASES, awake, build, distance, inputs
+from torch import nn
 
 from scoresde import VPSDE, ScoreModel, sample
 from scoresde.errors import ConfigError, DomainError, DTypeError, ShapeError
-from scoresde.nn import MLP, NETWORKS, UNet, drop_labels
+from scoresde.nn import MLP, NETWORKS, DiT, MagnitudeUNet, UNet, drop_labels
 from scoresde.nn.embeddings import fourier_features
 from scoresde.noise import integers, normal, stream
 
@@ -236,3 +238,9 @@ def test_faults_name_what_was_got_and_the_cure(fault):
     call, error, message = FAULTS[fault]
     with pytest.raises(error, match=message):
         call()
+
+
+@pytest.mark.parametrize("make", [UNet, MagnitudeUNet, lambda c: DiT(c, width=16, heads=2)])
+def test_a_grid_without_places_is_no_sample(make: Callable[[int], nn.Module]) -> None:
+    with pytest.raises(ShapeError, match=r"x must have shape \(B, 1, H, W\), got \(2, 1, 0, 4\); reshape x"):
+        make(1)(torch.zeros(2, 1, 0, 4), torch.zeros(2))

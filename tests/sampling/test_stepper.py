@@ -15,6 +15,7 @@ from scoresde import (
     DDPM,
     VPSDE,
     ConfigError,
+    DomainError,
     DTypeError,
     GaussianModel,
     RectifiedFlow,
@@ -236,3 +237,25 @@ def test_schedulers_that_cannot_be(unet: nn.Module) -> None:
     with pytest.raises(ConfigError, match="the table has 3 calls, got num_inference_steps=7"):
         to_diffusers(table, betas=BETAS).set_timesteps(7)
     assert isinstance(copy.deepcopy(Stepper(table)), Stepper)
+
+
+def test_a_scheduler_of_diffusers_is_held_to_its_configuration() -> None:
+    """Whatever ``from_config`` hands over."""
+    diffusers = pytest.importorskip("diffusers")
+    made = to_diffusers("ddim", betas=DDPM.linear(1000).betas[:20], n=20)
+    kind = type(made)
+    assert isinstance(made, diffusers.SchedulerMixin)
+    for change, message in (
+        ({"prediction_type": "epsilom"}, "unknown prediction_type 'epsilom'; did you mean 'epsilon'"),
+        ({"num_train_timesteps": "x"}, "num_train_timesteps must be an integer"),
+        ({"num_train_timesteps": -3}, "num_train_timesteps must be at least 1"),
+        ({"num_train_timesteps": 10**12}, "num_train_timesteps must be at most 1000000"),
+        ({"num_train_timesteps": 3}, "trained_betas has 20 numbers, and num_train_timesteps is 3"),
+    ):
+        with pytest.raises((ConfigError, DTypeError, DomainError), match=message):
+            kind.from_config({**made.config, **change})
+    x = torch.zeros(2, 1)
+    assert made.add_noise(x, x, torch.tensor([0, 19])).shape == (2, 1)
+    for wrong in (torch.tensor([5, 99]), torch.tensor([5, -3])):
+        with pytest.raises(DomainError, match="timesteps must lie in"):
+            made.add_noise(x, x, wrong)

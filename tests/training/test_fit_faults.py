@@ -68,6 +68,7 @@ def broken() -> Tensor:
         ({"learning_rate": lambda k: 0.1, "warmup": 3}, ConfigError, "a function has its own, leave them out"),
         ({"uncertainty": True, "objective": lambda m, x, g, c: x.sum(1)}, ConfigError, "uncertainty= weighs the"),
         ({"trackers": ["tensorbord"]}, ConfigError, "unknown tracker 'tensorbord'; did you mean 'tensorboard'"),
+        ({"trackers": 3}, DTypeError, "trackers must be a list of trackers, got 3"),
         ({"trackers": [3]}, DTypeError, "trackers must be names or have a method log"),
         ({"data": {"x": DATA}}, DTypeError, "data must be a torch.Tensor, got dict"),
         ({"data": 3}, DTypeError, "data must be a torch.Tensor, got int"),

@@ -6,6 +6,7 @@ import csv
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -80,6 +81,11 @@ def test_the_log_has_every_number_in_both_forms(tmp_path: Path) -> None:
 def test_a_watch_that_gives_no_numbers_is_told(tmp_path: Path) -> None:
     for bad, kind, message in (
         (lambda model: 3, DTypeError, "watch must return a dict of numbers or None, got 3"),
+        (
+            lambda model: {1: 2.0},
+            DTypeError,
+            r"what watch returns must be a dict from names to numbers, got \{1: 2.0\}",
+        ),
         (lambda model: {"a": "b"}, DTypeError, "watch returned 'b' for 'a', which is no number"),
         (lambda model: {"loss": 1.0}, ConfigError, "watch returned 'loss', which the log has already"),
     ):
@@ -372,3 +378,27 @@ def test_a_second_training_in_a_folder_is_refused_while_the_first_runs(tmp_path:
         first.join()
     assert [line["step"] for line in records(tmp_path / "run")] == [3, 6, 9, 12]
     fit(tiny(), DATA, folder=tmp_path / "run", resume=True, **OPTIONS)
+
+
+def test_lines_of_a_log_that_are_no_records_are_dropped_when_a_run_goes_on(tmp_path: Path) -> None:
+    constant = {**OPTIONS, "decay": "constant", "warmup": 0, "folder": tmp_path}
+    fit(tiny(), DATA, **constant)
+    whole = records(tmp_path)
+    lines = (
+        b'{"step": 3, "watched": null}',
+        b'{"step": true}',
+        b'{"step": 3, "watched": [1]}',
+        b"[" * 100_000,
+        b"\xff",
+    )
+    with (tmp_path / "log.jsonl").open("ab") as stream:
+        stream.write(b"\n".join((*lines, b'{"step": 3, "half of a letter": "\\ud800"}\n')))
+    fit(tiny(), DATA, **{**constant, "steps": 15, "resume": True})
+    assert records(tmp_path)[: len(whole)] == whole
+    assert "\\ud800" in (tmp_path / "log.csv").read_text("utf-8")
+
+
+def test_a_folder_that_is_removed_in_a_run_is_said(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    with pytest.raises(CheckpointError, match=r"log.jsonl: No such file or directory; the run's folder was removed"):
+        fit(tiny(), DATA, folder=run, on_log=lambda _: shutil.rmtree(run), **{**OPTIONS, "save_every": 12})

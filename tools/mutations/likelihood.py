@@ -162,4 +162,14 @@ MUTANTS = (
         replacement="STILL = 1e-2 ",
         tests=("likelihood/test_action.py::test_nothing_near_by_is_of_less_action",),
     ),
+    Mutant(
+        what="the bound of a latent model without the volume of its map of codes",
+        file="likelihood/latent.py",
+        pattern='nats if then is None else nats - then.log_abs_det(z).to("cpu", torch.float64)',
+        replacement="nats",
+        tests=(
+            "likelihood/test_latent_bound.py::"
+            "test_the_bound_is_log_p_for_every_draw_where_the_encoder_is_the_posterior",
+        ),
+    ),
 )

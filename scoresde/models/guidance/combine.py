@@ -50,6 +50,7 @@ from scoresde.errors import (
 )
 from scoresde.models import checkpoint
 from scoresde.models.checks import check_model
+from scoresde.models.latent import is_same_transform
 from scoresde.models.prediction import Condition, Predictor, Prepared, Readout
 from scoresde.models.score_model import ScoreModel
 from scoresde.ops import flat
@@ -228,7 +229,7 @@ class CombinedModel(Predictor):
         for part in parts[1:]:
             if repr(part.sde) != repr(first.sde):
                 raise ConfigError(f"the models are under {first.sde!r} and {part.sde!r}; use with_sde on one of them")
-            if part.transform != first.transform:
+            if not is_same_transform(part.transform, first.transform):
                 raise ConfigError("the models have different transforms, so their states mean different data")
         whole = powers is None or abs(sum(powers) - 1) < 1e-9
         moments = first.moments if whole else None
@@ -265,7 +266,7 @@ class CombinedModel(Predictor):
 
         Raises:
             CheckpointError: the folder holds other files or cannot be written. ConfigError: a part that JSON cannot
-                hold, or a scale that is a tensor.
+                hold, a network, SDE or autoencoder of your own among them, or a scale that is a tensor.
         """
         from scoresde.models.saving_parts import take_apart_whole
 

@@ -355,3 +355,40 @@ def test_tune_begins_from_the_calibrations_table_too() -> None:
     calibrate(known, samples=8, event=(1,))
     options = {"samples": 8, "iterations": 1, "starts": 1, "event": (1,), "keep": False}
     assert tune(known, 4, **options).evaluations > tune(plain, 4, **options).evaluations
+
+
+RUNG = {"steps": 4, "solver": "dpmpp_2m", "grid": None, "end": None, "rms": 0.1, "median": 0.05}
+SOUND: dict[str, object] = {"rungs": [RUNG], "levels": [0.9, 0.5], "shares": [0.0, 1.0], "evaluations": 12}
+WRONG: dict[str, tuple[object, str]] = {
+    "no text": (3, "the JSON object must be str"),
+    "no JSON": ("{", "Expecting property name"),
+    "no object": ("[]", r"it is \[\], not an object"),
+    "brackets": ("[" * 100_000, "it is nested too deeply"),
+    "NaN": ('{"rungs": NaN}', "NaN is no number of JSON"),
+    "a key twice": ('{"rungs": [], "rungs": []}', "it has the key 'rungs' twice"),
+    "nothing": ({}, "rungs must be there"),
+    "another field": ({**SOUND, "more": 1}, "unknown field 'more'"),
+    "rungs": ({**SOUND, "rungs": {}}, "rungs must be a list"),
+    "rung": ({**SOUND, "rungs": [{"steps": 4}]}, r"rungs\[0\].solver must be there"),
+    "steps": ({**SOUND, "rungs": [{**RUNG, "steps": 0}]}, r"rungs\[0\].steps must be in \[1, "),
+    "rms": ({**SOUND, "rungs": [{**RUNG, "rms": -1.0}]}, r"rungs\[0\].rms must lie in \[0, inf\)"),
+    "solver": ({**SOUND, "rungs": [{**RUNG, "solver": 3}]}, r"rungs\[0\].solver must be a text"),
+    "order": ({**SOUND, "rungs": [RUNG, RUNG]}, "rungs must be by rising steps"),
+    "levels": ({**SOUND, "levels": [0.5, 0.9]}, "levels must be falling"),
+    "level": ({**SOUND, "levels": [1.5, 0.9]}, r"levels\[0\] must lie in \[0, 1\]"),
+    "one level": ({**SOUND, "levels": [0.5], "shares": [0.5]}, "levels must be none, or at least two"),
+    "shares": ({**SOUND, "shares": [0.5, 0.5]}, "shares must be rising"),
+    "numbers of them": ({**SOUND, "shares": [0.1, 0.5, 0.9]}, "shares must be 2 numbers"),
+    "evaluations": ({**SOUND, "evaluations": True}, "evaluations must be a whole number, got True"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_calibration_is_held_to_its_fields(name: str) -> None:
+    given, message = WRONG[name]
+    text = json.dumps(given) if isinstance(given, dict) else given
+    with pytest.raises(ConfigError, match=f"this is no saved calibration: {message}") as caught:
+        Calibration.from_json(text)
+    assert str(caught.value).endswith("; make one with Calibration.to_json()")
+    assert "\n" not in str(caught.value)
+    assert Calibration.from_json(json.dumps(SOUND)).levels == (0.9, 0.5)
