@@ -47,6 +47,7 @@ __all__ = [
     "check_finite",
     "check_flag",
     "check_floating",
+    "check_instance",
     "check_integer",
     "check_mapping",
     "check_number",
@@ -56,6 +57,7 @@ __all__ = [
     "check_samples",
     "check_sequence",
     "check_sizes",
+    "check_text",
     "check_value",
     "check_values",
     "explain_keywords",
@@ -76,6 +78,7 @@ LARGEST_SIZE = 2**31 - 1
 SHOWN = 100  # characters of a value in a message
 P = ParamSpec("P")
 R = TypeVar("R")
+T = TypeVar("T")
 
 
 class ScoreSDEError(Exception):
@@ -489,6 +492,18 @@ def check_callable(value: object, name: str, example: str, *, optional: bool = T
     """Raise DTypeError unless ``value`` is a function, or None where it is ``optional``; ``example`` says of what."""
     if not ((value is None and optional) or (callable(value) and not isinstance(value, type))):
         raise _misfit(name, value, f"a function {example}")
+
+
+def check_instance(value: object, kind: type[T], name: str, what: str) -> T:
+    """Return ``value`` if it is a ``kind``; DTypeError otherwise, which says ``what`` it must be."""
+    if not isinstance(value, kind):
+        raise _misfit(name, value, what)
+    return value
+
+
+def check_text(value: object, name: str) -> str:
+    """Return ``value`` if it is a text; DTypeError otherwise."""
+    return check_instance(value, str, name, "a text")
 
 
 def check_sequence(value: object, name: str, parts: str) -> tuple[Any, ...]:

@@ -35,11 +35,13 @@ from scoresde.errors import (
     DTypeError,
     ShapeError,
     check_choice,
+    check_dense,
     check_device,
     check_floating,
     check_integer,
     check_number,
     check_numbers,
+    check_values,
     read_integer,
     show,
 )
@@ -52,6 +54,7 @@ from scoresde.solvers.tableau import Tableau
 __all__ = ["Chain", "rule_times"]
 
 RULES = ("exact", "song")
+INTEGERS = torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -200,7 +203,9 @@ class Chain(ABC):
             index = torch.tensor(number, device="cpu")
         elif isinstance(index, np.ndarray):
             index = accept_arrays(index, name)
-        if not isinstance(index, Tensor) or index.dtype.is_floating_point or index.dtype == torch.bool:
+        if isinstance(index, Tensor):
+            check_dense(index, name), check_values(index, name)
+        if not isinstance(index, Tensor) or index.dtype not in INTEGERS:
             raise DTypeError(
                 f"{name} of a chain must be an integer in [0, {len(self)}); a real time belongs to its .sde()"
             )

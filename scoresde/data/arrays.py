@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from safetensors import safe_open
 from torch import Tensor
 
-from scoresde.errors import ConfigError, DataError, ScoreSDEError, check_path, check_samples, unknown
+from scoresde.errors import ConfigError, DataError, ScoreSDEError, check_flag, check_path, check_samples, unknown
 from scoresde.ops import share_memory
 
 __all__ = ["arrays_from_file", "words_from_file"]
@@ -54,6 +54,7 @@ def arrays_from_file(
         DTypeError: no path. DomainError: an empty path; non-finite values, with their count and the first place.
     """
     file = check_path(path)
+    mapped, missing = check_flag(mapped, "mapped"), check_flag(missing, "missing")
     read = READERS.get(file.suffix.lower(), _read_numpy)
     with _explain_failures(file):
         found = _map_numpy(file, key) if mapped and file.suffix.lower() == ".npy" else read(file, key)

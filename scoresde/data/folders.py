@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from scoresde.data.images import from_bytes, needing
-from scoresde.errors import DataError, DTypeError, check_integer, check_path, read_integer, unknown
+from scoresde.errors import DataError, DTypeError, check_choice, check_integer, check_path, read_integer, show
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -95,10 +95,8 @@ def images_from_folder(
         DTypeError, DomainError: no path, or bad numbers.
     """
     folder, wanted = check_path(path), _check_size(size)
-    if resize not in ("crop", "stretch", "refuse"):
-        raise unknown("resize", resize, ("crop", "stretch", "refuse"))
-    if on_bad_image not in ("raise", "skip"):
-        raise unknown("on_bad_image", on_bad_image, ("raise", "skip"))
+    check_choice("resize", resize, ("crop", "stretch", "refuse"))
+    check_choice("on_bad_image", on_bad_image, ("raise", "skip"))
     limit = check_integer(max_pixels, "max_pixels", 1)
     behind = None if background is None else _check_colour(background)
     with needing("image folders", "Pillow"):
@@ -160,7 +158,7 @@ def _check_colour(colour: object) -> tuple[int, int, int]:
 def _check_integers(value: object, name: str, form: str, count: int) -> Sequence[Any]:
     """Return a sequence of the given length; the caller checks what is in it."""
     if isinstance(value, str) or not isinstance(value, Sequence) or len(value) != count:
-        raise DTypeError(f"{name} must be {form}, got {value!r}")
+        raise DTypeError(f"{name} must be {form}, got {show(value)}")
     return value
 
 

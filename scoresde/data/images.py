@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from scoresde.errors import ConfigError, check_integer, unknown
+from scoresde.errors import ConfigError, check_choice, check_integer
 from scoresde.noise import integers, stream, undisturbed
 
 __all__ = ["LabelledImages", "check_split", "digits", "from_bytes", "needing", "photographs", "split_by_label"]
@@ -105,8 +105,7 @@ def from_bytes(pixels: Tensor) -> Tensor:
 
 def check_split(split: object) -> None:
     """Raise ConfigError unless ``split`` is "train" or "test"."""
-    if split not in ("train", "test"):
-        raise unknown("split", split, ("train", "test"))
+    check_choice("split", split, ("train", "test"))
 
 
 @contextmanager

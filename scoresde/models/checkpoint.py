@@ -105,7 +105,7 @@ def write(folder: str | os.PathLike[str], documents: Documents, tensors: Tensors
         CheckpointError: the folder holds other files, is in use by another writer, or could not be written; what stood
             there stands unchanged.
     """
-    where = Path(folder)
+    where = check_path(folder, "folder")
     check_target(where)
     parts = {name: (f"{name}-%s.json", _json(dict(value))) for name, value in documents.items()}
     for name, group in tensors.items():

@@ -24,7 +24,7 @@ import safetensors.torch
 import torch
 from torch import Generator, Tensor, nn
 
-from scoresde.errors import ConfigError, DTypeError, ShapeError, check_callable
+from scoresde.errors import ConfigError, DTypeError, ShapeError, check_callable, check_floating, check_samples
 from scoresde.models.networks import bare_network, describe_network, network_state
 from scoresde.models.prediction import in_mode
 from scoresde.noise import SampleNoise, check_seed, normal
@@ -76,11 +76,11 @@ class EncoderDecoder(nn.Module):
 
     def posterior(self, x: Tensor) -> tuple[Tensor, None]:
         """Return the codes."""
-        return _check_answer(self.encoder(x), x, "encoder"), None
+        return _check_answer(self.encoder(check_floating(x)), x, "encoder"), None
 
     def decode(self, z: Tensor) -> Tensor:
         """Return data given codes."""
-        return _check_answer(self.decoder(z), z, "decoder")
+        return _check_answer(self.decoder(check_floating(z, "z")), z, "decoder")
 
 
 def _check_answer(out: object, of: Tensor, name: str) -> Tensor:
@@ -149,6 +149,7 @@ class Latent(nn.Module):
 
     def _code(self, x: Tensor, draw: Callable[[Tensor], Tensor] | None) -> Tensor:
         found = []
+        check_samples(x)
         with in_mode(self, training=False), torch.no_grad():
             for rows in _rows(x):
                 mean, log_variance = self.autoencoder.posterior(self._place(x[rows]))
@@ -160,6 +161,7 @@ class Latent(nn.Module):
 
     def inverse(self, y: Tensor) -> Tensor:
         """Map the model's coordinates (B, *) to data, with the graph to y where it has one."""
+        check_floating(y, "y")
         z = y if self.then is None else self.then.inverse(y)
         keep = torch.is_grad_enabled() and y.requires_grad
         with in_mode(self, training=False), torch.set_grad_enabled(keep):

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from scoresde.errors import ConfigError, ShapeError, check_flag, check_integer, check_number
+from scoresde.errors import ConfigError, ShapeError, check_flag, check_integer, check_number, check_sizes
 from scoresde.nn.blocks import CONVOLUTIONS, group_norm
 from scoresde.nn.embeddings import initialise
 from scoresde.noise import check_seed, normal
@@ -106,7 +106,7 @@ class Autoencoder(nn.Module):
         self.latent_channels = check_integer(latent_channels, "latent_channels", 1)
         self.dims = check_integer(dims, "dims", 1, 2)
         self.width = check_integer(width, "width", 1)
-        self.multipliers = tuple(check_integer(m, "multipliers", 1) for m in multipliers)
+        self.multipliers = check_sizes(multipliers, "multipliers", 1)
         if not self.multipliers:
             raise ConfigError("multipliers must name at least one level, got none; (1, 2) makes two levels")
         self.variational = check_flag(variational, "variational")

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from scoresde.errors import ConfigError, DataError
+from scoresde.errors import ConfigError, DataError, check_mapping, check_path, check_sequence, check_text
 from scoresde.plots.style import GREY, PALETTE, dress, new_figure, plain_log_ticks, use_style
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ def read_log(path: str | Path) -> list[dict[str, Any]]:
     Raises:
         DataError: no such file, or a line that is no record, with its number.
     """
-    file = Path(path)
+    file = check_path(path)
     file = file / "log.jsonl" if file.is_dir() else file
     if not file.is_file():
         raise DataError(f"{file} is no log of a training; give the folder of a run, or its log.jsonl")
@@ -52,6 +52,8 @@ def training(log: Sequence[Mapping[str, Any]], *, title: str = "") -> Figure:
     Raises:
         ConfigError: no record with a finite loss, or matplotlib is missing.
     """
+    log = [check_mapping(one, f"log[{k}]", "numbers") for k, one in enumerate(check_sequence(log, "log", "records"))]
+    check_text(title, "title")
     losses = [(record["step"], record["loss"]) for record in log if record.get("loss") is not None]
     if not losses:
         raise ConfigError("log must hold at least one record with a finite loss; pass fit(...).log or read_log(folder)")

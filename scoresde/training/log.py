@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NotRequired, Protocol, TypedDict, runtime_checkable
 
-from scoresde.errors import CheckpointError, ConfigError, DTypeError, unknown
+from scoresde.errors import CheckpointError, ConfigError, DTypeError, show, unknown
 
 __all__ = ["LOG", "TABLE", "TRACKERS", "Log", "Record", "Tracker", "check_trackers", "open_trackers"]
 
@@ -165,7 +165,7 @@ def check_trackers(trackers: str | Sequence[str | Tracker]) -> list[str | Tracke
         if isinstance(one, str) and one not in TRACKERS:
             raise unknown("tracker", one, TRACKERS)
         if not isinstance(one, str | Tracker):
-            raise DTypeError(f"trackers must be names or have a method log(values, step=), got {one!r:.60}")
+            raise DTypeError(f"trackers must be names or have a method log(values, step=), got {show(one)}")
     return found
 
 

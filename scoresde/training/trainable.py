@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from scoresde.diffusions.sde import GaussianSDE
-from scoresde.errors import ConfigError, DTypeError, check_number
+from scoresde.errors import ConfigError, DTypeError, check_flag, check_number, show
 from scoresde.models.checks import check_differentiable, check_score_model
 from scoresde.models.prediction import Condition
 from scoresde.models.score_model import ScoreModel
@@ -72,7 +72,7 @@ def make_uncertainty(
     uncertainty: bool, objective: object, sde: GaussianSDE, device: torch.device
 ) -> Uncertainty | None:
     """Return the learned weight of the denoising loss, where one is asked for."""
-    if not uncertainty:
+    if not check_flag(uncertainty, "uncertainty"):
         return None
     if objective is not None:
         raise ConfigError("uncertainty= weighs the denoising loss by log-SNR; an objective= has a weight of its own")
@@ -109,7 +109,9 @@ def check_objective(objective: object, weight: object, times: object) -> Objecti
     if objective is None:
         return None
     if not callable(objective):
-        raise DTypeError(f"objective must be a function (model, x0, generator, cond) -> losses (B,), got {objective!r}")
+        raise DTypeError(
+            f"objective must be a function (model, x0, generator, cond) -> losses (B,), got {show(objective)}"
+        )
     if weight is not None or times is not None:
         raise ConfigError("weight= and times= belong to the denoising loss; an objective= has its own, leave them out")
     return objective

@@ -32,6 +32,7 @@ from scoresde.errors import (
     check_values,
     explain_keywords,
     pick,
+    show,
 )
 from scoresde.models.networks import bare_network
 from scoresde.models.prediction import Condition, select
@@ -63,6 +64,7 @@ __all__ = ["Trainer"]
 # Times are turned into coefficients for many steps at once, where that saves more than it costs.
 BLOCK_STEPS, BLOCK_SIZE = 64, 32768
 ADAM = ("step", "exp_avg", "exp_avg_sq")
+HALVES = torch.bfloat16, torch.float16
 UNCERTAINTY = "uncertainty"  # before the names of its parameters
 OBJECTIVE = "objective"  # before the names of what it has learned
 
@@ -133,8 +135,8 @@ class Trainer:
             learning_rate = 1e-3 if optimizer is None else 1.0
         self.rate = learning_rate if callable(learning_rate) else hold_rate(learning_rate)
         self.clip_norm = None if clip_norm is None else check_number(clip_norm, "clip_norm", 0.0, open_low=True)
-        if autocast not in (None, torch.bfloat16, torch.float16):
-            raise ConfigError(f"autocast must be None, torch.bfloat16 or torch.float16, got {autocast}")
+        if autocast is not None and autocast not in [t for t in HALVES if isinstance(autocast, torch.dtype)]:
+            raise ConfigError(f"autocast must be None, torch.bfloat16 or torch.float16, got {show(autocast)}")
         self.autocast, self.seed = autocast, check_seed(seed)
         self.accumulate = check_integer(accumulate, "accumulate", 1)
         self.bare = bare_network(self.net)
@@ -235,7 +237,7 @@ class Trainer:
                 with torch.autocast(x0.device.type, self.autocast, enabled=self.autocast is not None):
                     losses = self.objective(self.model, x, generator, told)
                 if not isinstance(losses, Tensor):
-                    raise DTypeError(f"objective must return losses of shape ({len(x)},), got {losses!r:.60}")
+                    raise DTypeError(f"objective must return losses of shape ({len(x)},), got {show(losses)}")
                 if losses.shape != x.shape[:1]:
                     raise ShapeError(f"objective must return losses of shape ({len(x)},), got {tuple(losses.shape)}")
                 yield part, losses, ()

@@ -21,6 +21,7 @@ from scoresde.errors import (
     ShapeError,
     check_floating,
     check_integer,
+    check_number,
     check_numbers,
     check_samples,
     check_values,
@@ -42,6 +43,8 @@ __all__ = [
     "as_operator",
     "check_measurement",
 ]
+
+LARGEST_KERNEL = 2**24  # values
 
 
 class Operator(ABC):
@@ -140,11 +143,13 @@ class Blur(Operator):
 
     @classmethod
     def gaussian(cls, std: float, dims: int = 2) -> Blur:
-        """Return a Gaussian blur of a standard deviation in pixels, cut at three of them."""
+        """Return a Gaussian blur of a standard deviation in pixels, cut at three; a kernel has up to 2^24 values."""
+        dims = check_integer(dims, "dims", 1, 3)
+        std = check_number(std, "std", 0.0, (LARGEST_KERNEL ** (1 / dims) - 3) / 6, open_low=True)
         reach = max(1, math.ceil(3 * std))
         line = torch.exp(-0.5 * (torch.arange(-reach, reach + 1, dtype=torch.float64, device="cpu") / std) ** 2)
         kernel = line / line.sum()
-        for _ in range(check_integer(dims, "dims", 1, 3) - 1):
+        for _ in range(dims - 1):
             kernel = kernel[..., None] * (line / line.sum())
         return cls(kernel)
 
