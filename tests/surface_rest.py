@@ -6,16 +6,15 @@ The arguments are made anew for each call where the call changes what it is give
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from surface import CHAIN, CODED, CODER, GAUSSIAN, MODEL, TABLE, TIMES, X, bell, down, energy
-from torch import Tensor, nn
+from surface import CHAIN, CODED, CODER, GAUSSIAN, MODEL, TABLE, TIMES, X, bell, down
+from torch import Tensor
 
 import scoresde
-from scoresde import VPSDE, GaussianModel, ScoreModel, data, grids, guidance, losses, metrics, plots, solvers, training
+from scoresde import VPSDE, ScoreModel, data, grids, guidance, losses, metrics, plots, solvers, training
 from scoresde import nn as networks
 from scoresde.noise import normal, stream
 
@@ -24,7 +23,6 @@ Entry = tuple[Callable[..., object], Arguments | Callable[[], Arguments]]
 
 MIXTURE = scoresde.GaussianMixtureModel(sde=VPSDE(), weights=torch.ones(2), means=X[:2], std=0.3)
 PICTURES = normal((4, 1, 8, 8), stream(5))
-C_NOISE = torch.zeros(4)
 
 
 def fresh() -> ScoreModel:
@@ -72,7 +70,6 @@ def training_room() -> dict[str, Entry]:
             },
         ),
         "EMA": (scoresde.EMA, {"module": networks.MLP(2, width=4, depth=1)}),
-        "EMA.copy": (scoresde.EMA(fresh().net).copy, {}),
         "held_out_loss": (scoresde.held_out_loss, {"model": MODEL, "data": X}),
         "denoising_score_matching": (scoresde.denoising_score_matching, {**loss, "generator": stream(0)}),
         "implicit_score_matching": (scoresde.implicit_score_matching, {"model": MODEL, "x": X, "t": 0.5}),
@@ -110,21 +107,13 @@ def tuning() -> dict[str, Entry]:
 
 
 def network_room() -> dict[str, Entry]:
-    """Networks, and their calls."""
-    called = {"x": X[:4], "c_noise": C_NOISE}
-    flat = networks.MLP(2, width=4, depth=1, classes=3, context_features=2)
+    """Networks."""
     small: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
         "EGNN": (networks.EGNN, {"coordinates": 2, "width": 4, "depth": 1}),
         "Autoencoder": (networks.Autoencoder, {"channels": 1, "width": 4, "multipliers": (1,)}),
         "DiT": (networks.DiT, {"channels": 1, "width": 8, "depth": 1, "heads": 1}),
         "MagnitudeUNet": (networks.MagnitudeUNet, {"channels": 1, "width": 4, "multipliers": (1,)}),
     }
-    pictures = {"x": PICTURES, "c_noise": C_NOISE}
-    unet = networks.UNet(1, width=8, multipliers=(1,), classes=3)
-    dit = networks.DiT(1, width=8, depth=1, heads=1, classes=3)
-    magnitude = networks.MagnitudeUNet(1, width=4, multipliers=(1,), classes=3)
-    cloud = networks.EGNN(2, width=4, depth=1, classes=3)
-    coder = networks.Autoencoder(1, dims=1, width=4, multipliers=(1, 1))
     return {
         **{f"nn.{name}": entry for name, entry in small.items()},
         "nn.count": (networks.count, {"net": networks.MLP(2, width=4, depth=1), "event_shape": 2}),
@@ -136,14 +125,6 @@ def network_room() -> dict[str, Entry]:
             networks.drop_conditions,
             {"cond": {"a": torch.ones(3, 1)}, "shares": {"a": 0.5}, "generator": {"a": stream(0)}},
         ),
-        "nn.MLP.__call__": (flat.forward, called),
-        "nn.UNet.__call__": (unet.forward, pictures),
-        "nn.DiT.__call__": (dit.forward, pictures),
-        "nn.MagnitudeUNet.__call__": (magnitude.forward, pictures),
-        "nn.EGNN.__call__": (cloud.forward, {"x": normal((4, 3, 2), stream(6)), "c_noise": C_NOISE}),
-        "nn.Autoencoder.posterior": (coder.posterior, {"x": CODED}),
-        "nn.Autoencoder.decode": (coder.decode, {"z": coder.posterior(CODED)[0].detach()}),
-        "nn.Autoencoder.losses": (coder.losses, {"x": CODED, "generator": stream(0)}),
     }
 
 
@@ -175,7 +156,8 @@ def transform_room() -> dict[str, Entry]:
             made[f"{name}.log_abs_det"] = (one.log_abs_det, {"x": x, "generator": stream(0)})
         if name not in ("Latent", "Compose"):
             made[f"{name}.from_dict"] = (type(one).from_dict, {"config": one.to_dict()})
-    made["Compose.from_dict"] = (scoresde.Compose.from_dict, {"config": scoresde.Compose((scoresde.Affine(),)).to_dict()})
+    both = scoresde.Compose((scoresde.Affine(),))
+    made["Compose.from_dict"] = (scoresde.Compose.from_dict, {"config": both.to_dict()})
     return made
 
 
@@ -229,10 +211,26 @@ def files() -> dict[str, Entry]:
         "from_diffusers": (scoresde.from_diffusers, {"folder": "unet"}),
         "write_shards": (
             scoresde.write_shards,
-            {"folder": "shards", "n": 2, "draw": lambda first, n, seed=None: torch.zeros(n, 2)},
+            {"folder": "shards", "n": 2, "draw": lambda rows: torch.zeros(rows.stop - rows.start, 2)},
         ),
         "read_shards": (scoresde.read_shards, {"folder": "shards"}),
         "training.rebuild_average": (training.rebuild_average, {"folder": "run", "sigma_rel": 0.05}),
+    }
+
+
+def bridges() -> dict[str, Entry]:
+    """What runs elsewhere: other libraries' integrators and SBI's posteriors."""
+    bridge = scoresde.bridge
+    net = networks.MLP(2, width=4, depth=1, context_features=2)
+    sbi = scoresde.SBIPosterior(ScoreModel(net, VPSDE(), moments=scoresde.Moments.of(X)), "context", steps=2)
+    return {
+        "bridge.ScipyODE": (bridge.ScipyODE, {}),
+        "bridge.TorchDiffEq": (bridge.TorchDiffEq, {}),
+        "bridge.TorchSDE": (bridge.TorchSDE, {}),
+        "bridge.simulate": (bridge.simulate, {"sde": VPSDE(), "x0": X, "times": TIMES.flip(0), "seed": 0}),
+        "SBIPosterior": (scoresde.SBIPosterior, {"model": sbi.model, "key": "context"}),
+        "SBIPosterior.sample": (sbi.sample, {"sample_shape": (2,), "x": X[:1], "seed": 0}),
+        "SBIPosterior.set_default_x": (sbi.set_default_x, {"x": X[:1]}),
     }
 
 
@@ -242,7 +240,7 @@ def methods() -> dict[str, Entry]:
     x_t = {"x0": X, "t": 0.5}
     steps = {"s": 0.3, "t": 0.5}
     prior = sde.prior()
-    tabulated = CHAIN.sde()
+    CHAIN.sde()
     densities = scoresde.evolve_density(
         sde, bell, [(-8.0, 8.0, 64)], torch.tensor([0.5, 0.7], dtype=torch.float64), steps=2
     )
@@ -263,20 +261,20 @@ def methods() -> dict[str, Entry]:
         "GaussianSDE.starting_at": (sde.starting_at, {"t_min": 0.1}),
         "ReverseSDE": (scoresde.ReverseSDE, {"forward": sde, "model": down}),
         "ReverseSDE.drift": (reverse.drift, {"x": X, "t": 0.5}),
-        "ReverseSDE.f": (reverse.f, {"s": torch.tensor(0.5), "y": X}),
-        "ReverseSDE.g": (reverse.g, {"s": torch.tensor(0.5), "y": X}),
         "Gaussian": (scoresde.Gaussian, {"mean": torch.zeros(2), "variance": torch.ones(2)}),
         "Gaussian.from_noise": (prior.from_noise, {"z": X}),
         "Gaussian.log_prob": (prior.log_prob, {"x": X}),
         "Moments": (scoresde.Moments, {"mean": torch.zeros(2), "variance": torch.ones(2)}),
         "Moments.of_parts": (scoresde.Moments.of_parts, {"x": [X], "event": (2,)}),
-        "Moments.at": (scoresde.Moments.of(X).at, {"alpha": 0.5, "sigma": 0.5}),
         "GaussianModel.sample_data": (GAUSSIAN.sample_data, {"n": 3, "generator": stream(0)}),
         "GaussianModel.log_prob": (GAUSSIAN.log_prob, {"x": X}),
         "GaussianModel.flow": (GAUSSIAN.flow, {"x": X, "t": 0.5, "s": 0.1}),
         "GaussianMixtureModel.sample_data": (MIXTURE.sample_data, {"n": 3, "generator": stream(0)}),
         "GaussianMixtureModel.log_prob": (MIXTURE.log_prob, {"x": X}),
-        "EnergyModel.energy": (scoresde.EnergyModel(energy, sde).energy, {"x": X, "t": 0.5}),
+        "EnergyModel.energy": (
+            scoresde.EnergyModel(lambda x, c: x[:, 0] if x.ndim > 1 else x, sde).energy,
+            {"x": X, "t": 0.5},
+        ),
         "ScoreModel.__call__": (MODEL, {"x": X, "t": 0.5, "cond": None}),
         "ScoreModel.with_sde": (MODEL.with_sde, {"sde": sde}),
         "MappedModel": (scoresde.MappedModel, {"model": GAUSSIAN, "change": lambda p: p.data}),
@@ -284,7 +282,6 @@ def methods() -> dict[str, Entry]:
         "Prediction.view": (MODEL(X, 0.5).view, {"kind": "noise"}),
         "DDPM": (scoresde.DDPM, {"log_alphas": torch.tensor([-0.1, -0.2], dtype=torch.float64)}),
         "SMLD": (scoresde.SMLD, {"sigmas": torch.tensor([0.1, 1.0], dtype=torch.float64)}),
-        "DDPM.take": (CHAIN.take, {"kept": torch.tensor([3, 9])}),
         "DDPM.strided": (CHAIN.strided, {"steps": 3}),
         "DDPM.ancestral": (CHAIN.ancestral, {}),
         "DDPM.ddim": (CHAIN.ddim, {}),
@@ -303,10 +300,6 @@ def methods() -> dict[str, Entry]:
         "Solver.__call__": (solvers.heun(), {"sde": sde, "times": TIMES}),
         "Grid.__call__": (grids.karras(), {"sde": sde, "steps": 3}),
         "grids.check_times": (grids.check_times, {"sde": sde, "times": TIMES}),
-        "solvers.Butcher": (
-            solvers.Butcher,
-            {"name": "m", "stages": ((), (0.5,)), "weights": (0.0, 1.0), "order": 2},
-        ),
         "Stepper.start": (stepper.start, {"z": X}),
         "Stepper.begin": (stepper.begin, {"x": X}),
         "Particles.samples": (
@@ -318,19 +311,6 @@ def methods() -> dict[str, Entry]:
         "guidance.Blur.gaussian": (guidance.Blur.gaussian, {"std": 1.0}),
         "to_diffusers": (scoresde.to_diffusers, {"solver": "ddim", "betas": CHAIN.betas, "n": 30}),
     }
-    event = torch.ones(2)
-    for name, operator in {
-        "Blur": guidance.Blur(torch.ones(1)),
-        "Downsample": guidance.Downsample(2),
-        "Fourier": guidance.Fourier(torch.tensor([True, False])),
-        "Linear": guidance.Linear(down),
-        "Mask": guidance.Mask(torch.tensor([True, False])),
-        "Matrix": guidance.Matrix(torch.eye(2)),
-        "Nonlinear": guidance.Nonlinear(torch.exp),
-    }.items():
-        x = PICTURES if name in ("Blur", "Downsample") else X
-        out[f"guidance.{name}.__call__"] = (operator, {"x": x})
-    del event
     return out
 
 
@@ -342,7 +322,6 @@ REST: dict[str, Entry] = {
     **data_room(),
     **plot_room(),
     **files(),
+    **bridges(),
     **methods(),
 }
-assert math.isfinite(1)
-assert nn

@@ -37,6 +37,7 @@ from scoresde.errors import (
     check_choice,
     check_dense,
     check_device,
+    check_flag,
     check_floating,
     check_integer,
     check_number,
@@ -163,7 +164,7 @@ class Chain(ABC):
             denoise: end with the data prediction at the lowest level, one more evaluation, as NCSNv2 does.
             steps: number of evenly strided levels; all n by default.
         """
-        points = self._downwards(steps)
+        denoise, points = check_flag(denoise, "denoise"), self._downwards(steps)
         return AnnealedLangevin(repeats, step).on(points if denoise else points[:-1], self.prior_std)
 
     def _downwards(self, steps: int | None) -> Point:
@@ -200,11 +201,12 @@ class Chain(ABC):
             DTypeError: floats. ShapeError: another shape. DomainError: out of range.
         """
         if (number := read_integer(index)) is not None:
-            index = torch.tensor(number, device="cpu")
+            index = torch.tensor(check_integer(number, name, 0, len(self) - 1), device="cpu")
         elif isinstance(index, np.ndarray):
             index = accept_arrays(index, name)
         if isinstance(index, Tensor):
-            check_dense(index, name), check_values(index, name)
+            check_dense(index, name)
+            check_values(index, name)
         if not isinstance(index, Tensor) or index.dtype not in INTEGERS:
             raise DTypeError(
                 f"{name} of a chain must be an integer in [0, {len(self)}); a real time belongs to its .sde()"

@@ -24,7 +24,15 @@ import safetensors.torch
 import torch
 from torch import Generator, Tensor, nn
 
-from scoresde.errors import ConfigError, DTypeError, ShapeError, check_callable, check_floating, check_samples
+from scoresde.errors import (
+    ConfigError,
+    DTypeError,
+    ShapeError,
+    check_callable,
+    check_floating,
+    check_samples,
+    check_values,
+)
 from scoresde.models.networks import bare_network, describe_network, network_state
 from scoresde.models.prediction import in_mode
 from scoresde.noise import SampleNoise, check_seed, normal
@@ -161,7 +169,7 @@ class Latent(nn.Module):
 
     def inverse(self, y: Tensor) -> Tensor:
         """Map the model's coordinates (B, *) to data, with the graph to y where it has one."""
-        check_floating(y, "y")
+        check_values(check_floating(y, "y"), "y")
         z = y if self.then is None else self.then.inverse(y)
         keep = torch.is_grad_enabled() and y.requires_grad
         with in_mode(self, training=False), torch.set_grad_enabled(keep):

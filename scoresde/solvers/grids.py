@@ -314,7 +314,7 @@ def check_times(sde: SDE, times: object, *, rising: bool = False) -> Tensor:
     Raises:
         DTypeError: not a floating tensor. ShapeError: not a vector. DomainError: NaN, repeats, rising, out of range.
     """
-    check_instance(sde, SDE, "sde", "an SDE, e.g. VPSDE()")
+    check_instance(sde, SDE, "sde", "an SDE, e.g. VPSDE()")  # type: ignore[type-abstract]
     if not isinstance(times, Tensor) or not times.dtype.is_floating_point:
         got = times.dtype if isinstance(times, Tensor) else type(times).__name__
         raise DTypeError(f"times must be a floating tensor or a Grid, got {got}")

@@ -74,7 +74,7 @@ def fit_autoencoder(
     parameters = [p for p in module.parameters() if p.requires_grad]
     if not parameters:
         raise ConfigError("the autoencoder has no trainable parameters")
-    steps, shown = check_integer(steps, "steps", 1), check_flag(progress, "progress")
+    steps, silent = check_integer(steps, "steps", 1), not check_flag(progress, "progress")
     rate = LearningRate(learning_rate, None, steps, "cosine")
     device, dtype = parameters[0].device, torch.promote_types(torch.float32, parameters[0].dtype)
     seed = check_seed(seed)
@@ -84,7 +84,7 @@ def fit_autoencoder(
     # Also a check of all of the data.
     coordinates, losses = batches.measure().mean.numel(), torch.empty(steps, device=device)
     optimizer = torch.optim.Adam(parameters, lr=0.0)
-    bar = tqdm(range(steps), desc="autoencoder", unit="step", disable=not shown, leave=False)
+    bar = tqdm(range(steps), desc="autoencoder", unit="step", disable=silent, leave=False)
     with in_mode(module, training=True):
         for k in bar:
             x, _ = batches(k)

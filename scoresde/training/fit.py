@@ -246,7 +246,7 @@ def fit(
     patience = check_patience(patience, held_out)
     if held_out is None and held_out_cond is not None:
         raise ConfigError("held_out_cond= are conditions of held_out= data; pass those, or leave it out")
-    if not isinstance(progress, bool) and not callable(progress):
+    if not isinstance(progress, bool) and (isinstance(progress, type) or not callable(progress)):
         raise DTypeError(f"progress must be True, False or a function, got {show(progress)}")
     if not isinstance(world, World):
         raise DTypeError(f"world must be that of `with processes() as world:`, got {show(world)}")

@@ -45,7 +45,7 @@ def is_own(one: object) -> bool:
 def check_functions(**given: object) -> None:
     """Raise DTypeError for what can be called but is no function."""
     for name, one in given.items():
-        if one is not None and not callable(one):
+        if one is not None and (isinstance(one, type) or not callable(one)):
             raise DTypeError(f"{name} must be a function or None, got {show(one)}")
 
 
@@ -104,6 +104,7 @@ def read_dropout(label_dropout: float, cond_dropout: Mapping[str, float] | None)
     """Return the shares, name by name, of what is dropped at all."""
     if cond_dropout is not None and not isinstance(cond_dropout, Mapping):
         raise DTypeError(f"cond_dropout must be a dict, e.g. {{'label': 0.1}}, got {show(cond_dropout)}")
+    label_dropout = check_number(label_dropout, "label_dropout", 0.0, 1.0)
     named = {"label_dropout": ("label", label_dropout)}
     named |= {f"cond_dropout[{name!r}]": (name, share) for name, share in (cond_dropout or {}).items()}
     if label_dropout and "label" in (cond_dropout or {}):

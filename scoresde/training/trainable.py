@@ -108,7 +108,7 @@ def check_objective(objective: object, weight: object, times: object) -> Objecti
     """Return the objective, which leaves no room for a weight and times."""
     if objective is None:
         return None
-    if not callable(objective):
+    if isinstance(objective, type) or not callable(objective):
         raise DTypeError(
             f"objective must be a function (model, x0, generator, cond) -> losses (B,), got {show(objective)}"
         )

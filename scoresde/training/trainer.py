@@ -35,7 +35,7 @@ from scoresde.errors import (
     show,
 )
 from scoresde.models.networks import bare_network
-from scoresde.models.prediction import Condition, select
+from scoresde.models.prediction import Condition, check_condition, select
 from scoresde.models.score_model import ScoreModel
 from scoresde.noise import check_seed, normal, seeded_torch, stream
 from scoresde.ops import chunks, move, recording
@@ -135,7 +135,8 @@ class Trainer:
             learning_rate = 1e-3 if optimizer is None else 1.0
         self.rate = learning_rate if callable(learning_rate) else hold_rate(learning_rate)
         self.clip_norm = None if clip_norm is None else check_number(clip_norm, "clip_norm", 0.0, open_low=True)
-        if autocast is not None and autocast not in [t for t in HALVES if isinstance(autocast, torch.dtype)]:
+        given: object = autocast
+        if not (given is None or (isinstance(given, torch.dtype) and given in HALVES)):
             raise ConfigError(f"autocast must be None, torch.bfloat16 or torch.float16, got {show(autocast)}")
         self.autocast, self.seed = autocast, check_seed(seed)
         self.accumulate = check_integer(accumulate, "accumulate", 1)
@@ -261,6 +262,9 @@ class Trainer:
         Raises DTypeError, ShapeError, ConfigError for what is no dense floating tensor with values.
         """
         check_values(check_floating(x0, "x0"), "x0")
+        cond = check_condition(cond, len(x0), each=True)
+        if len(x0) == 0 and self.world.size == 1:
+            raise ShapeError("x0 is empty: a step needs at least one sample")
         with recording():
             return self._step(x0, cond)
 

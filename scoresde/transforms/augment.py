@@ -17,6 +17,7 @@ from scoresde.errors import (
     ConfigError,
     ShapeError,
     check_choice,
+    check_dense,
     check_instance,
     check_integer,
     check_sequence,
@@ -30,6 +31,12 @@ from scoresde.noise import integers, uniform
 __all__ = ["Augmentation", "RandomCrop", "RandomFlip"]
 
 Augmentation = Callable[[Tensor, Generator], Tensor]
+
+
+def _check_data(x: object) -> Tensor:
+    data = check_instance(x, Tensor, "x", "a tensor")
+    check_dense(data, "x")
+    return data
 
 
 @dataclass(frozen=True)
@@ -58,7 +65,7 @@ class RandomFlip:
 
     def __call__(self, x: Tensor, generator: Generator) -> Tensor:
         """Return data (B, *) of the same shape; ShapeError where they have too few dimensions."""
-        if check_instance(x, Tensor, "x", "a tensor").ndim + min(self.dims) < 1:
+        if _check_data(x).ndim + min(self.dims) < 1:
             raise ShapeError(f"RandomFlip along {self.dims} needs more dimensions than data of {tuple(x.shape)} have")
         for dim in self.dims:
             turned = (uniform((len(x),), generator) < self.probability).to(x.device)
@@ -93,7 +100,7 @@ class RandomCrop:
 
     def __call__(self, x: Tensor, generator: Generator) -> Tensor:
         """Return data (B, C, *size); ShapeError where the data are smaller."""
-        there = tuple(check_instance(x, Tensor, "x", "a tensor").shape[-len(self.size) :])
+        there = tuple(_check_data(x).shape[-len(self.size) :])
         # A mirror image has one place less than the data themselves.
         room = self.padding if self.fill == "zeros" else min(self.padding, *(n - 1 for n in there))
         if x.ndim < 2 + len(self.size) or any(n + 2 * room < size for n, size in zip(there, self.size, strict=True)):

@@ -247,7 +247,7 @@ def check_options(
     check_integer(steps, "steps", 1)
     check_integer(samples, "samples", 1)
     check_integer(chunk_size, "chunk_size", 1)
-    check_number(tolerance, "tolerance", 0.0, open_low=True)
+    check_number(tolerance, "tolerance", 0.0, 1.0, open_low=True)
     check_seed(seed)
     check_callable(cond, "cond", "of a number of samples -> their conditions")
     return check_model(model).in_its_own_coordinates()

@@ -153,6 +153,10 @@ class _Constants(NamedTuple):
     fixed: Tensor
 
 
+def _check_chain(chain: object) -> Chain:
+    return check_instance(chain, Chain, "chain", "a chain, e.g. DDPM.linear(1000)")  # type: ignore[type-abstract]
+
+
 @dataclass(frozen=True, eq=False)
 class ChainLoss:
     """An objective on a chain: ``loss(model, x0, generator)`` -> losses (B,), whose mean is to be minimised.
@@ -180,7 +184,7 @@ class ChainLoss:
     indices: ImportanceIndices | None = None
 
     def __post_init__(self) -> None:
-        check_instance(self.chain, Chain, "chain", "a chain, e.g. DDPM.linear(1000)")
+        _check_chain(self.chain)
         check_choice("variance", self.variance, VARIANCES)
         for name in ("on_simple", "on_bound"):
             keep_number(self, name, 0.0)
@@ -220,7 +224,7 @@ class ChainLoss:
         Source: Nichol and Dhariwal 2021, eq. 16, with their weight.
         """
         on_bound = check_number(weight, "weight", 0.0)
-        on_bound *= len(check_instance(chain, Chain, "chain", "a chain, e.g. DDPM.linear(1000)"))
+        on_bound *= len(_check_chain(chain))
         return cls(chain, 1.0, on_bound, "learned", fixed_mean=True, indices=indices)
 
     def state_dict(self) -> dict[str, Tensor]:
