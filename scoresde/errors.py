@@ -189,8 +189,11 @@ def show(value: object) -> str:
     return text if len(text) <= SHOWN else f"{text[: SHOWN - 13]}...{text[-10:]}"
 
 
-def check_floating(x: object, name: str = "x") -> Tensor:
-    """Return ``x`` if it is a real floating tensor of shape (B, *), else raise DTypeError or ShapeError."""
+def check_floating(x: object, name: str = "x", *, empty: bool = False) -> Tensor:
+    """Return ``x`` if it is a real floating tensor of shape (B, *), else raise DTypeError or ShapeError.
+
+    There may be no samples; a sample has at least one number, unless ``empty``.
+    """
     if not isinstance(x, Tensor):
         raise DTypeError(
             f"{name} must be a torch.Tensor, got {type(x).__name__}",
@@ -217,6 +220,13 @@ def check_floating(x: object, name: str = "x") -> Tensor:
             allowed="shape (B, *)",
             cure=f"add a batch dimension with {name}[None]",
         )
+    if not empty and 0 in x.shape[1:]:
+        raise ShapeError(
+            f"{name} has samples of shape {tuple(x.shape[1:])}, which hold no number",
+            parameter=name,
+            got=tuple(x.shape),
+            allowed="samples of at least one number",
+        )
     return x
 
 
@@ -237,9 +247,9 @@ def _size(x: object) -> tuple[int, ...]:
     return tuple(x.shape) if isinstance(x, Tensor | np.ndarray) else ()
 
 
-def check_samples(x: object, name: str = "x") -> Tensor:
+def check_samples(x: object, name: str = "x", *, empty: bool = False) -> Tensor:
     """Return ``x`` if it is a finite real floating tensor of shape (B, *); count and place bad values if not."""
-    tensor = check_floating(x, name)
+    tensor = check_floating(x, name, empty=empty)
     check_values(tensor, name)
     # The two extremes tell it without a copy of the data: a NaN is both.
     if tensor.numel() and not bool(torch.isfinite(torch.stack(torch.aminmax(tensor.detach()))).all()):

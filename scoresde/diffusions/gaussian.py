@@ -103,6 +103,8 @@ def _summarise(mean: Tensor, variance: Tensor, basis: Tensor | None) -> str:
 def _check_finite(numbers: object, name: str) -> Tensor:
     """Return finite real numbers in float64 on the CPU."""
     wide = check_numbers(numbers, name)
+    if wide.numel() == 0:
+        raise ShapeError(f"{name} is empty, of shape {tuple(wide.shape)}; an event has at least one coordinate")
     if not bool(torch.isfinite(wide).all()):
         raise DomainError(f"{name} must be finite", parameter=name, allowed="finite values")
     return wide

@@ -28,6 +28,7 @@ from scoresde.errors import (
     ConfigError,
     DTypeError,
     ShapeError,
+    SolverError,
     check_callable,
     check_floating,
     check_samples,
@@ -165,6 +166,9 @@ class Latent(nn.Module):
                     mean = mean + (0.5 * log_variance).exp() * draw(mean).to(mean)
                 found.append(mean.to(x))
         z = torch.cat(found)
+        # A training step on a device waits for nothing; there the loss says what is not finite.
+        if draw is None or not z.is_cuda:
+            _check_finite(z, "code", "the encoder's")
         return z if self.then is None else self.then.forward(z)
 
     def inverse(self, y: Tensor) -> Tensor:
@@ -173,7 +177,8 @@ class Latent(nn.Module):
         z = y if self.then is None else self.then.inverse(y)
         keep = torch.is_grad_enabled() and y.requires_grad
         with in_mode(self, training=False), torch.set_grad_enabled(keep):
-            return torch.cat([self.autoencoder.decode(self._place(z[rows])).to(y) for rows in _rows(z)])
+            x = torch.cat([self.autoencoder.decode(self._place(z[rows])).to(y) for rows in _rows(z)])
+        return x if keep else _check_finite(x, "decoded sample", "the decoder's")
 
     def log_abs_det(self, x: Tensor, generator: Generator | None = None) -> Never:
         """Raise ConfigError: a decoder is no change of variables."""
@@ -207,6 +212,14 @@ class Latent(nn.Module):
         """Return values where the autoencoder's weights are, in their type."""
         weight = next((p for p in self.parameters() if p.is_floating_point()), None)
         return values if weight is None else values.to(weight)
+
+
+def _check_finite(values: Tensor, what: str, whose: str) -> Tensor:
+    """Return values (B, *); SolverError, with the share, where any is no number. A traced graph has none to look at."""
+    if not torch.compiler.is_compiling() and not bool(torch.isfinite(values).all()):
+        share = float((~torch.isfinite(values)).flatten(1).any(1).double().mean())
+        raise SolverError(f"the {what} is not finite in {share:.1%} of the samples, since {whose} answer is not")
+    return values
 
 
 def _rows(x: Tensor) -> list[slice]:

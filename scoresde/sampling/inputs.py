@@ -78,6 +78,8 @@ def layout(
     sizes = () if shape is None else tuple(shape)
     if not sizes:
         raise ShapeError("shape must be (B, *), e.g. sample(model, (64, 2)); or pass x_init")
+    if 0 in sizes[1:]:
+        raise ShapeError(f"shape {show(sizes)} has samples that hold no number; give each at least one")
     if math.prod(sizes) > LARGEST_SIZE:
         raise DomainError(f"shape {show(sizes)} holds more than {LARGEST_SIZE} values; sample in parts: first_sample=")
     shape = sizes

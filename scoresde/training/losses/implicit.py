@@ -104,7 +104,7 @@ def sliced_score_matching(
         probes = (2 * integers(2, (projections, *x.shape), generator) - 1).to(x)
     elif generator is not None or projections != 1:
         raise ConfigError("probes are given: leave out generator= and projections=")
-    elif check_floating(probes, "probes").shape[1:] != x.shape or len(probes) == 0:
+    elif check_floating(probes, "probes", empty=True).shape[1:] != x.shape or len(probes) == 0:
         raise ShapeError(f"probes must have shape (K, {', '.join(map(str, x.shape))}), got {tuple(probes.shape)}")
     score, products = jacobian_products(partial(_ask_score, model, t=t, cond=cond), x, probes.to(x))
     if reduced:
