@@ -125,7 +125,7 @@ def images_from_folder(
         raise DataError(
             f"none of the {len(files)} images in {folder} can be used; the first, {skipped[0][0]}, {skipped[0][1]}"
         )
-    images = torch.empty(len(pixels), 3 if colour else 1, *pixels[0].shape[:2], device="cpu")
+    images = torch.empty(len(pixels), 3 if colour else 1, *pixels[0].shape[:2], dtype=torch.float32, device="cpu")
     for out, one in zip(images, pixels, strict=True):
         out.copy_(from_bytes(one.reshape(*one.shape[:2], -1).permute(2, 0, 1)))
     homes = [file.parent.relative_to(folder).as_posix() for file in kept]
@@ -133,7 +133,7 @@ def images_from_folder(
     return FolderImages(
         images=images,
         paths=tuple(kept),
-        labels=torch.tensor([classes.index(home) for home in homes], device="cpu"),
+        labels=torch.tensor([classes.index(home) for home in homes], dtype=torch.int64, device="cpu"),
         classes=classes,
         skipped=tuple(skipped),
         others=others,

@@ -90,7 +90,7 @@ def photographs(patch: int = 16, count: int = 10_000, split: Split = "train", *,
     labels = integers(len(pixels), (total,), generator)
     rows = integers(pixels.shape[2] - side + 1, (total,), generator)
     columns = integers(pixels.shape[3] - side + 1, (total,), generator)
-    images = torch.empty(total, 3, side, side, device="cpu")
+    images = torch.empty(total, 3, side, side, dtype=torch.float32, device="cpu")
     for out, k, row, column in zip(images, labels.tolist(), rows.tolist(), columns.tolist(), strict=True):
         out.copy_(from_bytes(pixels[k, :, row : row + side, column : column + side]))
     return LabelledImages(images=images, labels=labels, levels=256)

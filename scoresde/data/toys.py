@@ -62,7 +62,7 @@ def swiss_roll(n: int, *, seed: int = 0, noise: float = 0.05) -> Tensor:
     shape = torch.stack([radius * radius.cos() - 2.0, radius * radius.sin() - 2.0 / (3.0 * math.pi)], dim=1)
     common = 39.0 * math.pi**2 / 8.0
     variances = (common - 17.0 / 4.0, common + 1.0 / 4.0 - 4.0 / (9.0 * math.pi**2))
-    return _blur(shape / torch.tensor(variances, device="cpu").sqrt(), noise, generator)
+    return _blur(shape / torch.tensor(variances, dtype=torch.float32, device="cpu").sqrt(), noise, generator)
 
 
 def eight_gaussians(n: int, *, seed: int = 0, noise: float = 0.1) -> Tensor:

@@ -159,7 +159,7 @@ class Moments:
         if isinstance(x, Tensor) or not isinstance(x, Iterable):
             raise DTypeError(f"x must be parts of data, tensors (n, *), got {show(x)}; Moments.of takes a tensor")
         rest = (check_floating(part) for part in x)
-        first = next(rest, torch.empty(0, *check_sizes(event, "event"), device="cpu"))
+        first = next(rest, torch.empty(0, *check_sizes(event, "event"), dtype=torch.float32, device="cpu"))
         event = first.shape[1:]
         size = math.prod(event)
         count, mean, scatter = gather_moments(map(flat, chain([first], rest)), FULL_COVARIANCE_LIMIT)

@@ -281,7 +281,7 @@ def load_weights(net: nn.Module, weights: Mapping[str, Tensor], file: Path) -> N
     # A buffer may hold what it likes, a mask of infinities say.
     for name, _ in net.named_parameters(remove_duplicate=False):
         plain = names.get(name, name)
-        values = weights.get(plain, torch.zeros(0, device="cpu"))
+        values = weights.get(plain, torch.zeros(0, dtype=torch.float32, device="cpu"))
         bad = int((~torch.isfinite(values)).sum())
         if bad:
             raise CheckpointError(

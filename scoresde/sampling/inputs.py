@@ -31,6 +31,7 @@ from scoresde.models.checks import unwrap_model
 from scoresde.models.prediction import Predictor
 from scoresde.models.score_model import ScoreModel
 from scoresde.models.scored_sde import ScoredSDE
+from scoresde.ops import check_readable
 
 __all__ = ["as_model", "check_calls", "check_prior", "layout"]
 
@@ -60,6 +61,7 @@ def layout(
     device: torch.device | str | None,
 ) -> tuple[tuple[int, ...], torch.dtype, torch.device]:
     """Return shape, type and device of the result."""
+    check_readable(x_init if isinstance(x_init, Tensor) else None)
     if (count := read_integer(shape)) is not None:
         number = check_integer(count, "shape", 0)
         if model.moments is None:
@@ -86,7 +88,7 @@ def layout(
     dtype = torch.float32 if dtype is None else dtype
     dtype = check_dtype(dtype)
     try:
-        place = torch.empty(0, device=device or model.device or "cpu").device
+        place = torch.empty(0, dtype=torch.float32, device=device or model.device or "cpu").device
     except (RuntimeError, AssertionError, TypeError, ValueError) as error:
         raise ConfigError(f"device must name one that torch can use, got {show(device)}: {show(str(error))}") from error
     check_device(place, "device" if x_init is None else "x_init", model.device or place, "the model")

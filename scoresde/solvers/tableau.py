@@ -134,14 +134,14 @@ class Tableau:
         return hash((self.name, self.prediction, len(self.rows), self.start, self.end))
 
     @functools.cached_property
+    def _numbers(self) -> np.ndarray:
+        return np.array([[k.t, k.alpha, k.sigma, k.log_snr] for k in (row.at for row in self.rows)]).reshape(-1, 4)
+
+    @property
     def points(self) -> Point:
         """The rows' calls as one Point with fields of shape (nfe,)."""
-        knots = [row.at for row in self.rows]
-        t, alpha, sigma, log_snr = (
-            torch.tensor([getattr(k, name) for k in knots], dtype=torch.float64, device="cpu")
-            for name in ("t", "alpha", "sigma", "log_snr")
-        )
-        return Point(t, alpha, sigma, log_snr)
+        # What is kept is no tensor: one that is made under a transform of torch.func does not outlive it.
+        return Point(*torch.from_numpy(self._numbers.T.copy()).unbind())
 
     def denoised(self) -> Tableau:
         """Append the jump from the last time to clean data: x <- the data prediction, at one more call."""

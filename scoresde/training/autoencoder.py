@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 from scoresde.errors import ConfigError, DTypeError, SolverError, check_flag, check_integer, explain_keywords
 from scoresde.models.prediction import in_mode
 from scoresde.noise import check_seed, stream
-from scoresde.ops import Array, Rows
+from scoresde.ops import Array, Rows, recording
 from scoresde.training.batches import Batches
 from scoresde.training.opening import open_source
 from scoresde.training.rates import LearningRate
@@ -82,15 +82,16 @@ def fit_autoencoder(
     source = open_source(data, None, module, batch_size=size, seed=seed, unpack=None, workers=0)
     batches = Batches(source, dropout={}, seed=seed, device=device, dtype=dtype)
     # Also a check of all of the data.
-    coordinates, losses = batches.measure().mean.numel(), torch.empty(steps, device=device)
+    coordinates, losses = batches.measure().mean.numel(), torch.empty(steps, dtype=torch.float32, device=device)
     optimizer = torch.optim.Adam(parameters, lr=0.0)
     bar = tqdm(range(steps), desc="autoencoder", unit="step", disable=silent, leave=False)
     with in_mode(module, training=True):
         for k in bar:
             x, _ = batches(k)
             optimizer.zero_grad()
-            loss = module.losses(x, stream(seed, "autoencoder", k, device=device)).mean() / coordinates
-            loss.backward()  # type: ignore[no-untyped-call]
+            with recording():
+                loss = module.losses(x, stream(seed, "autoencoder", k, device=device)).mean() / coordinates
+                loss.backward()  # type: ignore[no-untyped-call]
             nn.utils.clip_grad_norm_(parameters, CLIP)
             for group in optimizer.param_groups:
                 group["lr"] = rate(k)

@@ -168,7 +168,7 @@ class Trainer:
             named, optimizer, weight_decay=decay, clip_norm=self.clip_norm, scaled=autocast == torch.float16
         )
         self.weight_decay = decay
-        self.gradient_norm = torch.zeros((), device=self.device)
+        self.gradient_norm = torch.zeros((), dtype=torch.float32, device=self.device)
         self.skipped = torch.zeros((), dtype=torch.bool, device=self.device)
         self.step, self.updating = 0, False
         self.world, self.size = ALONE, 0

@@ -72,7 +72,7 @@ class Update:
             self.optimizer = _check_optimizer(make, self.parameters, weight_decay)
         self.rates = [float(group["lr"]) for group in self.optimizer.param_groups]
         device = self.parameters[0].device
-        self.scale = torch.full((), FIRST_SCALE, device=device) if scaled else None
+        self.scale = torch.full((), FIRST_SCALE, dtype=torch.float32, device=device) if scaled else None
         self.growth = torch.zeros((), dtype=torch.int32, device=device)
         self.fused = bool(getattr(self.optimizer, "_step_supports_amp_scaling", False))
 

@@ -24,6 +24,7 @@ from scoresde.errors import (
     check_number,
     check_numbers,
     check_samples,
+    check_sequence,
     check_values,
     keep_integer,
     show,
@@ -121,7 +122,9 @@ class Matrix(Operator):
         flat = x.reshape(len(x), math.prod(x.shape[1:]))
         if flat.shape[1] != self.matrix.shape[1]:
             raise ShapeError(f"matrix {tuple(self.matrix.shape)} does not fit events of {flat.shape[1]} coordinates")
-        return flat @ self.matrix.to(flat).T
+        # Autocast is for networks; here it would round a measurement to bf16.
+        with torch.autocast(x.device.type, enabled=False):
+            return flat @ self.matrix.to(flat).T
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -164,7 +167,8 @@ class Blur(Operator):
         rows = x.reshape(-1, 1, *x.shape[2:])
         padded = functional.pad(rows, reach[::-1], mode="circular")
         conv = (functional.conv1d, functional.conv2d, functional.conv3d)[dims - 1]
-        out: Tensor = conv(padded, self.kernel.to(x).flip(list(range(dims)))[None, None])
+        with torch.autocast(x.device.type, enabled=False):
+            out: Tensor = conv(padded, self.kernel.to(x).flip(list(range(dims)))[None, None])
         return out.reshape(x.shape)
 
 
@@ -196,6 +200,11 @@ class Grey(Operator):
     """
 
     weights: tuple[float, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if self.weights is not None:
+            given = check_sequence(self.weights, "weights", "numbers")
+            object.__setattr__(self, "weights", tuple(check_number(w, "weights") for w in given))
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return the sum."""
@@ -280,7 +289,7 @@ def check_measurement(operator: Operator, y: object, event: Sequence[int]) -> Te
     if not isinstance(y, Tensor):
         raise DTypeError(f"y must be a tensor, got {type(y).__name__}")
     check_samples(y[None], "y")
-    seen = operator(torch.zeros((1, *event), device=y.device))
+    seen = operator(torch.zeros((1, *event), dtype=torch.float32, device=y.device))
     if not isinstance(seen, Tensor):
         raise DTypeError(f"the operator must return a tensor, got {type(seen).__name__}")
     if tuple(y.shape) != tuple(seen.shape[1:]):

@@ -26,7 +26,7 @@ class LossBins:
             -WIDEST, WIDEST
         )
         self.edges = ends[0] + (ends[1] - ends[0]) * torch.arange(BINS + 1, dtype=torch.float64, device="cpu") / BINS
-        self.sums = torch.zeros(2, BINS, device=device)
+        self.sums = torch.zeros(2, BINS, dtype=torch.float32, device=device)
 
     @property
     def centres(self) -> list[float]:
