@@ -201,7 +201,9 @@ class Chain(ABC):
             DTypeError: floats. ShapeError: another shape. DomainError: out of range.
         """
         if (number := read_integer(index)) is not None:
-            index = torch.tensor(check_integer(number, name, 0, len(self) - 1), dtype=torch.int64, device="cpu")
+            if not 0 <= number < len(self):
+                raise DomainError(f"{name} must lie in [0, {len(self)}), got {show(number)}")
+            index = torch.tensor(number, dtype=torch.int64, device="cpu")
         elif isinstance(index, np.ndarray):
             index = accept_arrays(index, name)
         if isinstance(index, Tensor):

@@ -23,6 +23,7 @@ again after every few steps. Neither tends to the posterior.
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -302,7 +303,7 @@ def sample_posterior(
         )
         return PosteriorSamples(out.x, int(out.nfe[0]))
     asked: object = chosen
-    if not callable(asked) or isinstance(asked, type):
+    if not callable(asked) or isinstance(asked, type) or not _takes_one(asked):
         raise DTypeError(
             f"method must be a name or one of scoresde.guidance, SplitGibbs(), DAPS(), ..., got {show(chosen)}",
             parameter="method",
@@ -313,6 +314,15 @@ def sample_posterior(
     checked = posterior(known, operator, y, noise_std=noise_std, method="mmps", event=event)
     problem = Problem(known, checked.measured, _flat_measurement(checked), count, budget, told, seed, progress)
     return chosen(problem)
+
+
+def _takes_one(function: Callable[..., object]) -> bool:
+    """Say whether a function can be called with a problem alone."""
+    try:
+        inspect.signature(function).bind(None)
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
 def _flat_measurement(model: PosteriorModel) -> Tensor:

@@ -23,7 +23,18 @@ from surface_rest import REST, fresh, trained
 from torch import Tensor
 
 import scoresde
-from scoresde import ConfigError, DomainError, DTypeError, Langevin, ScoreSDEError, ShapeError, grids, sample, solvers
+from scoresde import (
+    ConfigError,
+    DomainError,
+    DTypeError,
+    Langevin,
+    ScoreSDEError,
+    ShapeError,
+    grids,
+    plots,
+    sample,
+    solvers,
+)
 from scoresde.errors import check_integer
 from scoresde.solvers.candidates import list_candidates
 
@@ -216,6 +227,32 @@ def observe(index: int, x: Tensor) -> None:
         (lambda: grids.knots([3, {}]), DTypeError, "times must be a tensor, or numbers in sequences of one length"),
         (lambda: scoresde.build_table(3, "heun"), DTypeError, "sde must be a GaussianSDE"),
         (lambda: scoresde.Stepper(TABLE, predicts=[]), ConfigError, "unknown prediction"),
+        (
+            lambda: scoresde.sample_posterior(
+                GAUSSIAN, torch.eye(2), X[0], noise_std=1.0, n=1, method=scoresde.posterior
+            ),
+            DTypeError,
+            "method must be a name or one of scoresde.guidance",
+        ),
+        (
+            lambda: plots.training([{"step": 1, "loss": 0.5, "log_snr": [1], "loss_by_log_snr": [1, 2]}]),
+            ConfigError,
+            r"log\[0\] has 1 levels of log_snr and 2 losses",
+        ),
+        (lambda: plots.training([{"step": 1, "loss": "a"}]), DTypeError, r"log\[0\]\['loss'\] must be a number"),
+        (lambda: scoresde.select(GAUSSIAN, 3, tolerance=2.5), DomainError, r"tolerance must lie in \(0, 1\]"),
+        (lambda: scoresde.tune(GAUSSIAN, 3, parts=[]), ConfigError, "parts must name at least one of knots"),
+        (lambda: scoresde.VPSDE().at(torch.ones(2, dtype=torch.complex64)), DTypeError, "t must be real"),
+        (
+            lambda: scoresde.DDPM.linear(9).marginal(X, 2**63),
+            DomainError,
+            r"index must lie in \[0, 9\), got 9223372036854775808",
+        ),
+        (lambda: TABLE.law(start=(0.0, -1.0)), DomainError, r"start\[1\] must lie in \[0, inf\)"),
+        (lambda: scoresde.guidance.Blur.gaussian(1e6), DomainError, "std must lie in"),
+        (lambda: scoresde.fit(fresh(), X, steps=1, calibrate=[]), DTypeError, "calibrate must be True or False"),
+        (lambda: scoresde.fit(fresh(), X, steps=1, on_log=int), DTypeError, "on_log must be a function or None"),
+        (lambda: plots.animation([X, X], "a.gif", hold=1e300), DomainError, r"hold must lie in \[0, 600\]"),
     ],
 )
 def test_what_is_said(use: Callable[[], object], kind: type[Exception], words: str) -> None:

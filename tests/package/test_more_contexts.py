@@ -33,6 +33,7 @@ from scoresde import (
     TwistedSMC,
     build_table,
     correct,
+    data,
     fit,
     guidance,
     held_out_loss,
@@ -85,8 +86,8 @@ class Rows(torch.utils.data.Dataset[Tensor]):
         return X[index]
 
 
-def train(data: object = X, **options: object) -> list[Tensor]:
-    done = fit(copy.deepcopy(MLP), data, steps=3, batch_size=4, calibrate=False, progress=False, **options)
+def train(rows: object = X, **options: object) -> list[Tensor]:
+    done = fit(copy.deepcopy(MLP), rows, steps=3, batch_size=4, calibrate=False, progress=False, **options)
     assert done.losses.dtype == torch.float32
     return [done.losses, *(p.detach() for p in done.model.net.parameters())]
 
@@ -147,6 +148,11 @@ def augmented() -> list[Tensor]:
     return [transforms.RandomFlip()(IMAGES, stream(0)), crop(IMAGES, stream(0))]
 
 
+def made() -> list[Tensor]:
+    toys = ("checkerboard", "eight_gaussians", "moons", "pinwheel", "swiss_roll", "two_spirals", "time_series")
+    return [getattr(data, name)(4) for name in toys]
+
+
 def steppers() -> list[Tensor]:
     stepper = Stepper(build_table(VPSDE(), "ancestral", steps=3), predicts="data", seed=1)
     x = stepper.start(X)
@@ -162,7 +168,20 @@ def searches() -> list[Tensor]:
 
 USES: dict[str, Callable[[], list[Tensor]]] = {
     f.__name__: f
-    for f in (networks, latents, fits, chain_fits, sets, coders, held_out, posteriors, measured, augmented, steppers)
+    for f in (
+        networks,
+        latents,
+        fits,
+        chain_fits,
+        sets,
+        coders,
+        held_out,
+        posteriors,
+        measured,
+        augmented,
+        steppers,
+        made,
+    )
 }
 # Networks compute in bf16 there, as they are asked to.
 LEARNED = {"networks", "latents", "fits", "chain_fits", "sets", "coders", "held_out"}
