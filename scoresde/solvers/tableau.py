@@ -141,7 +141,8 @@ class Tableau:
     def points(self) -> Point:
         """The rows' calls as one Point with fields of shape (nfe,)."""
         # What is kept is no tensor: one that is made under a transform of torch.func does not outlive it.
-        return Point(*torch.from_numpy(self._numbers.T.copy()).unbind())
+        t, alpha, sigma, log_snr = torch.from_numpy(self._numbers.T.copy())
+        return Point(t, alpha, sigma, log_snr)
 
     def denoised(self) -> Tableau:
         """Append the jump from the last time to clean data: x <- the data prediction, at one more call."""
