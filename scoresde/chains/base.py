@@ -201,7 +201,7 @@ class Chain(ABC):
             DTypeError: floats. ShapeError: another shape. DomainError: out of range.
         """
         if (number := read_integer(index)) is not None:
-            if not 0 <= number < len(self):
+            if abs(number) >= 2**63:
                 raise DomainError(f"{name} must lie in [0, {len(self)}), got {show(number)}")
             index = torch.tensor(number, dtype=torch.int64, device="cpu")
         elif isinstance(index, np.ndarray):

@@ -112,7 +112,10 @@ def _check_record(given: object, name: str) -> Mapping[str, Any]:
     if len(places) != len(means):
         raise ConfigError(f"{name} has {len(places)} levels of log_snr and {len(means)} losses; give one for each")
     found["log_snr"] = [check_number(one, f"{name}['log_snr']") for one in places]
-    found["loss_by_log_snr"] = [None if v is None else check_number(v, f"{name}['loss_by_log_snr']") for v in means]
+    # A mean that is not finite is left out of the picture.
+    found["loss_by_log_snr"] = [
+        v if v is None or isinstance(v, float) else check_number(v, f"{name}['loss_by_log_snr']") for v in means
+    ]
     return found
 
 
