@@ -158,7 +158,7 @@ def steppers() -> list[Tensor]:
     x = stepper.start(X)
     for _ in stepper:
         x = stepper(x, 0.5 * x)
-    return [x]
+    return [x, SamplingModule(GAUSSIAN, (8, 2), steps=2)(X)]
 
 
 def searches() -> list[Tensor]:
