@@ -47,6 +47,7 @@ __all__ = [
     "check_finite",
     "check_flag",
     "check_floating",
+    "check_instance",
     "check_integer",
     "check_mapping",
     "check_number",
@@ -56,6 +57,7 @@ __all__ = [
     "check_samples",
     "check_sequence",
     "check_sizes",
+    "check_text",
     "check_value",
     "check_values",
     "explain_keywords",
@@ -76,6 +78,7 @@ LARGEST_SIZE = 2**31 - 1
 SHOWN = 100  # characters of a value in a message
 P = ParamSpec("P")
 R = TypeVar("R")
+T = TypeVar("T")
 
 
 class ScoreSDEError(Exception):
@@ -186,8 +189,11 @@ def show(value: object) -> str:
     return text if len(text) <= SHOWN else f"{text[: SHOWN - 13]}...{text[-10:]}"
 
 
-def check_floating(x: object, name: str = "x") -> Tensor:
-    """Return ``x`` if it is a real floating tensor of shape (B, *), else raise DTypeError or ShapeError."""
+def check_floating(x: object, name: str = "x", *, empty: bool = False) -> Tensor:
+    """Return ``x`` if it is a real floating tensor of shape (B, *), else raise DTypeError or ShapeError.
+
+    There may be no samples; a sample has at least one number, unless ``empty``.
+    """
     if not isinstance(x, Tensor):
         raise DTypeError(
             f"{name} must be a torch.Tensor, got {type(x).__name__}",
@@ -214,6 +220,13 @@ def check_floating(x: object, name: str = "x") -> Tensor:
             allowed="shape (B, *)",
             cure=f"add a batch dimension with {name}[None]",
         )
+    if not empty and 0 in x.shape[1:]:
+        raise ShapeError(
+            f"{name} has samples of shape {tuple(x.shape[1:])}, which hold no number",
+            parameter=name,
+            got=tuple(x.shape),
+            allowed="samples of at least one number",
+        )
     return x
 
 
@@ -234,9 +247,9 @@ def _size(x: object) -> tuple[int, ...]:
     return tuple(x.shape) if isinstance(x, Tensor | np.ndarray) else ()
 
 
-def check_samples(x: object, name: str = "x") -> Tensor:
+def check_samples(x: object, name: str = "x", *, empty: bool = False) -> Tensor:
     """Return ``x`` if it is a finite real floating tensor of shape (B, *); count and place bad values if not."""
-    tensor = check_floating(x, name)
+    tensor = check_floating(x, name, empty=empty)
     check_values(tensor, name)
     # The two extremes tell it without a copy of the data: a NaN is both.
     if tensor.numel() and not bool(torch.isfinite(torch.stack(torch.aminmax(tensor.detach()))).all()):
@@ -491,6 +504,18 @@ def check_callable(value: object, name: str, example: str, *, optional: bool = T
     """Raise DTypeError unless ``value`` is a function, or None where it is ``optional``; ``example`` says of what."""
     if not ((value is None and optional) or (callable(value) and not isinstance(value, type))):
         raise _misfit(name, value, f"a function {example}")
+
+
+def check_instance(value: object, kind: type[T], name: str, what: str) -> T:
+    """Return ``value`` if it is a ``kind``; DTypeError otherwise, which says ``what`` it must be."""
+    if not isinstance(value, kind):
+        raise _misfit(name, value, what)
+    return value
+
+
+def check_text(value: object, name: str) -> str:
+    """Return ``value`` if it is a text; DTypeError otherwise."""
+    return check_instance(value, str, name, "a text")
 
 
 def check_sequence(value: object, name: str, parts: str) -> tuple[Any, ...]:

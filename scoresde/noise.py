@@ -51,6 +51,7 @@ __all__ = [
     "NoiseSource",
     "SampleNoise",
     "TapeNoise",
+    "check_generator",
     "check_seed",
     "check_tape",
     "draw_noise",
@@ -170,24 +171,33 @@ def stream(seed: int, *key: int | str, device: torch.device | str = "cpu") -> to
     return generator
 
 
+def _place(generator: object) -> torch.device:
+    """Return the device of a generator; DTypeError for what is none."""
+    place = getattr(generator, "device", None)
+    if isinstance(generator, Tensor) or not isinstance(place, torch.device):
+        raise DTypeError(f"generator must be a torch.Generator, got {show(generator)}; a number is seed=")
+    return place
+
+
 def normal(shape: Sequence[int], generator: torch.Generator, *, dtype: torch.dtype = torch.float32) -> Tensor:
     """Draw standard normal numbers in float32 on the generator's device and cast them to ``dtype``."""
-    return torch.randn(tuple(shape), generator=generator, device=generator.device, dtype=torch.float32).to(dtype)
+    device = _place(generator)
+    return torch.randn(tuple(shape), generator=generator, device=device, dtype=torch.float32).to(dtype)
 
 
 def uniform(shape: Sequence[int], generator: torch.Generator, *, dtype: torch.dtype = torch.float32) -> Tensor:
     """Draw numbers uniform on [0, 1) of type ``dtype`` on the generator's device."""
-    return torch.rand(tuple(shape), generator=generator, device=generator.device, dtype=dtype)
+    return torch.rand(tuple(shape), generator=generator, device=_place(generator), dtype=dtype)
 
 
 def integers(high: int, shape: Sequence[int], generator: torch.Generator) -> Tensor:
     """Draw integers uniform on 0 ... high - 1 on the generator's device."""
-    return torch.randint(high, tuple(shape), generator=generator, device=generator.device)
+    return torch.randint(high, tuple(shape), generator=generator, device=_place(generator))
 
 
 def permutation(n: int, generator: torch.Generator) -> Tensor:
     """Draw a random order of 0 ... n - 1 on the generator's device."""
-    return torch.randperm(n, generator=generator, device=generator.device)
+    return torch.randperm(n, generator=generator, device=_place(generator))
 
 
 class _Counted:
@@ -412,9 +422,7 @@ def check_tape(noise: object, needed: int, shape: Sequence[int]) -> None:
 
 def check_generator(generator: object, device: torch.device, what: str = "the samples") -> None:
     """Raise DTypeError or ConfigError unless ``generator`` is one on ``device``, where ``what`` is."""
-    place = getattr(generator, "device", None)
-    if isinstance(generator, Tensor) or not isinstance(place, torch.device):
-        raise DTypeError(f"generator must be a torch.Generator, got {show(generator)}; a number is seed=")
+    place = _place(generator)
     if place.type != device.type:
         raise ConfigError(f"generator is on {place}, {what} on {device}; make it on that device")
 

@@ -24,6 +24,7 @@ __all__ = [
     "Rows",
     "accept_arrays",
     "accept_rows",
+    "check_readable",
     "chunks",
     "combine",
     "divergence",
@@ -147,7 +148,11 @@ def gather_moments(rows: Iterable[Tensor], full_limit: int = 0) -> tuple[int, Te
     Source: Chan, Golub and LeVeque 1983, "Algorithms for computing the sample variance", The American Statistician
     37(3).
     """
-    count, mean, scatter = 0, torch.zeros((), device="cpu"), torch.zeros((), device="cpu")
+    count, mean, scatter = (
+        0,
+        torch.zeros((), dtype=torch.float32, device="cpu"),
+        torch.zeros((), dtype=torch.float32, device="cpu"),
+    )
     for part in rows:
         x = part.detach().to("cpu", torch.float64)
         own, full = x.mean(0), x.shape[1] <= full_limit
@@ -215,6 +220,21 @@ def time_derivative(function: Callable[[Tensor], Tensor], t: Tensor) -> Tensor:
     # Backwards, since torch's forward mode compiles decompositions at its first use, with a deprecation warning.
     derivative: Tensor = torch.func.grad(lambda s: function(s).sum())(t)
     return derivative
+
+
+def check_readable(x: Tensor | None = None) -> None:
+    """Raise ConfigError under a transform of torch.func (grad, jacrev, vmap, ...), whose tensors show no numbers."""
+    if torch.compiler.is_compiling():
+        return
+    try:
+        torch.zeros((), dtype=torch.float32, device="cpu").data_ptr()
+        if x is not None:
+            x.data_ptr()
+    except RuntimeError as error:
+        raise ConfigError(
+            "a transform of torch.func hides the numbers that this looks at; take SamplingModule(model, shape) there, "
+            "or torch.autograd with sample(..., differentiable=True)"
+        ) from error
 
 
 @contextmanager

@@ -35,11 +35,14 @@ from scoresde.errors import (
     DTypeError,
     ShapeError,
     check_choice,
+    check_dense,
     check_device,
+    check_flag,
     check_floating,
     check_integer,
     check_number,
     check_numbers,
+    check_values,
     read_integer,
     show,
 )
@@ -52,6 +55,7 @@ from scoresde.solvers.tableau import Tableau
 __all__ = ["Chain", "rule_times"]
 
 RULES = ("exact", "song")
+INTEGERS = torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -160,7 +164,7 @@ class Chain(ABC):
             denoise: end with the data prediction at the lowest level, one more evaluation, as NCSNv2 does.
             steps: number of evenly strided levels; all n by default.
         """
-        points = self._downwards(steps)
+        denoise, points = check_flag(denoise, "denoise"), self._downwards(steps)
         return AnnealedLangevin(repeats, step).on(points if denoise else points[:-1], self.prior_std)
 
     def _downwards(self, steps: int | None) -> Point:
@@ -197,10 +201,15 @@ class Chain(ABC):
             DTypeError: floats. ShapeError: another shape. DomainError: out of range.
         """
         if (number := read_integer(index)) is not None:
-            index = torch.tensor(number, device="cpu")
+            if abs(number) >= 2**63:
+                raise DomainError(f"{name} must lie in [0, {len(self)}), got {show(number)}")
+            index = torch.tensor(number, dtype=torch.int64, device="cpu")
         elif isinstance(index, np.ndarray):
             index = accept_arrays(index, name)
-        if not isinstance(index, Tensor) or index.dtype.is_floating_point or index.dtype == torch.bool:
+        if isinstance(index, Tensor):
+            check_dense(index, name)
+            check_values(index, name)
+        if not isinstance(index, Tensor) or index.dtype not in INTEGERS:
             raise DTypeError(
                 f"{name} of a chain must be an integer in [0, {len(self)}); a real time belongs to its .sde()"
             )

@@ -171,7 +171,7 @@ def _join(path: Path, homes: Sequence[Path], parts: Sequence[FolderImages], note
     if len(known.classes) == 1:
         return make_data(path, (images[0], None), (images[1], None), (), tuple(notes), kind="images")
     places = [known.classes.index(name) if name in known.classes else -1 for name in other.classes]
-    labels = torch.tensor(places, device="cpu")[other.labels]
+    labels = torch.tensor(places, dtype=torch.int64, device="cpu")[other.labels]
     kept = labels >= 0
     if not bool(kept.all()):
         notes.append(f"left out     {int((~kept).sum())} images of {test.name}/, of classes that {train.name}/ lacks")
@@ -261,7 +261,7 @@ def _open_table(path: Path, column: str | None, context: str | None) -> DataSet:
     for name in names_of:
         if name not in table.names:
             raise unknown(f"column of {path}", name, table.names, parameter="context")
-    chosen = torch.tensor([name in names_of for name in table.names], device="cpu")
+    chosen = torch.tensor([name in names_of for name in table.names], dtype=torch.bool, device="cpu")
     told = table.values[:, [table.names.index(name) for name in names_of]].float()
     values = table.values[:, ~chosen]
     return hold_out(path, values, table.labels, table.classes, kind=layout.kind, layout=layout, context=told)

@@ -90,7 +90,7 @@ def _match_labels(run: RunFolder, name: str, data: DataSet) -> DataSet:
     for one in data.classes:
         if one not in run.names:
             raise unknown(f"class {one!r} of {name}: the model's", one, run.names, parameter="data")
-    places = torch.tensor([run.names.index(one) for one in data.classes], device="cpu")
+    places = torch.tensor([run.names.index(one) for one in data.classes], dtype=torch.int64, device="cpu")
 
     def match(part: Labelled) -> Labelled:
         return part[0], None if part[1] is None else places[part[1]]

@@ -163,7 +163,7 @@ class Likelihood(Work):
         told: Mapping[str, Tensor],
     ) -> None:
         """Measure the samples that are left, a part for each process in a round; the first process keeps them."""
-        done = int(world.gather(torch.tensor([0 if found is None else found.done], device="cpu"))[0])
+        done = int(world.gather(torch.tensor([0 if found is None else found.done], dtype=torch.int64, device="cpu"))[0])
         bar = tqdm(total=len(x), initial=done, desc="likelihood", unit="sample", disable=not is_interactive())
         with bar:
             while done < len(x):
@@ -223,7 +223,7 @@ class Likelihood(Work):
         if levels is not None:
             # The bounds begin where the flow's draws in the bins lie.
             start = Dequantisation(*levels).choose_time(
-                model.sde, model.transform, torch.zeros(1, *run.event, device="cpu")
+                model.sde, model.transform, torch.zeros(1, *run.event, dtype=torch.float32, device="cpu")
             )
             model = model.with_sde(model.sde.starting_at(start))
         probes = (0 if size <= PROBES else PROBES) if self.probes is None else self.probes

@@ -138,7 +138,7 @@ def find_device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        return torch.empty(0, device=name).device
+        return torch.empty(0, dtype=torch.float32, device=name).device
     except (RuntimeError, AssertionError) as error:
         raise ConfigError(
             f"device {name!r} is not usable here",

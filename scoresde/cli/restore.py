@@ -122,7 +122,7 @@ class Restore(Work):
         if self.operator == "mask":
             wanted = tuple(run.shape)
         else:
-            wanted = tuple(self._operator()(torch.zeros((1, *run.shape), device="cpu")).shape[1:])
+            wanted = tuple(self._operator()(torch.zeros((1, *run.shape), dtype=torch.float32, device="cpu")).shape[1:])
         if measured.shape[1:] != wanted and run.layout is not None and len(measured.shape) == run.layout.dimensions:
             measured = run.layout.read(measured)
         if measured.shape[1:] != wanted:

@@ -110,7 +110,7 @@ class RunFolder:
             return {"label": torch.arange(n, device="cpu") % self.classes}
         if label not in self.names:
             raise unknown("class", label, self.names, parameter="label")
-        return {"label": torch.full((n,), self.names.index(label), device="cpu")}
+        return {"label": torch.full((n,), self.names.index(label), dtype=torch.int64, device="cpu")}
 
 
 def shape_of_data(model: ScoreModel, event: torch.Size) -> torch.Size:

@@ -247,7 +247,9 @@ class Sample(Work):
                 cure="train with --context",
             )
         try:
-            rows = torch.tensor([[float(part) for part in self.context.split(",")]], device="cpu").expand(self.n, -1)
+            rows = torch.tensor(
+                [[float(part) for part in self.context.split(",")]], dtype=torch.float32, device="cpu"
+            ).expand(self.n, -1)
         except ValueError:
             path, colon, key = self.context.rpartition(":")
             file, name = (path, key) if colon and Path(path).suffix else (self.context, None)

@@ -15,7 +15,16 @@ from numpy.typing import NDArray
 from safetensors import safe_open
 from torch import Tensor
 
-from scoresde.errors import ConfigError, DataError, ScoreSDEError, check_path, check_samples, unknown
+from scoresde.errors import (
+    ConfigError,
+    DataError,
+    ScoreSDEError,
+    check_flag,
+    check_path,
+    check_samples,
+    check_text,
+    unknown,
+)
 from scoresde.ops import share_memory
 
 __all__ = ["arrays_from_file", "words_from_file"]
@@ -53,7 +62,8 @@ def arrays_from_file(
             names them), a key for a file of one array without a name.
         DTypeError: no path. DomainError: an empty path; non-finite values, with their count and the first place.
     """
-    file = check_path(path)
+    file, key = check_path(path), None if key is None else check_text(key, "key")
+    mapped, missing = check_flag(mapped, "mapped"), check_flag(missing, "missing")
     read = READERS.get(file.suffix.lower(), _read_numpy)
     with _explain_failures(file):
         found = _map_numpy(file, key) if mapped and file.suffix.lower() == ".npy" else read(file, key)
@@ -69,7 +79,7 @@ def words_from_file(path: str | os.PathLike[str], key: str | None = None) -> NDA
     Raises:
         DataError, ConfigError, DTypeError, DomainError: as ``arrays_from_file``.
     """
-    file = check_path(path)
+    file, key = check_path(path), None if key is None else check_text(key, "key")
     if file.suffix.lower() in READERS:
         return None
     with _explain_failures(file), file.open("rb") as opened:

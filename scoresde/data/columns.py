@@ -18,7 +18,7 @@ from torch import Tensor
 
 from scoresde.data.images import needing
 from scoresde.data.labels import number_classes
-from scoresde.errors import ConfigError, DataError, check_path, unknown
+from scoresde.errors import ConfigError, DataError, check_path, check_text, unknown
 
 if TYPE_CHECKING:
     from polars import DataFrame, Series
@@ -64,6 +64,7 @@ def table_from_file(path: str | os.PathLike[str], *, label_column: str | None = 
         DTypeError, DomainError: no path.
     """
     file = check_path(path)
+    label_column = None if label_column is None else check_text(label_column, "label_column")
     frame = _read(file)
     _check_names(file, frame)
     if label_column is not None and label_column not in frame.columns:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from scoresde.data.images import from_bytes, needing
-from scoresde.errors import DataError, DTypeError, check_integer, check_path, read_integer, unknown
+from scoresde.errors import DataError, DTypeError, check_choice, check_integer, check_path, read_integer, show
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -95,10 +95,8 @@ def images_from_folder(
         DTypeError, DomainError: no path, or bad numbers.
     """
     folder, wanted = check_path(path), _check_size(size)
-    if resize not in ("crop", "stretch", "refuse"):
-        raise unknown("resize", resize, ("crop", "stretch", "refuse"))
-    if on_bad_image not in ("raise", "skip"):
-        raise unknown("on_bad_image", on_bad_image, ("raise", "skip"))
+    check_choice("resize", resize, ("crop", "stretch", "refuse"))
+    check_choice("on_bad_image", on_bad_image, ("raise", "skip"))
     limit = check_integer(max_pixels, "max_pixels", 1)
     behind = None if background is None else _check_colour(background)
     with needing("image folders", "Pillow"):
@@ -127,7 +125,7 @@ def images_from_folder(
         raise DataError(
             f"none of the {len(files)} images in {folder} can be used; the first, {skipped[0][0]}, {skipped[0][1]}"
         )
-    images = torch.empty(len(pixels), 3 if colour else 1, *pixels[0].shape[:2], device="cpu")
+    images = torch.empty(len(pixels), 3 if colour else 1, *pixels[0].shape[:2], dtype=torch.float32, device="cpu")
     for out, one in zip(images, pixels, strict=True):
         out.copy_(from_bytes(one.reshape(*one.shape[:2], -1).permute(2, 0, 1)))
     homes = [file.parent.relative_to(folder).as_posix() for file in kept]
@@ -135,7 +133,7 @@ def images_from_folder(
     return FolderImages(
         images=images,
         paths=tuple(kept),
-        labels=torch.tensor([classes.index(home) for home in homes], device="cpu"),
+        labels=torch.tensor([classes.index(home) for home in homes], dtype=torch.int64, device="cpu"),
         classes=classes,
         skipped=tuple(skipped),
         others=others,
@@ -160,7 +158,7 @@ def _check_colour(colour: object) -> tuple[int, int, int]:
 def _check_integers(value: object, name: str, form: str, count: int) -> Sequence[Any]:
     """Return a sequence of the given length; the caller checks what is in it."""
     if isinstance(value, str) or not isinstance(value, Sequence) or len(value) != count:
-        raise DTypeError(f"{name} must be {form}, got {value!r}")
+        raise DTypeError(f"{name} must be {form}, got {show(value)}")
     return value
 
 

@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from scoresde.errors import ConfigError, check_integer, unknown
+from scoresde.errors import ConfigError, check_choice, check_integer
 from scoresde.noise import integers, stream, undisturbed
 
 __all__ = ["LabelledImages", "check_split", "digits", "from_bytes", "needing", "photographs", "split_by_label"]
@@ -90,7 +90,7 @@ def photographs(patch: int = 16, count: int = 10_000, split: Split = "train", *,
     labels = integers(len(pixels), (total,), generator)
     rows = integers(pixels.shape[2] - side + 1, (total,), generator)
     columns = integers(pixels.shape[3] - side + 1, (total,), generator)
-    images = torch.empty(total, 3, side, side, device="cpu")
+    images = torch.empty(total, 3, side, side, dtype=torch.float32, device="cpu")
     for out, k, row, column in zip(images, labels.tolist(), rows.tolist(), columns.tolist(), strict=True):
         out.copy_(from_bytes(pixels[k, :, row : row + side, column : column + side]))
     return LabelledImages(images=images, labels=labels, levels=256)
@@ -105,8 +105,7 @@ def from_bytes(pixels: Tensor) -> Tensor:
 
 def check_split(split: object) -> None:
     """Raise ConfigError unless ``split`` is "train" or "test"."""
-    if split not in ("train", "test"):
-        raise unknown("split", split, ("train", "test"))
+    check_choice("split", split, ("train", "test"))
 
 
 @contextmanager

@@ -46,8 +46,8 @@ def time_series(n: int, *, length: int = 64, channels: int = 1, seed: int = 0, n
     frequency = 1.0 + 3.0 * uniform((count, 1, 1), generator)
     jump = uniform((count, 1, 1), generator)
     phase = 2.0 * math.pi * uniform((count, parts, 1), generator)
-    side = 1.0 - 2.0 * integers(2, (count, parts, 1), generator)
-    tau = torch.arange(times, device="cpu") / times
+    side = 1.0 - 2.0 * integers(2, (count, parts, 1), generator).to(torch.float32)
+    tau = torch.arange(times, dtype=torch.float32, device="cpu") / times
     wave = math.sqrt(2.0) * (2.0 * math.pi * frequency * tau + phase).sin()  # (n, C, L)
-    step = side * torch.where(tau < jump, -1.0, 1.0)
+    step = side * (1.0 - 2.0 * (tau < jump).to(torch.float32))
     return math.sqrt(1.0 - blur**2) * (0.8 * wave + 0.6 * step) + blur * normal((count, parts, times), generator)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from scoresde.data.images import Split, check_split, needing, split_by_label
-from scoresde.errors import unknown
+from scoresde.errors import check_choice
 
 __all__ = ["TABLES", "Table", "tabular"]
 
@@ -48,8 +48,7 @@ def tabular(name: str = "wine", split: Split = "train") -> Table:
     Source: Aeberhard, Forina (1992), wine; Wolberg, Mangasarian, Street (1995), breast cancer; Fisher (1936), iris.
     """
     check_split(split)
-    if name not in TABLES:
-        raise unknown("table", name, TABLES)
+    check_choice("table", name, TABLES)
     with needing("tables", "scikit-learn"):
         from sklearn.datasets import load_breast_cancer, load_iris, load_wine
     bunch = {"breast_cancer": load_breast_cancer, "iris": load_iris, "wine": load_wine}[name]()

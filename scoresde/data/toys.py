@@ -62,7 +62,7 @@ def swiss_roll(n: int, *, seed: int = 0, noise: float = 0.05) -> Tensor:
     shape = torch.stack([radius * radius.cos() - 2.0, radius * radius.sin() - 2.0 / (3.0 * math.pi)], dim=1)
     common = 39.0 * math.pi**2 / 8.0
     variances = (common - 17.0 / 4.0, common + 1.0 / 4.0 - 4.0 / (9.0 * math.pi**2))
-    return _blur(shape / torch.tensor(variances, device="cpu").sqrt(), noise, generator)
+    return _blur(shape / torch.tensor(variances, dtype=torch.float32, device="cpu").sqrt(), noise, generator)
 
 
 def eight_gaussians(n: int, *, seed: int = 0, noise: float = 0.1) -> Tensor:
@@ -123,7 +123,7 @@ def pinwheel(n: int, *, seed: int = 0, noise: float = 0.0) -> Tensor:
     generator, n, noise = _start("pinwheel", n, seed, noise)
     across = normal((n, 2), generator)
     radius, aside = 1.0 + 0.3 * across[:, 0], 0.1 * across[:, 1]
-    angle = (2.0 * math.pi / 5.0) * integers(5, (n,), generator) + radius.exp() / 4.0
+    angle = (2.0 * math.pi / 5.0) * integers(5, (n,), generator).to(torch.float32) + radius.exp() / 4.0
     cos, sin = angle.cos(), angle.sin()
     shape = torch.stack([radius * cos - aside * sin, radius * sin + aside * cos], dim=1)
     return _blur(shape / math.sqrt(0.55), noise, generator)
@@ -140,7 +140,7 @@ def two_spirals(n: int, *, seed: int = 0, noise: float = 0.05) -> Tensor:
     """
     generator, n, noise = _start("two_spirals", n, seed, noise)
     radius = 3.0 * math.pi * uniform((n,), generator).sqrt()
-    sign = 1.0 - 2.0 * integers(2, (n,), generator)
+    sign = 1.0 - 2.0 * integers(2, (n,), generator).to(torch.float32)
     square = 9.0 * math.pi**2
     first = sign * radius * radius.cos() / math.sqrt((square + 3.0) / 4.0)
     second = sign * radius * radius.sin() / math.sqrt((square - 3.0) / 4.0)

@@ -15,10 +15,10 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from scoresde.errors import DomainError, DTypeError
+from scoresde.errors import DomainError, DTypeError, check_dense, check_values, read_number, show
 from scoresde.ops import working_dtype
 
-__all__ = ["CURVES", "ROOM", "check_domain", "curve", "in_float64", "inside", "unchecked"]
+__all__ = ["CURVES", "ROOM", "check_domain", "curve", "in_float64", "inside", "read_times", "unchecked"]
 
 CURVES = ("alpha", "sigma", "log_snr", "alpha_rate", "sigma_rate", "diffusion", "drift_rate", "prior_std")
 ROOM = 1e-6  # a float32 time may lie half a unit in its last place outside the float64 interval
@@ -58,10 +58,27 @@ def inside(function: Method) -> Method:
     return wrapped
 
 
+def read_times(t: object, name: str = "t") -> Tensor:
+    """Return a tensor of real numbers as it is, and a number as a tensor in float64 on the CPU; DTypeError otherwise.
+
+    Raises ShapeError, ConfigError, too, for a tensor without values that one could compute with.
+    """
+    if not isinstance(t, Tensor):
+        number = read_number(t)
+        if number is None:
+            raise DTypeError(f"{name} must be a number or a floating tensor, got {show(t)} of type {type(t).__name__}")
+        return torch.tensor(number, dtype=torch.float64, device="cpu")
+    check_dense(t, name)
+    check_values(t, name)
+    if t.is_complex():
+        raise DTypeError(f"{name} must be real, got {t.dtype}")
+    return t
+
+
 def check_domain(t: Tensor | float, t_max: float) -> None:
     """Raise DomainError where a time lies outside [0, t_max] or is NaN."""
-    time = t.detach() if isinstance(t, Tensor) else torch.tensor(t, device="cpu")
-    if isinstance(t, Tensor) and not time.is_floating_point():
+    time = read_times(t).detach()
+    if not time.is_floating_point():
         return  # for the function to refuse
     good = (time >= 0.0) & (time <= t_max * (1 + ROOM))
     try:

@@ -18,7 +18,17 @@ from itertools import chain
 import torch
 from torch import Tensor
 
-from scoresde.errors import DomainError, ShapeError, check_floating, check_numbers, check_samples
+from scoresde.errors import (
+    DomainError,
+    DTypeError,
+    ShapeError,
+    check_floating,
+    check_numbers,
+    check_samples,
+    check_sizes,
+    check_values,
+    show,
+)
 from scoresde.ops import flat, gather_moments, parts, working_dtype
 
 __all__ = ["FULL_COVARIANCE_LIMIT", "Gaussian", "Moments"]
@@ -73,6 +83,7 @@ class Gaussian:
         """Return x (B, *) if its events are this law's."""
         if self.mean.shape not in ((), check_floating(x, name).shape[1:]):
             raise ShapeError(f"{name} must have shape (B, *{tuple(self.mean.shape)}), got {tuple(x.shape)}")
+        check_values(x, name)
         return x
 
 
@@ -92,6 +103,8 @@ def _summarise(mean: Tensor, variance: Tensor, basis: Tensor | None) -> str:
 def _check_finite(numbers: object, name: str) -> Tensor:
     """Return finite real numbers in float64 on the CPU."""
     wide = check_numbers(numbers, name)
+    if wide.numel() == 0:
+        raise ShapeError(f"{name} is empty, of shape {tuple(wide.shape)}; an event has at least one coordinate")
     if not bool(torch.isfinite(wide).all()):
         raise DomainError(f"{name} must be finite", parameter=name, allowed="finite values")
     return wide
@@ -143,12 +156,14 @@ class Moments:
 
         Their event is that of the first part, which need not be ``event``: a transform may have changed it.
         """
-        rest = iter(x)
-        first = next(rest, torch.empty(0, *event, device="cpu"))
+        if isinstance(x, Tensor) or not isinstance(x, Iterable):
+            raise DTypeError(f"x must be parts of data, tensors (n, *), got {show(x)}; Moments.of takes a tensor")
+        rest = (check_floating(part) for part in x)
+        first = next(rest, torch.empty(0, *check_sizes(event, "event"), dtype=torch.float32, device="cpu"))
         event = first.shape[1:]
         size = math.prod(event)
         count, mean, scatter = gather_moments(map(flat, chain([first], rest)), FULL_COVARIANCE_LIMIT)
-        mean = mean.reshape(tuple(event))
+        mean = _check_finite(mean, "the mean of the data").reshape(tuple(event))
         if size > FULL_COVARIANCE_LIMIT:
             return cls(mean, (scatter / count).reshape(mean.shape))
         values, vectors = torch.linalg.eigh(scatter / count)

@@ -39,7 +39,7 @@ from typing import Any, Protocol, Self, TypeVar, runtime_checkable
 import torch
 from torch import Tensor
 
-from scoresde.diffusions.curves import CURVES, ROOM, check_domain, curve, in_float64, inside, unchecked
+from scoresde.diffusions.curves import CURVES, ROOM, check_domain, curve, in_float64, inside, read_times, unchecked
 from scoresde.diffusions.gaussian import Gaussian, Moments
 from scoresde.diffusions.point import Pair, Point
 from scoresde.errors import (
@@ -51,7 +51,9 @@ from scoresde.errors import (
     check_dense,
     check_device,
     check_floating,
+    check_instance,
     check_number,
+    check_values,
     keep_number,
     read_number,
     show,
@@ -232,6 +234,7 @@ class SDE(ABC):
             if not t.dtype.is_floating_point:
                 raise DTypeError(f"{name} must be floating for a continuous SDE, got {t.dtype}; see DDPM for a chain")
             check_dense(t, name)
+            check_values(t, name)
             time = t.to("cpu", torch.float64)
         elif (number := read_number(t)) is None:
             raise DTypeError(f"{name} must be a number or a floating tensor, got {show(t)} of type {type(t).__name__}")
@@ -288,9 +291,7 @@ class GaussianSDE(SDE):
         Raises:
             DomainError: NaN, or by more than rounding outside of what the curve reaches from t_max down.
         """
-        given = (
-            log_snr if isinstance(log_snr, Tensor) else torch.tensor(float(log_snr), dtype=torch.float64, device="cpu")
-        )
+        given = read_times(log_snr, "log_snr")
         if given.dtype.is_floating_point and not torch.compiler.is_compiling():
             self._check_log_snr(given.detach())
         return self._invert(given).clamp(0.0, self.t_max)
@@ -357,11 +358,7 @@ class GaussianSDE(SDE):
 
     def at(self, t: Tensor | float) -> Point:
         """Return the points at times t (no check of the interval), in float64 on the CPU."""
-        time = (
-            t.to("cpu", torch.float64)
-            if isinstance(t, Tensor)
-            else torch.tensor(float(t), dtype=torch.float64, device="cpu")
-        )
+        time = read_times(t).to("cpu", torch.float64)
         return unchecked(lambda: Point(time, self.alpha(time), self.sigma(time), self.log_snr(time), self))
 
     def _ask(self, t: Tensor | float) -> Point:
@@ -434,7 +431,9 @@ class GaussianSDE(SDE):
         if moments is None:
             return Gaussian(torch.zeros((), dtype=torch.float64, device="cpu"), self.prior_std(time).square())
         point = self.at(time)
-        return moments.at(float(point.alpha), float(point.sigma))
+        return check_instance(moments, Moments, "moments", "Moments, e.g. Moments.of(data)").at(
+            float(point.alpha), float(point.sigma)
+        )
 
     def describe(self) -> str:
         """Return the curves at five times as text: t, alpha, sigma, log_snr, drift rate and g."""

@@ -32,7 +32,7 @@ from typing import Literal
 import torch
 
 from scoresde.diffusions.point import Pair, Point
-from scoresde.errors import ConfigError, DomainError, show, unknown
+from scoresde.errors import ConfigError, DomainError, is_name, show, unknown
 
 __all__ = ["TARGETS", "Kind", "target", "unknown_kind", "view"]
 
@@ -96,7 +96,7 @@ TARGETS: dict[str, Callable[[Point], Pair]] = {
 
 def target(kind: str, point: Point) -> Pair:
     """Return the pair (p, q) of ``kind`` at ``point``; ConfigError for an unknown kind."""
-    if kind not in TARGETS:
+    if not is_name(kind, TARGETS):
         raise unknown_kind("prediction", kind, TARGETS)
     return TARGETS[kind](point)
 

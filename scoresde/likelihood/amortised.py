@@ -12,7 +12,17 @@ from typing import Self
 
 from torch import Tensor
 
-from scoresde.errors import ConfigError, DTypeError, ShapeError, check_floating, check_samples
+from scoresde.errors import (
+    ConfigError,
+    DTypeError,
+    ShapeError,
+    check_callable,
+    check_floating,
+    check_integer,
+    check_samples,
+    check_sizes,
+    check_text,
+)
 from scoresde.likelihood.flow import log_likelihood
 from scoresde.models.checks import check_model
 from scoresde.models.prediction import Predictor
@@ -37,7 +47,8 @@ class SBIPosterior:
         chunk_size: samples of one call.
 
     Raises:
-        DTypeError, ConfigError: no model, or one that knows no moments.
+        DTypeError, ConfigError: no model, or one that knows no moments, no name, no function. DomainError: numbers
+            out of range.
     """
 
     def __init__(
@@ -50,11 +61,13 @@ class SBIPosterior:
         steps: int = 50,
         chunk_size: int = 4096,
     ) -> None:
-        self.model, self.key, self.encode = check_model(model), key, encode
+        self.model, self.key, self.encode = check_model(model), check_text(key, "key"), encode
+        check_callable(encode, "encode", "of observations (n, *)")
         if self.model.moments is None:
             raise ConfigError("the model knows no moments, so no shape of theta; pass ScoreModel(..., moments=...)")
         self.event = tuple(self.model.moments.mean.shape)
-        self.solver, self.steps, self.chunk_size = solver, steps, chunk_size
+        self.solver, self.steps = solver, check_integer(steps, "steps", 1)
+        self.chunk_size = check_integer(chunk_size, "chunk_size", 1)
         self.default_x: Tensor | None = None
 
     def set_default_x(self, x: Tensor) -> Self:
@@ -78,7 +91,8 @@ class SBIPosterior:
             show_progress_bars: show a bar.
             seed: of the draws; by default another one in every call.
         """
-        return self.sample_batched(sample_shape, self._one(x), show_progress_bars, seed=seed).squeeze(len(sample_shape))
+        drawn = self.sample_batched(sample_shape, self._one(x), show_progress_bars, seed=seed)
+        return drawn.squeeze(-1 - len(self.event))
 
     def sample_batched(
         self,
@@ -89,6 +103,7 @@ class SBIPosterior:
         seed: int | None = None,
     ) -> Tensor:
         """Return draws of theta given each of n observations x (n, *), (*sample_shape, n, *theta); see ``sample``."""
+        sample_shape = check_sizes(sample_shape, "sample_shape")
         told, draws = self._tell(x), math.prod(sample_shape)
         out = sample(
             self.model,

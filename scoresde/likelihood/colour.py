@@ -118,7 +118,7 @@ def partition(weights: Tensor, k: int) -> Tensor:
     """Return the group of each of D coordinates, (D,), for weights (D, D): little weight inside the groups."""
     size = len(weights)
     weights = weights.clone().fill_diagonal_(0.0)
-    groups = torch.full((size,), -1, device="cpu")
+    groups = torch.full((size,), -1, dtype=torch.int64, device="cpu")
     inside = torch.zeros(size, k, dtype=weights.dtype, device="cpu")  # of each coordinate with each group
     for i in weights.sum(1).argsort(descending=True, stable=True).tolist():
         groups[i] = int(inside[i].argmin())

@@ -161,7 +161,7 @@ def bits_per_dim(
     size = math.prod(check_sizes(event_shape, "event_shape"))
     nats = log_p if isinstance(log_p, Tensor) else check_number(log_p, "log_p")
     if isinstance(nats, Tensor):
-        nats = check_floating(nats[None], "log_p")[0]
+        nats = check_floating(nats[None], "log_p", empty=True)[0]
     if size == 0:
         raise DomainError(f"event_shape {tuple(event_shape)} has no coordinates")
     offset = 0.0

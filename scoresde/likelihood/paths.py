@@ -126,13 +126,13 @@ def path_log_weight(
     """
     steps = _table(table)
     points = _points(steps)
-    if check_floating(path, "path").ndim < 2 or len(path) != len(points.t):
+    if check_floating(path, "path", empty=True).ndim < 2 or len(path) != len(points.t):
         raise ShapeError(
             f"path must have shape ({len(points.t)}, B, *), one state for each point of {steps.name!r} from its end "
             f"up, got {tuple(path.shape)}; make one with forward_path"
         )
     model, _ = check_model_and_data(model, path[0], "path[0]")
-    check_samples(path, "path")
+    check_samples(path, "path", empty=True)
     cond = check_condition(cond, path.shape[1], path.device)
     chunk_size = check_integer(chunk_size, "chunk_size", 1)
     closing = _closing(steps, decoder)

@@ -208,7 +208,11 @@ def classify(
     if not isinstance(key, str):
         raise DTypeError(f"key must be the name of a condition, got {show(key)}", parameter="key")
     cond = None if cond is None else check_mapping(cond, "cond", "tensors")
-    share = torch.zeros(len(classes), device="cpu") if log_prior is None else check_numbers(log_prior, "log_prior")
+    share = (
+        torch.zeros(len(classes), dtype=torch.float32, device="cpu")
+        if log_prior is None
+        else check_numbers(log_prior, "log_prior")
+    )
     if share.shape != (len(classes),):
         raise ShapeError(f"log_prior must have shape ({len(classes)},), one for each class, got {tuple(share.shape)}")
     found = []

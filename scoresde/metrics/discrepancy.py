@@ -80,7 +80,9 @@ def median_distance(pooled: Tensor) -> float:
     """Return the median of the positive distances in a set (N, D)."""
     if len(pooled) > MEDIAN_OF:
         order = (pooled @ torch.arange(pooled.shape[1], device="cpu").to(pooled).cos()).argsort()
-        pooled = pooled[order[torch.linspace(0, len(pooled) - 1, MEDIAN_OF, device="cpu").round().to(order)]]
+        pooled = pooled[
+            order[torch.linspace(0, len(pooled) - 1, MEDIAN_OF, dtype=torch.float32, device="cpu").round().to(order)]
+        ]
     apart = torch.pdist(pooled)
     apart = apart[apart > 0]
     if len(apart) == 0:

@@ -220,7 +220,8 @@ def _mmds(pooled: Tensor, n: int, bandwidth: float, orders: Iterator[Tensor]) ->
     total = pooled.shape[0]
     m = total - n
     chosen = torch.stack(
-        [torch.zeros(total, device="cpu").index_fill_(0, order[:n], 1.0) for order in orders], dim=1
+        [torch.zeros(total, dtype=torch.float32, device="cpu").index_fill_(0, order[:n], 1.0) for order in orders],
+        dim=1,
     ).to(pooled)
     inner, outer = pooled.new_zeros(chosen.shape[1]), pooled.new_zeros(chosen.shape[1])
     everything = pooled.new_zeros(())

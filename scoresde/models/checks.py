@@ -85,7 +85,7 @@ def check_density(model: object) -> None:
     """Raise ConfigError for a latent model, whose data have no density that follows from its own."""
     known = check_model(model)
     if isinstance(known.transform, Latent):
-        known.transform.log_abs_det(torch.empty(0, device="cpu"))
+        known.transform.log_abs_det(torch.empty(0, dtype=torch.float32, device="cpu"))
 
 
 def check_model_and_data(model: object, x: object, name: str) -> tuple[ScoreModel, Tensor]:

@@ -176,7 +176,7 @@ def check_event(
     event = None if moments is None or not moments.mean.ndim else tuple(moments.mean.shape)
     if transform is not None and event is not None:
         with blame(f"{where}: transform"):
-            transform.inverse(torch.zeros((1, *event), device="cpu"))
+            transform.inverse(torch.zeros((1, *event), dtype=torch.float32, device="cpu"))
     own, channels = _find_event(net, event)
     if event is not None and own not in (None, event):
         raise CheckpointError(f"{where}: the moments are of the event {event}, the network's is {own}")

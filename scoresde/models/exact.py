@@ -108,6 +108,7 @@ class GaussianModel(ExactModel):
 
     def sample_data(self, n: int, generator: torch.Generator) -> Tensor:
         """Draw n samples of the data, (n, *), in float32."""
+        n = check_integer(n, "n")
         return self.law.from_noise(normal((n, *self.law.mean.shape), generator))
 
     def log_prob(self, x: Tensor) -> Tensor:
@@ -125,6 +126,11 @@ class GaussianModel(ExactModel):
             raise ConfigError("this model lost its moments; they define the flow")
         check_floating(x)
         p, q = (self.sde.at(self.sde.check_time(time, name=name, zero=True)) for time, name in ((t, "t"), (s, "s")))
+        if p.t.ndim or q.t.ndim or x.shape[1:] != moments.mean.shape:
+            raise ShapeError(
+                f"x must be of the event {tuple(moments.mean.shape)}, t and s a single time each, got shapes "
+                f"{tuple(x.shape)}, {tuple(p.t.shape)} and {tuple(q.t.shape)}"
+            )
         start, end = moments.at(float(p.alpha), float(p.sigma)), moments.at(float(q.alpha), float(q.sigma))
         ratio = Gaussian(torch.zeros_like(start.mean), end.variance / start.variance, start.basis)
         return ratio.from_noise(x - start.mean.to(x)) + end.mean.to(x)
@@ -217,9 +223,11 @@ class GaussianMixtureModel(ExactModel):
 
     def sample_data(self, n: int, generator: torch.Generator) -> Tensor:
         """Draw n samples of the data, (n, *event), in float32."""
-        pick = torch.searchsorted(self.weights.cumsum(0).float().to(generator.device), uniform((n,), generator))
+        u = uniform((check_integer(n, "n"),), generator)
+        device = u.device
+        pick = torch.searchsorted(self.weights.cumsum(0).float().to(device), u)
         pick = pick.clamp_max(len(self.means) - 1)
-        means, std = (c.to(generator.device, torch.float32)[pick] for c in (self.means, self.std))
+        means, std = (c.to(device, torch.float32)[pick] for c in (self.means, self.std))
         z = normal(tuple(means.shape), generator)
         return means + expand(std, z) * z
 
@@ -228,10 +236,13 @@ class GaussianMixtureModel(ExactModel):
         if check_floating(x).shape[1:] != self.means.shape[1:]:
             raise ShapeError(f"x must have the event {tuple(self.means.shape[1:])} of the means, got {tuple(x.shape)}")
         x = x.to(torch.promote_types(x.dtype, torch.float32))
-        if t == 0.0:
+        time = self.sde.check_time(t, zero=True)
+        if time.ndim:
+            raise ShapeError(f"t of a density must be a single time, got shape {tuple(time.shape)}")
+        if float(time) == 0.0:
             a, s = 1.0, 0.0
         else:
-            point = self.sde.at(self.sde.check_time(t))
+            point = self.sde.at(time)
             a, s = float(point.alpha), float(point.sigma)
         net = self.net
         assert isinstance(net, _MixtureNet)

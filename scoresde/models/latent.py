@@ -24,7 +24,16 @@ import safetensors.torch
 import torch
 from torch import Generator, Tensor, nn
 
-from scoresde.errors import ConfigError, DTypeError, ShapeError, check_callable, check_floating, check_values
+from scoresde.errors import (
+    ConfigError,
+    DTypeError,
+    ShapeError,
+    SolverError,
+    check_callable,
+    check_floating,
+    check_samples,
+    check_values,
+)
 from scoresde.models.networks import bare_network, describe_network, network_state
 from scoresde.models.prediction import in_mode
 from scoresde.noise import SampleNoise, check_seed, normal
@@ -76,11 +85,11 @@ class EncoderDecoder(nn.Module):
 
     def posterior(self, x: Tensor) -> tuple[Tensor, None]:
         """Return the codes."""
-        return _check_answer(self.encoder(x), x, "encoder"), None
+        return _check_answer(self.encoder(check_floating(x)), x, "encoder"), None
 
     def decode(self, z: Tensor) -> Tensor:
         """Return data given codes."""
-        return _check_answer(self.decoder(z), z, "decoder")
+        return _check_answer(self.decoder(check_floating(z, "z")), z, "decoder")
 
 
 def _check_answer(out: object, of: Tensor, name: str) -> Tensor:
@@ -150,6 +159,7 @@ class Latent(nn.Module):
     def _code(self, x: Tensor, draw: Callable[[Tensor], Tensor] | None) -> Tensor:
         found = []
         check_values(check_floating(x, "data"), "data")
+        check_samples(x)
         with in_mode(self, training=False), torch.no_grad():
             for rows in _rows(x):
                 mean, log_variance = self.autoencoder.posterior(self.place(x[rows]))
@@ -157,6 +167,9 @@ class Latent(nn.Module):
                     mean = mean + (0.5 * log_variance).exp() * draw(mean).to(mean)
                 found.append(mean.to(x))
         z = torch.cat(found)
+        # A training step on a device waits for nothing; there the loss says what is not finite.
+        if draw is None or not z.is_cuda:
+            _check_finite(z, "code", "the encoder's")
         return z if self.then is None else self.then.forward(z)
 
     def inverse(self, y: Tensor) -> Tensor:
@@ -165,7 +178,8 @@ class Latent(nn.Module):
         z = y if self.then is None else self.then.inverse(y)
         keep = torch.is_grad_enabled() and y.requires_grad
         with in_mode(self, training=False), torch.set_grad_enabled(keep):
-            return torch.cat([self.autoencoder.decode(self.place(z[rows])).to(y) for rows in _rows(z)])
+            x = torch.cat([self.autoencoder.decode(self.place(z[rows])).to(y) for rows in _rows(z)])
+        return x if keep else _check_finite(x, "decoded sample", "the decoder's")
 
     def place(self, values: Tensor) -> Tensor:
         """Return values where the autoencoder's weights are, in their type; ConfigError where these have no values."""
@@ -204,6 +218,14 @@ class Latent(nn.Module):
         inner = self.autoencoder
         name = describe_network(inner) if isinstance(inner, nn.Module) else type(inner).__name__
         return f"Latent({name}{'' if self.then is None else f', {self.then!r}'})"
+
+
+def _check_finite(values: Tensor, what: str, whose: str) -> Tensor:
+    """Return values (B, *); SolverError, with the share, where any is no number. A traced graph has none to look at."""
+    if not torch.compiler.is_compiling() and not bool(torch.isfinite(values).all()):
+        share = float((~torch.isfinite(values)).flatten(1).any(1).double().mean())
+        raise SolverError(f"the {what} is not finite in {share:.1%} of the samples, since {whose} answer is not")
+    return values
 
 
 def _rows(x: Tensor) -> list[slice]:

@@ -359,7 +359,8 @@ def check_condition(cond: object, batch: int, device: torch.device | None = None
 def _read_condition(value: object, name: str, device: torch.device | None) -> object:
     """Return a number as a tensor without dimensions, an array as a tensor, anything else as it is."""
     if isinstance(value, int | float | np.number) and not isinstance(value, bool):
-        return torch.tensor(value, device=device)
+        dtype = torch.int64 if isinstance(value, int | np.integer) else torch.float32
+        return torch.tensor(value, dtype=dtype, device=device)
     return accept_arrays(value, f"cond[{name!r}]", only_read=True)
 
 

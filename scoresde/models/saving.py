@@ -16,7 +16,7 @@ from scoresde.diffusions.gaussian import Moments
 from scoresde.diffusions.linear import LinearSDE
 from scoresde.diffusions.named import LINEAR, linear_from_dict, sde_from_dict, sde_to_dict
 from scoresde.diffusions.sde import SDE, GaussianSDE
-from scoresde.errors import CheckpointError, ConfigError, unknown
+from scoresde.errors import CheckpointError, ConfigError, check_choice, check_mapping, show, unknown
 from scoresde.models.checkpoint import Contents, Documents, Tensors, amend, find, read
 from scoresde.models.declared import build_network, check_event, check_groups, check_moments, list_misfits
 from scoresde.models.energy import EnergyModel
@@ -94,6 +94,7 @@ def take_apart(model: ScoreModel, ema: Mapping[str, Tensor] | None = None) -> tu
     net = model.net
     tensors = {"weights": network_state(net) if isinstance(net, nn.Module) else {}}
     if ema is not None:
+        check_mapping(ema, "ema", "tensors")
         # An average may be of the network in its wrappers, or of the one inside.
         names = {**plain_names(bare_network(net)), **plain_names(net)} if isinstance(net, nn.Module) else {}
         tensors["ema"] = {names.get(key, key): value for key, value in ema.items()}
@@ -158,8 +159,8 @@ def load(
     autoencoder: Coder | None,
 ) -> ScoreModel:
     """Read a model from a checkpoint, or from a run's folder that holds one; ``ScoreModel.load`` says more."""
-    if weights not in (None, "ema", "raw"):
-        raise unknown("weights", weights, ("ema", "raw"))
+    if weights is not None:
+        check_choice("weights", weights, ("ema", "raw"))
     contents = read(find(folder))
     if "combination" in contents.documents:
         raise CheckpointError(f"{contents.folder} holds a product of models; read it with CombinedModel.load(folder)")
@@ -267,7 +268,7 @@ def load_network(contents: Contents, part: str, net: Callable[..., Tensor] | Non
         load_weights(net, stored.load(network_state(net)), file)
     elif stored.described:
         count = len(stored.described)
-        raise CheckpointError(f"{file} holds {count} tensors; net must be a torch.nn.Module, got {net!r}")
+        raise CheckpointError(f"{file} holds {count} tensors; net must be a torch.nn.Module, got {show(net)}")
     return net
 
 
@@ -306,7 +307,7 @@ def _load_transform(contents: Contents, config: dict[str, Any] | None, given: Co
     if isinstance(given, nn.Module):
         load_weights(given, weights, contents.folder / (file or "autoencoder"))
     elif weights:
-        raise CheckpointError(f"{contents.folder} holds an autoencoder of {len(weights)} tensors, got {given!r}")
+        raise CheckpointError(f"{contents.folder} holds an autoencoder of {len(weights)} tensors, got {show(given)}")
     return Latent(given, None if config["then"] is None else transform_from_dict(config["then"]))
 
 
@@ -327,7 +328,7 @@ def load_weights(net: nn.Module, weights: Mapping[str, Tensor], file: Path) -> N
     # A buffer may hold what it likes, a mask of infinities say.
     for name, _ in net.named_parameters(remove_duplicate=False):
         plain = names.get(name, name)
-        values = local_rows(weights.get(plain, torch.zeros(0, device="cpu")))
+        values = local_rows(weights.get(plain, torch.zeros(0, dtype=torch.float32, device="cpu")))
         bad = int((~torch.isfinite(values)).sum())
         if bad:
             raise CheckpointError(
@@ -378,7 +379,7 @@ def load_sdes(contents: Contents, given: GaussianSDE | None) -> tuple[GaussianSD
         )
     if not own and given is not None and sde_to_document(given) != trained:
         raise CheckpointError(
-            f"{contents.folder} was made with {build_sde(trained)}, got sde={given}; "
+            f"{contents.folder} was made with {build_sde(trained)}, got sde={show(given)}; "
             "leave sde out, and use the model's with_sde to sample under another"
         )
 

@@ -29,7 +29,9 @@ from scoresde.errors import (
     DomainError,
     DTypeError,
     ShapeError,
+    check_instance,
     check_integer,
+    check_mapping,
     check_number,
     show,
     unknown,
@@ -238,14 +240,17 @@ def drop_conditions(
         ConfigError: a share of a condition that is not there. DTypeError, DomainError: a condition that is neither
             integer nor floating, a probability outside [0, 1].
     """
-    made = dict(cond)
-    for name, share in shares.items():
+    made = dict(check_mapping(cond, "cond", "tensors"))
+    sources = check_mapping(generator, "generator", "torch.Generators")
+    for name, share in check_mapping(shares, "shares", "probabilities").items():
         if name not in cond:
             raise _unknown_condition(name, cond)
-        value = cond[name]
+        if name not in sources:
+            raise ConfigError(f"generator has no source for {name}; give one for each share")
+        value = check_instance(cond[name], Tensor, f"cond[{name!r}]", "a tensor")
         if value.dtype.is_complex or value.dtype == torch.bool:
             raise DTypeError(f"{name} must be integers or floating, got {value.dtype}; convert it with {name}.long()")
-        chosen = uniform((len(value),), generator[name]) < check_number(share, "probability", 0.0, 1.0)
+        chosen = uniform((len(value),), sources[name]) < check_number(share, "probability", 0.0, 1.0)
         where = chosen.to(value.device).reshape(-1, *(1,) * (value.ndim - 1))
         made[name] = torch.where(where, null_like(value), value)
     return made
@@ -262,7 +267,7 @@ def drop_labels(label: Tensor, probability: float, generator: torch.Generator) -
     Raises:
         DTypeError, DomainError: label is not of an integer type, probability outside [0, 1].
     """
-    if label.dtype.is_floating_point:
+    if check_instance(label, Tensor, "label", "a tensor").dtype.is_floating_point:
         raise DTypeError(f"label must have an integer dtype, got {label.dtype}; convert it with label.long()")
     return drop_conditions({"label": label}, {"label": probability}, {"label": generator})["label"]
 

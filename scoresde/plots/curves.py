@@ -12,7 +12,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, Literal
 
-from scoresde.errors import ConfigError, DTypeError, check_choice
+from scoresde.errors import ConfigError, DTypeError, check_choice, check_mapping, check_sequence, check_text
 from scoresde.metrics.floors import Comparison
 from scoresde.plots.style import GREY, MARKERS, PALETTE, dress, new_figure, plain_log_ticks, use_style
 
@@ -63,6 +63,10 @@ def comparison(
         ConfigError: no rows, a metric that no row has, another cost, or matplotlib is missing.
         DTypeError: a row that is not a Comparison.
     """
+    rows, linear = check_sequence(rows, "rows", "Comparisons"), check_sequence(linear, "linear", "names of metrics")
+    for name, text in check_mapping(labels, "labels", "texts").items():
+        check_text(text, f"labels[{name!r}]")
+    check_text(title, "title")
     if not rows:
         raise ConfigError("rows must hold at least one Comparison, got none; run a sampler first")
     for k, row in enumerate(rows):
@@ -70,7 +74,9 @@ def comparison(
             raise DTypeError(f"rows[{k}] must be a scoresde.metrics.Comparison, got {type(row).__name__}")
     check_choice("cost", cost, ("nfe", "seconds"))
     known = list(dict.fromkeys(name for row in rows for name in row.distances))
-    shown = known if metrics is None else list(metrics)
+    shown = known if metrics is None else list(check_sequence(metrics, "metrics", "names of metrics"))
+    if not shown:
+        raise ConfigError("metrics must name at least one metric, got none; leave it out for all of them")
     for name in shown:
         check_choice("metric", name, known)
     names = _name_samplers(rows)

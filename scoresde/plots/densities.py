@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 from torch import Tensor
 
-from scoresde.errors import ConfigError
+from scoresde.errors import ConfigError, DomainError, check_integer, check_mapping, check_numbers
 from scoresde.plots.style import dress, new_figure, use_style
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 __all__ = ["histogram"]
+
+MOST_BINS = 10_000
 
 
 def histogram(values: Mapping[str, Tensor], *, xlabel: str = "", title: str = "", bins: int = 40) -> Figure:
@@ -29,11 +31,16 @@ def histogram(values: Mapping[str, Tensor], *, xlabel: str = "", title: str = ""
         bins: how many.
 
     Raises:
-        ConfigError: no numbers.
+        ConfigError: no numbers. DTypeError, DomainError: values that are no finite numbers, bins out of range.
     """
-    if not values or not all(one.numel() for one in values.values()):
+    arrays = {}
+    for name, value in check_mapping(values, "values", "numbers").items():
+        arrays[name] = one = check_numbers(value, f"values[{name!r}]").ravel().numpy()
+        if not np.isfinite(one).all():
+            raise DomainError(f"values[{name!r}] must be finite, got {int((~np.isfinite(one)).sum())} that are not")
+    if not arrays or not all(one.size for one in arrays.values()):
         raise ConfigError("a histogram needs at least one number of each kind")
-    arrays = {name: one.detach().cpu().double().numpy() for name, one in values.items()}
+    bins = check_integer(bins, "bins", 1, MOST_BINS)
     low, high = (float(np.quantile(np.concatenate(list(arrays.values())), share)) for share in (0.01, 0.99))
     edges = np.linspace(low, high if high > low else low + 1.0, bins + 1)
     with use_style():

@@ -5,7 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from scoresde.errors import ConfigError, DomainError, check_number, unknown
+from scoresde.errors import (
+    ConfigError,
+    DomainError,
+    check_choice,
+    check_mapping,
+    check_number,
+    check_sequence,
+    show,
+)
 from scoresde.plots.style import GREY, MARKERS, PALETTE, dress, new_figure, plain_log_ticks, use_style
 
 if TYPE_CHECKING:
@@ -37,21 +45,27 @@ def errors(
         ConfigError: no panels or curves, a highlighted method that no panel has, too many of them, no matplotlib.
         DomainError: evaluations or errors that are not positive and finite.
     """
+    panels = {
+        title: check_mapping(curves, f"panels[{title!r}]", "curves")
+        for title, curves in check_mapping(panels, "panels", "curves by name").items()
+    }
+    highlighted = check_sequence(highlighted, "highlighted", "names of methods")
     names = list(dict.fromkeys(name for curves in panels.values() for name in curves))
     if not names:
         raise ConfigError("panels must hold at least one curve, got none; e.g. {'ring': {'ddim': [(10, 0.2)]}}")
     shown = list(highlighted) or (names if len(names) <= len(PALETTE) else [])
     for name in shown:
-        if name not in names:
-            raise unknown("highlighted method", name, names)
+        check_choice("highlighted method", name, names)
     if len(shown) > len(PALETTE):
         raise ConfigError(f"highlighted must name at most {len(PALETTE)} methods, got {len(shown)}")
-    points = [pair for curves in panels.values() for curve in curves.values() for pair in curve]
+    points = [
+        _check_pair(pair, name)
+        for curves in panels.values()
+        for name, curve in curves.items()
+        for pair in check_sequence(curve, f"the curve {name!r}", "pairs (evaluations, error)")
+    ]
     if not points:
         raise DomainError("panels must hold at least one pair (evaluations, error), got empty curves")
-    for cost, error in points:
-        check_number(cost, "evaluations", 0.0, open_low=True)
-        error = check_number(error, "error", 0.0, open_low=True)
     with use_style():
         figure = new_figure(4.3 * len(panels) + 2.4, 4.2)
         axes = [figure.add_subplot(1, len(panels), k + 1) for k in range(len(panels))]
@@ -65,6 +79,14 @@ def errors(
         order = list(dict.fromkeys(name for name in (*shown, *entries) if name in entries))
         figure.legend([entries[name] for name in order], order, loc="outside right upper")
     return figure
+
+
+def _check_pair(pair: object, name: str) -> tuple[float, float]:
+    numbers = check_sequence(pair, f"a point of {name!r}", "evaluations and an error")
+    if len(numbers) != 2:
+        raise ConfigError(f"a point of {name!r} must be (evaluations, error), got {show(pair)}")
+    cost, error = numbers
+    return check_number(cost, "evaluations", 0.0, open_low=True), check_number(error, "error", 0.0, open_low=True)
 
 
 def _draw(axes: Axes, curves: Curves, shown: Sequence[str]) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from torch import Tensor
 
-from scoresde.errors import DTypeError, ShapeError, check_samples
+from scoresde.errors import DTypeError, ShapeError, check_mapping, check_samples, check_sequence, check_text
 from scoresde.likelihood.fokker_planck.densities import Densities
 from scoresde.plots.style import INK, PALETTE, dress, new_figure, use_style
 
@@ -39,8 +39,11 @@ def density_over_time(densities: Densities, paths: Paths | None = None, *, title
         raise DTypeError(f"densities must be what evolve_density returns, got {type(densities).__name__}")
     if len(densities.axes) != 1:
         raise ShapeError("densities must have one dimension; draw a density in the plane with imshow(values[k].T)")
-    panels = dict(paths or {})
+    panels = {} if paths is None else dict(check_mapping(paths, "paths", "times and states"))
+    check_text(title, "title")
     for name, pair in panels.items():
+        if len(check_sequence(pair, f"paths[{name!r}]", "times and states")) != 2:
+            raise ShapeError(f"paths[{name!r}] must be times (K,) and states (K, N), got {len(pair)} parts")
         check_samples(pair[0], f"times of paths[{name!r}]"), check_samples(pair[1], f"states of paths[{name!r}]")
         if pair[0].ndim != 1 or pair[1].ndim != 2 or len(pair[0]) != len(pair[1]):
             shapes = " and ".join(str(tuple(part.shape)) for part in pair)

@@ -11,7 +11,20 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from torch import Tensor
 
-from scoresde.errors import ConfigError, DataError, ShapeError, check_choice, check_integer, check_number
+from scoresde.errors import (
+    ConfigError,
+    DataError,
+    DomainError,
+    ShapeError,
+    check_choice,
+    check_flag,
+    check_integer,
+    check_number,
+    check_path,
+    check_sequence,
+    check_text,
+    show,
+)
 from scoresde.plots.samples import check_images, check_points, dot, enlarge, mosaic, window
 from scoresde.plots.style import PALETTE, PAPER, dress, new_figure, use_style
 
@@ -22,6 +35,7 @@ __all__ = ["animation"]
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 
+MOST_HOLD = 600.0  # seconds: a GIF counts hundredths of them in 16 bits
 _LIMIT = 2_000_000  # bytes: what a page can carry
 # Dots per inch and colours, tried in this order until the file is small enough.
 _SHARPNESS = ((100.0, 48), (100.0, 16), (80.0, 16), (64.0, 16), (48.0, 12))
@@ -61,16 +75,21 @@ def animation(
             matplotlib is missing.
         DataError: the smallest drawing still exceeds 2 MB.
     """
-    target = Path(path)
+    target = check_path(path)
     check_choice("kind", kind, ("images", "points"))
     if target.suffix.lower() != ".gif":
         raise ConfigError(f"path must end in .gif, got {str(path)!r}; GIF is the only format written")
+    frames = frames if isinstance(frames, Tensor) and frames.ndim else check_sequence(frames, "frames", "tensors")
+    captions = [check_text(one, "captions") for one in check_sequence(captions, "captions", "texts")]
+    smooth = check_flag(smooth, "smooth")
+    if extent is not None:
+        extent = _check_extent(extent)
     if len(frames) < 2:
         raise ConfigError(f"frames must hold at least two tensors, got {len(frames)}; an animation needs a change")
     if captions and len(captions) != len(frames):
         raise ConfigError(f"captions must be one for each of {len(frames)} frames, got {len(captions)}; or give none")
     step = round(1000 / check_integer(fps, "fps", 1, 50))
-    last = step + round(1000 * check_number(hold, "hold", 0.0))
+    last = step + round(1000 * check_number(hold, "hold", 0.0, MOST_HOLD))
     if kind == "points":
         arrays = [check_points(frame, f"frames[{k}]") for k, frame in enumerate(frames)]
     else:
@@ -92,6 +111,16 @@ def animation(
     raise DataError(
         f"{len(frames)} frames need {len(content)} bytes, the limit is {_LIMIT}; give fewer frames or samples"
     )
+
+
+def _check_extent(extent: object) -> tuple[float, float, float, float]:
+    given = check_sequence(extent, "extent", "left, right, bottom and top")
+    if len(given) != 4:
+        raise ConfigError(f"extent must be (left, right, bottom, top), got {show(extent)}")
+    left, right, bottom, top = (check_number(one, f"extent[{k}]") for k, one in enumerate(given))
+    if not (left < right and bottom < top):
+        raise DomainError(f"extent must have left < right and bottom < top, got {show(extent)}")
+    return left, right, bottom, top
 
 
 def _draw(

@@ -8,7 +8,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from scoresde.errors import ConfigError, DataError
+from scoresde.errors import (
+    ConfigError,
+    DataError,
+    check_integer,
+    check_mapping,
+    check_number,
+    check_path,
+    check_sequence,
+    check_text,
+)
 from scoresde.plots.style import GREY, PALETTE, dress, new_figure, plain_log_ticks, use_style
 
 if TYPE_CHECKING:
@@ -16,6 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["read_log", "training"]
 
+BY_LEVEL = "log_snr", "loss_by_log_snr"
 STAGES = 4  # moments of the training in the panel by noise level
 
 
@@ -25,7 +35,7 @@ def read_log(path: str | Path) -> list[dict[str, Any]]:
     Raises:
         DataError: no such file, or a line that is no record, with its number.
     """
-    file = Path(path)
+    file = check_path(path)
     file = file / "log.jsonl" if file.is_dir() else file
     if not file.is_file():
         raise DataError(f"{file} is no log of a training; give the folder of a run, or its log.jsonl")
@@ -50,8 +60,11 @@ def training(log: Sequence[Mapping[str, Any]], *, title: str = "") -> Figure:
         title: text above both panels.
 
     Raises:
-        ConfigError: no record with a finite loss, or matplotlib is missing.
+        ConfigError: no record with a finite loss, or matplotlib is missing. DTypeError, DomainError: a record that
+            holds other things than finite numbers.
     """
+    log = [_check_record(one, f"log[{k}]") for k, one in enumerate(check_sequence(log, "log", "records"))]
+    check_text(title, "title")
     losses = [(record["step"], record["loss"]) for record in log if record.get("loss") is not None]
     if not losses:
         raise ConfigError("log must hold at least one record with a finite loss; pass fit(...).log or read_log(folder)")
@@ -85,6 +98,25 @@ def training(log: Sequence[Mapping[str, Any]], *, title: str = "") -> Figure:
             right.legend()
         dress(right, xlabel="log-SNR (from data to noise)", ylabel="loss per coordinate")
     return figure
+
+
+def _check_record(given: object, name: str) -> Mapping[str, Any]:
+    """Return a record whose step and losses are finite numbers, its losses by noise level one for each level."""
+    record = check_mapping(given, name, "numbers")
+    found = dict(record)
+    found["step"] = check_integer(record.get("step"), f"{name}['step']")
+    for key in ("loss", "held_out_loss"):
+        if record.get(key) is not None:
+            found[key] = check_number(record[key], f"{name}[{key!r}]")
+    places, means = (check_sequence(record.get(key, ()), f"{name}[{key!r}]", "numbers") for key in BY_LEVEL)
+    if len(places) != len(means):
+        raise ConfigError(f"{name} has {len(places)} levels of log_snr and {len(means)} losses; give one for each")
+    found["log_snr"] = [check_number(one, f"{name}['log_snr']") for one in places]
+    # A mean that is not finite is left out of the picture.
+    found["loss_by_log_snr"] = [
+        v if v is None or isinstance(v, float) else check_number(v, f"{name}['loss_by_log_snr']") for v in means
+    ]
+    return found
 
 
 def _bin_means(part: Sequence[Mapping[str, Any]]) -> list[tuple[float, float]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from scoresde.errors import ConfigError, check_number
+from scoresde.errors import ConfigError, check_mapping, check_number
 from scoresde.plots.style import GREY, MARKERS, PALETTE, dress, new_figure, plain_log_ticks, use_style
 
 if TYPE_CHECKING:
@@ -28,6 +28,10 @@ def ranking(
         ConfigError: no candidates, more than seven kinds of errors, no matplotlib. DomainError: an error that is not
             positive and finite.
     """
+    rows = {
+        name: check_mapping(errors, f"rows[{name!r}]", "errors")
+        for name, errors in check_mapping(rows, "rows", "errors by name").items()
+    }
     kinds = list(dict.fromkeys(kind for errors in rows.values() for kind in errors))
     if not kinds:
         raise ConfigError("rows must hold at least one candidate with an error, e.g. {'ddim': {'rms': 0.2}}")

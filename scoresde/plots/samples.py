@@ -10,7 +10,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scoresde.errors import ConfigError, DomainError, ShapeError, check_integer, check_number, check_samples
+from scoresde.errors import (
+    ConfigError,
+    DomainError,
+    ShapeError,
+    check_flag,
+    check_integer,
+    check_number,
+    check_samples,
+    check_sequence,
+    check_text,
+)
 from scoresde.plots.style import INK, PALETTE, PAPER, dress, new_figure, use_style
 
 if TYPE_CHECKING:
@@ -53,6 +63,12 @@ def image_grid(
         ConfigError: another number of labels than of rows or columns, or matplotlib is missing.
     """
     pictures = check_images(images, "images", low, high)
+    row_labels, column_labels = (
+        [check_text(one, name) for one in check_sequence(given, name, "texts")]
+        for name, given in (("row_labels", row_labels), ("column_labels", column_labels))
+    )
+    check_text(title, "title")
+    smooth = check_flag(smooth, "smooth")
     count, tall, wide = pictures.shape[:3]
     usual = len(row_labels) or (math.ceil(count / len(column_labels)) if column_labels else math.isqrt(count))
     lines = check_integer(usual if rows is None else rows, "rows", 1, count)
@@ -122,6 +138,7 @@ def scatter(
         ConfigError: no set, or matplotlib is missing.
     """
     sets = _name_sets(x, title)
+    check_text(reference_label, "reference_label")
     behind = None if reference is None else check_points(reference, "reference")
     extent = window(next(iter(sets.values())) if behind is None else behind)
     with use_style():
@@ -246,7 +263,7 @@ def _name_sets(x: Tensor | Mapping[str, Tensor], title: str) -> dict[str, Array]
         if not x:
             raise ConfigError("x must hold at least one set of points, got an empty mapping")
         return {name: check_points(points, f"x[{name!r}]") for name, points in x.items()}
-    return {title: check_points(x, "x")}
+    return {check_text(title, "title"): check_points(x, "x")}
 
 
 def _panels(count: int, *, right: float = 0.3, below: float = 0.5) -> tuple[Figure, list[Axes]]:

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from scoresde.errors import ConfigError, DTypeError, unknown
+from scoresde.errors import ConfigError, DTypeError, check_path, check_text, unknown
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -74,9 +74,9 @@ def new_figure(width: float, height: float, *, dpi: float = _DPI, square: bool =
 
 def dress(axes: Axes, *, xlabel: str = "", ylabel: str = "", title: str = "", grid: bool = True) -> None:
     """Label the axes and fix the colours of what matplotlib only makes when it draws (ticks, grid)."""
-    axes.set_xlabel(xlabel)
-    axes.set_ylabel(ylabel)
-    axes.set_title(title)
+    axes.set_xlabel(check_text(xlabel, "xlabel"))
+    axes.set_ylabel(check_text(ylabel, "ylabel"))
+    axes.set_title(check_text(title, "title"))
     axes.tick_params(which="both", color=INK, labelcolor=INK, labelsize=10.0)
     if grid:
         axes.grid(visible=True, which="major", color="#DDDDDD", linewidth=0.8)
@@ -108,7 +108,7 @@ def save(figure: Figure, path: str | Path) -> Path:
             raise DTypeError(
                 f"figure must be a matplotlib Figure, got {type(figure).__name__}; plots' functions make one"
             )
-        target = Path(path)
+        target = check_path(path)
         if target.suffix.lower() not in (".png", ".svg", ".pdf"):
             raise unknown("figure format", target.suffix, (".png", ".svg", ".pdf"))
         target.parent.mkdir(parents=True, exist_ok=True)

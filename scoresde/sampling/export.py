@@ -74,7 +74,7 @@ class SamplingModule(nn.Module):
         check_dtype(dtype)
         check_event(self.model.moments, sizes, "shape")
         self.shape = tuple(sizes)
-        like = torch.empty(self.shape, dtype=dtype, device=self.model.device)
+        like = torch.empty(self.shape, dtype=dtype, device=self.model.device or "cpu")
         self._prepared = self.model.prepare(self.table.points, like, check_condition(cond, self.shape[0], like.device))
         self._prepared.weights(self.table.prediction)
         self._start: Gaussian | None = None

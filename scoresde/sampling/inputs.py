@@ -31,6 +31,7 @@ from scoresde.models.checks import unwrap_model
 from scoresde.models.prediction import Predictor
 from scoresde.models.score_model import ScoreModel
 from scoresde.models.scored_sde import ScoredSDE
+from scoresde.ops import check_readable
 
 __all__ = ["as_model", "check_calls", "check_prior", "layout"]
 
@@ -64,6 +65,7 @@ def layout(
     device: torch.device | str | None,
 ) -> tuple[tuple[int, ...], torch.dtype, torch.device]:
     """Return shape, type and device of the result."""
+    check_readable(x_init if isinstance(x_init, Tensor) else None)
     if (count := read_integer(shape)) is not None:
         number = check_integer(count, "shape", 0)
         if model.moments is None:
@@ -82,13 +84,15 @@ def layout(
     sizes = () if shape is None else tuple(shape)
     if not sizes:
         raise ShapeError("shape must be (B, *), e.g. sample(model, (64, 2)); or pass x_init")
+    if 0 in sizes[1:]:
+        raise ShapeError(f"shape {show(sizes)} has samples that hold no number; give each at least one")
     if math.prod(sizes) > LARGEST_SIZE:
         raise DomainError(f"shape {show(sizes)} holds more than {LARGEST_SIZE} values; sample in parts: first_sample=")
     shape = sizes
     dtype = torch.float32 if dtype is None else dtype
     dtype = check_dtype(dtype)
     try:
-        place = torch.empty(0, device=device or model.device or "cpu").device
+        place = torch.empty(0, dtype=torch.float32, device=device or model.device or "cpu").device
     except (RuntimeError, AssertionError, TypeError, ValueError) as error:
         raise ConfigError(f"device must name one that torch can use, got {show(device)}: {show(str(error))}") from error
     check_device(place, "device" if x_init is None else "x_init", model.device or place, "the model")

@@ -51,7 +51,9 @@ def interpolate(
     known = check_model(model)
     alpha = float((options.get("sde") or known.sde).alpha(start.times[-1]))
     centre = 0.0 if known.moments is None else known.moments.mean * alpha
-    centre = (centre if isinstance(centre, Tensor) else torch.tensor(centre, device="cpu")).to(start.x)
+    centre = (centre if isinstance(centre, Tensor) else torch.tensor(centre, dtype=torch.float64, device="cpu")).to(
+        start.x
+    )
     one, other = flat(start.x - centre), flat(end.x - centre)
     shape = (n, *(1,) * one.ndim)
     w = torch.linspace(0.0, 1.0, n, dtype=torch.float64, device="cpu").reshape(shape)

@@ -23,6 +23,7 @@ again after every few steps. Neither tends to the posterior.
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -88,7 +89,7 @@ class SplitGibbs(PosteriorSampler):
         """Draw in turn."""
         model, rounds = problem.model, max(1, problem.steps // self.inner)
         sde, nfe = model.sde, 0
-        z = torch.zeros((problem.n, *problem.measured.event), device=model.device or "cpu")
+        z = torch.zeros((problem.n, *problem.measured.event), dtype=torch.float32, device=model.device or "cpu")
         if model.moments is not None:
             z = z + model.moments.mean.to(z)
         falling = max(1, round(2 * rounds / 3))
@@ -132,7 +133,7 @@ class DAPS(PosteriorSampler):
         """Go down the levels."""
         model, rounds, nfe = problem.model, max(1, problem.steps // self.inner), 0
         sde, point = model.sde, levels(model.sde, max(1, problem.steps // self.inner))
-        like = torch.zeros((problem.n, *problem.measured.event), device=model.device or "cpu")
+        like = torch.zeros((problem.n, *problem.measured.event), dtype=torch.float32, device=model.device or "cpu")
         first = model.moments.at(float(point.alpha[0]), float(point.sigma[0])) if model.moments is not None else None
         noise = problem.normal(like, "daps", "start")
         x = float(point.sigma[0]) * noise if first is None else first.from_noise(noise)
@@ -179,7 +180,7 @@ class Replacement(PosteriorSampler):
             raise ConfigError(f"Replacement needs a linear operator; use one of {', '.join(_nonlinear())}")
         model, sde, nfe = problem.model, problem.model.sde, 0
         point = levels(sde, max(1, problem.steps // self.repeats))
-        like = torch.zeros((problem.n, *problem.measured.event), device=model.device or "cpu")
+        like = torch.zeros((problem.n, *problem.measured.event), dtype=torch.float32, device=model.device or "cpu")
         kernel = _Replace(problem)
         x = float(point.sigma[0]) * problem.normal(like, "start")
         cuts = [*range(0, len(point.t) - 1, self.stretch), len(point.t) - 1]
@@ -302,7 +303,7 @@ def sample_posterior(
         )
         return PosteriorSamples(out.x, int(out.nfe[0]))
     asked: object = chosen
-    if not callable(asked) or isinstance(asked, type):
+    if not callable(asked) or isinstance(asked, type) or not _takes_one(asked):
         raise DTypeError(
             f"method must be a name or one of scoresde.guidance, SplitGibbs(), DAPS(), ..., got {show(chosen)}",
             parameter="method",
@@ -313,6 +314,15 @@ def sample_posterior(
     checked = posterior(known, operator, y, noise_std=noise_std, method="mmps", event=event)
     problem = Problem(known, checked.measured, _flat_measurement(checked), count, budget, told, seed, progress)
     return chosen(problem)
+
+
+def _takes_one(function: Callable[..., object]) -> bool:
+    """Say whether a function can be called with a problem alone."""
+    try:
+        inspect.signature(function).bind(None)
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
 def _flat_measurement(model: PosteriorModel) -> Tensor:

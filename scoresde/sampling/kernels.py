@@ -162,7 +162,7 @@ class MALA:
 
 def take_langevin_step(x: Tensor, score: Tensor, step: Tensor | float, z: Tensor) -> Tensor:
     """Return the Langevin step x + step score + sqrt(2 step) z; ``step`` is a number or has shape (B,)."""
-    size = step if isinstance(step, Tensor) else torch.tensor(step, device="cpu")
+    size = step if isinstance(step, Tensor) else torch.tensor(step, dtype=torch.float64, device="cpu")
     return x + expand(size, x) * score + expand((2 * size).sqrt(), x) * z
 
 

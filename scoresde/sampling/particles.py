@@ -254,7 +254,7 @@ class _Factor:
         kept = 1.0 if self.variance is None else self.variance / (self.variance + nu**2)
         # Without moments the data count as narrow.
         made: Tensor | float = a * after**2 + (0.0 if self.variance is None else a**2 * nu**2 * kept)
-        return made if isinstance(made, Tensor) else torch.tensor(made, device="cpu")
+        return made if isinstance(made, Tensor) else torch.tensor(made, dtype=torch.float64, device="cpu")
 
 
 def _step(

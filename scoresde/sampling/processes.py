@@ -80,7 +80,9 @@ class World:
             return (x,)
         kind = f"{x.dtype}, {tuple(x.shape[1:])}"
         mark = int.from_bytes(hashlib.blake2b(kind.encode(), digest_size=7).digest(), "little")
-        heads = [head.tolist() for head in self._exchange(torch.tensor([len(x), mark], device="cpu"))]
+        heads = [
+            head.tolist() for head in self._exchange(torch.tensor([len(x), mark], dtype=torch.int64, device="cpu"))
+        ]
         strange = [rank for rank, (_, other) in enumerate(heads) if other != mark]
         if strange:
             raise ShapeError(f"process {self.rank} gathers tensors of {kind}, process {strange[0]} others")

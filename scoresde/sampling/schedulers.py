@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from scoresde.diffusions.targets import unknown_kind
-from scoresde.errors import ConfigError, ShapeError, check_numbers, is_name
+from scoresde.errors import ConfigError, ShapeError, check_numbers, check_text, is_name
 from scoresde.solvers.tableau import Tableau
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def to_diffusers(
         raise ShapeError(f"betas must be a vector, got the number {given:g}", parameter="betas")
     table = solver.to_json() if isinstance(solver, Tableau) else None
     made: TableScheduler = TableScheduler(
-        solver=None if table is not None else str(solver),
+        solver=None if table is not None else check_text(solver, "solver"),
         table=table,
         trained_betas=given,
         prediction_type=PREDICTION_TYPES[predicts],

@@ -27,7 +27,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scoresde.errors import ConfigError, DataError, DTypeError, ShapeError, check_integer, check_path, unknown
+from scoresde.errors import (
+    ConfigError,
+    DataError,
+    DTypeError,
+    ShapeError,
+    check_callable,
+    check_choice,
+    check_instance,
+    check_integer,
+    check_mapping,
+    check_path,
+)
 from scoresde.sampling.processes import World
 
 __all__ = ["INDEX", "SAMPLES", "read_shards", "write_shards"]
@@ -71,8 +82,13 @@ def write_shards(
     """
     where, here = check_path(folder, "folder"), World() if world is None else world
     count, size = check_integer(n, "n", 0), check_integer(chunk_size, "chunk_size", 1)
-    told = dict(about or {})
-    json.dumps(told, allow_nan=False)  # before the work, not after it
+    check_callable(draw, "draw", "of a slice of rows -> these rows", optional=False)
+    check_instance(here, World, "world", "that of `with processes() as world:`")
+    told = {} if about is None else dict(check_mapping(about, "about", "what JSON can hold"))
+    try:
+        json.dumps(told, allow_nan=False)  # before the work, not after it
+    except (TypeError, ValueError, RecursionError) as error:
+        raise DTypeError(f"about must be what JSON can hold, finite and not too deep: {error}") from error
     _make_folder(where)
     rows = here.share(count)
     shard = _Shard(where, rows, f"{here.rank:05d}-of-{here.size:05d}")
@@ -103,8 +119,7 @@ def read_shards(
     where = check_path(folder, "folder")
     index = _read_index(where)
     arrays: dict[str, Any] = index["arrays"]
-    if name not in arrays:
-        raise unknown(f"array of {where}", name, arrays, parameter="name")
+    check_choice(f"array of {where}", name, arrays, parameter="name")
     last = check_integer(index["n"] if stop is None else stop, "stop", 0, index["n"])
     first = check_integer(start, "start", 0, last)
     array = arrays[name]

@@ -69,7 +69,7 @@ class TwistedSMC(PosteriorSampler):
         point = levels(model.sde, problem.steps)
         nu = torch.exp(-0.5 * point.log_snr).tolist()
         alpha = point.alpha.tolist()
-        start = torch.zeros((problem.n, *measured.event), device=device)
+        start = torch.zeros((problem.n, *measured.event), dtype=torch.float32, device=device)
         law = _Law(model.moments, measured, start)
         noise = normal(tuple(start.shape), stream(seed, "twisted", "start", device=device))
         state = start + nu[0] * noise if model.moments is None else model.moments.at(1.0, nu[0]).from_noise(noise)
@@ -114,7 +114,7 @@ class _Law:
         eye = torch.eye(size, dtype=torch.float64, device=like.device)
         self.basis = None if moments is None or moments.basis is None else moments.basis.to(eye)
         unit = (
-            torch.ones(size, device="cpu").to(eye)
+            torch.ones(size, dtype=torch.float32, device="cpu").to(eye)
             if moments is None
             else moments.variance.to(eye).expand((size,) if moments.basis is not None else self.shape)
         )
@@ -154,7 +154,7 @@ class _Level:
         self.kept = law.variance * nu**2 / (law.variance + nu**2)  # C
         self.spread = (law.matrix * self.kept) @ law.matrix.T
         size = len(self.spread)
-        eye = torch.eye(size, device="cpu").to(self.spread)
+        eye = torch.eye(size, dtype=torch.float32, device="cpu").to(self.spread)
         # An exact measurement through a matrix of lower rank leaves S without an inverse: a share of its size is added.
         floor = law.std**2 if law.std > 0 else 1e-10 * float(self.spread.diagonal().max())
         self.cholesky = torch.linalg.cholesky(self.spread + floor * eye)

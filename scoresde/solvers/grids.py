@@ -31,12 +31,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from scoresde.diffusions.named import check_sde
 from scoresde.diffusions.sde import SDE, GaussianSDE
 from scoresde.errors import (
     ConfigError,
     DomainError,
     DTypeError,
     ShapeError,
+    check_flag,
+    check_instance,
     check_integer,
     check_number,
     check_numbers,
@@ -95,9 +98,9 @@ class Grid:
         n = steps if steps is not None else self.steps
         if n is None:
             raise ConfigError(f"the grid {self.name!r} needs a number of steps; pass steps=")
-        n = check_integer(n, "steps", 0, MOST_STEPS)
+        n, sde = check_integer(n, "steps", 0, MOST_STEPS), check_sde(sde)
         fractions = torch.arange(n + 1, dtype=torch.float64, device="cpu") / max(n, 1)
-        if jumps and float(sde.log_snr(sde.t_min)) > self.until:
+        if check_flag(jumps, "jumps") and float(sde.log_snr(sde.t_min)) > self.until:
             sde = sde.starting_at(float(sde.time(self.until)))
         times = self.rule(sde, fractions, *self.options)
         falls = times.diff() < -CLOSEST * times[:-1]
@@ -311,6 +314,7 @@ def check_times(sde: SDE, times: object, *, rising: bool = False) -> Tensor:
     Raises:
         DTypeError: not a floating tensor. ShapeError: not a vector. DomainError: NaN, repeats, rising, out of range.
     """
+    check_instance(sde, SDE, "sde", "an SDE, e.g. VPSDE()")  # type: ignore[type-abstract]
     if not isinstance(times, Tensor) or not times.dtype.is_floating_point:
         got = times.dtype if isinstance(times, Tensor) else type(times).__name__
         raise DTypeError(f"times must be a floating tensor or a Grid, got {got}")
@@ -319,7 +323,7 @@ def check_times(sde: SDE, times: object, *, rising: bool = False) -> Tensor:
         raise ShapeError(f"times must be a vector of at least one time, got shape {tuple(ends.shape)}")
     if bool(torch.isnan(ends).any()):
         raise DomainError(f"times has a NaN at index {int(torch.isnan(ends).nonzero()[0])}")
-    gaps = -ends.diff() if rising else ends.diff()
+    gaps = -ends.diff() if check_flag(rising, "rising") else ends.diff()
     way, wrong = ("increase", "falls") if rising else ("decrease", "rises")
     if len(ends) > 1 and bool((gaps > 0).all()):
         where, other = ("data to noise", "decrease") if rising else ("noise to data", "increase")

@@ -64,7 +64,7 @@ def choose_step(gamma: Tensor, repeats: int) -> Tensor:
         rising = 0.5 * w * w * (1 - left * (1 - c)) > 2 * repeats * left * (ratio * ratio - w)
         low, high = np.where(rising, low, c), np.where(rising, c, high)
     middle: Tensor | float = 0.5 * (low + high)
-    return middle if isinstance(middle, Tensor) else torch.tensor(middle, device="cpu")
+    return middle if isinstance(middle, Tensor) else torch.tensor(middle, dtype=torch.float64, device="cpu")
 
 
 def _check_levels(levels: list[Knot], name: str) -> None:

@@ -59,8 +59,9 @@ def map_errors(rows: Sequence[Row], points: Point, prediction: str, wrong: str, 
     Raises DomainError where the table's prediction has no finite view of the other one.
     """
     slopes, _ = read_gaussian(points, prediction, variance)
+    known = target(wrong, points)
     name = f"the {prediction} prediction, read from one of the {wrong},"
-    _, weights = view(target(wrong, points), target(prediction, points), points, name)
+    _, weights = view(known, target(prediction, points), points, name)
     still = np.zeros(len(rows))
     return _run(rows, slopes, np.diag(weights.numpy()), still, np.broadcast_to(still, (len(rows) + 1, len(rows))))
 

@@ -239,10 +239,10 @@ class Multistep(Method):
         for lead, which in enumerate(counts):
             weights: list[list[float]] = [[] for _ in which]
             for count in sorted({*which} - {0}):
-                index = torch.tensor([i for i, c in enumerate(which) if c == count], device="cpu")
+                index = torch.tensor([i for i, c in enumerate(which) if c == count], dtype=torch.int64, device="cpu")
                 # The corrector's newest prediction is made where the interval ends.
                 nodes = [clock[1, index]] * lead + [clock[0, index - k] for k in range(count - lead)]
-                at = torch.tensor([place[int(i)] for i in index], device="cpu")
+                at = torch.tensor([place[int(i)] for i in index], dtype=torch.int64, device="cpu")
                 step = Integral(torch.stack(nodes, 1), values[at], measure[at], start[at], end[at], edge[at])
                 for i, row in zip(index.tolist(), COEFFICIENTS[self.coefficients].weights(step).tolist(), strict=True):
                     weights[i] = row

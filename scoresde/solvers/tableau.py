@@ -36,7 +36,7 @@ import torch
 from scoresde.diffusions.point import Point
 from scoresde.diffusions.sde import GaussianSDE
 from scoresde.diffusions.targets import TARGETS, target, view
-from scoresde.errors import ConfigError, DomainError, check_choice, check_number, printable
+from scoresde.errors import ConfigError, DomainError, ShapeError, check_choice, check_number, check_numbers, printable
 from scoresde.solvers.documents import parse, read_fields
 from scoresde.solvers.law import fix_variance, map_errors, map_rows
 from scoresde.solvers.rows import CLEAN, Knot, Order, Row
@@ -134,13 +134,14 @@ class Tableau:
         return hash((self.name, self.prediction, len(self.rows), self.start, self.end))
 
     @functools.cached_property
+    def _numbers(self) -> np.ndarray:
+        return np.array([[k.t, k.alpha, k.sigma, k.log_snr] for k in (row.at for row in self.rows)]).reshape(-1, 4)
+
+    @property
     def points(self) -> Point:
         """The rows' calls as one Point with fields of shape (nfe,)."""
-        knots = [row.at for row in self.rows]
-        t, alpha, sigma, log_snr = (
-            torch.tensor([getattr(k, name) for k in knots], dtype=torch.float64, device="cpu")
-            for name in ("t", "alpha", "sigma", "log_snr")
-        )
+        # What is kept is no tensor: one that is made under a transform of torch.func does not outlive it.
+        t, alpha, sigma, log_snr = torch.from_numpy(self._numbers.T.copy())
         return Point(t, alpha, sigma, log_snr)
 
     def denoised(self) -> Tableau:
@@ -186,6 +187,7 @@ class Tableau:
                 f"the noise of {self.name!r} depends on the network; take its table.at_fraction(v), e.g. v = 0 for "
                 "the small and 1 for the large variance"
             )
+        mean, variance = check_number(mean, "mean"), check_number(variance, "variance", 0.0)
         return map_rows(self.rows, self.points, self.prediction, self.lift, mean, variance)
 
     def law(
@@ -200,7 +202,13 @@ class Tableau:
         """
         weights = self.affine_map(mean, variance)
         begin = self.start
-        m, v = (begin.alpha * mean, begin.alpha**2 * variance + begin.sigma**2) if start is None else start
+        if start is None:
+            m, v = begin.alpha * mean, begin.alpha**2 * variance + begin.sigma**2
+        else:
+            given = check_numbers(start, "start")
+            if given.shape != (2,):
+                raise ShapeError(f"start must be a mean and a variance, got shape {tuple(given.shape)}")
+            m, v = check_number(given[0], "start[0]"), check_number(given[1], "start[1]", 0.0)
         return float(weights[0] + weights[1] * m), float(weights[1] ** 2 * v + (weights[2:] ** 2).sum())
 
     def error_weights(self, prediction: str = "data", variance: float = 1.0) -> np.ndarray:

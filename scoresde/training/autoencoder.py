@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from scoresde.errors import ConfigError, DTypeError, SolverError, check_integer, explain_keywords
+from scoresde.errors import ConfigError, DTypeError, SolverError, check_flag, check_integer, explain_keywords
 from scoresde.models.prediction import in_mode
 from scoresde.noise import check_seed, stream
-from scoresde.ops import Array, Rows
+from scoresde.ops import Array, Rows, recording
 from scoresde.training.batches import Batches
 from scoresde.training.opening import open_source
 from scoresde.training.rates import LearningRate
@@ -74,7 +74,7 @@ def fit_autoencoder(
     parameters = [p for p in module.parameters() if p.requires_grad]
     if not parameters:
         raise ConfigError("the autoencoder has no trainable parameters")
-    steps = check_integer(steps, "steps", 1)
+    steps, silent = check_integer(steps, "steps", 1), not check_flag(progress, "progress")
     rate = LearningRate(learning_rate, None, steps, "cosine")
     device, dtype = parameters[0].device, torch.promote_types(torch.float32, parameters[0].dtype)
     seed = check_seed(seed)
@@ -82,15 +82,16 @@ def fit_autoencoder(
     source = open_source(data, None, module, batch_size=size, seed=seed, unpack=None, workers=0)
     batches = Batches(source, dropout={}, seed=seed, device=device, dtype=dtype)
     # Also a check of all of the data.
-    coordinates, losses = batches.measure().mean.numel(), torch.empty(steps, device=device)
+    coordinates, losses = batches.measure().mean.numel(), torch.empty(steps, dtype=torch.float32, device=device)
     optimizer = torch.optim.Adam(parameters, lr=0.0)
-    bar = tqdm(range(steps), desc="autoencoder", unit="step", disable=not progress, leave=False)
+    bar = tqdm(range(steps), desc="autoencoder", unit="step", disable=silent, leave=False)
     with in_mode(module, training=True):
         for k in bar:
             x, _ = batches(k)
             optimizer.zero_grad()
-            loss = module.losses(x, stream(seed, "autoencoder", k, device=device)).mean() / coordinates
-            loss.backward()  # type: ignore[no-untyped-call]
+            with recording():
+                loss = module.losses(x, stream(seed, "autoencoder", k, device=device)).mean() / coordinates
+                loss.backward()  # type: ignore[no-untyped-call]
             nn.utils.clip_grad_norm_(parameters, CLIP)
             for group in optimizer.param_groups:
                 group["lr"] = rate(k)

@@ -13,7 +13,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from scoresde.diffusions.gaussian import Moments
-from scoresde.errors import ConfigError, DTypeError, ShapeError, check_finite
+from scoresde.errors import ConfigError, DTypeError, ShapeError, check_finite, show
 from scoresde.models.prediction import Condition
 from scoresde.noise import stream
 from scoresde.ops import move
@@ -89,7 +89,7 @@ class Batches:
         assert self.augment is not None
         found: object = self.augment(x, generator)
         if not isinstance(found, Tensor) or not found.ndim or len(found) != len(x):
-            raise ShapeError(f"augment must return a tensor of {len(x)} samples, got {found!r:.60}")
+            raise ShapeError(f"augment must return a tensor of {len(x)} samples, got {show(found)}")
         return found
 
     def spread_conditions(self, n: int) -> dict[str, Tensor]:

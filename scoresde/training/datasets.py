@@ -108,7 +108,9 @@ class ItemSource(AtWill):
             collate_fn=join,
             generator=own,
         )
-        return iter(loader)
+        # The loader draws a seed of its own on the default device, which may hold no values.
+        with torch.device("cpu"):
+            return iter(loader)
 
     def samples(self) -> Iterator[Tensor]:
         n = len(self.items)

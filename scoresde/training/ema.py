@@ -31,7 +31,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from scoresde.errors import ConfigError, DomainError, check_integer, check_number
+from scoresde.errors import ConfigError, DomainError, check_flag, check_instance, check_integer, check_number
 from scoresde.models.networks import bare_network, network_state, plain_names
 from scoresde.models.sharded import local_rows, shard_like, whole
 
@@ -84,13 +84,14 @@ class EMA:
         every: int = 1,
         sigma_rel: float | None = None,
     ) -> None:
+        check_instance(module, nn.Module, "module", "a torch.nn.Module")
         self.decay = check_number(decay, "decay", 0.0, 1.0, open_high=True)
         self.sigma_rel = None if sigma_rel is None else check_number(sigma_rel, "sigma_rel")
         self.power = None if sigma_rel is None else power_of(sigma_rel)
         self.every = check_integer(every, "every", 1)
         if self.power is not None and BEGINNING % self.every:
             raise DomainError(f"every must be 1, 2, 4, 8, ... up to {BEGINNING} with sigma_rel=, got {every}")
-        self.module, self.warmup, self.updates = bare_network(module), warmup, 0
+        self.module, self.warmup, self.updates = bare_network(module), check_flag(warmup, "warmup"), 0
         plain = plain_names(self.module)
         self.names = [plain.get(name, name) for name, p in self.module.named_parameters() if p.requires_grad]
         self._find_parameters()

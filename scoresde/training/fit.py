@@ -19,9 +19,12 @@ from scoresde.errors import (
     DTypeError,
     ScoreSDEError,
     TrainingWarning,
+    check_flag,
     check_integer,
     check_path,
     explain_keywords,
+    is_name,
+    show,
 )
 from scoresde.models import saving
 from scoresde.models.score_model import ScoreModel
@@ -252,16 +255,17 @@ def fit(
     save_every = max(1, steps // 10) if save_every is None else check_integer(save_every, "save_every", 1)
     keep, workers = check_integer(keep, "keep", 1), check_integer(workers, "workers", 0)
     folder = None if folder is None else check_path(folder, "folder")
-    if resume not in (False, True, CHANGE):
-        raise ConfigError(f"resume must be True, False or 'change', got {resume!r}", parameter="resume", got=resume)
+    if not (isinstance(resume, bool) or is_name(resume, [CHANGE])):
+        raise ConfigError(f"resume must be True, False or 'change', got {show(resume)}", parameter="resume", got=resume)
     check_functions(unpack=unpack, augment=augment, watch=watch, on_log=on_log)
     patience = check_patience(patience, held_out)
     if held_out is None and held_out_cond is not None:
         raise ConfigError("held_out_cond= are conditions of held_out= data; pass those, or leave it out")
-    if not isinstance(progress, bool) and not callable(progress):
-        raise DTypeError(f"progress must be True, False or a function, got {progress!r:.60}")
+    if not isinstance(progress, bool) and (isinstance(progress, type) or not callable(progress)):
+        raise DTypeError(f"progress must be True, False or a function, got {show(progress)}")
     if not isinstance(world, World):
-        raise DTypeError(f"world must be that of `with processes() as world:`, got {world!r:.60}")
+        raise DTypeError(f"world must be that of `with processes() as world:`, got {show(world)}")
+    calibrate = None if calibrate is None else check_flag(calibrate, "calibrate")
     seed = fresh_seed() if seed is None else check_seed(seed)
     if watch is not None and shard is not None:
         raise ConfigError("watch= looks at the model in one process, and a sharded one is in all; leave one out")

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scoresde.errors import ConfigError, DTypeError, ShapeError
+from scoresde.errors import ConfigError, DTypeError, ShapeError, show
 from scoresde.models.networks import condition_names
 from scoresde.ops import accept_arrays
 
@@ -115,7 +115,9 @@ def to_tensor(value: object, name: str) -> Tensor:
     except ValueError as error:
         raise DTypeError(f"{name} of the data is a list of parts of several lengths: {error}") from error
     if array.dtype.kind not in "biuf":
-        raise DTypeError(f"{name} of the data must be numbers or a picture, got {type(value).__name__} {value!r:.40}")
+        raise DTypeError(
+            f"{name} of the data must be numbers or a picture, got {show(value)} of type {type(value).__name__}"
+        )
     return torch.from_numpy(array.astype(np.float32) if array.dtype == np.float64 else array)
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from scoresde.errors import ConfigError, DTypeError, SolverError, check_mapping
+from scoresde.errors import ConfigError, DTypeError, SolverError, check_mapping, show
 from scoresde.models.prediction import Condition, in_mode, select
 from scoresde.noise import stream
 from scoresde.ops import Array, Rows, accept_arrays, accept_rows, chunks
@@ -125,7 +125,7 @@ def look(trainer: Trainer, watch: Watch) -> dict[str, float | None]:
     if found is None:
         return {}
     if not isinstance(found, Mapping):
-        raise DTypeError(f"watch must return a dict of numbers or None, got {found!r:.60}")
+        raise DTypeError(f"watch must return a dict of numbers or None, got {show(found)}")
     check_mapping(found, "what watch returns", "numbers")
     made: dict[str, float | None] = {}
     for name, value in found.items():
@@ -134,6 +134,6 @@ def look(trainer: Trainer, watch: Watch) -> dict[str, float | None]:
         try:
             number = float(value)
         except (TypeError, ValueError, OverflowError) as error:
-            raise DTypeError(f"watch returned {value!r:.60} for {name!r}, which is no number") from error
+            raise DTypeError(f"watch returned {show(value)} for {name!r}, which is no number") from error
         made[str(name)] = number if math.isfinite(number) else None
     return made

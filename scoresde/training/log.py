@@ -14,7 +14,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NotRequired, Protocol, TypedDict, runtime_checkable
 
-from scoresde.errors import CheckpointError, ConfigError, DTypeError, check_sequence, unknown
+from torch import Tensor
+
+from scoresde.errors import CheckpointError, ConfigError, DTypeError, check_choice, check_sequence, show
 
 __all__ = ["LOG", "TABLE", "TRACKERS", "Log", "Record", "Tracker", "check_trackers", "open_trackers", "read_records"]
 
@@ -161,16 +163,22 @@ def _replace(file: Path, text: str) -> None:
         raise CheckpointError(f"could not write {file}: {error.strerror or error}; make room and try again") from error
 
 
-def check_trackers(trackers: str | Sequence[str | Tracker]) -> list[str | Tracker]:
+def check_trackers(trackers: str | Sequence[str | Tracker] | None) -> list[str | Tracker]:
     """Return trackers, of which some are names; ConfigError for an unknown name, DTypeError for no tracker."""
-    single = isinstance(trackers, str | Tracker)
-    found: list[str | Tracker] = [trackers] if single else [*check_sequence(trackers or (), "trackers", "trackers")]  # type: ignore[list-item]
-    for one in found:
-        if isinstance(one, str) and one not in TRACKERS:
-            raise unknown("tracker", one, TRACKERS)
-        if not isinstance(one, str | Tracker):
-            raise DTypeError(f"trackers must be names or have a method log(values, step=), got {one!r:.60}")
-    return found
+    several: object = () if trackers is None else trackers
+    single = isinstance(trackers, str) or _is_tracker(trackers)
+    given = (trackers,) if single else check_sequence(several, "trackers", "trackers")
+    for one in given:
+        if isinstance(one, str):
+            check_choice("tracker", one, TRACKERS)
+        elif not _is_tracker(one):
+            raise DTypeError(f"trackers must be names or have a method log(values, step=), got {show(one)}")
+    return list(given)
+
+
+def _is_tracker(one: object) -> bool:
+    """Say whether something has a method ``log`` of its own; a tensor's is the logarithm."""
+    return isinstance(one, Tracker) and not isinstance(one, Tensor | type)
 
 
 def open_trackers(trackers: Iterable[str | Tracker], folder: Path | None) -> list[Tracker]:

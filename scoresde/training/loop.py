@@ -62,9 +62,9 @@ class Loop:
         self.run, self.judge, self.best, self.watch, self.keep = run, judge, best, watch, keep
         self.first = trainer.step
         # Losses since the last record that an earlier process made.
-        self.carried = torch.empty(0, device="cpu") if carried is None else carried
+        self.carried = torch.empty(0, dtype=torch.float32, device="cpu") if carried is None else carried
         self.logged = self.first
-        self.losses = torch.full((max(0, steps - self.first),), math.nan, device=trainer.device)
+        self.losses = torch.full((max(0, steps - self.first),), math.nan, dtype=torch.float32, device=trainer.device)
         self.bad_checks = 0
         self.started = time.perf_counter()
 
@@ -144,7 +144,7 @@ class Loop:
             is_best = self.best.see(held_out, trainer)
         if judged and self.watch is not None and trainer.world.is_main:
             record["watched"] = look(trainer, self.watch)
-        self.logged, self.carried = trainer.step, torch.empty(0, device="cpu")
+        self.logged, self.carried = trainer.step, torch.empty(0, dtype=torch.float32, device="cpu")
         self.log.add(record)
         # The first steps in float16 overflow until the scale of the loss is found.
         scale = trainer.update.scale

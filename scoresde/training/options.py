@@ -11,7 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from scoresde.diffusions.gaussian import Moments
-from scoresde.errors import ConfigError, DTypeError, ShapeError, TrainingWarning, check_integer, check_number
+from scoresde.errors import ConfigError, DTypeError, ShapeError, TrainingWarning, check_integer, check_number, show
 from scoresde.models.prediction import check_condition
 from scoresde.models.score_model import ScoreModel
 from scoresde.ops import Array, Rows, accept_arrays, accept_rows
@@ -45,14 +45,14 @@ def is_own(one: object) -> bool:
 def check_functions(**given: object) -> None:
     """Raise DTypeError for what can be called but is no function."""
     for name, one in given.items():
-        if one is not None and not callable(one):
-            raise DTypeError(f"{name} must be a function or None, got {one!r:.60}")
+        if one is not None and (isinstance(one, type) or not callable(one)):
+            raise DTypeError(f"{name} must be a function or None, got {show(one)}")
 
 
 def check_moments(moments: object, batches: Batches) -> Moments:
     """Return moments that were given, of the samples that the model sees."""
     if not isinstance(moments, Moments):
-        raise DTypeError(f"moments must be scoresde.Moments, as Moments.of(data) makes, got {moments!r:.60}")
+        raise DTypeError(f"moments must be scoresde.Moments, as Moments.of(data) makes, got {show(moments)}")
     event = batches.event
     if event is not None and moments.mean.ndim and tuple(moments.mean.shape) != event:
         raise ShapeError(f"moments are of samples of shape {tuple(moments.mean.shape)}, the model sees {event}")
@@ -103,7 +103,8 @@ def read_held_out(
 def read_dropout(label_dropout: float, cond_dropout: Mapping[str, float] | None) -> dict[str, float]:
     """Return the shares, name by name, of what is dropped at all."""
     if cond_dropout is not None and not isinstance(cond_dropout, Mapping):
-        raise DTypeError(f"cond_dropout must be a dict, e.g. {{'label': 0.1}}, got {cond_dropout!r:.60}")
+        raise DTypeError(f"cond_dropout must be a dict, e.g. {{'label': 0.1}}, got {show(cond_dropout)}")
+    label_dropout = check_number(label_dropout, "label_dropout", 0.0, 1.0)
     named = {"label_dropout": ("label", label_dropout)}
     named |= {f"cond_dropout[{name!r}]": (name, share) for name, share in (cond_dropout or {}).items()}
     if label_dropout and "label" in (cond_dropout or {}):

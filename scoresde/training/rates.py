@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from scoresde.errors import ConfigError, check_number, keep_integer, unknown
+from scoresde.errors import ConfigError, check_choice, check_number, keep_integer
 from scoresde.training.names import name_function
 
 __all__ = ["DECAYS", "DecayName", "LearningRate", "read_rate"]
@@ -63,8 +63,7 @@ class LearningRate:
         keep_integer(self, "steps")
         if self.warmup is not None:
             keep_integer(self, "warmup", 0, self.steps)
-        if self.decay not in DECAYS:
-            raise unknown("decay", self.decay, DECAYS)
+        check_choice("decay", self.decay, DECAYS)
 
     def __call__(self, step: int) -> float:
         """Return the rate of a step."""
@@ -99,7 +98,7 @@ def read_rate(
         named = f"your own: {name_function(learning_rate)}"
         return learning_rate, {"learning_rate": named, "warmup": None, "decay": None, "steps": None}
     peak = learning_rate if learning_rate is not None else 1.0 if own else 1e-3
-    rate = LearningRate(peak, warmup, steps, decay or "cosine")
+    rate = LearningRate(peak, warmup, steps, "cosine" if decay is None else decay)
     options: dict[str, object] = {"learning_rate": rate.peak, "warmup": rate.warmup, "decay": rate.decay}
     # Where no rate depends on how many steps there are, a longer run makes the same ones.
     options["steps"] = None if rate.decay == "constant" and rate.warmup is not None else steps

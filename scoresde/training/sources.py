@@ -67,7 +67,7 @@ class Order:
 
     def __init__(self, count: int, size: int, seed: int, world: World) -> None:
         self.count, self.size, self.seed, self.share = count, size, seed, world.share(size)
-        self._order: tuple[int, Tensor] = (-1, torch.empty(0, device="cpu"))
+        self._order: tuple[int, Tensor] = (-1, torch.empty(0, dtype=torch.float32, device="cpu"))
 
     def __call__(self, step: int) -> list[tuple[int, Tensor]]:
         """Return the epochs that a step reaches into, each with its indices, on the CPU."""

@@ -123,7 +123,7 @@ def begin(
         _restore_best(best, folder, numbers.get("best"), contents, trainer)
     if trainer.world.is_main:
         log.go_on_from(trainer.step)
-    return Start(state.get(RECENT, torch.empty(0, device="cpu")), best)
+    return Start(state.get(RECENT, torch.empty(0, dtype=torch.float32, device="cpu")), best)
 
 
 def _restore_best(

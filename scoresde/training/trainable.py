@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from scoresde.diffusions.sde import GaussianSDE
-from scoresde.errors import CheckpointError, ConfigError, DTypeError, check_number, unknown
+from scoresde.errors import CheckpointError, ConfigError, DTypeError, check_flag, check_number, show, unknown
 from scoresde.models.checks import check_differentiable, check_score_model, unwrap_model
 from scoresde.models.prediction import Condition
 from scoresde.models.score_model import ScoreModel
@@ -78,7 +78,7 @@ def make_uncertainty(
     uncertainty: bool, objective: object, sde: GaussianSDE, device: torch.device
 ) -> Uncertainty | None:
     """Return the learned weight of the denoising loss, where one is asked for."""
-    if not uncertainty:
+    if not check_flag(uncertainty, "uncertainty"):
         return None
     if objective is not None:
         raise ConfigError("uncertainty= weighs the denoising loss by log-SNR; an objective= has a weight of its own")
@@ -136,8 +136,10 @@ def check_objective(
                 f"objective={name!r} simulates paths of an SDEModel(net, sde); the marginals of a ScoreModel are "
                 "known, and the usual loss takes them: leave objective= out"
             )
-    if not callable(objective):
-        raise DTypeError(f"objective must be a function (model, x0, generator, cond) -> losses (B,), got {objective!r}")
+    if isinstance(objective, type) or not callable(objective):
+        raise DTypeError(
+            f"objective must be a function (model, x0, generator, cond) -> losses (B,), got {show(objective)}"
+        )
     if weight is not None or times is not None:
         raise ConfigError("weight= and times= belong to the denoising loss; an objective= has its own, leave them out")
     return objective

@@ -30,9 +30,10 @@ from scoresde.errors import (
     check_values,
     explain_keywords,
     pick,
+    show,
 )
 from scoresde.models.networks import bare_network
-from scoresde.models.prediction import Condition, select
+from scoresde.models.prediction import Condition, check_condition, select
 from scoresde.models.score_model import ScoreModel
 from scoresde.models.sde_model import SDEModel
 from scoresde.models.sharded import is_sharded, plain_class
@@ -67,6 +68,7 @@ __all__ = ["Trainer"]
 
 # Times are turned into coefficients for many steps at once, where that saves more than it costs.
 BLOCK_STEPS, BLOCK_SIZE = 64, 32768
+HALVES = torch.bfloat16, torch.float16
 UNCERTAINTY = "uncertainty"  # before the names of its parameters
 OBJECTIVE = "objective"  # before the names of what it has learned
 WHOLE = ("value", OBJECTIVE)  # what begins with these is sharded never
@@ -144,8 +146,9 @@ class Trainer:
             learning_rate = 1e-3 if optimizer is None else 1.0
         self.rate = learning_rate if callable(learning_rate) else hold_rate(learning_rate)
         self.clip_norm = None if clip_norm is None else check_number(clip_norm, "clip_norm", 0.0, open_low=True)
-        if autocast not in (None, torch.bfloat16, torch.float16):
-            raise ConfigError(f"autocast must be None, torch.bfloat16 or torch.float16, got {autocast}")
+        given: object = autocast
+        if not (given is None or (isinstance(given, torch.dtype) and given in HALVES)):
+            raise ConfigError(f"autocast must be None, torch.bfloat16 or torch.float16, got {show(autocast)}")
         self.autocast, self.seed = autocast, check_seed(seed)
         self.accumulate = check_integer(accumulate, "accumulate", 1)
         self.bare = bare_network(self.net)
@@ -174,7 +177,7 @@ class Trainer:
             named, optimizer, weight_decay=decay, clip_norm=self.clip_norm, scaled=autocast == torch.float16
         )
         self.weight_decay = decay
-        self.gradient_norm = torch.zeros((), device=self.device)
+        self.gradient_norm = torch.zeros((), dtype=torch.float32, device=self.device)
         self.skipped = torch.zeros((), dtype=torch.bool, device=self.device)
         self.step, self.updating = 0, False
         self.world, self.size = ALONE, 0
@@ -245,7 +248,7 @@ class Trainer:
                 with torch.autocast(x0.device.type, self.autocast, enabled=self.autocast is not None):
                     losses = self.objective(self.model, x, generator, told)
                 if not isinstance(losses, Tensor):
-                    raise DTypeError(f"objective must return losses of shape ({len(x)},), got {losses!r:.60}")
+                    raise DTypeError(f"objective must return losses of shape ({len(x)},), got {show(losses)}")
                 if losses.shape != x.shape[:1]:
                     raise ShapeError(f"objective must return losses of shape ({len(x)},), got {tuple(losses.shape)}")
                 yield part, losses, ()
@@ -274,6 +277,9 @@ class Trainer:
         Raises DTypeError, ShapeError, ConfigError for what is no dense floating tensor with values.
         """
         check_values(check_floating(x0, "x0"), "x0")
+        cond = check_condition(cond, len(x0), each=True)
+        if len(x0) == 0 and self.world.size == 1:
+            raise ShapeError("x0 is empty: a step needs at least one sample")
         with recording():
             return self._step(x0, cond)
 

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from scoresde.errors import CheckpointError, ConfigError, DTypeError
+from scoresde.errors import CheckpointError, ConfigError, DTypeError, show
 from scoresde.models.sharded import is_sharded, local_rows, sharding
 
 __all__ = ["MakeOptimizer", "Update", "describe_optimizer"]
@@ -75,7 +75,7 @@ class Update:
             self.optimizer = _check_optimizer(make, self.parameters, weight_decay)
         self.rates = [float(group["lr"]) for group in self.optimizer.param_groups]
         device = self.parameters[0].device
-        self.scale = torch.full((), FIRST_SCALE, device=device) if scaled else None
+        self.scale = torch.full((), FIRST_SCALE, dtype=torch.float32, device=device) if scaled else None
         self.growth = torch.zeros((), dtype=torch.int32, device=device)
         self.fused = bool(getattr(self.optimizer, "_step_supports_amp_scaling", False))
 
@@ -201,11 +201,12 @@ def _keep_numbers(group: Mapping[str, Any]) -> dict[str, object]:
 def _check_optimizer(make: object, parameters: list[nn.Parameter], weight_decay: float) -> torch.optim.Optimizer:
     if weight_decay:
         raise ConfigError("weight_decay= is that of the usual optimiser; give it to your own, and leave it out here")
-    made = make if isinstance(make, torch.optim.Optimizer) else make(parameters) if callable(make) else make
+    function = callable(make) and not (isinstance(make, type) and not issubclass(make, torch.optim.Optimizer))
+    made = make(parameters) if function and not isinstance(make, torch.optim.Optimizer) else make  # type: ignore[operator]
     if not isinstance(made, torch.optim.Optimizer):
         raise DTypeError(
             "optimizer must be a torch.optim.Optimizer, or a function of the list of parameters that makes one, e.g. "
-            f"functools.partial(torch.optim.SGD, lr=0.1), got {made!r:.60}"
+            f"functools.partial(torch.optim.SGD, lr=0.1), got {show(made)}"
         )
     if isinstance(made, torch.optim.LBFGS):
         raise ConfigError(

@@ -16,6 +16,9 @@ from torch import Generator, Tensor
 from scoresde.errors import (
     ConfigError,
     ShapeError,
+    check_choice,
+    check_dense,
+    check_instance,
     check_integer,
     check_sequence,
     check_sizes,
@@ -28,6 +31,12 @@ from scoresde.noise import integers, uniform
 __all__ = ["Augmentation", "RandomCrop", "RandomFlip"]
 
 Augmentation = Callable[[Tensor, Generator], Tensor]
+
+
+def _check_data(x: object) -> Tensor:
+    data = check_instance(x, Tensor, "x", "a tensor")
+    check_dense(data, "x")
+    return data
 
 
 @dataclass(frozen=True)
@@ -56,7 +65,7 @@ class RandomFlip:
 
     def __call__(self, x: Tensor, generator: Generator) -> Tensor:
         """Return data (B, *) of the same shape; ShapeError where they have too few dimensions."""
-        if x.ndim + min(self.dims) < 1:
+        if _check_data(x).ndim + min(self.dims) < 1:
             raise ShapeError(f"RandomFlip along {self.dims} needs more dimensions than data of {tuple(x.shape)} have")
         for dim in self.dims:
             turned = (uniform((len(x),), generator) < self.probability).to(x.device)
@@ -85,12 +94,13 @@ class RandomCrop:
     def __post_init__(self) -> None:
         object.__setattr__(self, "size", check_sizes(self.size, "size", 1))
         keep_integer(self, "padding", 0)
-        if not self.size or self.fill not in ("reflect", "zeros"):
-            raise ConfigError(f"RandomCrop needs sizes and fill='reflect' or 'zeros', got {self.size}, {self.fill!r}")
+        check_choice("fill", self.fill, ("reflect", "zeros"))
+        if not self.size:
+            raise ConfigError("RandomCrop needs at least one size, got none; (32, 32) cuts images")
 
     def __call__(self, x: Tensor, generator: Generator) -> Tensor:
         """Return data (B, C, *size); ShapeError where the data are smaller."""
-        there = tuple(x.shape[-len(self.size) :])
+        there = tuple(_check_data(x).shape[-len(self.size) :])
         # A mirror image has one place less than the data themselves.
         room = self.padding if self.fill == "zeros" else min(self.padding, *(n - 1 for n in there))
         if x.ndim < 2 + len(self.size) or any(n + 2 * room < size for n, size in zip(there, self.size, strict=True)):

@@ -2,22 +2,43 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import math
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
+import diffusers
 import numpy as np
 import pytest
 import torch
-from surface import GAUSSIAN, MODEL, SURFACE, TABLE, X, find
+from foreign import small_unet
+from PIL import Image
+from surface import GAUSSIAN, MODEL, SURFACE, TABLE, X
+from surface_rest import REST, fresh, trained
 from torch import Tensor
 
 import scoresde
-from scoresde import ConfigError, DomainError, DTypeError, Langevin, ScoreSDEError, ShapeError, grids, sample, solvers
+from scoresde import (
+    ConfigError,
+    DomainError,
+    DTypeError,
+    Langevin,
+    ScoreSDEError,
+    ShapeError,
+    grids,
+    plots,
+    sample,
+    solvers,
+)
 from scoresde.errors import check_integer
+from scoresde.solvers.candidates import list_candidates
+
+WALK = {**SURFACE, **REST}
 
 ABSURD: dict[str, object] = {
     "an object": object(),
@@ -67,51 +88,96 @@ def parameters(function: Callable[..., object]) -> list[str]:
     return [name for name, one in inspect.signature(function).parameters.items() if one.kind not in kinds]
 
 
-def rests(name: str) -> bool:
-    """Whether a public name needs no entry: rooms, errors, results, bases, and what trains or takes long."""
-    one = find(name)
-    return not callable(one) or (isinstance(one, type) and (issubclass(one, Exception) or name in NO_ARGUMENTS))
-
-
-NO_ARGUMENTS = {
-    *(
-        "SDE",
-        "GaussianSDE",
-        "LinearSDE",
-        "ReverseSDE",
-        "DDPM",
-        "SMLD",
-        "Moments",
-        "Gaussian",
-        "Prediction",
-        "Step",
-        "Bound",
+# Every public callable has an entry in the walk, or a reason here.
+REASONS = {
+    "a base that is subclassed, or a protocol that others fulfil": (
+        *("SDE", "GaussianSDE", "guidance.Method", "guidance.Operator", "likelihood.Decoder", "metrics.Classifier"),
+        *("transforms.Transform", "data.ToyDensity"),
     ),
-    *("LogLikelihood", "Classification", "Densities", "Particles", "PosteriorSamples", "SampleResult", "Solver"),
-    *("Tableau", "CombinedModel", "MappedModel", "SBIPosterior", "EMA", "TrainResult"),
+    "a result or a record, which the package's own functions make": (
+        *("Bound", "Classification", "Densities", "LatentBound", "LogLikelihood", "Particles", "PosteriorSamples"),
+        *("Prediction", "SampleResult", "Step", "TrainResult", "CombinedModel", "data.FileTable", "data.FolderImages"),
+        *("data.LabelledImages", "data.Table", "losses.HeldOutLoss", "metrics.Comparison", "metrics.Floor"),
+        *("metrics.TwoSampleTest", "solvers.Entry", "training.Record"),
+    ),
+    "what builders put together: the table that comes of it is checked": (
+        *("Solver", "Tableau", "grids.Grid", "solvers.AdditiveNoise", "solvers.Butcher"),
+    ),
+    "a type for annotations": (
+        *("losses.TimeSampler", "losses.TimesName", "losses.Weight", "losses.WeightName", "solvers.SolverName"),
+        "training.Objective",
+    ),
+    "takes no argument": ("solvers.list",),
+    "starts a job of several processes; tests/sampling has its own": ("processes",),
 }
-# Training has tests of its own; tuning runs for long with what is right; two need an optional package or a file.
-NOT_HERE = {"fit", "select", "tune", "calibrate", "held_out_loss", "from_diffusers", "to_diffusers"}
-NOT_HERE |= {"denoising_score_matching", "linear_score_matching", "implicit_score_matching", "sliced_score_matching"}
-# Of processes and files; a record that ``latent_elbo`` returns.
-NOT_HERE |= {"processes", "read_shards", "write_shards", "LatentBound"}
 
 
-def test_the_walk_leaves_no_function_out() -> None:
-    names = {name for name in scoresde.__all__ if not rests(name) and name not in NOT_HERE}
-    assert names <= set(SURFACE)
-    assert len(SURFACE) > 120
+def public(prefix: str, module: ModuleType) -> Iterator[tuple[str, object]]:
+    """Yield every public name of a module and of the rooms in it, with what it stands for."""
+    for name in module.__all__:
+        one = getattr(module, name)
+        if isinstance(one, ModuleType):
+            yield from public(f"{name}.", one)
+        else:
+            yield f"{prefix}{name}", one
 
 
-@pytest.mark.parametrize("name", SURFACE)
+def test_the_walk_leaves_no_public_callable_out() -> None:
+    walked = {id(function) for function, _ in WALK.values()}
+    left: dict[int, str] = {}
+    for name, one in public("", scoresde):
+        if callable(one) and id(one) not in walked and not (isinstance(one, type) and issubclass(one, Exception)):
+            # What has two paths is looked for once.
+            left.setdefault(id(one), name)
+    assert sorted(left.values()) == sorted(name for names in REASONS.values() for name in names)
+    assert len(WALK) > 300
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with what the readers of the walk read."""
+    folder = tmp_path_factory.mktemp("walk")
+    np.save(folder / "x.npy", np.zeros((6, 2), np.float32))
+    np.save(folder / "labels.npy", np.arange(6))
+    (folder / "x.csv").write_text("a,b\n1,2\n3,4\n")
+    (folder / "log.jsonl").write_text('{"step": 1, "loss": 0.5}\n')
+    (folder / "pictures").mkdir()
+    for name in ("a", "b"):
+        Image.new("RGB", (8, 8)).save(folder / "pictures" / f"{name}.png")
+    MODEL.save(folder / "c")
+    scoresde.fit(fresh(), **{**trained(), "steps": 4}, folder=folder / "run", sigma_rel=0.05)
+    small_unet().save_pretrained(folder / "unet" / "unet")
+    diffusers.DDPMScheduler().save_pretrained(folder / "unet" / "scheduler")
+    scoresde.write_shards(folder / "shards", 2, lambda rows: torch.zeros(rows.stop - rows.start, 2))
+    return folder
+
+
+@pytest.fixture
+def short(monkeypatch: pytest.MonkeyPatch, files: Path) -> None:
+    """Let the search for a table try few candidates, in the folder of the files."""
+    monkeypatch.chdir(files)
+    few = [*list_candidates(noise=False)][:2]
+    monkeypatch.setattr(importlib.import_module("scoresde.sampling.tuning.choose"), "list_candidates", lambda **_: few)
+    tuned = importlib.import_module("scoresde.sampling.tuning.calibrate")
+    monkeypatch.setattr(tuned, "RUNGS", (3,))
+    monkeypatch.setattr(tuned, "list_few", lambda grid: few)
+
+
+@pytest.mark.filterwarnings("ignore::scoresde.TrainingWarning", "ignore::UserWarning", "ignore::RuntimeWarning")
+@pytest.mark.usefixtures("short")
+@pytest.mark.parametrize("name", WALK)
 def test_absurd_arguments_are_refused_or_do_no_harm(name: str) -> None:
-    function, right = SURFACE[name]
-    function(**right)
+    function, given = WALK[name]
+
+    def right() -> dict[str, Any]:
+        return dict(given() if callable(given) else given)
+
+    function(**right())
     for parameter in parameters(function):
         for what, value in ABSURD.items():
             try:
                 with bounded():
-                    function(**{**right, parameter: value})
+                    function(**{**right(), parameter: value})
             except ScoreSDEError as error:
                 said = str(error)
                 assert "\n" not in said, (parameter, what)
@@ -161,6 +227,32 @@ def observe(index: int, x: Tensor) -> None:
         (lambda: grids.knots([3, {}]), DTypeError, "times must be a tensor, or numbers in sequences of one length"),
         (lambda: scoresde.build_table(3, "heun"), DTypeError, "sde must be a GaussianSDE"),
         (lambda: scoresde.Stepper(TABLE, predicts=[]), ConfigError, "unknown prediction"),
+        (
+            lambda: scoresde.sample_posterior(
+                GAUSSIAN, torch.eye(2), X[0], noise_std=1.0, n=1, method=scoresde.posterior
+            ),
+            DTypeError,
+            "method must be a name or one of scoresde.guidance",
+        ),
+        (
+            lambda: plots.training([{"step": 1, "loss": 0.5, "log_snr": [1], "loss_by_log_snr": [1, 2]}]),
+            ConfigError,
+            r"log\[0\] has 1 levels of log_snr and 2 losses",
+        ),
+        (lambda: plots.training([{"step": 1, "loss": "a"}]), DTypeError, r"log\[0\]\['loss'\] must be a number"),
+        (lambda: scoresde.select(GAUSSIAN, 3, tolerance=2.5), DomainError, r"tolerance must lie in \(0, 1\]"),
+        (lambda: scoresde.tune(GAUSSIAN, 3, parts=[]), ConfigError, "parts must name at least one of knots"),
+        (lambda: scoresde.VPSDE().at(torch.ones(2, dtype=torch.complex64)), DTypeError, "t must be real"),
+        (
+            lambda: scoresde.DDPM.linear(9).marginal(X, 2**63),
+            DomainError,
+            r"index must lie in \[0, 9\), got 9223372036854775808",
+        ),
+        (lambda: TABLE.law(start=(0.0, -1.0)), DomainError, r"start\[1\] must lie in \[0, inf\)"),
+        (lambda: scoresde.guidance.Blur.gaussian(1e6), DomainError, "std must lie in"),
+        (lambda: scoresde.fit(fresh(), X, steps=1, calibrate=[]), DTypeError, "calibrate must be True or False"),
+        (lambda: scoresde.fit(fresh(), X, steps=1, on_log=int), DTypeError, "on_log must be a function or None"),
+        (lambda: plots.animation([X, X], "a.gif", hold=1e300), DomainError, r"hold must lie in \[0, 600\]"),
     ],
 )
 def test_what_is_said(use: Callable[[], object], kind: type[Exception], words: str) -> None:

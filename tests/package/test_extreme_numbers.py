@@ -25,22 +25,29 @@ from scoresde import (
     GaussianModel,
     GaussianSDE,
     Langevin,
+    Latent,
     Logit,
     Moments,
     RectifiedFlow,
     ScoreModel,
     ScoreSDEError,
+    ShapeError,
     SolverError,
     SubVPSDE,
     build_table,
     colour,
     continuous_elbo,
     denoise,
+    encode,
+    fit,
     forward_path,
     grids,
+    held_out_loss,
+    map_prediction,
     path_log_weight,
     sample,
     solvers,
+    tune,
     variational_bound,
 )
 from scoresde.noise import normal, stream
@@ -272,6 +279,76 @@ def test_the_time_and_the_share_are_those_of_the_samples() -> None:
     assert float(VPSDE().log_snr(t)) < 2.01
     with pytest.raises(SolverError, match="the bound's layer at t = "):
         variational_bound(model, CHAIN, X, chunk_size=8)
+
+
+class Coder(nn.Module):
+    """A coder whose encoder or decoder answers NaN for every other sample."""
+
+    variational = False
+
+    def __init__(self, broken: str) -> None:
+        super().__init__()
+        self.broken = broken
+
+    def spoil(self, x: Tensor, name: str) -> Tensor:
+        x = x.clone()
+        x[::2] = math.nan if name == self.broken else x[::2]
+        return x
+
+    def posterior(self, x: Tensor) -> tuple[Tensor, None]:
+        return self.spoil(x, "encoder"), None
+
+    def decode(self, z: Tensor) -> Tensor:
+        return self.spoil(z, "decoder")
+
+
+def test_a_coder_that_answers_nan_is_named_and_not_the_data() -> None:
+    at_code, at_data = (
+        ScoreModel(broken().net, VPSDE(), transform=Latent(Coder(name))) for name in ("encoder", "decoder")
+    )
+    for use in (
+        lambda m: m.transform.encode(X),
+        lambda m: encode(m, X, solver="heun", steps=2),
+        lambda m: fit(m, X, steps=1, progress=False),
+        lambda m: Latent.standardise(m.transform.autoencoder, X),
+    ):
+        with pytest.raises(SolverError, match=r"the code is not finite in 50.0% of the samples, since the encoder's"):
+            use(at_code)
+    sound = map_prediction(at_data, lambda p: torch.zeros_like(p.x))
+    with pytest.raises(SolverError, match=r"the decoded sample is not finite in 50.0% of the samples, since the decod"):
+        sample(sound, (8, 2), solver="ddim", steps=2, seed=0)
+
+
+def test_a_loss_of_one_sample_has_no_error() -> None:
+    assert math.isnan(held_out_loss(GAUSSIAN, X[:1]).standard_error)
+    assert held_out_loss(GAUSSIAN, X[:1], repeats=2).standard_error > 0
+
+
+@pytest.mark.parametrize("event", [(0,), (2, 0)])
+def test_samples_without_a_number_are_refused_and_no_samples_are_none(event: tuple[int, ...]) -> None:
+    model = ScoreModel.from_callable(lambda x, t: -x, VPSDE())
+    empty = torch.zeros(3, *event)
+    for use in (
+        lambda: sample(model, (3, *event), steps=2),
+        lambda: encode(model, empty),
+        lambda: continuous_elbo(model, VPSDE(), empty),
+        lambda: variational_bound(model, CHAIN, empty),
+        lambda: Affine.standardise(empty),
+        lambda: Moments.exact(torch.zeros(event), torch.ones(event)),
+        lambda: held_out_loss(model, empty),
+    ):
+        with pytest.raises(ShapeError, match=r"hold no number|is empty"):
+            use()
+    assert sample(GAUSSIAN, (0, 2), steps=2).shape == (0, 2)
+    assert encode(GAUSSIAN, X[:0], solver="heun", steps=2).shape == (0, 2)
+
+
+def test_steps_are_placed_from_where_alpha_is_0() -> None:
+    """There log_snr is minus infinity, and no logarithm of the level is taken."""
+    model = GaussianModel(sde=RectifiedFlow(), mean=torch.zeros(2), covariance=torch.eye(2))
+    found = tune(model, 2, start="flow_abm", samples=7, iterations=1, keep=False, method="dynamic")
+    assert float(found.table.start.t) == 1.0
+    finite(*found.table.law())
 
 
 def test_data_whose_squares_overflow_are_refused_before_the_network() -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from fuzzing.library import LIBRARY
+from fuzzing.newer import NEWER
 from fuzzing.readers import READERS
 from fuzzing.values import Case, Cases
 
 __all__ = ["CASES", "Case", "Cases"]
 
-CASES: Mapping[str, Cases] = {**LIBRARY, **READERS}
+CASES: Mapping[str, Cases] = {**LIBRARY, **READERS, **NEWER}

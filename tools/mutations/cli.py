@@ -17,8 +17,8 @@ MUTANTS = (
     Mutant(
         what="a label's name one place off",
         file="cli/run_folder.py",
-        pattern='torch.full((n,), self.names.index(label), device="cpu")',
-        replacement='torch.full((n,), (self.names.index(label) + 1) % self.classes, device="cpu")',
+        pattern='torch.full((n,), self.names.index(label), dtype=torch.int64, device="cpu")',
+        replacement='torch.full((n,), (self.names.index(label) + 1) % self.classes, dtype=torch.int64, device="cpu")',
         tests=("cli/test_cli_labels.py::test_a_sample_keeps_its_class_whatever_the_chunks",),
     ),
     Mutant(

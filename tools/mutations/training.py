@@ -115,8 +115,8 @@ MUTANTS = (
     Mutant(
         what="the held-out loss's standard error without the root of the count",
         file="training/losses/held_out.py",
-        pattern="/ max(1, count - 1) ** 0.5",
-        replacement="/ max(1, count - 1)",
+        pattern="/ (count - 1) ** 0.5",
+        replacement="/ (count - 1)",
         tests=("training/losses/test_held_out_draws.py::test_mean_and_standard_error_are_those_of_the_losses",),
     ),
     Mutant(

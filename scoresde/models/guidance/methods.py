@@ -270,7 +270,7 @@ class DDRM(Method):
         u, values, vt = asked.line.measured.decompose(asked.residual)
         seen = values > 1e-9 * values.max()
         inverse = torch.where(seen, 1 / torch.where(seen, values, 1.0), 0.0)
-        share = torch.ones((len(asked.nu2), 1), device="cpu").to(asked.residual)
+        share = torch.ones((len(asked.nu2), 1), dtype=torch.float32, device="cpu").to(asked.residual)
         if asked.noise > 0:
             ratio = (asked.nu2 / asked.noise).sqrt()[:, None] * values
             share = torch.where(ratio >= 1, 1.0, math.sqrt(1 - self.eta**2) * ratio)

@@ -21,8 +21,10 @@ from scoresde.errors import (
     ShapeError,
     check_floating,
     check_integer,
+    check_number,
     check_numbers,
     check_samples,
+    check_sequence,
     check_values,
     keep_integer,
     show,
@@ -42,6 +44,8 @@ __all__ = [
     "as_operator",
     "check_measurement",
 ]
+
+LARGEST_KERNEL = 2**24  # values
 
 
 class Operator(ABC):
@@ -118,7 +122,9 @@ class Matrix(Operator):
         flat = x.reshape(len(x), math.prod(x.shape[1:]))
         if flat.shape[1] != self.matrix.shape[1]:
             raise ShapeError(f"matrix {tuple(self.matrix.shape)} does not fit events of {flat.shape[1]} coordinates")
-        return flat @ self.matrix.to(flat).T
+        # Autocast is for networks; here it would round a measurement to bf16.
+        with torch.autocast(x.device.type, enabled=False):
+            return flat @ self.matrix.to(flat).T
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -140,11 +146,13 @@ class Blur(Operator):
 
     @classmethod
     def gaussian(cls, std: float, dims: int = 2) -> Blur:
-        """Return a Gaussian blur of a standard deviation in pixels, cut at three of them."""
+        """Return a Gaussian blur of a standard deviation in pixels, cut at three; a kernel has up to 2^24 values."""
+        dims = check_integer(dims, "dims", 1, 3)
+        std = check_number(std, "std", 0.0, (LARGEST_KERNEL ** (1 / dims) - 3) / 6, open_low=True)
         reach = max(1, math.ceil(3 * std))
         line = torch.exp(-0.5 * (torch.arange(-reach, reach + 1, dtype=torch.float64, device="cpu") / std) ** 2)
         kernel = line / line.sum()
-        for _ in range(check_integer(dims, "dims", 1, 3) - 1):
+        for _ in range(dims - 1):
             kernel = kernel[..., None] * (line / line.sum())
         return cls(kernel)
 
@@ -159,7 +167,8 @@ class Blur(Operator):
         rows = x.reshape(-1, 1, *x.shape[2:])
         padded = functional.pad(rows, reach[::-1], mode="circular")
         conv = (functional.conv1d, functional.conv2d, functional.conv3d)[dims - 1]
-        out: Tensor = conv(padded, self.kernel.to(x).flip(list(range(dims)))[None, None])
+        with torch.autocast(x.device.type, enabled=False):
+            out: Tensor = conv(padded, self.kernel.to(x).flip(list(range(dims)))[None, None])
         return out.reshape(x.shape)
 
 
@@ -191,6 +200,11 @@ class Grey(Operator):
     """
 
     weights: tuple[float, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if self.weights is not None:
+            given = check_sequence(self.weights, "weights", "numbers")
+            object.__setattr__(self, "weights", tuple(check_number(w, "weights") for w in given))
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return the sum."""
@@ -275,7 +289,7 @@ def check_measurement(operator: Operator, y: object, event: Sequence[int]) -> Te
     if not isinstance(y, Tensor):
         raise DTypeError(f"y must be a tensor, got {type(y).__name__}")
     check_samples(y[None], "y")
-    seen = operator(torch.zeros((1, *event), device=y.device))
+    seen = operator(torch.zeros((1, *event), dtype=torch.float32, device=y.device))
     if not isinstance(seen, Tensor):
         raise DTypeError(f"the operator must return a tensor, got {type(seen).__name__}")
     if tuple(y.shape) != tuple(seen.shape[1:]):

@@ -119,7 +119,9 @@ class PosteriorModel(ChangedModel):
         # Of data, where a transform of codes gives them another shape.
         seen = self.event
         if self.transform is not None:
-            seen = tuple(self.transform.inverse(torch.zeros(1, *self.event, device="cpu")).shape[1:])
+            seen = tuple(
+                self.transform.inverse(torch.zeros(1, *self.event, dtype=torch.float32, device="cpu")).shape[1:]
+            )
         linear = operator.linear and self.measured.is_linear()
         if operator.linear and not linear:
             if self.transform is None or Measured(operator, None, seen, 0.0).is_linear() is False:

@@ -49,7 +49,7 @@ class _Counted:
         # A probe for the first step, or rounding to float32, may leave the interval. u keeps its graph: torchdiffeq
         # differentiates its choice of steps too, and the solution does not depend on it only where both parts are kept.
         at = (
-            (u if isinstance(u, Tensor) else torch.tensor(u, device="cpu"))
+            (u if isinstance(u, Tensor) else torch.tensor(u, dtype=torch.float64, device="cpu"))
             .to("cpu", torch.float64)
             .clamp(*sorted((self.field.start, self.field.end)))
         )
@@ -180,7 +180,9 @@ class TorchDiffEq(FlowSolver):
             return _one_by_one(self._carry, field, x)
         moves = field.start != field.end and len(x) > 0
         out, counted = self._carry(field, x) if moves else (x, _Counted(field, "", 1))
-        counts = torch.tensor([[counted.calls], [counted.accepted], [counted.rejected]], device="cpu").expand(3, len(x))
+        counts = torch.tensor(
+            [[counted.calls], [counted.accepted], [counted.rejected]], dtype=torch.int64, device="cpu"
+        ).expand(3, len(x))
         return FlowResult(out, *counts.clone())
 
     def _carry(self, field: Field, x: Tensor) -> tuple[Tensor, _Counted]:
@@ -212,6 +214,8 @@ def _one_by_one(solve: Callable[[Field, Tensor], tuple[Tensor, _Counted]], field
         part = x[k : k + 1]
         if field.start != field.end:
             part, counted = solve(field.only(k), part)
-            counts[:, k] = torch.tensor([counted.calls, counted.accepted, counted.rejected], device="cpu")
+            counts[:, k] = torch.tensor(
+                [counted.calls, counted.accepted, counted.rejected], dtype=torch.int64, device="cpu"
+            )
         parts.append(part)
     return FlowResult(torch.cat(parts) if parts else x, *counts)

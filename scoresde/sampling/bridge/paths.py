@@ -31,8 +31,10 @@ from scoresde.errors import (
     DomainError,
     SolverError,
     check_choice,
+    check_instance,
     check_integer,
     check_samples,
+    check_sequence,
     keep_number,
 )
 from scoresde.models.prediction import Condition, Predictor
@@ -165,6 +167,11 @@ def simulate(
     fractions = torch.arange(1, substeps + 1, dtype=torch.float64, device="cpu") / substeps
     fine = torch.cat([ends[:1], (ends[:-1, None] + ends.diff()[:, None] * fractions).reshape(-1)])
     fine[substeps::substeps] = ends[1:]
+    if adjoint is not None:
+        adjoint = [
+            check_instance(one, Tensor, f"adjoint[{k}]", "a tensor")
+            for k, one in enumerate(check_sequence(adjoint, "adjoint", "parameters"))
+        ]
     walked = walk(sde, x0, fine, noise, method=method, adjoint=adjoint)
     return torch.stack([x0, *(x for x, _ in itertools.islice(walked, substeps - 1, None, substeps))])
 

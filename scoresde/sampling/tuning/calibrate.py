@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from scoresde.errors import check_flag
 from scoresde.models.checks import check_model
 from scoresde.models.prediction import Condition, Predictor, in_mode, select
 from scoresde.noise import normal, stream
@@ -81,7 +82,9 @@ def calibrate(
     Raises:
         DTypeError, ConfigError: no model, no shape. DomainError: options out of range. SolverError: the flow failed.
     """
-    known = check_options(model, RUNGS[0], samples, tolerance, chunk_size)
+    known = check_options(model, RUNGS[0], samples, tolerance, chunk_size, seed, cond)
+    check_flag(keep, "keep")
+    check_flag(progress, "progress")
     rungs: list[Rung] = []
     with in_mode(known, training=False):
         start, told = draw_starts(known, PATHS, seed, "pilot", event=event, cond=cond)

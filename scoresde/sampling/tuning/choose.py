@@ -21,9 +21,18 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from scoresde.diffusions.sde import SDE, GaussianSDE
-from scoresde.errors import ConfigError, ScoreSDEError, check_choice, check_flag, check_integer, check_number
+from scoresde.errors import (
+    ConfigError,
+    ScoreSDEError,
+    check_callable,
+    check_choice,
+    check_flag,
+    check_integer,
+    check_number,
+)
 from scoresde.models.checks import check_model
 from scoresde.models.prediction import Predictor, in_mode
+from scoresde.noise import check_seed
 from scoresde.ops import flat
 from scoresde.sampling.part import Watch
 from scoresde.sampling.plan import Plan, Planner, plan
@@ -216,7 +225,7 @@ def select(
         DTypeError, ConfigError: no model, no shape, an unknown ``by``, no table of so many evaluations. DomainError:
             options out of range. SolverError: the flow failed.
     """
-    known = check_options(model, steps, samples, tolerance, chunk_size)
+    known = check_options(model, steps, samples, tolerance, chunk_size, seed, cond)
     steps = int(steps)
     check_flag(noise, "noise")
     check_flag(progress, "progress")
@@ -231,10 +240,14 @@ def select(
     return Selection(tuple(rows[: STAGES[-1][1]]), steps, by, tried, spent + used)
 
 
-def check_options(model: object, steps: object, samples: object, tolerance: object, chunk_size: object) -> Predictor:
+def check_options(
+    model: object, steps: object, samples: object, tolerance: object, chunk_size: object, seed: object, cond: object
+) -> Predictor:
     """Return the model in its own coordinates, once the options are in range."""
     check_integer(steps, "steps", 1)
     check_integer(samples, "samples", 1)
     check_integer(chunk_size, "chunk_size", 1)
-    check_number(tolerance, "tolerance", 0.0, open_low=True)
+    check_number(tolerance, "tolerance", 0.0, 1.0, open_low=True)
+    check_seed(seed)
+    check_callable(cond, "cond", "of a number of samples -> their conditions")
     return check_model(model).in_its_own_coordinates()

@@ -102,8 +102,8 @@ def improve(
         scale = max(2 * float(each.median()), FLOOR)
         weights = 1 / (1 + (each / scale).square())
         gradient, curvature = (
-            torch.zeros(len(free), device="cpu").double(),
-            torch.zeros(len(free), len(free), device="cpu").double(),
+            torch.zeros(len(free), dtype=torch.float32, device="cpu").double(),
+            torch.zeros(len(free), len(free), dtype=torch.float32, device="cpu").double(),
         )
         draw, done = stream(seed, "sketch", iteration, device=train.start.device), 0
         signs = [normal(tuple(train.start.shape), draw).sign() for _ in range(SKETCHES)]

@@ -139,7 +139,8 @@ def find_levels(model: Predictor, train: Pairs, steps: int) -> tuple[Tensor, int
         for j in range(i + 1, FINE + 1):
             costs[i, j] = (states[j] - states[i] - (u[j] - u[i]) * slopes[i]).square().mean(1).sqrt().mean()
     begins = choose_path(costs, steps)[:-1]
-    found = [2 * math.log((1 - levels[k]) / levels[k]) for k in begins]
+    # Where alpha is 0 the level is 1, and log_snr minus infinity.
+    found = [2 * math.log((1 - levels[k]) / levels[k]) if levels[k] < 1 else -math.inf for k in begins]
     return torch.tensor(found, dtype=torch.float64, device="cpu"), FINE * len(train)
 
 

@@ -127,7 +127,7 @@ def draw_starts(
     own = () if model.moments is None else tuple(model.moments.mean.shape)
     shape = own if event is None else check_sizes(event, "event", 1)
     check_callable(cond, "cond", "of a number of samples")
-    z = torch.empty((count, *shape), device=model.device or "cpu")
+    z = torch.empty((count, *shape), dtype=torch.float32, device=model.device or "cpu")
     SampleNoise(int(integers(2**31, (1,), stream(0, *key)))).fill(z)
     told = (
         None

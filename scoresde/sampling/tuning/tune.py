@@ -188,15 +188,18 @@ def tune(
         DTypeError, ConfigError: no model, no shape, an unknown part, a start that cannot be tuned. DomainError: options
             out of range. SolverError: the flow failed.
     """
-    known = check_options(model, steps, 1 if samples is None else samples, tolerance, chunk_size)
+    known = check_options(model, steps, 1 if samples is None else samples, tolerance, chunk_size, seed, cond)
     check_differentiable(known)
     steps = int(steps)
-    count = samples or _count(known, steps, event)
-    for name, value in (("held_out", held_out or count), ("starts", starts), ("iterations", iterations)):
+    count = _count(known, steps, event) if samples is None else int(samples)
+    judged = count if held_out is None else check_integer(held_out, "held_out", 1)
+    for name, value in (("starts", starts), ("iterations", iterations)):
         check_integer(value, name, 1)
     check_flag(keep, "keep")
     check_flag(progress, "progress")
     chosen = check_sequence(parts, "parts", "names")
+    if not chosen:
+        raise ConfigError(f"parts must name at least one of {', '.join(PARTS)}, got none")
     for part in chosen:
         check_choice("part", part, PARTS)
     check_choice("method", method, get_args(Method))
@@ -209,7 +212,7 @@ def tune(
     with torch.inference_mode(False), in_mode(known, training=False):
         (train, spent), (held, more) = (
             make_pairs(known, of, seed, name, event=event, cond=cond, tolerance=tolerance, size=chunk_size)
-            for name, of in (("tune", count), ("held out", held_out or count))
+            for name, of in (("tune", count), ("held out", judged))
         )
         spent += more
         tables = [first] if first is not None else []
@@ -252,11 +255,11 @@ def tune(
 def _place(sde: GaussianSDE, solver: object, levels: Tensor) -> Tableau:
     """Return a solver's table whose steps begin at these log_snr."""
     if not isinstance(solver, Solver):
-        raise ConfigError(f"method='dynamic' places the steps of a solver; start={solver!r} is none")
+        raise ConfigError(f"method='dynamic' places the steps of a solver; start={show(solver)} is none")
     return build_table(sde, solver, steps=len(levels), times=place_at(levels))
 
 
 def _count(model: Predictor, steps: int, event: tuple[int, ...] | None) -> int:
     """Return how many start states a fit takes."""
     shape = event or (() if model.moments is None else tuple(model.moments.mean.shape))
-    return min(512, max(64, math.ceil(8 * steps * (steps + 3) / math.prod(shape))))
+    return min(512, max(64, math.ceil(8 * steps * (steps + 3) / max(1, math.prod(shape)))))

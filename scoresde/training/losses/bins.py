@@ -28,7 +28,7 @@ class LossBins:
             times = torch.tensor([sde.t_max, sde.t_min], dtype=torch.float64, device="cpu")
             ends = sde.log_snr(times).clamp(-WIDEST, WIDEST)
         self.edges = ends[0] + (ends[1] - ends[0]) * torch.arange(BINS + 1, dtype=torch.float64, device="cpu") / BINS
-        self.sums = torch.zeros(2, BINS, device=device)
+        self.sums = torch.zeros(2, BINS, dtype=torch.float32, device=device)
 
     @property
     def centres(self) -> list[float]:

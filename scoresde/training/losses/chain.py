@@ -41,7 +41,19 @@ from torch import Tensor
 from scoresde.chains.base import Chain
 from scoresde.diffusions.point import Point
 from scoresde.diffusions.sde import GaussianSDE
-from scoresde.errors import ConfigError, DTypeError, ShapeError, check_integer, check_number, unknown
+from scoresde.errors import (
+    ConfigError,
+    DomainError,
+    ShapeError,
+    check_choice,
+    check_flag,
+    check_instance,
+    check_integer,
+    check_number,
+    check_numbers,
+    keep_number,
+    show,
+)
 from scoresde.models.prediction import Condition
 from scoresde.models.score_model import ScoreModel
 from scoresde.noise import draw_noise, on_cpu, uniform
@@ -84,8 +96,16 @@ class ImportanceIndices:
         return f"<ImportanceIndices of {self.n}, a history of {self.history}, {full}>"
 
     def update(self, index: Tensor, losses: Tensor) -> None:
-        """Take in the losses (B,) at the indices (B,), oldest forgotten first; what is not finite is left out."""
-        for i, loss in zip(index.tolist(), losses.detach().double().tolist(), strict=True):
+        """Take in the losses (B,) at the indices (B,), oldest forgotten first; what is not finite is left out.
+
+        Raises DTypeError, ShapeError, DomainError where they are not numbers, not as many, or the indices out of range.
+        """
+        places, values = check_numbers(index, "index"), check_numbers(losses, "losses")
+        if places.ndim != 1 or places.shape != values.shape:
+            raise ShapeError(f"index and losses must be (B,), got {tuple(places.shape)} and {tuple(values.shape)}")
+        if not bool(((places >= 0) & (places < self.n) & (places == places.floor())).all()):
+            raise DomainError(f"index must be of integers in [0, {self.n}), got {show(places.tolist())}")
+        for i, loss in zip(places.long().tolist(), values.tolist(), strict=True):
             if math.isfinite(loss):
                 self._squares[i, self._counts[i] % self.history] = loss**2
                 self._counts[i] += 1
@@ -133,6 +153,10 @@ class _Constants(NamedTuple):
     fixed: Tensor
 
 
+def _check_chain(chain: object) -> Chain:
+    return check_instance(chain, Chain, "chain", "a chain, e.g. DDPM.linear(1000)")  # type: ignore[type-abstract]
+
+
 @dataclass(frozen=True, eq=False)
 class ChainLoss:
     """An objective on a chain: ``loss(model, x0, generator)`` -> losses (B,), whose mean is to be minimised.
@@ -160,10 +184,13 @@ class ChainLoss:
     indices: ImportanceIndices | None = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.chain, Chain):
-            raise DTypeError(f"chain must be a chain, e.g. DDPM.linear(1000), got {self.chain!r}")
-        if self.variance not in VARIANCES:
-            raise unknown("variance", self.variance, VARIANCES)
+        _check_chain(self.chain)
+        check_choice("variance", self.variance, VARIANCES)
+        for name in ("on_simple", "on_bound"):
+            keep_number(self, name, 0.0)
+        check_flag(self.fixed_mean, "fixed_mean")
+        if self.indices is not None:
+            check_instance(self.indices, ImportanceIndices, "indices", "an ImportanceIndices, or None")
         if self.indices is not None and self.indices.n != len(self.chain):
             raise ConfigError(f"indices are for {self.indices.n} indices, the chain has {len(self.chain)}")
 
@@ -196,7 +223,8 @@ class ChainLoss:
 
         Source: Nichol and Dhariwal 2021, eq. 16, with their weight.
         """
-        on_bound = check_number(weight, "weight", 0.0) * len(chain)
+        on_bound = check_number(weight, "weight", 0.0)
+        on_bound *= len(_check_chain(chain))
         return cls(chain, 1.0, on_bound, "learned", fixed_mean=True, indices=indices)
 
     def state_dict(self) -> dict[str, Tensor]:

@@ -34,7 +34,8 @@ class HeldOutLoss:
 
     Args:
         mean: mean weighted loss per coordinate.
-        standard_error: of the mean, from the spread over the samples (times are stratified, so it errs upwards).
+        standard_error: of the mean, from the spread over the samples (times are stratified, so it errs upwards); NaN
+            for a single one.
         log_snr: middles of ten bins of log(alpha^2/sigma^2).
         loss_by_log_snr: mean loss in each bin, None where it is empty.
     """
@@ -119,5 +120,6 @@ def held_out_loss(
                     bins.add(numbers[k][here], found)
                     losses.append(found)
     all_losses = torch.cat(losses).double().cpu()
-    spread = float(all_losses.std(correction=0)) / max(1, count - 1) ** 0.5
+    # One loss has no spread to tell an error by.
+    spread = float(all_losses.std(correction=0)) / (count - 1) ** 0.5 if count > 1 else math.nan
     return HeldOutLoss(float(all_losses.mean()), spread, tuple(bins.centres), tuple(bins.take_means()))

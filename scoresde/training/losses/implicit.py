@@ -30,6 +30,7 @@ from scoresde.errors import (
     DTypeError,
     ShapeError,
     check_callable,
+    check_flag,
     check_floating,
     check_integer,
     check_number,
@@ -96,14 +97,14 @@ def sliced_score_matching(
     score estimation", arXiv:1905.07088.
     """
     x = _widen(x)
-    projections = check_integer(projections, "projections", 1)
+    projections, reduced = check_integer(projections, "projections", 1), check_flag(reduced, "reduced")
     if probes is None:
         if not isinstance(generator, torch.Generator):
-            raise ConfigError(f"generator must be a torch.Generator, got {generator!r}; or give probes=, (K, B, *)")
+            raise ConfigError(f"generator must be a torch.Generator, got {show(generator)}; or give probes=, (K, B, *)")
         probes = (2 * integers(2, (projections, *x.shape), generator) - 1).to(x)
     elif generator is not None or projections != 1:
         raise ConfigError("probes are given: leave out generator= and projections=")
-    elif check_floating(probes, "probes").shape[1:] != x.shape or len(probes) == 0:
+    elif check_floating(probes, "probes", empty=True).shape[1:] != x.shape or len(probes) == 0:
         raise ShapeError(f"probes must have shape (K, {', '.join(map(str, x.shape))}), got {tuple(probes.shape)}")
     score, products = jacobian_products(partial(_ask_score, model, t=t, cond=cond), x, probes.to(x))
     if reduced:

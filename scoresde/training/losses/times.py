@@ -33,9 +33,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from scoresde.diffusions.named import check_sde
 from scoresde.diffusions.point import Point
 from scoresde.diffusions.sde import GaussianSDE
-from scoresde.errors import ConfigError, check_number
+from scoresde.errors import ConfigError, check_callable, check_flag, check_integer, check_number, check_text
 from scoresde.models.score_model import C_NOISE_LIMIT
 from scoresde.noise import uniform
 from scoresde.solvers.grids import FIRST_LOG_SNR
@@ -67,7 +68,14 @@ class TimeLaw:
     def __repr__(self) -> str:
         return f"<TimeLaw {self.name}{'' if self.stratified else ', independent draws'}>"
 
+    def __post_init__(self) -> None:
+        check_text(self.name, "name")
+        check_callable(self.quantile, "quantile", "(sde, u) -> t", optional=False)
+        check_callable(self.ratio, "ratio", "(point, sde) -> the loss's factor")
+        check_flag(self.stratified, "stratified")
+
     def __call__(self, n: int, sde: GaussianSDE, generator: torch.Generator) -> Tensor:
+        n, sde = check_integer(n, "n"), check_sde(sde)
         if self.stratified:
             start = uniform((1,), generator, dtype=torch.float64)
             u = torch.arange(n, dtype=torch.float64, device="cpu").div_(n).add_(start).remainder_(1.0)
@@ -109,7 +117,9 @@ def log_normal(mean: float, std: float, *, name: str = "") -> TimeLaw:
     """
     mean = check_number(mean, "mean")
     std = check_number(std, "std", 0.0, open_low=True)
-    return TimeLaw(name or f"log_normal({mean:g}, {std:g})", partial(_in_log_normal, mean=mean, std=std))
+    return TimeLaw(
+        check_text(name, "name") or f"log_normal({mean:g}, {std:g})", partial(_in_log_normal, mean=mean, std=std)
+    )
 
 
 def _in_log_normal(sde: GaussianSDE, u: Tensor, *, mean: float, std: float) -> Tensor:

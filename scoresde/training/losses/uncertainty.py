@@ -25,7 +25,7 @@ class Uncertainty(nn.Module):
         super().__init__()
         ends = sde.log_snr(torch.tensor([sde.t_max, sde.t_min], dtype=torch.float64, device="cpu"))
         self.low, self.high = (float(end) for end in ends.clamp(-WIDEST, WIDEST))
-        self.values = nn.Parameter(torch.zeros(KNOTS, device=device))
+        self.values = nn.Parameter(torch.zeros(KNOTS, dtype=torch.float32, device=device))
 
     def places(self, log_snr: Tensor) -> Tensor:
         """Return where float64 values lie between the knots, from 0 to their number less one, of their shape."""
