@@ -92,6 +92,7 @@ from scoresde.training.result import TrainResult
 from scoresde.transforms.affine import Affine
 from scoresde.transforms.compose import Compose
 from scoresde.transforms.pixels import Dequantise, Logit
+from scoresde.transforms.relative import RelativePlaces
 
 if TYPE_CHECKING:
     from scoresde import data, metrics, nn, plots
@@ -145,6 +146,7 @@ __all__ = [
     "ProbabilityFlow",
     "ProcessError",
     "RectifiedFlow",
+    "RelativePlaces",
     "Replacement",
     "ReverseSDE",
     "SBIPosterior",

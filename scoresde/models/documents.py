@@ -94,6 +94,7 @@ def _transform(value: object, path: str) -> None:
         "Affine": {"shift": numbers, "scale": numbers},
         "Dequantise": {"levels": integer(2), "low": number(), "high": number()},
         "Logit": {"epsilon": number(), "low": number(), "high": number()},
+        "RelativePlaces": {"coordinates": integer(1), "features": integer(0)},
         "Compose": {"parts": listing(_transform)},
     }
     held = as_object(value, path)

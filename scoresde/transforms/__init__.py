@@ -10,6 +10,7 @@ and the checkpoint stores it. With y = forward(x), the density of the data follo
 | ``Affine`` | (x - shift)/scale | -sum_i log scale_i |
 | ``Logit`` | log u - log(1 - u), u = epsilon + (1 - 2 epsilon) (x - low)/(high - low) | sum_i log u'/(u_i (1 - u_i)) |
 | ``Dequantise`` | x + width (U - 1/2), U uniform on [0, 1) | 0 |
+| ``RelativePlaces`` | the places of points relative to their mean, by an isometry | 0 |
 | ``Compose`` | one after the other | the sum of its parts' |
 
 ``RandomFlip`` and ``RandomCrop`` are augmentations: only training sees them (``fit(augment=...)``).
@@ -27,6 +28,7 @@ from scoresde.transforms.augment import RandomCrop, RandomFlip
 from scoresde.transforms.base import Transform
 from scoresde.transforms.compose import TRANSFORMS, Compose, transform_from_dict
 from scoresde.transforms.pixels import Dequantise, Logit
+from scoresde.transforms.relative import RelativePlaces
 
 __all__ = [
     "TRANSFORMS",
@@ -36,6 +38,7 @@ __all__ = [
     "Logit",
     "RandomCrop",
     "RandomFlip",
+    "RelativePlaces",
     "Transform",
     "transform_from_dict",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -13,8 +13,9 @@ from scoresde.ops import working_dtype
 from scoresde.transforms.affine import Affine
 from scoresde.transforms.base import Transform, read_options
 from scoresde.transforms.pixels import Dequantise, Logit
+from scoresde.transforms.relative import RelativePlaces
 
-__all__ = ["TRANSFORMS", "Compose", "transform_from_dict"]
+__all__ = ["TRANSFORMS", "Compose", "event_after", "transform_from_dict"]
 
 
 @dataclass(frozen=True)
@@ -74,10 +75,21 @@ class Compose:
         return cls(tuple(transform_from_dict(part) for part in parts))
 
 
-TRANSFORMS: Final[Mapping[str, type[Affine] | type[Dequantise] | type[Logit] | type[Compose]]] = {
+def event_after(transform: Transform | None, event: Sequence[int]) -> tuple[int, ...]:
+    """Return the shape of one sample in the model's coordinates, for data of shape ``event``."""
+    if isinstance(transform, Compose):
+        for part in transform.parts:
+            event = event_after(part, event)
+    return transform.event(event) if isinstance(transform, RelativePlaces) else tuple(event)
+
+
+TRANSFORMS: Final[
+    Mapping[str, type[Affine] | type[Dequantise] | type[Logit] | type[RelativePlaces] | type[Compose]]
+] = {
     "Affine": Affine,
     "Dequantise": Dequantise,
     "Logit": Logit,
+    "RelativePlaces": RelativePlaces,
     "Compose": Compose,
 }
 
