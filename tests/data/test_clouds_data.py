@@ -33,7 +33,7 @@ def quench(x: torch.Tensor) -> float:
 
 def test_least_energies_are_the_known_ones() -> None:
     for points in (4, 5, 7):
-        clusters = lennard_jones(8, points, sweeps=60, temperature=0.2, seed=points)
+        clusters = lennard_jones(16, points, sweeps=100, temperature=0.2, seed=points)
         assert min(map(quench, clusters)) == pytest.approx(LEAST[points], abs=1e-5)
     golden = (1 + math.sqrt(5)) / 2
     corners = [(0.0, a, b * golden) for a in (-1, 1) for b in (-1, 1)]
@@ -124,7 +124,7 @@ def test_a_seed_names_the_clouds_and_bad_arguments_are_refused() -> None:
         lennard_jones(3, 1)
     with pytest.raises(DomainError, match=r"temperature must lie in \(0, inf\)"):
         lennard_jones(3, 4, temperature=0.0)
-    with pytest.raises(DomainError, match="trap must be"):
+    with pytest.raises(DomainError, match=r"trap must lie in \[0, inf\)"):
         lennard_jones_energy(torch.zeros(1, 2, 3), trap=-1.0)
     with pytest.raises(ShapeError, match=r"x must have shape \(B, N, 3\), got \(2, 3\)"):
         lennard_jones_energy(torch.zeros(2, 3))
