@@ -42,7 +42,9 @@ def train(net, transform, data, steps, cond=None):
         steps=steps,
         batch_size=64,
         learning_rate=2e-3,
+        decay="cosine",
         ema_decay=0.99,
+        calibrate=False,
         seed=0,
     ).model
 
@@ -77,7 +79,7 @@ def clusters(points, quick):
     real = lennard_jones(n // 2, points, sweeps=100 if quick else 1000, seed=1)
     transform = Compose((RelativePlaces(3), Affine(0.0, SCALE)))
     net = EGNN(3, relative=True, width=32 if quick else 64, depth=3)
-    model = train(net, transform, data, 10 if quick else 2200)
+    model = train(net, transform, data, 10 if quick else 1500)
     count = 32 if quick else 512
     drawn = {
         f"{name}, {steps} steps": sample(model, (count, 3 * points - 3), solver=name, steps=steps, seed=0)
@@ -103,7 +105,7 @@ def small_molecules(quick):
     x = data.x * scale
     transform = Compose((RelativePlaces(3, len(ELEMENTS)), Affine(0.0, SCALE)))
     net = EGNN(3, features=len(ELEMENTS), relative=True, masked=True, width=32 if quick else 64, depth=3)
-    model = train(net, transform, x, 10 if quick else 2500, {"mask": data.mask})
+    model = train(net, transform, x, 10 if quick else 1800, {"mask": data.mask})
 
     sizes = torch.bincount(real.mask.sum(1).long())
     known = set()
@@ -173,14 +175,15 @@ def draw(points, energies, distances, results, path):
                 color=color, alpha=0.3 if name == "data" else 1.0, linestyle=line, linewidth=1.6, label=label,
             )  # fmt: skip
         axes.set(yticks=[], ylabel="density")
+        axes.set_ylim(0, 1.4 * axes.get_ylim()[1])
         axes.legend(frameon=False, fontsize=8)
     panels[0].set(title=f"energy of clusters of {points}", xlabel="energy, in depths of the well")
     panels[1].set(title=f"distances in clusters of {points}", xlabel="distance of two points, in sigma")
     panels[2].set(title="C-H bonds of molecules", xlabel="length in angstrom")
     name = list(results)[1]
     for row, group in enumerate(results[name][2]):
-        for column, x in enumerate(group[:4]):
-            draw_molecule(panels[3], x, (4.2 * column, -3.6 * row))
+        for column, x in enumerate(group[:5]):
+            draw_molecule(panels[3], x, (4.6 * column, -3.2 * row))
     panels[3].set(title=f"molecules drawn by {name}", xticks=[], yticks=[], aspect="equal")
     panels[3].spines[:].set_visible(False)
     path.parent.mkdir(parents=True, exist_ok=True)

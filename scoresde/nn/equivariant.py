@@ -177,6 +177,8 @@ class EGNN(ConditionalNetwork):
         if mask is None:
             return
         each = self.coordinates + self.features
+        if len(x_shape) != (2 if self.relative else 3):
+            raise ShapeError(f"a mask is for clouds; x has shape {tuple(x_shape)}, see EGNN.forward for what it takes")
         wanted = (x_shape[0], (x_shape[1] + self.coordinates) // each if self.relative else x_shape[1])
         if not mask.is_floating_point():
             raise DTypeError(f"mask must be a floating tensor, got {mask.dtype}; convert it with mask.float()")

@@ -169,5 +169,7 @@ def test_masks_and_shapes_that_do_not_fit_are_refused() -> None:
         make("relative")(torch.zeros(3, 20), C)
     with pytest.raises(ShapeError, match=r"mask must have shape \(3, 6\) for x of shape \(3, 27\)"):
         make("relative", masked=True)(torch.zeros(3, 27), C, mask=torch.ones(3, 27))
+    with pytest.raises(ShapeError, match=r"a mask is for clouds; x has shape \(3,\)"):
+        make("relative", masked=True).check_conditions(torch.Size([3]), {"mask": torch.ones(3, 6)})
     with pytest.raises(DTypeError, match="relative must be True or False"):
         EGNN(3, relative="yes")

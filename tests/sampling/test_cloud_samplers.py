@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,18 @@ import torch
 from network_cases import awake, distance, orthogonal, turn
 from torch import Tensor
 
-from scoresde import VPSDE, ProbabilityFlow, RelativePlaces, ScoreModel, ShapeError, log_likelihood, sample, solvers
+from scoresde import (
+    VPSDE,
+    Moments,
+    ProbabilityFlow,
+    RelativePlaces,
+    ScoreModel,
+    ShapeError,
+    fit,
+    log_likelihood,
+    sample,
+    solvers,
+)
 from scoresde.nn import EGNN
 from scoresde.noise import normal, permutation, stream
 from scoresde.solvers.named import SOLVERS
@@ -88,3 +100,17 @@ def test_one_network_draws_clouds_of_every_size_and_is_kept(tmp_path: Path) -> N
         assert float(x[..., :3].mean(1).abs().max()) < 1e-5 * float(x.abs().max())
     with pytest.raises(ShapeError, match=r"relative coordinates have shape \(B, 5 N - 3\)"):
         sample(again, (3, 21), steps=3)
+
+
+def test_a_calibration_after_training_is_of_the_clouds_that_the_model_sees(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Moments of one number, which serve clouds of every size, do not say how large one is."""
+    asked: list[object] = []
+    module = sys.modules["scoresde.training.fit"]
+    monkeypatch.setattr(module, "find_calibration", lambda model, *, event, cond, progress: asked.append(event))
+    data = normal((8, POINTS, WIDTH), stream(3))
+    ends = Moments.exact(torch.tensor(0.0), torch.tensor(1.0))
+    how = {"transform": TRANSFORM, "steps": 2, "batch_size": 4, "calibrate": True, "progress": False}
+    found = fit(make(torch.float32), data, moments=ends, **how).model
+    fit(make(torch.float32), data, **how)
+    assert asked == [(22,), None]
+    assert sample(found, (2, 12), steps=2, seed=0, solver="ddim").shape == (2, 3, WIDTH)
