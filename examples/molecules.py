@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from scipy.stats import ks_2samp, wasserstein_distance
 
-from scoresde import Affine, CosineVPSDE, Moments, RelativePlaces, ScoreModel, fit, plots, sample
+from scoresde import Affine, CosineVPSDE, Moments, RelativePlaces, ScoreModel, fit, sample
 from scoresde.data import ELEMENTS, MOLECULES, bonded, lennard_jones, lennard_jones_energy, molecules
 from scoresde.nn import EGNN
 from scoresde.transforms import Compose
@@ -191,17 +191,26 @@ def draw(points, energies, distances, results, path):
 
 
 def animate(model, points, path, quick):
-    """Write nine clusters that form, side by side, each seen along one axis."""
-    steps = 10 if quick else 60
-    run = sample(
-        model, (9, 3 * points - 3), solver="ddim", steps=steps, seed=4, trajectory=True, full_output=True
-    ).trajectory
+    """Write three clusters that form, as spheres of diameter 1.1 sigma: far ones are dark, and the view turns."""
+    from PIL import Image, ImageDraw
+
+    shape, steps, size, scale = (3, 3 * points - 3), 8 if quick else 60, 200, 36
+    run = sample(model, shape, solver="ddim", steps=steps, seed=4, trajectory=True, full_output=True).trajectory
+    states = [model.transform.inverse(y) for y in run]
     frames = []
-    for y in run:
-        x = model.transform.inverse(y)[..., :2]
-        place = torch.stack(torch.meshgrid(torch.arange(3.0), torch.arange(3.0), indexing="ij"), -1).reshape(9, 1, 2)
-        frames.append((x + 5 * place).reshape(-1, 2))
-    plots.animation(frames, path, fps=15, extent=(-3.0, 13.0, -3.0, 13.0))
+    for k, x in enumerate(states + [states[-1]] * (len(states) // 2)):
+        angle = torch.tensor(0.02 * k)
+        turn = torch.tensor([[angle.cos(), 0.0, angle.sin()], [0.0, 1.0, 0.0], [-angle.sin(), 0.0, angle.cos()]])
+        frame = Image.new("RGB", (6 * size, 2 * size), "white")
+        pen = ImageDraw.Draw(frame)
+        for number, cluster in enumerate(x @ turn):
+            for across, up, depth in sorted(cluster.tolist(), key=lambda place: place[2]):
+                shade = min(1.0, max(0.0, 0.5 + 0.25 * depth))
+                color = (round(86 * shade), round(45 + 135 * shade), round(75 + 158 * shade))
+                centre, radius = ((2 * number + 1) * size + 2 * scale * across, size - 2 * scale * up), 1.1 * scale
+                pen.ellipse([c + sign * radius for sign in (-1, 1) for c in centre], color, "#222222", 4)
+        frames.append(frame.resize((3 * size, size), Image.Resampling.LANCZOS).quantize(32))
+    frames[0].save(path, save_all=True, append_images=frames[1:], duration=70, loop=0)
 
 
 def main() -> None:

@@ -252,4 +252,5 @@ def _vibrate(rest: Tensor, elements: str, count: int, rounds: int, generator: to
     turns, r = torch.linalg.qr(normal((count, 3, 3), generator, dtype=x.dtype))
     # With the signs of the diagonal taken out, the law is the uniform one of turns and mirror images.
     turns = turns * r.diagonal(dim1=1, dim2=2).sign()[:, None]
-    return (x - x.mean(1, keepdim=True)) @ turns.mT
+    turned: Tensor = (x - x.mean(1, keepdim=True)) @ turns.mT
+    return turned

@@ -120,8 +120,10 @@ class EGNN(ConditionalNetwork):
             condition of another kind that is named "mask", beside ``masked``.
     """
 
-    ARGS = ("coordinates", "features", "width", "depth", "classes", "context_features", "centred", "relative", "masked")
-    ARGS += ("learned_variance", "seed")
+    ARGS = (
+        *("coordinates", "features", "width", "depth", "classes", "context_features"),
+        *("centred", "relative", "masked", "learned_variance", "seed"),
+    )
 
     def __init__(
         self,
