@@ -5,7 +5,7 @@ a code beside the places that is decoded by its largest entry. Molecules of 3 to
 samples are drawn size by size. A molecule counts as valid if its atoms are those of a kind in the data, and each has as
 many neighbours, within 1.25 times the sum of covalent radii, as an atom of that element in that kind.
 
-Run: python examples/molecules.py [--quick] [--points N] [--out PICTURE]      (two minutes on two cores)
+Run: python examples/molecules.py [--quick] [--points N] [--out PICTURE]      (two minutes of one core)
 An animation of clusters that form goes beside the picture, as .gif.
 """
 
