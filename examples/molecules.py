@@ -114,9 +114,9 @@ def small_molecules(quick):
         known.add(formula(kinds, bonded(torch.tensor(rest), kinds)))
 
     def judge(groups):
-        parts = [read(group) for group in groups]
-        valid = [formula(k, b) in known for kinds, bonds in parts for k, b in zip(kinds, bonds, strict=True)]
-        return sum(valid) / max(1, len(valid)), torch.cat([lengths(group) for group in groups])
+        valid = [[formula(k, b) in known for k, b in zip(*read(group), strict=True)] for group in groups]
+        shares = {group.shape[1]: sum(ones) / max(1, len(ones)) for group, ones in zip(groups, valid, strict=True)}
+        return sum(map(sum, valid)) / max(1, sum(map(len, valid))), shares, torch.cat([lengths(x) for x in groups])
 
     own = [real.x[real.mask.sum(1) == size, :size] for size in range(len(sizes)) if sizes[size]]
     results = {"data": (*judge(own), own)}
@@ -128,14 +128,15 @@ def small_molecules(quick):
             if count
         ]
         results[f"{name}, {steps} steps"] = (*judge(groups), groups)
-    reference = results["data"][1]
+    reference = results["data"][2]
     half = reference[torch.randperm(len(reference), generator=torch.Generator().manual_seed(0))].chunk(2)
     print(f"molecules, valid: {results['data'][0]:.1%} of the data")
     print(f"  half of the data: C-H lengths, Wasserstein-1 {wasserstein_distance(*half):.4f} A")
-    for name, (valid, found, _) in results.items():
+    for name, (valid, shares, found, _) in results.items():
         if name != "data":
             far = wasserstein_distance(found, reference) if len(found) else float("nan")
             print(f"  {name}: valid {valid:.1%}; C-H lengths, Wasserstein-1 {far:.4f} A")
+            print("    valid by atoms: " + ", ".join(f"{size}: {share:.0%}" for size, share in shares.items()))
     return results
 
 
@@ -160,7 +161,7 @@ def draw(points, energies, distances, results, path):
     panels = figure.subplots(2, 2).flatten()
     styles = [("#0072B2", "-"), ("#D55E00", "--"), ("#009E73", ":")]
     low, high = (float(energies["data"].quantile(q)) for q in (0.001, 0.999))
-    bond = {name: found for name, (_, found, _) in results.items()}
+    bond = {name: found for name, (_, _, found, _) in results.items()}
     for axes, values, reach in (
         (panels[0], energies, (low - 1, high + 4)),
         (panels[1], distances, (0.7, 4.0)),
@@ -181,7 +182,7 @@ def draw(points, energies, distances, results, path):
     panels[1].set(title=f"distances in clusters of {points}", xlabel="distance of two points, in sigma")
     panels[2].set(title="C-H bonds of molecules", xlabel="length in angstrom")
     name = list(results)[1]
-    for row, group in enumerate(results[name][2]):
+    for row, group in enumerate(results[name][3]):
         for column, x in enumerate(group[:5]):
             draw_molecule(panels[3], x, (4.6 * column, -3.2 * row))
     panels[3].set(title=f"molecules drawn by {name}", xticks=[], yticks=[], aspect="equal")
