@@ -106,6 +106,7 @@ from scoresde.transforms.affine import Affine
 from scoresde.transforms.compose import Compose
 from scoresde.transforms.orthogonal import Cosine, Haar, ZeroVelocity
 from scoresde.transforms.pixels import Dequantise, Logit
+from scoresde.transforms.relative import RelativePlaces
 
 if TYPE_CHECKING:
     from scoresde import data, metrics, nn, plots
@@ -169,6 +170,7 @@ __all__ = [
     "ProbabilityFlow",
     "ProcessError",
     "RectifiedFlow",
+    "RelativePlaces",
     "Replacement",
     "ReverseSDE",
     "SBIPosterior",

@@ -28,6 +28,7 @@ __all__ = [
     "chunks",
     "combine",
     "divergence",
+    "drop_mean",
     "expand",
     "flat",
     "gather_moments",
@@ -36,6 +37,7 @@ __all__ = [
     "parts",
     "plain_attention",
     "recording",
+    "restore_points",
     "share_memory",
     "time_derivative",
     "working_dtype",
@@ -210,6 +212,42 @@ def chunks(count: int, size: int) -> Iterator[slice]:
 def working_dtype(device: torch.device) -> torch.dtype:
     """Return the type in which schedules are evaluated: float64 wherever the device has it."""
     return torch.float32 if device.type == "mps" else torch.float64
+
+
+def drop_mean(cloud: Tensor, coordinates: int) -> Tensor:
+    """Return clouds of points without their mean places: (B, N, n + features) -> (B, n (N - 1) + features N).
+
+    The places come first, as N - 1 orthonormal combinations that do not see the mean; ``coordinates`` is n.
+    """
+    basis = _zero_mean_basis(cloud.shape[1], cloud)
+    places, features = cloud[..., :coordinates], cloud[..., coordinates:]
+    return torch.cat([(basis @ places).flatten(1), features.flatten(1)], 1)
+
+
+def restore_points(y: Tensor, coordinates: int, features: int) -> Tensor:
+    """Return the clouds (B, N, n + features) of mean place 0 whose ``drop_mean`` is y, (B, n (N - 1) + features N).
+
+    Raises ShapeError where y is that of no cloud.
+    """
+    each = coordinates + features
+    count = (y.shape[1] + coordinates) // each if y.ndim == 2 else 0
+    if count < 1 or count * each - coordinates != y.shape[1]:
+        raise ShapeError(
+            f"clouds in relative coordinates have shape (B, {each} N - {coordinates}) for N points with {coordinates} "
+            f"coordinates and {features} features, got {tuple(y.shape)}; RelativePlaces.forward makes them of clouds"
+        )
+    size = coordinates * (count - 1)
+    basis = _zero_mean_basis(count, y)
+    places = basis.mT @ y[:, :size].reshape(len(y), count - 1, coordinates)
+    return torch.cat([places, y[:, size:].reshape(len(y), count, features)], 2)
+
+
+def _zero_mean_basis(count: int, like: Tensor) -> Tensor:
+    """Return Helmert's rows (N - 1, N), orthonormal and perpendicular to (1, ..., 1), in the type of ``like``."""
+    number = torch.arange(count, dtype=working_dtype(like.device), device=like.device)
+    k = number[1:, None]
+    rows = (number < k).to(k) - k * (number == k).to(k)
+    return (rows * (k * (k + 1)).rsqrt()).to(like)
 
 
 def time_derivative(function: Callable[[Tensor], Tensor], t: Tensor) -> Tensor:

@@ -61,3 +61,17 @@ def inputs(case: str, batch: int = 6, seed: int = 1) -> tuple[Tensor, Tensor, Te
 
 def distance(a: Tensor, b: Tensor) -> float:
     return float((a - b).detach().abs().max())
+
+
+def orthogonal(n: int, *, reflect: bool) -> Tensor:
+    """A turn in n dimensions, with a reflection or without, in float64."""
+    q, _ = torch.linalg.qr(normal((n, n), stream(2), dtype=torch.float64))
+    if (float(torch.linalg.det(q)) < 0) is not reflect:
+        q = q * torch.tensor([-1.0] + [1.0] * (n - 1), dtype=torch.float64)
+    return q
+
+
+def turn(x: Tensor, q: Tensor) -> Tensor:
+    """Turn the places of points, the first entries, and leave their features."""
+    n = len(q)
+    return torch.cat([x[..., :n] @ q.T.to(x), x[..., n:]], 2)

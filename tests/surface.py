@@ -68,7 +68,7 @@ def core() -> dict[str, Entry]:
     heun = {"solver": "heun", "steps": 2}
     measured = {"model": GAUSSIAN, "y": X[0, :1], "noise_std": 0.1}
     right: dict[str, dict[str, Any]] = {
-        **{name: {} for name in (*SDES, *OPTIONS, "Affine", "Logit")},
+        **{name: {} for name in (*SDES, *OPTIONS, "Affine", "Logit", "RelativePlaces")},
         "Latent": {"autoencoder": CODER},
         "latent_elbo": {"model": LATENT, "x": CODED},
         "EncoderDecoder": {"encoder": down, "decoder": down},

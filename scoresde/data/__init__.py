@@ -4,6 +4,8 @@
 |---|---|
 | swiss_roll, eight_gaussians, moons, checkerboard, pinwheel, two_spirals | points (n, 2) of mean 0 and variance 1 |
 | time_series | series (n, C, L) of sinusoids with jumps, of mean 0 and variance 1 |
+| lennard_jones | clusters (n, N, 3) of points at a temperature |
+| molecules | ``Molecules``: clouds of atoms (n, N, 3 + 4) that vibrate, of several sizes, with masks |
 | digits, photographs | ``LabelledImages`` (N, C, H, W) in [-1, 1] |
 | tabular | a ``Table`` (N, D) with the names of its columns |
 | images_from_folder | ``FolderImages`` of your own files |
@@ -17,6 +19,15 @@ The toy laws and photographs return the same for the same seed, and nothing touc
 from __future__ import annotations
 
 from scoresde.data.arrays import arrays_from_file
+from scoresde.data.clouds import (
+    ELEMENTS,
+    MOLECULES,
+    Molecules,
+    bonded,
+    lennard_jones,
+    lennard_jones_energy,
+    molecules,
+)
 from scoresde.data.columns import FileTable, table_from_file
 from scoresde.data.folders import FolderImages, images_from_folder
 from scoresde.data.images import LabelledImages, digits, photographs
@@ -36,18 +47,25 @@ from scoresde.data.toys import (
 
 __all__ = [
     "DATASETS",
+    "ELEMENTS",
+    "MOLECULES",
     "TABLES",
     "FileTable",
     "FolderImages",
     "LabelledImages",
+    "Molecules",
     "Table",
     "ToyDensity",
     "arrays_from_file",
+    "bonded",
     "checkerboard",
     "digits",
     "eight_gaussians",
     "images_from_folder",
     "labels_from_file",
+    "lennard_jones",
+    "lennard_jones_energy",
+    "molecules",
     "moons",
     "photographs",
     "pinwheel",

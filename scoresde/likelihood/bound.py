@@ -22,7 +22,7 @@ from scoresde.diffusions.point import Point
 from scoresde.errors import DomainError, DTypeError, check_integer, check_outcome
 from scoresde.likelihood.decoders import Decoder, LevelsDecoder, check_decoder, find_levels
 from scoresde.likelihood.figures import PerSample
-from scoresde.models.checks import check_density, check_model_and_data
+from scoresde.models.checks import check_data_event, check_density, check_model_and_data
 from scoresde.models.prediction import Condition, Predictor, check_condition
 from scoresde.models.score_model import ScoreModel
 from scoresde.noise import (
@@ -117,6 +117,7 @@ class Task:
         """Check, transform the data and choose the source of noise."""
         check_density(model)
         self.model, x = check_model_and_data(model, x0, "x0")
+        check_data_event(self.model, x.shape, "x0")
         self.repeats = repeats
         self.decoder = check_decoder(decoder)
         self.chunk_size = check_integer(chunk_size, "chunk_size", 1)
@@ -138,7 +139,7 @@ class Task:
         self.decoder.check(self.y, transform)
         spread = transform is not None and transform.random
         self.levels = None if self.decoder.discrete or spread else find_levels(x)
-        self.size = math.prod(x.shape[1:])
+        self.size = math.prod(self.y.shape[1:])
         _check_size(self.y, self.size)
         self.source = self._noise(noise)
 

@@ -22,12 +22,13 @@ from tqdm.auto import tqdm
 from scoresde.diffusions.point import Point
 from scoresde.errors import ConfigError, check_flag, check_integer, check_outcome, check_samples
 from scoresde.likelihood.probes import check_groups
-from scoresde.models.checks import check_event, check_model
+from scoresde.models.checks import check_data_event, check_model
 from scoresde.models.prediction import Condition, Predictor, Prepared, check_condition, in_mode
 from scoresde.noise import stream
 from scoresde.ops import flat, recording, working_dtype
 from scoresde.sampling.flow import solve
 from scoresde.solvers.adaptive import ProbabilityFlow
+from scoresde.transforms.compose import event_after
 
 __all__ = ["colour", "measure_coupling", "partition"]
 
@@ -54,9 +55,10 @@ def colour(
         ConfigError: no data, more than 2048 coordinates. ShapeError, DTypeError, DomainError: bad data or k.
     """
     known, data = check_model(model), check_samples(x, "x").detach()
-    check_event(known.moments, data.shape, "x")
+    check_data_event(known, data.shape, "x")
     known.check_device(data.device, "x")
-    event, size = data.shape[1:], math.prod(data.shape[1:])
+    event = event_after(known.transform, data.shape[1:])
+    size = math.prod(event)
     k = check_integer(k, "k", 1, max(1, size))
     intervals = check_integer(intervals, "intervals", 1)
     check_flag(progress, "progress")
@@ -89,7 +91,7 @@ def _measure(model: Predictor, x: Tensor, intervals: int, cond: Condition, progr
     clock = torch.linspace(ends[0], ends[1], 2 * intervals + 1, dtype=torch.float64, device="cpu")[1::2]
     step = (ends[1] - ends[0]) / intervals
     state, at = float(low.alpha) * y, low
-    size = math.prod(x.shape[1:])
+    size = math.prod(y.shape[1:])
     total = torch.zeros(len(x), size, size, dtype=torch.float64, device="cpu")
     solver = ProbabilityFlow(rtol=1e-4, atol=1e-4)
     for u in tqdm(clock, desc="colours", disable=not progress, leave=False):

@@ -49,7 +49,7 @@ from scoresde.likelihood.figures import Figures
 from scoresde.likelihood.probes import Probes, check_groups, lattice
 from scoresde.likelihood.starts import Dequantisation, Start, choose_start
 from scoresde.likelihood.traced import SIGNS
-from scoresde.models.checks import check_density, check_event, check_model
+from scoresde.models.checks import check_data_event, check_density, check_model
 from scoresde.models.prediction import Condition, Predictor, check_condition, in_mode, select
 from scoresde.noise import SampleNoise, check_seed, stream
 from scoresde.ops import chunks, working_dtype
@@ -57,6 +57,7 @@ from scoresde.solvers.adaptive import FlowSolver
 from scoresde.solvers.grids import Grid
 from scoresde.solvers.solver import Solver
 from scoresde.transforms.base import Transform
+from scoresde.transforms.compose import event_after
 
 __all__ = ["LogLikelihood", "bits_per_dim", "log_likelihood"]
 
@@ -233,9 +234,9 @@ def log_likelihood(
     check_density(known)
     data = check_samples(x, "x")
     known.check_device(data.device, "x")
-    check_event(known.moments, data.shape, "x")
+    check_data_event(known, data.shape, "x")
     cond = check_condition(cond, len(data), data.device)
-    event = data.shape[1:]
+    event = event_after(known.transform, data.shape[1:])
     chosen = _choose_probes(known, event, divergence, probes, groups, draws)
     start = choose_start(decoder)
     if not isinstance(times, Tensor) and data.numel():

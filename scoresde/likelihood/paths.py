@@ -40,7 +40,7 @@ from scoresde.errors import (
 )
 from scoresde.likelihood.bound import choose_prior, choose_std
 from scoresde.likelihood.decoders import Decoder, check_decoder, event_sum, gaussian_nats
-from scoresde.models.checks import check_model_and_data
+from scoresde.models.checks import check_event, check_model_and_data
 from scoresde.models.prediction import Condition, check_condition, in_mode, select
 from scoresde.models.score_model import ScoreModel
 from scoresde.noise import SampleNoise, TapeNoise, check_seed, check_tape, stream
@@ -132,6 +132,7 @@ def path_log_weight(
             f"up, got {tuple(path.shape)}; make one with forward_path"
         )
     model, _ = check_model_and_data(model, path[0], "path[0]")
+    check_event(model.moments, path[0].shape, "path[0]")
     check_samples(path, "path", empty=True)
     cond = check_condition(cond, path.shape[1], path.device)
     chunk_size = check_integer(chunk_size, "chunk_size", 1)

@@ -13,6 +13,7 @@ from scoresde.models.latent import Latent
 from scoresde.models.networks import bare_network
 from scoresde.models.prediction import Predictor
 from scoresde.models.score_model import ScoreModel
+from scoresde.transforms.compose import event_after
 
 __all__ = [
     "check_data_event",
@@ -78,7 +79,7 @@ def check_data_event(model: Predictor, shape: Sequence[int], name: str) -> None:
     Its encoder sees them before any network of the model does.
     """
     if not isinstance(model.transform, Latent):
-        check_event(model.moments, shape, name)
+        check_event(model.moments, (*shape[:1], *event_after(model.transform, shape[1:])), name)
 
 
 def check_density(model: object) -> None:
@@ -89,8 +90,7 @@ def check_density(model: object) -> None:
 
 
 def check_model_and_data(model: object, x: object, name: str) -> tuple[ScoreModel, Tensor]:
-    """Return both if the data are finite events of the model on its device; DTypeError where it is no model."""
+    """Return both if the data are finite and on the model's device; DTypeError where it is no model."""
     known, tensor = check_score_model(model), check_samples(x, name).detach()
     known.check_device(tensor.device, name)
-    check_event(known.moments, tensor.shape, name)
     return known, tensor

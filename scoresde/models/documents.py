@@ -157,6 +157,7 @@ def _transform(value: object, path: str) -> None:
         "Cosine": {},
         "Haar": {"levels": integer(1)},
         "ZeroVelocity": {},
+        "RelativePlaces": {"coordinates": integer(1), "features": integer(0)},
         "Compose": {"parts": listing(_transform)},
     }
     held = as_object(value, path)

@@ -334,7 +334,10 @@ class ScoreModel(Predictor):
     def _describe_shape(self, x: Tensor, out: Tensor) -> ShapeError:
         twice = (len(x), 2 * x.shape[1], *x.shape[2:]) if x.ndim > 1 else None
         if self.variance == "learned":
-            cure = 'twice x\'s channels for variance="learned"; nn.UNet and nn.MLP take out_channels='
+            cure = (
+                'twice x\'s channels for variance="learned"; nn.UNet and nn.MLP take out_channels=, nn.EGNN '
+                "learned_variance=True"
+            )
             return ShapeError(f"the network must return shape {twice}, {cure}; got {tuple(out.shape)}")
         cure = '; pass variance="learned" if half of the channels are for it' if out.shape == twice else ""
         return ShapeError(f"the network must return x's shape {tuple(x.shape)}, got {tuple(out.shape)}{cure}")

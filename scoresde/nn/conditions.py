@@ -177,7 +177,7 @@ class Conditioning(nn.Module):
         super().__init__()
         self.features = nn.Linear(2 * FREQUENCIES, width)
         self.mix = nn.Linear(width, width)
-        self.names = tuple(name for name, (option, _) in kinds.items() if option != "concat_channels")
+        self.names = tuple(name for name, (option, _) in kinds.items() if option in ("classes", "context_features"))
         self.lengths = {name: count for name, (_, count) in kinds.items()}
         for name in self.names:
             option, count = kinds[name]

@@ -21,19 +21,31 @@ and c_3(e) f_i + C n(h_i) + d for features. B, w, C, d and all c start at 0.
 
 ``centred=True`` leaves out c_2 and the mean of the rest: the output depends on no translation and its places have mean
 0, for clouds whose mean place is 0 or says nothing. Noise of a ``ScoreModel`` has a mean place that is not 0; a centred
-network does not see it, and should predict data (``predicts="data"``). The messages take memory N^2 ``width``.
+network does not see it, and should predict data (``predicts="data"``). ``relative=True`` is the exact way: x and the
+output are in the coordinates of ``transforms.RelativePlaces``, in which no mean place exists, neither of noise.
+
+``masked=True`` is for clouds of different sizes in one batch: with the condition "mask" (B, N), 0 where a row is no
+point, means go over the points that there are, what the other rows hold is not seen, and their output is 0, which is
+right where data are predicted and the rows are 0 in the data, and the mean place of the others is 0, too.
+
+``learned_variance=True`` adds, as second half along dimension 1, numbers that do not turn: C' n(h_i) + d' for each
+point, one for its n coordinates and one for each feature; ``relative`` takes the mean over points for all places, so
+that no direction and no point is told from another. The messages take memory N^2 ``width``.
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from scoresde.errors import ShapeError, check_flag, check_integer
+from scoresde.errors import ConfigError, DTypeError, ShapeError, check_flag, check_integer
 from scoresde.nn.conditions import ConditionalNetwork, Conditioning, Counts
 from scoresde.nn.embeddings import initialise
 from scoresde.noise import check_seed
+from scoresde.ops import drop_mean, restore_points
 
 __all__ = ["EGNN"]
 
@@ -56,7 +68,9 @@ class _Layer(nn.Module):
             self.take = nn.Linear(width, width, bias=False)
             self.second = nn.Linear(width, width)
 
-    def forward(self, places: Tensor, h: Tensor, scale: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, places: Tensor, h: Tensor, scale: Tensor, shift: Tensor, share: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         n = _norm(h, scale, shift)
         between = places[:, :, None] - places[:, None]  # (B, N, N, n)
         # In at least float32: 256 times the square of a distance of 16 is no number of float16.
@@ -67,8 +81,20 @@ class _Layer(nn.Module):
         message = functional.silu(self.message(functional.silu(seen)))  # (B, N, N, width)
         step = between * (1 + square).rsqrt().to(places.dtype) * self.move(message)
         if not self.last:
-            h = h + self.second(functional.silu(self.keep(n) + self.take(message.mean(2))))
-        return places + step.mean(2), h
+            h = h + self.second(functional.silu(self.keep(n) + self.take(_mean(message, share))))
+        return places + _mean(step, share), h
+
+
+def _mean(values: Tensor, share: Tensor | None) -> Tensor:
+    """Return the mean of (B, ..., N, k) over the points; ``share`` (B, N, 1) is what each counts for, None for 1/N."""
+    if share is None:
+        return values.mean(-2)
+    return (values * share.reshape(len(share), *(1,) * (values.ndim - 3), -1, 1)).sum(-2)
+
+
+def _flat(cloud: Tensor, n: int) -> Tensor:
+    """Return clouds in the layout of ``drop_mean``, of numbers that are the same for all places."""
+    return torch.cat([cloud[:, 1:, :n].flatten(1), cloud[..., n:].flatten(1)], 1)
 
 
 def _norm(h: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
@@ -86,13 +112,20 @@ class EGNN(ConditionalNetwork):
         classes: number of class labels, or name -> number; None for a network without.
         context_features: length of a vector of conditions, or name -> length; they are to be invariant themselves.
         centred: leave translations out of the output altogether.
+        relative: x and the output are (B, n (N - 1) + features N), as ``RelativePlaces`` makes them of clouds.
+        masked: take the condition "mask", floats (B, N), 0 where a row of x is no point; without one all are points.
+        learned_variance: give twice the channels, for ``ScoreModel(variance="learned")``.
         seed: of the first values of the weights; the global generator is not used.
 
     Raises:
-        DTypeError, DomainError: a size that is not a positive integer (``features`` may be 0).
+        DTypeError, DomainError: a size that is not a positive integer (``features`` may be 0). ConfigError: a
+            condition of another kind that is named "mask", beside ``masked``.
     """
 
-    ARGS = ("coordinates", "features", "width", "depth", "classes", "context_features", "centred", "seed")
+    ARGS = (
+        *("coordinates", "features", "width", "depth", "classes", "context_features"),
+        *("centred", "relative", "masked", "learned_variance", "seed"),
+    )
 
     def __init__(
         self,
@@ -104,6 +137,9 @@ class EGNN(ConditionalNetwork):
         classes: Counts = None,
         context_features: Counts = None,
         centred: bool = False,
+        relative: bool = False,
+        masked: bool = False,
+        learned_variance: bool = False,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -112,47 +148,99 @@ class EGNN(ConditionalNetwork):
         self.width = check_integer(width, "width", 1)
         self.depth = check_integer(depth, "depth", 1)
         self.centred = check_flag(centred, "centred")
+        self.relative, self.masked = check_flag(relative, "relative"), check_flag(masked, "masked")
+        self.learned_variance = check_flag(learned_variance, "learned_variance")
         self.read_conditions(classes, context_features, None)
+        if self.masked:
+            if "mask" in self.kinds:
+                raise ConfigError('masked=True takes a condition "mask"; give the other one another name')
+            self.kinds["mask"] = "masked", 1
         self.seed = check_seed(seed)
         with torch.device("meta"):
             self.conditioning = Conditioning(self.width, self.kinds)
             told = self.features > 0
-            self.modulation = nn.Linear(self.width, 2 * self.width * (self.depth + told))
+            self.reads = told or self.learned_variance  # whether somebody asks for the last h
+            self.modulation = nn.Linear(self.width, 2 * self.width * (self.depth + self.reads))
             self.input = nn.Linear(max(1, self.features), self.width)
-            layers = [_Layer(self.width, last=not told and i == self.depth - 1) for i in range(self.depth)]
+            layers = [_Layer(self.width, last=not self.reads and i == self.depth - 1) for i in range(self.depth)]
             self.layers = nn.ModuleList(layers)
             self.output = nn.Linear(self.width, self.features) if self.features else nn.Identity()
-            self.skip = nn.Linear(self.width, 1 + told + (not self.centred))  # c_1, c_3, c_2
+            if self.learned_variance:
+                self.spread = nn.Linear(self.width, 1 + self.features)
+            self.moves = not (self.centred or self.relative)  # whether the mean place is seen
+            self.skip = nn.Linear(self.width, 1 + told + self.moves)  # c_1, c_3, c_2
         ends: list[nn.Module] = [layer.move for layer in layers]
         ends += [layer.second for layer in layers if not layer.last]
+        ends += [self.spread] if self.learned_variance else []
         initialise(self, self.seed, zero=(*ends, self.output, self.skip))
 
+    def check_conditions(self, x_shape: torch.Size, cond: Mapping[str, Tensor | None]) -> None:
+        """Raise as a ``ConditionalNetwork`` does, and where the mask is not one of N floating numbers a sample."""
+        mask = cond.get("mask") if self.masked else None
+        super().check_conditions(x_shape, cond if mask is None else {k: v for k, v in cond.items() if k != "mask"})
+        if mask is None:
+            return
+        each = self.coordinates + self.features
+        if len(x_shape) != (2 if self.relative else 3):
+            raise ShapeError(f"a mask is for clouds; x has shape {tuple(x_shape)}, see EGNN.forward for what it takes")
+        wanted = (x_shape[0], (x_shape[1] + self.coordinates) // each if self.relative else x_shape[1])
+        if not mask.is_floating_point():
+            raise DTypeError(f"mask must be a floating tensor, got {mask.dtype}; convert it with mask.float()")
+        if mask.shape != wanted:
+            raise ShapeError(f"mask must have shape {wanted} for x of shape {tuple(x_shape)}, got {tuple(mask.shape)}")
+
+    def null_conditions(self, cond: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the null of each condition; a mask stays, since it says what the sample is."""
+        null = super().null_conditions(cond)
+        return {**null, "mask": cond["mask"]} if self.masked and "mask" in cond else null
+
     def forward(self, x: Tensor, c_noise: Tensor, label: Tensor | None = None, **cond: Tensor | None) -> Tensor:
-        """Return the network's output, of x's shape (B, N, coordinates + features), N at least 1.
+        """Return the network's output, of x's shape (B, N, coordinates + features), N at least 1; see the options.
 
         The rest and errors are as in ``MLP.forward``.
         """
-        n, length = self.coordinates, self.coordinates + self.features
-        if x.ndim != 3 or x.shape[2] != length or not x.shape[1]:
-            raise ShapeError(
-                f"x must have shape (B, N, {length}), {n} coordinates and {self.features} features of each of one "
-                f"or more points, got {tuple(x.shape)}; build EGNN(coordinates, features=...) for it, or transpose x"
-            )
-        told = cond if label is None else {"label": label, **cond}
+        n, told = self.coordinates, cond if label is None else {"label": label, **cond}
+        cloud = restore_points(x, n, self.features) if self.relative else x
+        self._check_cloud(cloud)
         self.check_call(x, c_noise, told)
         vector: Tensor = self.conditioning(c_noise, told)
-        terms = self.modulation(vector)[:, None].chunk(2 * (self.depth + (self.features > 0)), dim=2)
+        terms = self.modulation(vector)[:, None].chunk(2 * (self.depth + self.reads), dim=2)
         linear = self.skip(vector)[:, None].unbind(2)  # each (B, 1)
-        places, features = torch.split(x.to(vector.dtype), [n, self.features], 2)
-        middle = places.mean(1, keepdim=True)
+        cloud, share = cloud.to(vector.dtype), None
+        mask = told.get("mask")
+        if mask is not None:
+            there = (mask != 0)[..., None]  # (B, N, 1); a null of NaN leaves nothing out
+            cloud = torch.where(there, cloud, 0.0)
+            share = there.to(cloud) / there.sum(1, keepdim=True).clamp_min(1)
+        places, features = torch.split(cloud, [n, self.features], 2)
+        middle = _mean(places, share)[:, None]
         start = places - middle
         h = self.input(features if self.features else torch.ones_like(places[..., :1]))
         moved = start
         for i, layer in enumerate(self.layers):
-            moved, h = layer(moved, h, terms[2 * i], terms[2 * i + 1])
+            moved, h = layer(moved, h, terms[2 * i], terms[2 * i + 1], share)
         out = moved - start
-        out = out - out.mean(1, keepdim=True) if self.centred else out + linear[-1][..., None] * middle
+        out = out + linear[-1][..., None] * middle if self.moves else out - _mean(out, share)[:, None]
         parts = [torch.addcmul(out, linear[0][..., None], start)]
+        seen = _norm(h, *terms[-2:]) if self.reads else h
         if self.features:
-            parts.append(torch.addcmul(self.output(_norm(h, *terms[-2:])), linear[1][..., None], features))
-        return torch.cat(parts, 2).to(x.dtype)
+            parts.append(torch.addcmul(self.output(seen), linear[1][..., None], features))
+        answer = [torch.cat(parts, 2)]
+        if self.learned_variance:
+            one, others = self.spread(seen).split([1, self.features], 2)
+            if self.relative:
+                one = _mean(one, share)[:, None].expand_as(one)
+            answer.append(torch.cat([one.expand(-1, -1, n), others], 2))
+        if mask is not None:
+            answer = [torch.where(there, part, 0.0) for part in answer]
+        if self.relative:
+            answer = [drop_mean(answer[0], n), *(_flat(part, n) for part in answer[1:])]
+        return torch.cat(answer, 1).to(x.dtype)
+
+    def _check_cloud(self, cloud: Tensor) -> None:
+        n, length = self.coordinates, self.coordinates + self.features
+        if cloud.ndim != 3 or cloud.shape[2] != length or not cloud.shape[1]:
+            raise ShapeError(
+                f"x must have shape (B, N, {length}), {n} coordinates and {self.features} features of each of one "
+                f"or more points, got {tuple(cloud.shape)}; build EGNN(coordinates, features=...) for it, or transpose"
+            )

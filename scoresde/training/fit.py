@@ -371,8 +371,10 @@ def fit(
 def _calibrate(model: ScoreModel, batches: Batches, *, progress: bool) -> None:
     """Calibrate a trained model under conditions of its data; warn where that fails."""
     cond = batches.spread_conditions if batches.source.cond_names else None
+    # Moments of one number say nothing of the event.
+    event = None if model.moments is None or model.moments.mean.ndim else batches.event or None
     try:
-        find_calibration(model, cond=cond, progress=progress)
+        find_calibration(model, event=event, cond=cond, progress=progress)
     except (ScoreSDEError, torch.OutOfMemoryError) as error:
         warnings.warn(
             f"the model was not calibrated, so that sample takes the usual tables ({error}); try calibrate(model)",

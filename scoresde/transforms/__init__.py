@@ -12,6 +12,7 @@ and the checkpoint stores it. With y = forward(x), the density of the data follo
 | ``Dequantise`` | x + width (U - 1/2), U uniform on [0, 1) | 0 |
 | ``Cosine``, ``Haar`` | frequencies, and scales: an orthogonal basis | 0 |
 | ``ZeroVelocity`` | (x, 0), for ``MatrixSDE.langevin()`` | none |
+| ``RelativePlaces`` | the places of points relative to their mean, by an isometry | 0 |
 | ``Compose`` | one after the other | the sum of its parts' |
 
 ``RandomFlip`` and ``RandomCrop`` are augmentations: only training sees them (``fit(augment=...)``).
@@ -30,6 +31,7 @@ from scoresde.transforms.base import Transform
 from scoresde.transforms.compose import TRANSFORMS, Compose, transform_from_dict
 from scoresde.transforms.orthogonal import Cosine, Haar, ZeroVelocity
 from scoresde.transforms.pixels import Dequantise, Logit
+from scoresde.transforms.relative import RelativePlaces
 
 __all__ = [
     "TRANSFORMS",
@@ -41,6 +43,7 @@ __all__ = [
     "Logit",
     "RandomCrop",
     "RandomFlip",
+    "RelativePlaces",
     "Transform",
     "ZeroVelocity",
     "transform_from_dict",

@@ -38,7 +38,7 @@ __all__ = [
 class Transform(Protocol):
     """A map from data (B, *) to the model's coordinates, of the same dtype and device, and back.
 
-    Those of this room keep the shape; a ``Latent``, which holds an autoencoder, does not.
+    They keep the shape, but for ``RelativePlaces`` and a ``Latent``, which holds an autoencoder.
     """
 
     @property

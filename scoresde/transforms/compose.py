@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -14,8 +14,9 @@ from scoresde.transforms.affine import Affine
 from scoresde.transforms.base import Transform, read_options
 from scoresde.transforms.orthogonal import Cosine, Haar, ZeroVelocity
 from scoresde.transforms.pixels import Dequantise, Logit
+from scoresde.transforms.relative import RelativePlaces
 
-__all__ = ["TRANSFORMS", "Compose", "transform_from_dict"]
+__all__ = ["TRANSFORMS", "Compose", "event_after", "transform_from_dict"]
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,24 @@ class Compose:
         return cls(tuple(transform_from_dict(part) for part in parts))
 
 
-Kind = type[Affine] | type[Cosine] | type[Dequantise] | type[Haar] | type[Logit] | type[ZeroVelocity]
+Kind = (
+    type[Affine]
+    | type[Cosine]
+    | type[Dequantise]
+    | type[Haar]
+    | type[Logit]
+    | type[RelativePlaces]
+    | type[ZeroVelocity]
+)
+
+
+def event_after(transform: Transform | None, event: Sequence[int]) -> tuple[int, ...]:
+    """Return the shape of one sample in the model's coordinates, for data of shape ``event``."""
+    if isinstance(transform, Compose):
+        for part in transform.parts:
+            event = event_after(part, event)
+    return transform.event(event) if isinstance(transform, RelativePlaces) else tuple(event)
+
 
 TRANSFORMS: Final[Mapping[str, Kind | type[Compose]]] = {
     "Affine": Affine,
@@ -84,6 +102,7 @@ TRANSFORMS: Final[Mapping[str, Kind | type[Compose]]] = {
     "Cosine": Cosine,
     "Haar": Haar,
     "ZeroVelocity": ZeroVelocity,
+    "RelativePlaces": RelativePlaces,
     "Compose": Compose,
 }
 

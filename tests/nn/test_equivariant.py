@@ -7,7 +7,7 @@ import math
 
 import pytest
 import torch
-from network_cases import awake, distance
+from network_cases import awake, distance, orthogonal, turn
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -28,21 +28,6 @@ KINDS = {
 def make(kind: str, dtype: torch.dtype = DOUBLE) -> tuple[EGNN, Tensor]:
     net = awake(EGNN(width=16, depth=3, **KINDS[kind])).to(dtype)
     return net, normal((3, 7, net.coordinates + net.features), stream(1, kind), dtype=DOUBLE).to(dtype)
-
-
-def orthogonal(n: int, *, reflect: bool) -> Tensor:
-    """A turn in n dimensions, with a reflection or without, in float64."""
-    q, _ = torch.linalg.qr(normal((n, n), stream(2), dtype=DOUBLE))
-    if (float(torch.linalg.det(q)) < 0) is not reflect:
-        q = q * torch.tensor([-1.0] + [1.0] * (n - 1), dtype=DOUBLE)
-    assert float(torch.linalg.det(q)) == pytest.approx(-1.0 if reflect else 1.0)
-    return q
-
-
-def turn(x: Tensor, q: Tensor) -> Tensor:
-    """Turn the places of points, the first entries, and leave their features."""
-    n = len(q)
-    return torch.cat([x[..., :n] @ q.T.to(x), x[..., n:]], 2)
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (DOUBLE, 1e-12)], ids=["32", "64"])

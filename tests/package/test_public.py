@@ -150,6 +150,7 @@ OBJECTS: dict[str, Callable[[], object]] = {
     "Affine": lambda: Affine((1.0, 2.0), 3.0),
     "transforms.RandomFlip": lambda: transforms.RandomFlip((-1, -2)),
     "transforms.RandomCrop": lambda: transforms.RandomCrop((4, 4), padding=1),
+    "RelativePlaces": lambda: scoresde.RelativePlaces(3, 2),
     "Compose": lambda: Compose((Affine(1.0, 2.0), Logit())),
     "Dequantise": lambda: Dequantise(16),
     "Logit": Logit,
@@ -235,6 +236,7 @@ OBJECTS: dict[str, Callable[[], object]] = {
     "solvers.Entry": lambda: solvers.list()[0],
     "data.LabelledImages": lambda: scoresde.data.digits("test"),
     "data.Table": lambda: scoresde.data.tabular("iris"),
+    "data.Molecules": lambda: scoresde.data.molecules(2, sweeps=1),
     "metrics.Floor": lambda: scoresde.metrics.Floor(mean=1.0, std=0.1, size=3, other=4, repeats=2),
 }
 # Protocols, types of files' contents, and results that other tests make.
@@ -302,7 +304,8 @@ def test_an_object_travels(name: str) -> None:
 
 
 # What is printed as a whole: data, a user's own function, and objects that nobody prints.
-LONG = {"ReverseSDE", "EMA", "training.Trainer", "losses.ImportanceIndices", "data.LabelledImages", "data.Table"}
+LONG = {"ReverseSDE", "EMA", "training.Trainer", "losses.ImportanceIndices"}
+LONG |= {"data.LabelledImages", "data.Molecules", "data.Table"}
 
 
 @pytest.mark.parametrize("name", sorted(set(OBJECTS) - LONG))

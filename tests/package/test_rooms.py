@@ -20,7 +20,7 @@ FLOORS: tuple[dict[str, set[str]], ...] = (
         "diffusions": {"errors", "ops"},
         "transforms": {"errors", "ops", "noise"},
         "data": {"errors", "ops", "noise"},
-        "nn": {"errors", "noise"},
+        "nn": {"errors", "ops", "noise"},
     },
     {
         "metrics": {"errors", "ops", "noise", "data"},

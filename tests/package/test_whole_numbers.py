@@ -34,7 +34,7 @@ from scoresde import (
     tune,
     variational_bound,
 )
-from scoresde.data import moons, time_series
+from scoresde.data import lennard_jones, moons, time_series
 from scoresde.diffusions.named import sde_to_dict
 from scoresde.nn import MLP, UNet
 
@@ -103,6 +103,7 @@ USES: dict[str, Callable[[Make, Make], object]] = {
         ).values
     ),
     "data": lambda i, f: time_series(i(3), length=i(8), channels=i(2), noise=f(0.25)),
+    "clusters": lambda i, f: lennard_jones(i(3), i(2), temperature=f(0.5), trap=f(0.25), sweeps=i(2)),
     "transforms": lambda i, f: json.dumps(Dequantise(i(16), f(0.0), f(0.25)).to_dict()),
     "intervals": lambda i, f: json.dumps(Logit(f(0.125), i(0), f(2.0)).to_dict()),
     "scales": lambda i, f: json.dumps(Affine(f(0.25), (f(2.0), f(1.0))).to_dict()),
