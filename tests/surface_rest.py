@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from surface import CHAIN, CODED, CODER, GAUSSIAN, MODEL, TABLE, TIMES, X, bell, down
+from surface import CHAIN, CODED, CODER, GAUSSIAN, LINEAR, MODEL, TABLE, TIMES, X, bell, down
 from torch import Tensor
 
 import scoresde
@@ -82,6 +82,12 @@ def training_room() -> dict[str, Entry]:
         "losses.p2": (losses.p2, {}),
         "losses.sigmoid": (losses.sigmoid, {}),
         "losses.log_normal": (losses.log_normal, {"mean": 0.0, "std": 1.0}),
+        "losses.LinearLoss": (losses.LinearLoss, {}),
+        "linear_score_matching": (
+            scoresde.linear_score_matching,
+            {"model": LINEAR, "x0": X, "generator": stream(0), "t": 0.5},
+        ),
+        "losses.SimulatedLoss": (losses.SimulatedLoss, {}),
         "losses.ImportanceIndices": (losses.ImportanceIndices, {"n": 5}),
         "losses.ImportanceIndices.update": (
             indices.update,
@@ -169,6 +175,10 @@ def data_room() -> dict[str, Entry]:
     }
     return made | {
         "data.time_series": (data.time_series, {"n": 3, "length": 8}),
+        "data.lennard_jones": (data.lennard_jones, {"n": 2, "points": 3, "sweeps": 2}),
+        "data.lennard_jones_energy": (data.lennard_jones_energy, {"x": torch.eye(3)[None]}),
+        "data.molecules": (data.molecules, {"n": 2, "sweeps": 1}),
+        "data.bonded": (data.bonded, {"places": torch.eye(3)[None], "kinds": torch.zeros(1, 3, dtype=torch.long)}),
         "data.digits": (data.digits, {}),
         "data.tabular": (data.tabular, {}),
         "data.photographs": (data.photographs, {"patch": 8, "count": 2}),

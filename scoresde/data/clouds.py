@@ -24,7 +24,21 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from scoresde.errors import ConfigError, ShapeError, check_choice, check_floating, check_integer, check_number, show
+from scoresde.errors import (
+    ConfigError,
+    DomainError,
+    DTypeError,
+    ShapeError,
+    check_choice,
+    check_dense,
+    check_floating,
+    check_integer,
+    check_number,
+    check_samples,
+    check_sequence,
+    check_values,
+    show,
+)
 from scoresde.noise import integers, normal, permutation, stream, uniform
 
 __all__ = ["ELEMENTS", "MOLECULES", "Molecules", "bonded", "lennard_jones", "lennard_jones_energy", "molecules"]
@@ -91,8 +105,10 @@ def lennard_jones(
     found: list[Tensor] = []
     for k in range(rounds + APART * math.ceil(count / ladders)):
         _sweep(x, lambda square, _: _lennard_jones(square, spring), at, generator, 0.25 * at.sqrt())
-        energy = _lennard_jones((x[:, first] - x[:, second]).square().sum(2), spring).sum(1).reshape(ladders, levels)
-        x = x[_exchange(energy, ladder, k % 2, generator)]
+        if levels > 1:
+            pairs = (x[:, first] - x[:, second]).square().sum(2)
+            energy = _lennard_jones(pairs, spring).sum(1).reshape(ladders, levels)
+            x = x[_exchange(energy, ladder, k % 2, generator)]
         if k >= rounds and (k - rounds) % APART == 0:
             found.append(x[::levels].clone())
     clusters = torch.cat(found)[:count] if found else x[:0]
@@ -185,24 +201,32 @@ def bonded(places: Tensor, kinds: Tensor) -> Tensor:
         kinds: (*, N), integers, the number of each atom's element in ``ELEMENTS``.
 
     Raises:
-        DTypeError, ShapeError: no floating places, or kinds that are not one integer for each.
+        DTypeError, ShapeError, DomainError: places that are not finite, or kinds that are not an element for each.
     """
-    if check_floating(places, "places").shape[:-1] != kinds.shape or kinds.is_floating_point():
+    given: object = kinds
+    if not isinstance(given, Tensor) or given.is_floating_point() or given.is_complex():
+        raise DTypeError(f"kinds must be a tensor of integers, e.g. codes.argmax(-1), got {show(given)}")
+    if check_samples(places, "places").ndim < 2 or places.shape[:-1] != kinds.shape:
         raise ShapeError(
-            f"kinds must be integers, one for each of places {tuple(places.shape)}, got {kinds.dtype} "
-            f"{tuple(kinds.shape)}; e.g. codes.argmax(-1)"
+            f"kinds must be one for each of places (*, N, 3), {tuple(places.shape)}, got {tuple(kinds.shape)}"
         )
-    radii = torch.tensor([RADII[e] for e in ELEMENTS], dtype=places.dtype, device=places.device)[kinds]
+    check_dense(kinds, "kinds")
+    check_values(kinds, "kinds")
+    known = kinds.long()
+    if kinds.numel() and not bool(((known >= 0) & (known < len(ELEMENTS))).all()):
+        raise DomainError(f"kinds must lie in [0, {len(ELEMENTS)}), the numbers of {ELEMENTS}")
+    radii = torch.tensor([RADII[e] for e in ELEMENTS], dtype=places.dtype, device=places.device)[known]
     near = torch.cdist(places, places) < REACH * (radii[..., :, None] + radii[..., None, :])
     return near & ~torch.eye(kinds.shape[-1], dtype=torch.bool, device=places.device)
 
 
 def _check_names(names: Sequence[str]) -> tuple[str, ...]:
-    if isinstance(names, str) or not len(names):
-        raise ConfigError(f"names must be a list of kinds, e.g. ['water', 'methane'], got {show(names)}")
-    for name in names:
+    found = tuple(check_sequence(names, "names", "kinds, e.g. ['water', 'methane']"))
+    if not found:
+        raise ConfigError("names must be a list of kinds, e.g. ['water', 'methane'], got none")
+    for name in found:
         check_choice("molecule", name, MOLECULES)
-    return tuple(names)
+    return found
 
 
 def molecules(n: int, *, names: Sequence[str] | None = None, sweeps: int = 100, seed: int = 0) -> Molecules:
@@ -222,12 +246,13 @@ def molecules(n: int, *, names: Sequence[str] | None = None, sweeps: int = 100, 
     generator = stream(seed, "data", "molecules")
     labels = integers(len(chosen), (count,), generator)
     most = max(len(MOLECULES[name][0]) for name in chosen)
-    x, mask = torch.zeros(count, most, 3 + len(ELEMENTS), device="cpu"), torch.zeros(count, most, device="cpu")
+    x = torch.zeros(count, most, 3 + len(ELEMENTS), dtype=torch.float32, device="cpu")
+    mask = torch.zeros(count, most, dtype=torch.float32, device="cpu")
     for k, name in enumerate(chosen):
         elements, rest = MOLECULES[name]
         rows, size = (labels == k).nonzero()[:, 0], len(elements)
         places = _vibrate(torch.tensor(rest, dtype=torch.float64, device="cpu"), elements, len(rows), rounds, generator)
-        kinds = torch.eye(len(ELEMENTS), device="cpu")[[ELEMENTS.index(e) for e in elements]]
+        kinds = torch.eye(len(ELEMENTS), dtype=torch.float32, device="cpu")[[ELEMENTS.index(e) for e in elements]]
         for row, atoms in zip(rows, places, strict=True):
             order = permutation(size, generator)
             x[row, :size] = torch.cat([atoms.float(), kinds], 1)[order]
@@ -238,7 +263,7 @@ def molecules(n: int, *, names: Sequence[str] | None = None, sweeps: int = 100, 
 def _vibrate(rest: Tensor, elements: str, count: int, rounds: int, generator: torch.Generator) -> Tensor:
     """Return places (count, N, 3) about a molecule at rest (N, 3), turned, with mean 0."""
     far = torch.cdist(rest, rest)
-    bonds = bonded(rest, torch.tensor([ELEMENTS.index(e) for e in elements], device="cpu"))
+    bonds = bonded(rest, torch.tensor([ELEMENTS.index(e) for e in elements], dtype=torch.long, device="cpu"))
     second = (bonds.double() @ bonds.double() > 0) & ~bonds
     spread = torch.where(bonds, SPREADS[0], torch.where(second, SPREADS[1], SPREADS[2]))
     away = [torch.arange(len(rest), device="cpu") != i for i in range(len(rest))]

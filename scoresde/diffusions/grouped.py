@@ -174,7 +174,7 @@ class GroupedSDE(LinearSDE):
         low, high = check_number(beta_min, "beta_min", 0.0), check_number(beta_max, "beta_max", 0.0)
         own = sorted(set(known))
         sdes = tuple(VPSDE(r * low, r * high, t_min=t_min) for r in own)
-        return cls(sdes, torch.tensor([own.index(r) for r in known], device="cpu"))
+        return cls(sdes, torch.tensor([own.index(r) for r in known], dtype=torch.long, device="cpu"))
 
     @classmethod
     def blurring(
@@ -238,7 +238,7 @@ class GroupedSDE(LinearSDE):
         factor = 2 ** len(known)
         if len(sizes) < 2 or any(n % factor for n in sizes[1:]):
             raise ShapeError(f"size must be (C, H, W) or (C, L), multiples of {factor} but for C, got {sizes}")
-        index = torch.full(sizes, len(known), device="cpu")
+        index = torch.full(sizes, len(known), dtype=torch.long, device="cpu")
         for level in range(1, len(known) + 1):  # the quadrants of the finest level are the outermost
             inside = torch.zeros(sizes, dtype=torch.bool, device="cpu")
             inside[(slice(None), *(slice(0, n // 2 ** (level - 1)) for n in sizes[1:]))] = True

@@ -79,7 +79,7 @@ def linear_from_dict(config: dict[str, object]) -> LinearSDE:
     if kind == "MatrixSDE":
         return MatrixSDE(**options)
     parts = tuple(_read_group(part) for part in options["sdes"])
-    return GroupedSDE(parts, torch.tensor(options["index"], device="cpu"))
+    return GroupedSDE(parts, torch.tensor(options["index"], dtype=torch.long, device="cpu"))
 
 
 def _read_group(config: dict[str, Any]) -> GaussianSDE:

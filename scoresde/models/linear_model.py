@@ -197,7 +197,7 @@ class LinearModel(ScoreModel):
             return self._call_box(x, c_noise, next(iter(sizes)), event, fill, cond)
         out = torch.empty_like(x)
         for box in sizes:
-            rows = torch.tensor([i for i, own in enumerate(boxes) if own == box], device=x.device)
+            rows = torch.tensor([i for i, own in enumerate(boxes) if own == box], dtype=torch.long, device=x.device)
             part = self._call_box(x[rows], c_noise[rows], box, event, fill[rows], select(cond, rows))
             out = out.index_copy(0, rows, part)
         return out

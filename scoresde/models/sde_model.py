@@ -155,7 +155,8 @@ class SDEModel(ScoredSDE):
         named = sde.prior() if prior is None and type(sde).prior is not SDE.prior else prior
         self.prior_name: PriorName | None = None if isinstance(named, Gaussian) else named or "simulate"
         self.law: Gaussian | Ends | None = named if isinstance(named, Gaussian) else None
-        self.shift, self.scale = torch.zeros((), device="cpu"), torch.ones((), device="cpu")
+        self.shift = torch.zeros((), dtype=torch.float32, device="cpu")
+        self.scale = torch.ones((), dtype=torch.float32, device="cpu")
         self.dropout: Mapping[str, float] | None = None
         self.class_names: Mapping[str, Sequence[str]] | None = None
         # Tables need alpha and sigma; a training clears those of any model.

@@ -50,7 +50,7 @@ def shard_like(x: Tensor, rows: Tensor) -> Tensor:
     from torch.distributed.tensor import DTensor
 
     mesh, placements = sharding(x)
-    stride = torch.empty(x.shape, device="meta").stride()
+    stride = torch.empty(x.shape, dtype=x.dtype, device="meta").stride()
     rows = rows.to(x.device)
     made: Tensor = DTensor.from_local(rows, mesh, placements, run_check=False, shape=x.shape, stride=stride)
     return made

@@ -170,7 +170,8 @@ class Loop:
         """Raise SolverError where the weights are no longer finite; the last good checkpoint stands."""
         trainer = self.trainer
         values = map(local_rows, [*trainer.parameters, *trainer.buffers])
-        fine = torch.tensor([all(bool(torch.isfinite(value).all()) for value in values)], device="cpu")
+        finite = all(bool(torch.isfinite(value).all()) for value in values)
+        fine = torch.tensor([finite], dtype=torch.bool, device="cpu")
         if bool(torch.cat(trainer.world.gather(fine) if trainer.sharded else (fine,)).all()):
             return
         raise SolverError(

@@ -195,8 +195,8 @@ class ScheduleTraining:
     def step(self, skipped: Tensor, rate: float, *, own: bool) -> None:
         """Move the schedule, unless the network's step was left out; its numbers stay in their ranges."""
         good = all(bool(torch.isfinite(p.grad).all()) for p in self.parameters.values() if p.grad is not None)
-        left_out = skipped.to("cpu", copy=True).logical_or_(torch.tensor(not good, device="cpu"))
-        self.update(torch.zeros((), device="cpu"), left_out, rate * (OWN_RATE if own else RATE))
+        left_out = skipped.to("cpu", copy=True).logical_or_(torch.tensor(not good, dtype=torch.bool, device="cpu"))
+        self.update(torch.zeros((), dtype=torch.float32, device="cpu"), left_out, rate * (OWN_RATE if own else RATE))
         self.sde.keep_in_range()
 
     def state(self) -> dict[str, Tensor]:

@@ -128,14 +128,14 @@ def check_objective(
         return None
     if objective is None or isinstance(objective, str):
         name = objective or "reverse"
-        if name not in OBJECTIVES:
+        if name not in OBJECTIVES and simulated:
             raise unknown("objective", name, OBJECTIVES)
-        objective = OBJECTIVES[name]
-        if not simulated:
+        if name in OBJECTIVES and not simulated:
             raise ConfigError(
                 f"objective={name!r} simulates paths of an SDEModel(net, sde); the marginals of a ScoreModel are "
                 "known, and the usual loss takes them: leave objective= out"
             )
+        objective = OBJECTIVES.get(name, objective)
     if isinstance(objective, type) or not callable(objective):
         raise DTypeError(
             f"objective must be a function (model, x0, generator, cond) -> losses (B,), got {show(objective)}"

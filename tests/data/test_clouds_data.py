@@ -11,7 +11,7 @@ import scipy.optimize
 import scipy.stats
 import torch
 
-from scoresde import ConfigError, DomainError, ShapeError
+from scoresde import ConfigError, DomainError, DTypeError, ShapeError
 from scoresde.data import ELEMENTS, MOLECULES, bonded, lennard_jones, lennard_jones_energy, molecules
 from scoresde.noise import normal, stream
 
@@ -130,7 +130,7 @@ def test_a_seed_names_the_clouds_and_bad_arguments_are_refused() -> None:
         lennard_jones_energy(torch.zeros(2, 3))
     with pytest.raises(ConfigError, match=r"unknown molecule 'watre'.*'water'"):
         molecules(2, names=["watre"])
-    with pytest.raises(ConfigError, match=r"names must be a list of kinds, e\.g\. \['water', 'methane'\], got 'water'"):
+    with pytest.raises(DTypeError, match=r"names must be a list of kinds, e\.g\. \['water', 'methane'\], got 'water'"):
         molecules(2, names="water")
-    with pytest.raises(ShapeError, match="kinds must be integers, one for each of places"):
+    with pytest.raises(ShapeError, match="kinds must be one for each of places"):
         bonded(torch.zeros(2, 4, 3), torch.zeros(2, 3, dtype=torch.long))

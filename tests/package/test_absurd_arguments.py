@@ -91,13 +91,28 @@ def parameters(function: Callable[..., object]) -> list[str]:
 # Every public callable has an entry in the walk, or a reason here.
 REASONS = {
     "a base that is subclassed, or a protocol that others fulfil": (
-        *("SDE", "GaussianSDE", "guidance.Method", "guidance.Operator", "likelihood.Decoder", "metrics.Classifier"),
+        *(
+            "SDE",
+            "GaussianSDE",
+            "LinearSDE",
+            "guidance.Method",
+            "guidance.Operator",
+            "likelihood.Decoder",
+            "metrics.Classifier",
+        ),
         *("transforms.Transform", "data.ToyDensity"),
     ),
     "a result or a record, which the package's own functions make": (
         *("Bound", "Classification", "Densities", "LatentBound", "LogLikelihood", "Particles", "PosteriorSamples"),
         *("Prediction", "SampleResult", "Step", "TrainResult", "CombinedModel", "data.FileTable", "data.FolderImages"),
-        *("data.LabelledImages", "data.Table", "losses.HeldOutLoss", "metrics.Comparison", "metrics.Floor"),
+        *(
+            "data.LabelledImages",
+            "data.Molecules",
+            "data.Table",
+            "losses.HeldOutLoss",
+            "metrics.Comparison",
+            "metrics.Floor",
+        ),
         *("metrics.TwoSampleTest", "solvers.Entry", "training.Record"),
     ),
     "what builders put together: the table that comes of it is checked": (
@@ -244,9 +259,9 @@ def observe(index: int, x: Tensor) -> None:
         (lambda: scoresde.tune(GAUSSIAN, 3, parts=[]), ConfigError, "parts must name at least one of knots"),
         (lambda: scoresde.VPSDE().at(torch.ones(2, dtype=torch.complex64)), DTypeError, "t must be real"),
         (
-            lambda: scoresde.DDPM.linear(9).marginal(X, 2**63),
+            lambda: scoresde.DDPM.linear(100).marginal(X, 2**63),
             DomainError,
-            r"index must lie in \[0, 9\), got 9223372036854775808",
+            r"index must lie in \[0, 100\), got 9223372036854775808",
         ),
         (lambda: TABLE.law(start=(0.0, -1.0)), DomainError, r"start\[1\] must lie in \[0, inf\)"),
         (lambda: scoresde.guidance.Blur.gaussian(1e6), DomainError, "std must lie in"),

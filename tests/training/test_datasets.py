@@ -215,7 +215,7 @@ class Odd(Dataset[Any]):
         ((DATA[0], DATA[0][:1]), ShapeError, r"one shape, got \(2,\) at 0 and \(1,\) at 1; bring them to one size"),
         (({"x": DATA[0], "y": 1},) * 2, ConfigError, "has the entries 'x', 'y', and the network takes none"),
         (((DATA[0], 1, 2),) * 2, ConfigError, "has 3 parts, .*unpack="),
-        (("a", "b"), DTypeError, "x of the data must be numbers or a picture, got str 'a'"),
+        (("a", "b"), DTypeError, "x of the data must be numbers or a picture, got 'a' of type str"),
         ((), ShapeError, "data is empty"),
         (((DATA[0], {"label": 1}), (DATA[0], {})), ConfigError, r"conditions \[\], item 0 \['label'\]"),
     ],

@@ -33,6 +33,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from scoresde.diffusions.linear import LinearSDE
 from scoresde.diffusions.named import check_sde
 from scoresde.diffusions.point import Point
 from scoresde.diffusions.sde import GaussianSDE
@@ -75,7 +76,7 @@ class TimeLaw:
         check_flag(self.stratified, "stratified")
 
     def __call__(self, n: int, sde: GaussianSDE, generator: torch.Generator) -> Tensor:
-        n, sde = check_integer(n, "n"), check_sde(sde)
+        n, sde = check_integer(n, "n"), sde if isinstance(sde, LinearSDE) else check_sde(sde)
         if self.stratified:
             start = uniform((1,), generator, dtype=torch.float64)
             u = torch.arange(n, dtype=torch.float64, device="cpu").div_(n).add_(start).remainder_(1.0)
