@@ -121,9 +121,7 @@ def test_the_log_of_a_resumed_run_is_that_of_one_that_was_never_stopped(
 
 def test_a_log_that_cannot_be_written_says_what_stands(tmp_path: Path) -> None:
     log = Log(tmp_path / "gone")
-    with pytest.raises(
-        CheckpointError, match=r"could not write .*log.jsonl: No such file.*the run's folder was removed"
-    ):
+    with pytest.raises(CheckpointError, match=r"could not write .*log.jsonl: No .*the run's folder was removed"):
         log.add(fit(tiny(), DATA, **OPTIONS).log[-1])
 
 

@@ -28,7 +28,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor
@@ -76,7 +76,9 @@ class TimeLaw:
         check_flag(self.stratified, "stratified")
 
     def __call__(self, n: int, sde: GaussianSDE, generator: torch.Generator) -> Tensor:
-        n, sde = check_integer(n, "n"), sde if isinstance(sde, LinearSDE) else check_sde(sde)
+        n, given = check_integer(n, "n"), cast(object, sde)
+        if not isinstance(given, LinearSDE):  # which has what the laws ask for
+            check_sde(given)
         if self.stratified:
             start = uniform((1,), generator, dtype=torch.float64)
             u = torch.arange(n, dtype=torch.float64, device="cpu").div_(n).add_(start).remainder_(1.0)
