@@ -85,11 +85,11 @@ def onsager_machlup(sde: SDE, path: Tensor, times: Tensor, *, rule: Rule = "ito"
     """
     knots = _check_times(sde, times)
     check_choice("rule", rule, RULES)
-    if check_floating(path, "path").ndim < 2 or len(path) != len(knots):
+    if check_floating(path, "path", empty=True).ndim < 2 or len(path) != len(knots):
         raise ShapeError(
             f"path must have shape ({len(knots)}, B, *), a state for each of the times, got {tuple(path.shape)}"
         )
-    check_samples(path, "path")
+    check_samples(path, "path", empty=True)
     return _action(sde, path.to(torch.promote_types(path.dtype, torch.float32)), knots, rule)
 
 

@@ -30,7 +30,7 @@ EXPLORER = ROOT / "explorer"
 PAGE = ROOT / "scoresde" / "cli" / "explorer.html"
 
 needs_browser = pytest.mark.skipif(
-    shutil.which("node") is None or not (EXPLORER / "node_modules").is_dir(),
+    shutil.which("node") is None or not (EXPLORER / "node_modules" / ".ready").is_file(),
     reason="make explorer brings what drives a browser",
 )
 

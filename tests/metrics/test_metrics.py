@@ -245,7 +245,7 @@ def test_bad_samples_are_refused(distance: Callable[[Tensor, Tensor], float]) ->
         distance(x, x[:, :2])
     with pytest.raises(ShapeError, match=rf"{names[0]} must hold at least . non-empty samples, got shape \(0, 3\)"):
         distance(x[:0], x)
-    with pytest.raises(ShapeError, match=r"non-empty samples, got shape \(4, 0\)"):
+    with pytest.raises(ShapeError, match=rf"{names[0]} has samples of shape \(0,\), which hold no number"):
         distance(x[:, :0], x[:, :0])
     broken = x.clone()
     broken[2, 1] = math.nan

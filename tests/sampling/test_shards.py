@@ -118,7 +118,7 @@ def test_folders_and_options_that_are_none(tmp_path: Path) -> None:
         write_shards(tmp_path, 7, rows_of(X, calls))
     with pytest.raises(DomainError, match="chunk_size must be at least 1, got 0"):
         write_shards(tmp_path / "x", 7, rows_of(X, calls), chunk_size=0)
-    with pytest.raises(ValueError, match="not JSON compliant"):
+    with pytest.raises(DTypeError, match="about must be what JSON can hold, finite and not too deep"):
         write_shards(tmp_path / "x", 7, rows_of(X, calls), about={"loss": float("nan")})
     assert calls == []
     assert [file.name for file in tmp_path.iterdir()] == ["file"]

@@ -134,8 +134,8 @@ def test_what_is_no_cloud_is_refused() -> None:
     with pytest.raises(ConfigError, match="unknown option of RelativePlaces"):
         transform_from_dict({"kind": "RelativePlaces", "coordinates": 3, "features": 0, "axes": 1})
     for shape in ((2, 4), (2, 0, 3), (2, 4, 4), (2, 1, 4, 3)):
-        with pytest.raises(ShapeError, match=r"takes clouds \(B, N, 3\)"):
+        with pytest.raises(ShapeError, match=r"takes clouds \(B, N, 3\)|hold no number"):
             RelativePlaces().forward(torch.zeros(shape))
     for shape in ((2, 4), (2, 0), (2, 3, 3)):
-        with pytest.raises(ShapeError, match=r"relative coordinates have shape \(B, 5 N - 3\) for N points"):
+        with pytest.raises(ShapeError, match=r"relative coordinates have shape \(B, 5 N - 3\) for N|hold no number"):
             RelativePlaces(3, 2).inverse(torch.zeros(shape))
