@@ -64,7 +64,7 @@ def image_grid(
     """
     pictures = check_images(images, "images", low, high)
     row_labels, column_labels = (
-        [check_text(one, name) for one in check_sequence(given, name, "texts")]
+        [check_text(one, name) for one in (given if isinstance(given, str) else check_sequence(given, name, "texts"))]
         for name, given in (("row_labels", row_labels), ("column_labels", column_labels))
     )
     check_text(title, "title")
