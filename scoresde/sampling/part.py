@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from scoresde.diffusions.gaussian import Moments
+from scoresde.diffusions.linear import LinearSDE
 from scoresde.diffusions.sde import SDE, GaussianSDE
 from scoresde.errors import ConfigError, check_choice, check_flag
 from scoresde.models.prediction import Condition, Prediction, Predictor
@@ -124,6 +125,8 @@ class Watch:
 def check_final(sde: SDE, final: str) -> None:
     """Raise ConfigError for an unknown end, or for one that this SDE has not."""
     check_choice("final", final, FINALS)
+    if isinstance(sde, LinearSDE):
+        raise ConfigError(f"a linear SDE is sampled by tables alone, by a solver's name or build_blocks; got {sde!r}")
     if final == "denoise" and not isinstance(sde, GaussianSDE):
         raise ConfigError(
             f"final='denoise' needs alpha and sigma, which {type(sde).__name__} has not; pass final='sample' or 'mean'"

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from scoresde.diffusions.linear import LinearSDE
 from scoresde.diffusions.named import DIFFUSIONS
 from scoresde.diffusions.sde import SDE, GaussianSDE
 from scoresde.errors import ConfigError, DomainError, DTypeError, ScoreSDEError, check_choice, show
@@ -49,6 +50,10 @@ def build_table(
         raise DTypeError(
             f"solver must be a name, a Solver, a Tableau or a ProbabilityFlow, got {show(solver)}; "
             "a builder is called first: solver=solvers.ddim()"
+        )
+    if isinstance(sde, LinearSDE):
+        raise DTypeError(
+            f"sde must be a GaussianSDE, got {show(sde)}, whose tables have maps for weights: build_blocks"
         )
     if not isinstance(sde, GaussianSDE):
         raise DTypeError(

@@ -19,7 +19,8 @@ import torch
 from cli_helpers import Folders, main, refused, start
 
 from scoresde import ScoreModel
-from scoresde.cli.explore import make_page
+from scoresde.cli.explore import Served, make_page
+from scoresde.cli.run_folder import open_run
 
 
 def told(page: str) -> object:
@@ -54,6 +55,23 @@ def test_what_it_cannot_do_is_said(runs: Folders, tmp_path: Path, capsys: pytest
         taken.listen()
         port = taken.getsockname()[1]
         assert f"port {port} cannot be used" in refused(capsys, ["explore", "--port", str(port)])
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_a_model_is_asked_at_its_own_point_of_the_same_log_snr(runs: Folders, index: int) -> None:
+    """The data predicted depend on neither scale; beyond the ends of its diffusion it answers as at them."""
+    served = Served(open_run(runs[index], torch.device("cpu")))
+    sde, x = served.run.model.sde, torch.linspace(-1, 1, 8, dtype=torch.float64)
+    point = sde.at(torch.tensor(0.4, dtype=torch.float64))
+    alpha, sigma = float(point.alpha), float(point.sigma)
+    with torch.no_grad():
+        expected = served.run.model((alpha * x).reshape(4, 2).float(), 0.4).data.flatten()
+    for scale in (1.0, 3.0):
+        found = served.predict(scale * alpha * x, scale * alpha, scale * sigma)
+        torch.testing.assert_close(found.float(), expected, rtol=1e-4, atol=1e-4)
+    last = sde.at(torch.tensor(sde.t_max, dtype=torch.float64))
+    ends = [served.predict(x * float(last.r), float(last.alpha), float(last.sigma)), served.predict(x, 0.0, 1.0)]
+    torch.testing.assert_close(ends[1], ends[0], rtol=1e-4, atol=1e-4)
 
 
 @pytest.fixture

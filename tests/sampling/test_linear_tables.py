@@ -21,6 +21,8 @@ from scoresde import (
     LinearMixtureModel,
     LinearModel,
     MatrixSDE,
+    Picard,
+    ProbabilityFlow,
     SampleResult,
     ShapeError,
     build_blocks,
@@ -236,6 +238,9 @@ def test_what_a_linear_sde_cannot_do_is_refused_with_what_it_can() -> None:
     model = exact("matrix")
     with pytest.raises(ConfigError, match="leave out kernels="):
         sample(model, 2, solver="ancestral", kernels=[Langevin()])
+    for solver in (Picard("ddim"), ProbabilityFlow()):
+        with pytest.raises((ConfigError, DTypeError), match="build_blocks"):
+            sample(model, 2, solver=solver)
     with pytest.raises(ConfigError, match="linear_elbo"):
         log_likelihood(model, torch.zeros(2, 3))
     with pytest.raises(ConfigError, match="no other SDE has the same ratios"):
