@@ -11,7 +11,6 @@ import base64
 import contextlib
 import json
 import math
-import threading
 import webbrowser
 from dataclasses import dataclass
 from functools import cached_property
@@ -98,7 +97,7 @@ class Served:
     """A model for the page: what it says of itself, and its data predictions."""
 
     def __init__(self, run: RunFolder, label: str | None = None) -> None:
-        self.run, self.label, self.lock = run, label, threading.Lock()
+        self.run, self.label = run, label
         run.make_labels(1, label)  # an unknown class is refused before anything is served
         if run.features:
             raise ConfigError(
@@ -163,7 +162,7 @@ class Served:
         x = (scale * values).reshape(-1, *event).to(place.device, place.dtype)
         cond = self.run.make_labels(len(x), self.label)
         told = None if cond is None else {name: value.to(place.device) for name, value in cond.items()}
-        with self.lock, torch.no_grad():
+        with torch.no_grad():
             found: Tensor = model(x, float(point.t), cond=told).data
         return found.double().cpu().flatten()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import re
@@ -43,6 +44,15 @@ def test_the_page_is_written_with_a_model_in_it(
     assert len(document["network"]["points"]) > 1000
 
 
+def test_a_name_cannot_end_the_element_that_holds_it(runs: Folders) -> None:
+    run = dataclasses.replace(open_run(runs[0], torch.device("cpu")), folder=Path("a<script>b<!--"))
+    page = make_page(Served(run))
+    document = told(page)
+    assert isinstance(document, dict)
+    assert document["name"] == "a<script>b<!--"
+    assert page.count("<!--") == make_page().count("<!--")
+
+
 def test_what_it_cannot_do_is_said(runs: Folders, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     digits = str(runs[2])
     assert "the page holds an MLP" in refused(capsys, ["explore", "--checkpoint", digits, "--out", "x.html"])
@@ -71,6 +81,10 @@ def test_a_model_is_asked_at_its_own_point_of_the_same_log_snr(runs: Folders, in
         torch.testing.assert_close(found.float(), expected, rtol=1e-4, atol=1e-4)
     last = sde.at(torch.tensor(sde.t_max, dtype=torch.float64))
     ends = [served.predict(x * float(last.r), float(last.alpha), float(last.sigma)), served.predict(x, 0.0, 1.0)]
+    torch.testing.assert_close(ends[1], ends[0], rtol=1e-4, atol=1e-4)
+    first = sde.at(torch.tensor(sde.t_min, dtype=torch.float64))
+    share = float(first.sigma / first.alpha)
+    ends = [served.predict(x * math.hypot(1.0, s), 1.0, s) for s in (share, 1e-3 * share)]
     torch.testing.assert_close(ends[1], ends[0], rtol=1e-4, atol=1e-4)
 
 

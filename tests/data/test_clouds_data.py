@@ -132,5 +132,12 @@ def test_a_seed_names_the_clouds_and_bad_arguments_are_refused() -> None:
         molecules(2, names=["watre"])
     with pytest.raises(DTypeError, match=r"names must be a list of kinds, e\.g\. \['water', 'methane'\], got 'water'"):
         molecules(2, names="water")
+    with pytest.raises(DomainError, match=r"kinds must lie in \[0, 4\), the numbers of"):
+        bonded(torch.zeros(1, 2, 3), torch.tensor([[0, 9]]))
+    with pytest.raises(DTypeError, match="kinds must be a tensor of integers"):
+        bonded(torch.zeros(1, 2, 3), [[0, 0]])
+    hot = lennard_jones(4, 3, temperature=2.0, sweeps=3)  # as hot as its ladder's hottest: it has one rung
+    assert hot.shape == (4, 3, 3)
+    assert bool(torch.isfinite(hot).all())
     with pytest.raises(ShapeError, match="kinds must be one for each of places"):
         bonded(torch.zeros(2, 4, 3), torch.zeros(2, 3, dtype=torch.long))

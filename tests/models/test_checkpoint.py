@@ -17,6 +17,7 @@ from torch import nn
 from scoresde import (
     VPSDE,
     CheckpointError,
+    ConfigError,
     ScoreModel,
 )
 from scoresde.models import checkpoint as format_
@@ -155,6 +156,13 @@ def test_saving_again_leaves_one_whole_checkpoint_and_no_other_file(tmp_path: Pa
     before = files(tmp_path / "m")
     small(2).save(tmp_path / "m")
     assert files(tmp_path / "m") == before
+
+
+def test_what_is_put_into_a_checkpoint_afterwards_is_held_to_its_schema(saved: Path) -> None:
+    before = files(saved)
+    with pytest.raises(ConfigError, match="a checkpoint cannot hold that"):
+        format_.amend(saved, {"calibration": {"levels": [1.0]}})
+    assert files(saved) == before
 
 
 def test_a_folder_with_other_files_is_refused_and_unchanged(tmp_path: Path) -> None:

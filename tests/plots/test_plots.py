@@ -111,6 +111,12 @@ def test_image_grid_is_nearly_square_by_default_and_keeps_pixels_square() -> Non
     assert 0 < box.x0 < box.x1 < 1
 
 
+def test_the_letters_of_a_text_are_labels() -> None:
+    one, other = (plots.image_grid(images(4, 1, 4, 4), row_labels=given) for given in ("01", ["0", "1"]))
+    assert [text.get_text() for text in one.axes[0].texts] == [text.get_text() for text in other.axes[0].texts]
+    assert [label.get_text() for label in one.axes[0].get_yticklabels()] == ["0", "1"]
+
+
 def test_row_labels_fit_into_the_figure() -> None:
     figure = plots.image_grid(images(4, 1, 4, 4), row_labels=["a", "a sampler with a long name, 1000 evaluations"])
     figure.draw_without_rendering()

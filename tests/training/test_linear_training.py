@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from linear_cases import SDES, draw, exact, moments
 from torch import Tensor
 
 from scoresde import (
+    SDE,
     VPSDE,
     ConfigError,
     Cosine,
@@ -23,6 +25,7 @@ from scoresde import (
     LinearSDE,
     MatrixSDE,
     ScoreModel,
+    SDEModel,
     ShapeError,
     ZeroVelocity,
     continuous_elbo,
@@ -239,3 +242,30 @@ def test_bad_linear_models_are_refused() -> None:
         LinearMixtureModel(sde=sde, weights=torch.ones(1), means=torch.zeros(1, 2), covariances=torch.eye(3))
     with pytest.raises(ConfigError, match="no weights to save"):
         exact("rates").save("nowhere")
+
+
+class Well(SDE):
+    """The double well."""
+
+    def drift(self, x: Tensor, t: object) -> Tensor:
+        return x - x**3
+
+    def diffusion(self, t: Tensor) -> Tensor:
+        return torch.full_like(t, 0.7)
+
+
+def test_only_a_scalar_diffusion_is_calibrated_where_that_is_cheap(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.import_module("scoresde.training.fit"), "COST", 0)
+    monkeypatch.setattr(importlib.import_module("scoresde.sampling.tuning.calibrate"), "RUNGS", (3,))
+    x = normal((40, 2), stream(8))
+
+    def net() -> nn.MLP:
+        return nn.MLP(2, width=4, depth=1)
+
+    for model, calibrated in (
+        (ScoreModel(net(), VPSDE()), True),
+        (LinearModel(net(), GroupedSDE.with_rates((1.0, 2.0))), False),
+        (SDEModel(net(), Well()), False),
+    ):
+        result = fit(model, x, steps=2, batch_size=8, progress=False)
+        assert (result.model.calibration is not None) == calibrated

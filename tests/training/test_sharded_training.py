@@ -116,9 +116,11 @@ try:
         options = ["--data", "moons", "--steps", "4", "--batch-size", "8", "--threads", "1"]
         assert main(["train", *options, "--shard", "first,second", "--out", "run"]) == 0
         assert main(["train", *options, "--shard", "first", "--watch", "--out", "no"]) == 2
-        for optimizer, rule in ((torch.optim.Adafactor, "Linear"), (None, "Attention")):
+        for one, optimizer, rule in (
+            (odd(), torch.optim.Adafactor, "Linear"), (odd(), None, "Attention"), (scheduled(), None, "Linear")
+        ):
             try:
-                fit(odd(), DATA, world=world, shard=rule, optimizer=optimizer, **{**OPTIONS, "held_out": None})
+                fit(one, DATA, world=world, shard=rule, optimizer=optimizer, **{**OPTIONS, "held_out": None})
             except ConfigError as error:
                 print("refused:", error)
 
@@ -152,9 +154,7 @@ def outcome(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[tuple[
     fit(odd(), DATA, folder=folder / "one", **OPTIONS)
     with pytest.raises(KeyError):
         fit(odd(), DATA, folder=folder / "later", **{**OPTIONS, "progress": stop})
-    ended = run(["-c", PROGRAM], folder)
-    assert [code for code, _, _ in ended] == [3, -9], ended
-    return folder, ended
+    return folder, run(["-c", PROGRAM], folder)
 
 
 def same(one: Path, other: Path) -> None:
@@ -176,7 +176,8 @@ def test_two_sharded_processes_make_the_steps_of_one(
     outcome: tuple[Path, list[tuple[int, str, str]]], tmp_path: Path
 ) -> None:
     """Also in parts, with an uncertainty that stays whole, several averages, and an optimiser of one's own."""
-    folder, _ = outcome
+    folder, ended = outcome
+    assert [code for code, _, _ in ended] == [3, -9], ended
     same(folder / "one", folder / "two")
     fit(odd(), DATA, folder=tmp_path / "many", **MANY)
     same(tmp_path / "many", folder / "many")
@@ -234,6 +235,7 @@ def test_a_process_killed_in_a_save_ends_the_job_and_leaves_the_checkpoint(
     refused = [line for line in out.splitlines() if line.startswith("refused:")]
     assert "Adafactor does not take sharded parameters" in refused[0]
     assert "shard='Attention' names no part of MLP" in refused[1]
+    assert "a LearnedSchedule is not trained under shard=" in refused[2]
 
 
 @pytest.fixture
