@@ -215,8 +215,9 @@ def bonded(places: Tensor, kinds: Tensor) -> Tensor:
     known = kinds.long()
     if kinds.numel() and not bool(((known >= 0) & (known < len(ELEMENTS))).all()):
         raise DomainError(f"kinds must lie in [0, {len(ELEMENTS)}), the numbers of {ELEMENTS}")
-    radii = torch.tensor([RADII[e] for e in ELEMENTS], dtype=places.dtype, device=places.device)[known]
-    near = torch.cdist(places, places) < REACH * (radii[..., :, None] + radii[..., None, :])
+    wide = places.to(torch.promote_types(places.dtype, torch.float32))  # half types have no distances everywhere
+    radii = torch.tensor([RADII[e] for e in ELEMENTS], dtype=wide.dtype, device=places.device)[known]
+    near = torch.cdist(wide, wide) < REACH * (radii[..., :, None] + radii[..., None, :])
     return near & ~torch.eye(kinds.shape[-1], dtype=torch.bool, device=places.device)
 
 

@@ -41,12 +41,20 @@ from scoresde.models.score_model import ScoreModel
 from scoresde.noise import normal, uniform
 from scoresde.ops import chunks, expand, flat, working_dtype
 
-__all__ = ["EmpiricalModel", "ExactModel", "GaussianMixtureModel", "GaussianModel"]
+__all__ = ["EmpiricalModel", "ExactModel", "GaussianMixtureModel", "GaussianModel", "vectors"]
 
 
 NARROW = 8  # coordinates up to which a product in float64 costs less than the exponentials beside it
 LEAST = -80.0  # a smaller logarithm of a share counts as this: its exponential is subnormal, which is slow
 TABLE = 1 << 18  # entries of samples x components that are held at once
+
+
+def vectors(x: Tensor, size: int) -> Tensor:
+    """Return x (B, *) as (B, D) for a law of D numbers; ShapeError where its samples have another number of them."""
+    rows = flat(x)
+    if rows.shape[1] != size:
+        raise ShapeError(f"x must have samples of {size} numbers, as the model's data have, got shape {tuple(x.shape)}")
+    return rows
 
 
 def _curves(log_snr: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -67,7 +75,7 @@ class _GaussianNet(nn.Module):
         alpha, sigma = _curves(log_snr, x)
         m, c = (part.to(alpha).reshape(-1) for part in (self.moments.mean, self.moments.variance))
         basis = None if self.moments.basis is None else self.moments.basis.to(alpha)
-        centred = flat(x).to(alpha) - alpha * m
+        centred = vectors(x, len(m)).to(alpha) - alpha * m
         # alpha noise - sigma data, less the mean's part: alpha sigma (1 - c)/total times the deviation.
         factor = alpha * sigma * (1 - c) / (alpha.square() * c + sigma.square())
         part = factor * centred if basis is None else (factor * (centred @ basis)) @ basis.T
@@ -166,7 +174,7 @@ class _MixtureNet(nn.Module):
         alpha, sigma = _curves(log_snr, x)
         variance = torch.addcmul(sigma.square(), alpha.square(), self.square.to(alpha))  # 1 or B by 1 or K
         centre = self.centre.to(alpha)
-        centred = torch.addcmul(flat(x).to(alpha), alpha, -centre)
+        centred = torch.addcmul(vectors(x, len(centre)).to(alpha), alpha, -centre)
         logits = self.logits(centred, alpha, variance)
         # Less the largest, since a large number has few digits in the type of x.
         below = logits.sub_(logits.detach().amax(1, keepdim=True)).to(x.dtype)
@@ -248,7 +256,7 @@ class GaussianMixtureModel(ExactModel):
         assert isinstance(net, _MixtureNet)
         alpha = torch.full((1, 1), a, dtype=working_dtype(x.device), device=x.device)
         variance = a**2 * net.square.to(alpha) + s**2
-        centred = flat(x).to(alpha) - alpha * net.centre.to(alpha)
+        centred = vectors(x, len(net.centre)).to(alpha) - alpha * net.centre.to(alpha)
         total = torch.logsumexp(net.logits(centred, alpha, variance[None]), 1)
         total = total - 0.5 * centred.shape[1] * math.log(2 * math.pi)
         if len(variance) == 1:
@@ -271,7 +279,7 @@ class _EmpiricalNet(nn.Module):
     def forward(self, x: Tensor, log_snr: Tensor) -> Tensor:
         alpha, sigma = _curves(log_snr, x)
         centre = self.centre.to(alpha)
-        centred = flat(x).to(alpha) - alpha * centre
+        centred = vectors(x, len(centre)).to(alpha) - alpha * centre
         wide = alpha.dtype if centred.shape[1] <= NARROW else x.dtype
         scaled, factor = (alpha / sigma.square() * centred).to(wide), (alpha / sigma).square().to(wide)
         shared = (0.5 / sigma.square() * centred.square().sum(1, keepdim=True)).to(wide)

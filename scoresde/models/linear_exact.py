@@ -21,6 +21,7 @@ from scoresde.diffusions.gaussian import Moments
 from scoresde.diffusions.linear import LinearSDE
 from scoresde.diffusions.matrix import MatrixSDE
 from scoresde.errors import ConfigError, DomainError, ShapeError, check_floating, check_numbers, check_samples
+from scoresde.models.exact import vectors
 from scoresde.models.linear_model import LinearModel
 from scoresde.models.parameterization import literal_parameterization
 from scoresde.noise import normal, uniform
@@ -47,7 +48,7 @@ class _MixtureNet(nn.Module):
         lower = torch.linalg.cholesky(mean[:, None] @ across + noise[:, None])
         centres = (mean[:, None] @ self.means[..., None])[..., 0]
         across, lower, centres = (part[where].to(x.device) for part in (across, lower, centres))
-        off = flat(x).double()[:, None] - centres
+        off = vectors(x, centres.shape[-1]).double()[:, None] - centres
         solved = torch.cholesky_solve(off[..., None], lower)[..., 0]
         log_det = torch.diagonal(lower, dim1=-2, dim2=-1).log().sum(-1)
         logits = self.weights.log().to(x.device) - 0.5 * (off * solved).sum(-1) - log_det

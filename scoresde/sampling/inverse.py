@@ -37,6 +37,7 @@ from scoresde.errors import (
     ConfigError,
     DTypeError,
     check_flag,
+    check_instance,
     check_integer,
     check_samples,
     keep_integer,
@@ -310,6 +311,7 @@ def sample_posterior(
         )
     if solver is not None:
         raise ConfigError(f"{type(chosen).__name__} has a solver of its own; pass it there, or leave solver= out")
+    check_instance(y, Tensor, "y", "the measurement")
     # The operator is checked as for any method that takes all of them.
     checked = posterior(known, operator, y, noise_std=noise_std, method="mmps", event=event)
     problem = Problem(known, checked.measured, _flat_measurement(checked), count, budget, told, seed, progress)

@@ -136,6 +136,8 @@ def test_a_seed_names_the_clouds_and_bad_arguments_are_refused() -> None:
         bonded(torch.zeros(1, 2, 3), torch.tensor([[0, 9]]))
     with pytest.raises(DTypeError, match="kinds must be a tensor of integers"):
         bonded(torch.zeros(1, 2, 3), [[0, 0]])
+    for dtype in (torch.float16, torch.bfloat16):
+        assert bool(bonded(torch.tensor([[[0.0, 0, 0], [0, 0, 1.0]]], dtype=dtype), torch.tensor([[0, 1]]))[0, 0, 1])
     hot = lennard_jones(4, 3, temperature=2.0, sweeps=3)  # as hot as its ladder's hottest: it has one rung
     assert hot.shape == (4, 3, 3)
     assert bool(torch.isfinite(hot).all())

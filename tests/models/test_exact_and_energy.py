@@ -5,7 +5,17 @@ from __future__ import annotations
 import pytest
 import torch
 
-from scoresde import VESDE, VPSDE, DomainError, GaussianMixtureModel, GaussianModel, ScoreModel, ShapeError, sample
+from scoresde import (
+    VESDE,
+    VPSDE,
+    DomainError,
+    GaussianMixtureModel,
+    GaussianModel,
+    ScoreModel,
+    ShapeError,
+    denoising_score_matching,
+    sample,
+)
 from scoresde.models.energy import EnergyModel
 from scoresde.models.exact import EmpiricalModel
 from scoresde.noise import normal, stream
@@ -85,3 +95,18 @@ def test_energy_trains_and_samples_under_no_grad():
 def test_energy_must_be_one_number_a_sample():
     with pytest.raises(ShapeError, match="one number a sample"):
         EnergyModel(lambda x, c: x, VPSDE())(X[:, 0], 0.5)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        GaussianModel(sde=VPSDE(), mean=torch.zeros(2), covariance=torch.eye(2)),
+        GaussianMixtureModel(sde=VPSDE(), weights=torch.ones(1), means=torch.zeros(1, 2), std=1.0),
+        EmpiricalModel(sde=VPSDE(), data=torch.zeros(3, 2)),
+    ],
+    ids=lambda model: type(model).__name__,
+)
+def test_samples_of_another_size_are_named(model: ScoreModel) -> None:
+    for use in (model, lambda x, t: denoising_score_matching(model, x, t=t, generator=stream(0))):
+        with pytest.raises(ShapeError, match=r"x must have samples of 2 numbers, .* got shape \(5, 3\)"):
+            use(torch.zeros(5, 3), 0.5)

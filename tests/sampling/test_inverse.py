@@ -14,6 +14,7 @@ from scoresde import (
     VPSDE,
     Affine,
     ConfigError,
+    DTypeError,
     GaussianMixtureModel,
     GaussianModel,
     GaussianSDE,
@@ -211,3 +212,9 @@ def test_what_does_not_suit_is_refused(name: str) -> None:
     call, words = FAULTS[name]
     with pytest.raises(ConfigError, match=words):
         call()
+
+
+def test_a_method_of_its_own_needs_a_measurement() -> None:
+    model = GaussianModel(sde=VPSDE(), mean=torch.zeros(2), covariance=torch.eye(2))
+    with pytest.raises(DTypeError, match="y must be"):
+        sample_posterior(model, torch.ones(1, 2), None, noise_std=1.0, n=1, steps=1, seed=0, method=SplitGibbs())

@@ -25,7 +25,8 @@ networks: Cases = lines(
     ),
     said("x = ", st.one_of(PICTURES, SERIES, CLOUDS)),
     one_of(
-        "out = ScoreModel(network, VPSDE(), predicts='data')(x, 0.5).data",
+        # A call says what its network does; samplers, bounds and trainers look.
+        "out = ScoreModel(network, VPSDE(), predicts='data')(x, 0.5).data.nan_to_num()",
         "out = sample(ScoreModel(network, VPSDE(), predicts='data'), x_init=x, solver='ddim', steps=2)",
         "out = nn.count(network, x.shape[1:])",
         "out = log_likelihood(ScoreModel(network, VPSDE(), predicts='v'), x, solver='heun', steps=1, probes=1).values",
