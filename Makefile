@@ -79,11 +79,12 @@ explorer/node_modules/.ready: explorer/package.json explorer/package-lock.json
 	cd explorer && npm ci --no-fund --no-audit
 	@touch $@
 
-# The build backend is pinned and installed first, so that the editable install builds without isolation, from the pins.
+# The build backends are pinned and installed first: the editable install, and nflows, which has no wheel, build without
+# isolation, from the pins.
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "scoresde needs Python >= 3.11, got %d.%d; choose another with make PYTHON=/path/to/python" % sys.version_info[:2])'
 	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV)
-	$(PIP) install -c constraints.txt hatchling editables
+	$(PIP) install -c constraints.txt hatchling editables setuptools
 	$(PIP) install --no-build-isolation -c constraints.txt -e '.[all,dev]'
 	@touch $@
 
