@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import os
 import re
 import sys
 from collections.abc import Mapping
@@ -23,10 +24,18 @@ project, author = "scoresde", "The scoresde developers"
 copyright = f"2026, {author}"
 version = release = scoresde.__version__
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode", "sphinx_design"]
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode", "sphinx_design"]
 myst_enable_extensions = ["colon_fence", "dollarmath"]
 myst_heading_anchors = 4
 exclude_patterns = ["_build"]
+# Pages that name a kernel in their first lines are run, and kept by what their cells say; an error ends the build.
+nb_execution_mode = "cache"
+nb_execution_cache_path = str(HERE.parent / "build" / "cells")
+nb_execution_timeout = 180
+nb_execution_raise_on_error = True
+nb_merge_streams = True
+# What the kernels inherit: no progress bars, nor the remark that they could be prettier; one thread, as in the tests.
+os.environ |= {"TQDM_DISABLE": "1", "PYTHONWARNINGS": "ignore:IProgress not found", "OMP_NUM_THREADS": "1"}
 html_theme = "furo"
 html_title = f"scoresde {version}"
 html_extra_path = ["../scoresde/cli/explorer.html"]

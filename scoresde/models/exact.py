@@ -75,7 +75,8 @@ class _GaussianNet(nn.Module):
         alpha, sigma = _curves(log_snr, x)
         m, c = (part.to(alpha).reshape(-1) for part in (self.moments.mean, self.moments.variance))
         basis = None if self.moments.basis is None else self.moments.basis.to(alpha)
-        centred = vectors(x, len(m)).to(alpha) - alpha * m
+        rows = vectors(x, len(m)) if self.moments.mean.ndim else flat(x)  # the law of a number serves each coordinate
+        centred = rows.to(alpha) - alpha * m
         # alpha noise - sigma data, less the mean's part: alpha sigma (1 - c)/total times the deviation.
         factor = alpha * sigma * (1 - c) / (alpha.square() * c + sigma.square())
         part = factor * centred if basis is None else (factor * (centred @ basis)) @ basis.T
@@ -101,7 +102,7 @@ class GaussianModel(ExactModel):
 
     Args:
         sde: any Gaussian diffusion.
-        mean: shape ``event``.
+        mean: shape ``event``; a law of one number, (), serves samples of any shape, coordinate by coordinate.
         covariance: shape () or ``event`` (variances), or (D, D).
 
     Raises:
