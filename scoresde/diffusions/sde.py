@@ -40,6 +40,7 @@ import torch
 from torch import Tensor
 
 from scoresde.diffusions.curves import CURVES, ROOM, check_domain, curve, in_float64, inside, read_times, unchecked
+from scoresde.diffusions.fields import drift_of, noise_of
 from scoresde.diffusions.gaussian import Gaussian, Moments
 from scoresde.diffusions.point import Pair, Point
 from scoresde.errors import (
@@ -192,7 +193,10 @@ class SDE(ABC):
 
         Coordinate i of x is driven by g_i times a Wiener process of its own.
         """
-        return expand(self.diffusion(t), x)
+        g = self.diffusion(t)
+        if not isinstance(g, Tensor):
+            raise ShapeError(f"diffusion must return a tensor of t's shape, got {show(g)}; take {show(g)} + 0 * t")
+        return expand(g, x)
 
     def diffusion_divergence(self, x: Tensor, t: Tensor | float) -> Tensor:
         """Return d g_i^2/dx_i, of x's shape: by automatic differentiation unless a class knows better.
@@ -204,7 +208,7 @@ class SDE(ABC):
             return torch.zeros_like(x)
         wanted = torch.is_grad_enabled() and (x.requires_grad or self.diffusion_at(x, t).requires_grad)
         with torch.set_grad_enabled(wanted):  # else a graph that nobody asked for would grow with a path
-            return jacobian_diagonal(lambda y: self.diffusion_at(y, t).square().expand_as(y), x)
+            return jacobian_diagonal(lambda y: noise_of(self, y, t).square(), x)
 
     @property
     def is_additive(self) -> bool:
@@ -498,12 +502,13 @@ class ReverseSDE(SDE):
         score = out if isinstance(out, Tensor) else out.score
         if score.shape != x.shape:
             raise SolverError(f"the score must have the shape {tuple(x.shape)} of x, got {tuple(score.shape)}")
+        drift = drift_of(self.forward, x, time)
         if not self.is_additive:
-            pull = self.forward.diffusion_at(x, time).square() * score + self.forward.diffusion_divergence(x, time)
-            return (self.forward.drift(x, time) - 0.5 * (1 + self.eta**2) * pull).to(dtype)
+            pull = noise_of(self.forward, x, time).square() * score + self.forward.diffusion_divergence(x, time)
+            return (drift - 0.5 * (1 + self.eta**2) * pull).to(dtype)
         g = self.forward.diffusion(time)
         on_score = -0.5 * (1 + self.eta**2) * g.square()
-        return combine((torch.ones_like(g), self.forward.drift(x, time)), (on_score, score)).to(dtype)
+        return combine((torch.ones_like(g), drift), (on_score, score)).to(dtype)
 
     def diffusion(self, t: Tensor | float) -> Tensor:
         """Return eta g(t)."""

@@ -40,6 +40,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from scoresde.diffusions.fields import drift_of
 from scoresde.diffusions.sde import SDE, ReverseSDE
 from scoresde.errors import (
     DomainError,
@@ -160,10 +161,7 @@ def _action(sde: SDE, path: Tensor, knots: Tensor, rule: Rule) -> Tensor:
     every, times = x.reshape(-1, *x.shape[2:]), at.repeat_interleave(x.shape[1])
 
     def drift(states: Tensor) -> Tensor:
-        found = sde.drift(states, times)
-        if found.shape != states.shape:
-            raise ShapeError(f"drift must have x's shape {tuple(states.shape)}, got {tuple(found.shape)}")
-        return found
+        return drift_of(sde, states, times)
 
     work = working_dtype(path.device)
     step, spread = (c.to(path.device, work)[:, None] for c in (step, spread))

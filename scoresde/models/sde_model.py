@@ -33,6 +33,7 @@ from typing import Literal, Self, get_args
 import torch
 from torch import Tensor
 
+from scoresde.diffusions.fields import drift_of, noise_of
 from scoresde.diffusions.gaussian import Gaussian, Moments
 from scoresde.diffusions.sde import SDE, GaussianSDE
 from scoresde.errors import (
@@ -73,16 +74,14 @@ def graded_times(sde: SDE, steps: int, offset: float = 0.0) -> Tensor:
 
 def euler_step(sde: SDE, x: Tensor, t: Tensor, h: float, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return h f + sqrt(h) g z, f and g at (x, t), each of x's shape (B, *)."""
-    f, g = sde.drift(x, t), sde.diffusion_at(x, t).expand_as(x)
-    if f.shape != x.shape:
-        raise ShapeError(f"drift must have x's shape {tuple(x.shape)}, got {tuple(f.shape)}")
+    f, g = drift_of(sde, x, t), noise_of(sde, x, t)
     return h * f + math.sqrt(h) * g * z, f, g
 
 
 def equilibrium_score(sde: SDE, x: Tensor, t: Tensor) -> Tensor:
     """Return (2 f_i - d_i g_i^2)/g_i^2, of x's shape (B, *); t has shape () or (B,)."""
-    square = sde.diffusion_at(x, t).square().expand_as(x)
-    return (2 * sde.drift(x, t) - sde.diffusion_divergence(x, t)) / square
+    square = noise_of(sde, x, t).square()
+    return (2 * drift_of(sde, x, t) - sde.diffusion_divergence(x, t)) / square
 
 
 @dataclass(frozen=True, eq=False)
@@ -173,7 +172,7 @@ class SDEModel(ScoredSDE):
         time = self.sde.check_time(t, check_floating(x))
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
         tau = self.elapsed(time)
-        unit = self.sde.diffusion_at(wide, time) * expand(tau.sqrt(), wide)
+        unit = noise_of(self.sde, wide, time) * expand(tau.sqrt(), wide)
         score = self.outputs(wide, tau, cond) / unit
         return (score if self.baseline == "none" else score + equilibrium_score(self.sde, wide, time)).to(x.dtype)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -10,9 +11,11 @@ from helpers import slope
 from noisy import F64, GROWTH, UNEVEN, Coupled, SquareRoot
 from torch import Tensor
 
-from scoresde import SDE, ConfigError, DTypeError, evolve_density
+from scoresde import SDE, ConfigError, DTypeError, SDEModel, ShapeError, evolve_density
+from scoresde.nn import MLP
 from scoresde.noise import TapeNoise, normal, stream
 from scoresde.sampling import bridge
+from scoresde.training.losses.simulated import SimulatedLoss
 
 BOX = [(0.05, 16.0, 800)]
 
@@ -106,3 +109,35 @@ def test_noise_that_is_not_written_or_no_function_of_time_is_refused() -> None:
         Silent()
     with pytest.raises(ConfigError, match=r"Growth is no function of t alone; ask diffusion_at\(x, t\)"):
         GROWTH.diffusion(0.5)
+
+
+@pytest.mark.parametrize(
+    ("drift", "noise", "match"),
+    [
+        (lambda x, t: 0, lambda x, t: 0.5 + 0 * x, r"drift must have x's shape \(4, 2\), got 0, which is no tensor"),
+        (lambda x, t: x[:, 0], lambda x, t: 0.5 + 0 * x, r"drift must have x's shape \(4, 2\), got shape \(4,\)"),
+        (lambda x, t: -x, lambda x, t: 0.5, "diffusion_at must have a shape that broadcasts .* got 0.5, which is no"),
+        (lambda x, t: -x, lambda x, t: torch.ones(3), r"broadcasts to x's \(4, 2\), got shape \(3,\)"),
+    ],
+)
+def test_a_drift_or_a_noise_of_another_kind_is_named_wherever_it_is_used(
+    drift: Callable, noise: Callable, match: str
+) -> None:
+    own = {"drift": lambda self, x, t: drift(x, t), "diffusion_at": lambda self, x, t: noise(x, t)}
+    sde = type("Own", (SDE,), own)()
+    x = normal((4, 2), stream(0, "x"))
+    uses = [
+        lambda: SimulatedLoss(steps=3)(SDEModel(MLP(2), sde), x, stream(0)),
+        lambda: SDEModel(MLP(2), sde)(x, 0.5),
+        lambda: bridge.simulate(sde, x, torch.tensor([0.1, 0.2]), method="euler", noise=TapeNoise([x, x])),
+        lambda: sde.reverse(lambda x, t: -x).drift(x, 0.5),
+    ]
+    for use in uses:
+        with pytest.raises(ShapeError, match=match):
+            use()
+
+
+def test_a_diffusion_that_is_a_number_is_told_how_to_be_a_tensor() -> None:
+    sde = type("Own", (SDE,), {"drift": lambda self, x, t: -x, "diffusion": lambda self, t: 0.5})()
+    with pytest.raises(ShapeError, match=r"diffusion must return a tensor of t's shape, got 0.5; take 0.5 \+ 0 \* t"):
+        sde.diffusion_at(torch.zeros(4, 2), 0.5)

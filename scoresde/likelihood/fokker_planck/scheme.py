@@ -40,8 +40,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from scoresde.diffusions.fields import drift_of, noise_of
 from scoresde.diffusions.sde import SDE
-from scoresde.errors import DomainError, ShapeError
+from scoresde.errors import DomainError
 
 __all__ = ["Array", "Scheme", "points"]
 
@@ -87,17 +88,15 @@ class Scheme:
         """Return the weights of the fluxes through the axis's faces."""
         time = torch.tensor(t, dtype=torch.float64, device="cpu")
         x, h, shape = self.faces[axis], self.widths[axis], [len(c) - (k == axis) for k, c in enumerate(self.centres)]
-        drift = self.sde.drift(x, time)
-        if drift.shape != x.shape:
-            raise ShapeError(f"drift must have x's shape {tuple(x.shape)}, got {tuple(drift.shape)}")
+        drift = drift_of(self.sde, x, time)
 
         def on_lines(values: Tensor) -> Array:
             """Return the axis's part of values at the faces, line by line, (lines, N - 1)."""
-            part = values.expand_as(x)[:, axis].detach().double().numpy().reshape(shape)
+            part = values[:, axis].detach().double().numpy().reshape(shape)
             lines: Array = np.moveaxis(part, axis, -1).reshape(-1, shape[axis])
             return lines
 
-        g, field = on_lines(self.sde.diffusion_at(x, time)), on_lines(drift)
+        g, field = on_lines(noise_of(self.sde, x, time)), on_lines(drift)
         good = np.isfinite(g)
         if not (good.all() and np.isfinite(field).all()):
             what = "the drift is not finite in the box" if good.all() else f"the diffusion is {g[~good][0]}"

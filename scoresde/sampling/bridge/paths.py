@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from scoresde.diffusions.fields import drift_of, noise_of
 from scoresde.diffusions.sde import SDE, GaussianSDE, ReverseSDE
 from scoresde.errors import (
     ConfigError,
@@ -266,7 +267,7 @@ class _Equation:
             if at == time and had_graph == graph and (state is y or (not graph and torch.equal(state, y))):
                 return value
         self.calls += 1
-        value = self.sign * self.sde.drift(y.reshape(self.shape), self.sign * time).reshape(y.shape)
+        value = self.sign * drift_of(self.sde, y.reshape(self.shape), self.sign * time).reshape(y.shape)
         self.known = [*self.known[-2:], (time, graph, y, value)]
         return value
 
@@ -277,7 +278,7 @@ class _Equation:
 
     def g(self, s: Tensor, y: Tensor) -> Tensor:
         """Return the diffusion, of y's shape."""
-        return self.sde.diffusion_at(y.reshape(self.shape), self.sign * float(s)).expand(self.shape).reshape(y.shape)
+        return noise_of(self.sde, y.reshape(self.shape), self.sign * float(s)).reshape(y.shape)
 
 
 class _Increment:
