@@ -23,7 +23,7 @@ from scoresde.diffusions.matrix import MatrixSDE
 from scoresde.diffusions.sde import SDE, GaussianSDE, ReverseSDE
 from scoresde.diffusions.tabulated import TabulatedSDE
 from scoresde.diffusions.vp import VPSDE, SubVPSDE
-from scoresde.errors import (
+from scoresde.errors.kinds import (
     CheckpointError,
     ConfigError,
     DataError,

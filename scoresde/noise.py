@@ -34,17 +34,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scoresde.errors import (
-    ConfigError,
-    DomainError,
-    DTypeError,
-    ShapeError,
-    check_floating,
-    check_samples,
-    keep_integer,
-    read_integer,
-    show,
-)
+from scoresde.errors.kinds import ConfigError, DomainError, DTypeError, ShapeError, read_integer, show
+from scoresde.errors.tensors import check_floating, check_samples
+from scoresde.errors.values import keep_integer
 
 __all__ = [
     "GeneratorNoise",

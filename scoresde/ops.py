@@ -17,7 +17,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from scoresde.errors import PART, ConfigError, DTypeError, ShapeError, check_finite, check_floating, check_values
+from scoresde.errors.kinds import ConfigError, DTypeError, ShapeError
+from scoresde.errors.tensors import PART, check_finite, check_floating, check_values
 
 __all__ = [
     "Array",

@@ -29,23 +29,10 @@ from torch import Tensor
 from scoresde.diffusions.point import Pair, Point
 from scoresde.diffusions.sde import GaussianSDE, posterior_weights, transition_weights
 from scoresde.diffusions.tabulated import TabulatedSDE
-from scoresde.errors import (
-    ConfigError,
-    DomainError,
-    DTypeError,
-    ShapeError,
-    check_choice,
-    check_dense,
-    check_device,
-    check_flag,
-    check_floating,
-    check_integer,
-    check_number,
-    check_numbers,
-    check_values,
-    read_integer,
-    show,
-)
+from scoresde.errors.kinds import ConfigError, DomainError, DTypeError, ShapeError, read_integer, show
+from scoresde.errors.names import check_choice
+from scoresde.errors.tensors import check_dense, check_device, check_floating, check_numbers, check_values
+from scoresde.errors.values import check_flag, check_integer, check_number
 from scoresde.ops import accept_arrays, combine, expand
 from scoresde.solvers.ancestral import DDIM, VARIANCES, Ancestral, Variance
 from scoresde.solvers.langevin import AnnealedLangevin

@@ -21,7 +21,9 @@ from torch import Tensor
 
 from scoresde.chains.base import Chain, rule_times
 from scoresde.diffusions.sde import GaussianSDE
-from scoresde.errors import ConfigError, DomainError, ShapeError, check_integer, check_number, check_numbers
+from scoresde.errors.kinds import ConfigError, DomainError, ShapeError
+from scoresde.errors.tensors import check_numbers
+from scoresde.errors.values import check_integer, check_number
 
 __all__ = ["SMLD"]
 

@@ -22,7 +22,8 @@ from dataclasses import MISSING, fields
 from typing import TYPE_CHECKING, TextIO
 
 from scoresde.cli.config import read_settings
-from scoresde.errors import ConfigError, ScoreSDEError, TrainingWarning, UnstableSamplerWarning, unknown
+from scoresde.errors.kinds import ConfigError, ScoreSDEError, TrainingWarning, UnstableSamplerWarning
+from scoresde.errors.names import unknown
 from scoresde.sampling.processes import World, world
 
 if TYPE_CHECKING:

@@ -30,7 +30,8 @@ from scoresde.cli.presets import DATA
 from scoresde.cli.run_folder import RunFolder, check_folder, open_run, write_json
 from scoresde.cli.threads import choose_threads, use_threads
 from scoresde.cli.yardsticks import Yardstick, make_yardstick
-from scoresde.errors import ConfigError, check_integer
+from scoresde.errors.kinds import ConfigError
+from scoresde.errors.values import check_integer
 from scoresde.metrics.floors import Comparison
 from scoresde.models.score_model import ScoreModel
 from scoresde.noise import check_seed

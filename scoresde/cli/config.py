@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from scoresde.errors import ConfigError, ScoreSDEError
+from scoresde.errors.kinds import ConfigError, ScoreSDEError
 
 if TYPE_CHECKING:
     from scoresde.cli.options import Command

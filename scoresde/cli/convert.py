@@ -10,7 +10,8 @@ import tyro
 
 from scoresde.cli.options import Command, Float
 from scoresde.cli.run_folder import check_file
-from scoresde.errors import check_number, unknown
+from scoresde.errors.names import unknown
+from scoresde.errors.values import check_number
 from scoresde.models.torch_files import convert_weights
 
 __all__ = ["Convert"]

@@ -19,7 +19,8 @@ from scoresde.cli.run_folder import find_checkpoint, read_about
 from scoresde.cli.sample import make_table
 from scoresde.diffusions.named import sde_from_dict
 from scoresde.diffusions.sde import GaussianSDE
-from scoresde.errors import LARGEST_NUMBER, unknown
+from scoresde.errors.names import unknown
+from scoresde.errors.values import LARGEST_NUMBER
 from scoresde.models import checkpoint, saving
 from scoresde.models.manifest import MANIFEST
 from scoresde.sampling.calibration import Calibration

@@ -30,7 +30,8 @@ from scoresde.cli.presets import DATA, SDES
 from scoresde.cli.run_folder import RunFolder, check_file, open_run
 from scoresde.cli.threads import choose_threads, use_threads
 from scoresde.diffusions.levels import RectifiedFlow
-from scoresde.errors import ConfigError, ScoreSDEError, check_integer, check_number
+from scoresde.errors.kinds import ConfigError, ScoreSDEError
+from scoresde.errors.values import check_integer, check_number
 from scoresde.nn.mlp import MLP
 from scoresde.noise import stream
 from scoresde.transforms.base import forward_parts

@@ -21,7 +21,8 @@ from scoresde.data.arrays import arrays_from_file
 from scoresde.data.columns import table_from_file
 from scoresde.data.folders import SUFFIXES, FolderImages, count_others, images_from_folder
 from scoresde.data.labels import labels_from_file
-from scoresde.errors import ConfigError, DataError, unknown
+from scoresde.errors.kinds import ConfigError, DataError
+from scoresde.errors.names import unknown
 
 __all__ = ["ARRAYS", "BAD_IMAGES", "is_name", "locate", "open_data"]
 

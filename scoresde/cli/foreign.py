@@ -11,7 +11,7 @@ from pathlib import Path
 
 from torch import nn
 
-from scoresde.errors import ConfigError
+from scoresde.errors.kinds import ConfigError
 from scoresde.models.adapters import Adapted
 from scoresde.models.diffusers_files import count_classes, from_diffusers, is_of_diffusers, read_event
 from scoresde.models.networks import describe_network

@@ -11,7 +11,8 @@ import torch
 from scoresde.cli.files import ARRAYS, is_name, locate, open_data
 from scoresde.cli.presets import DataSet, Labelled
 from scoresde.cli.run_folder import RunFolder
-from scoresde.errors import ConfigError, DataError, unknown
+from scoresde.errors.kinds import ConfigError, DataError
+from scoresde.errors.names import unknown
 from scoresde.training.sources import digest
 
 __all__ = ["describe_samples", "open_data_of"]

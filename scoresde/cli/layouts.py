@@ -19,7 +19,8 @@ from typing import Final, Literal
 
 from torch import Tensor
 
-from scoresde.errors import ConfigError, unknown
+from scoresde.errors.kinds import ConfigError
+from scoresde.errors.names import unknown
 
 __all__ = ["LAYOUTS", "Kind", "Layout", "find_layout"]
 

@@ -39,7 +39,8 @@ from scoresde.cli.presets import DATA, Levels
 from scoresde.cli.run_folder import RunFolder, check_folder, open_run, read_json, write_json
 from scoresde.cli.threads import choose_threads, use_threads
 from scoresde.diffusions.sde import GaussianSDE
-from scoresde.errors import CheckpointError, ConfigError, DomainError, check_integer, check_number
+from scoresde.errors.kinds import CheckpointError, ConfigError, DomainError
+from scoresde.errors.values import check_integer, check_number
 from scoresde.likelihood.chain import variational_bound
 from scoresde.likelihood.continuous import continuous_elbo
 from scoresde.likelihood.decoders import LevelsDecoder

@@ -14,7 +14,8 @@ from tyro.constructors import PrimitiveConstructorSpec
 
 from scoresde.cli.presets import PRESETS
 from scoresde.cli.threads import count_idle_cores
-from scoresde.errors import ConfigError, unknown
+from scoresde.errors.kinds import ConfigError
+from scoresde.errors.names import unknown
 from scoresde.solvers.named import SOLVERS
 
 __all__ = [

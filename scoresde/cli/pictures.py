@@ -13,7 +13,7 @@ from torch import Tensor
 
 from scoresde.cli.presets import DATA
 from scoresde.cli.run_folder import RunFolder
-from scoresde.errors import ConfigError
+from scoresde.errors.kinds import ConfigError
 from scoresde.plots.motion import animation
 from scoresde.plots.samples import image_grid, scatter
 from scoresde.plots.style import save

@@ -17,7 +17,9 @@ from scoresde.cli.pictures import ARRAYS, PICTURES, SMALL, check_drawable, to_pi
 from scoresde.cli.run_folder import RunFolder, check_file, open_run
 from scoresde.cli.threads import choose_threads, use_threads
 from scoresde.data.arrays import arrays_from_file
-from scoresde.errors import ConfigError, check_integer, check_number, unknown
+from scoresde.errors.kinds import ConfigError
+from scoresde.errors.names import unknown
+from scoresde.errors.values import check_integer, check_number
 from scoresde.models.guidance.methods import METHODS
 from scoresde.models.guidance.operators import Blur, Downsample, Grey, Mask, Operator
 from scoresde.noise import check_seed

@@ -25,7 +25,8 @@ from scoresde.cli.files import is_name, locate
 from scoresde.cli.foreign import open_foreign
 from scoresde.cli.layouts import LAYOUTS, Layout
 from scoresde.cli.presets import DATA
-from scoresde.errors import CheckpointError, ConfigError, unknown
+from scoresde.errors.kinds import CheckpointError, ConfigError
+from scoresde.errors.names import unknown
 from scoresde.models.checkpoint import find
 from scoresde.models.latent import Latent
 from scoresde.models.manifest import MANIFEST

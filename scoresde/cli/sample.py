@@ -30,7 +30,9 @@ from scoresde.cli.run_folder import RunFolder, check_file, check_folder, open_ru
 from scoresde.cli.threads import choose_threads, use_threads
 from scoresde.data.arrays import arrays_from_file
 from scoresde.diffusions.sde import GaussianSDE
-from scoresde.errors import ConfigError, check_integer, printable, unknown
+from scoresde.errors.kinds import ConfigError, printable
+from scoresde.errors.names import unknown
+from scoresde.errors.values import check_integer
 from scoresde.models.guidance.combine import guided
 from scoresde.models.prediction import Condition, Predictor, select
 from scoresde.models.score_model import ScoreModel

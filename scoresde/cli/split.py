@@ -14,7 +14,7 @@ from torch import Tensor
 from scoresde.cli.layouts import Kind, Layout
 from scoresde.cli.presets import DataSet, Labelled, Levels, Samples
 from scoresde.data.images import split_by_label
-from scoresde.errors import DataError
+from scoresde.errors.kinds import DataError
 from scoresde.ops import Rows, parts
 from scoresde.transforms.affine import Affine
 from scoresde.transforms.base import Transform

@@ -24,7 +24,7 @@ from contextlib import contextmanager
 
 import torch
 
-from scoresde.errors import check_integer
+from scoresde.errors.values import check_integer
 from scoresde.nn.mlp import MLP
 
 __all__ = ["choose_threads", "count_idle_cores", "use_threads"]

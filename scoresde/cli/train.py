@@ -42,7 +42,8 @@ from scoresde.cli.train_run import (
     run_training,
 )
 from scoresde.diffusions.sde import GaussianSDE
-from scoresde.errors import CheckpointError, ConfigError, DomainError, check_integer, check_number
+from scoresde.errors.kinds import CheckpointError, ConfigError, DomainError
+from scoresde.errors.values import check_integer, check_number
 from scoresde.models.manifest import MANIFEST
 from scoresde.models.parameterization import PARAMETERIZATIONS
 from scoresde.models.score_model import ScoreModel

@@ -17,7 +17,7 @@ from scoresde.cli.options import is_interactive
 from scoresde.cli.presets import DataSet, Labelled
 from scoresde.cli.run_folder import RUN, read_json, read_version, write_json
 from scoresde.cli.watch import make_watch
-from scoresde.errors import CheckpointError, ConfigError, show
+from scoresde.errors.kinds import CheckpointError, ConfigError, show
 from scoresde.models.manifest import MANIFEST
 from scoresde.models.saving import network_to_dict
 from scoresde.models.score_model import ScoreModel

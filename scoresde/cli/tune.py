@@ -13,7 +13,8 @@ from torch import Tensor
 from scoresde.cli.options import Int, OptionalInt, Work, find_device, is_interactive, show_default
 from scoresde.cli.run_folder import RunFolder, find_checkpoint, open_run
 from scoresde.cli.threads import choose_threads, use_threads
-from scoresde.errors import ConfigError, check_integer
+from scoresde.errors.kinds import ConfigError
+from scoresde.errors.values import check_integer
 from scoresde.models import saving
 from scoresde.noise import check_seed
 from scoresde.sampling.tuning.calibrate import calibrate

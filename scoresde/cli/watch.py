@@ -10,7 +10,7 @@ from scoresde.cli.pictures import check_drawable, write_samples
 from scoresde.cli.presets import DataSet
 from scoresde.cli.run_folder import RunFolder
 from scoresde.cli.yardsticks import make_yardstick
-from scoresde.errors import ConfigError
+from scoresde.errors.kinds import ConfigError
 from scoresde.models.score_model import ScoreModel
 from scoresde.sampling.sample import sample
 

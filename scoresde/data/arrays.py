@@ -15,16 +15,10 @@ from numpy.typing import NDArray
 from safetensors import safe_open
 from torch import Tensor
 
-from scoresde.errors import (
-    ConfigError,
-    DataError,
-    ScoreSDEError,
-    check_flag,
-    check_path,
-    check_samples,
-    check_text,
-    unknown,
-)
+from scoresde.errors.kinds import ConfigError, DataError, ScoreSDEError
+from scoresde.errors.names import unknown
+from scoresde.errors.tensors import check_samples
+from scoresde.errors.values import check_flag, check_path, check_text
 from scoresde.ops import share_memory
 
 __all__ = ["arrays_from_file", "words_from_file"]

@@ -24,21 +24,10 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from scoresde.errors import (
-    ConfigError,
-    DomainError,
-    DTypeError,
-    ShapeError,
-    check_choice,
-    check_dense,
-    check_floating,
-    check_integer,
-    check_number,
-    check_samples,
-    check_sequence,
-    check_values,
-    show,
-)
+from scoresde.errors.kinds import ConfigError, DomainError, DTypeError, ShapeError, show
+from scoresde.errors.names import check_choice
+from scoresde.errors.tensors import check_dense, check_floating, check_samples, check_values
+from scoresde.errors.values import check_integer, check_number, check_sequence
 from scoresde.noise import integers, normal, permutation, stream, uniform
 
 __all__ = ["ELEMENTS", "MOLECULES", "Molecules", "bonded", "lennard_jones", "lennard_jones_energy", "molecules"]

@@ -18,7 +18,9 @@ from torch import Tensor
 
 from scoresde.data.images import needing
 from scoresde.data.labels import number_classes
-from scoresde.errors import ConfigError, DataError, check_path, check_text, unknown
+from scoresde.errors.kinds import ConfigError, DataError
+from scoresde.errors.names import unknown
+from scoresde.errors.values import check_path, check_text
 
 if TYPE_CHECKING:
     from polars import DataFrame, Series

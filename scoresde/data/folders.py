@@ -21,7 +21,9 @@ import torch
 from torch import Tensor
 
 from scoresde.data.images import from_bytes, needing
-from scoresde.errors import DataError, DTypeError, check_choice, check_integer, check_path, read_integer, show
+from scoresde.errors.kinds import DataError, DTypeError, read_integer, show
+from scoresde.errors.names import check_choice
+from scoresde.errors.values import check_integer, check_path
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -10,7 +10,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from scoresde.errors import ConfigError, check_choice, check_integer
+from scoresde.errors.kinds import ConfigError
+from scoresde.errors.names import check_choice
+from scoresde.errors.values import check_integer
 from scoresde.noise import integers, stream, undisturbed
 
 __all__ = ["LabelledImages", "check_split", "digits", "from_bytes", "needing", "photographs", "split_by_label"]

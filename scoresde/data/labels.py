@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from scoresde.data.arrays import arrays_from_file, words_from_file
-from scoresde.errors import DataError
+from scoresde.errors.kinds import DataError
 
 __all__ = ["labels_from_file", "number_classes"]
 

@@ -20,7 +20,7 @@ import math
 import torch
 from torch import Tensor
 
-from scoresde.errors import check_integer, check_number
+from scoresde.errors.values import check_integer, check_number
 from scoresde.noise import integers, normal, stream, uniform
 
 __all__ = ["time_series"]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from scoresde.data.images import Split, check_split, needing, split_by_label
-from scoresde.errors import check_choice
+from scoresde.errors.names import check_choice
 
 __all__ = ["TABLES", "Table", "tabular"]
 

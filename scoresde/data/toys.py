@@ -17,7 +17,7 @@ from typing import Final, Protocol
 import torch
 from torch import Generator, Tensor
 
-from scoresde.errors import check_integer, check_number
+from scoresde.errors.values import check_integer, check_number
 from scoresde.noise import integers, normal, stream, uniform
 
 __all__ = [

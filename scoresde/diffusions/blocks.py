@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from scoresde.errors import ShapeError
+from scoresde.errors.kinds import ShapeError
 
 __all__ = ["Block", "Blocks", "invert", "root", "turned"]
 

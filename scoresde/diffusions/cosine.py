@@ -10,7 +10,7 @@ from torch import Tensor
 
 from scoresde.diffusions.curves import curve, in_float64
 from scoresde.diffusions.sde import GaussianSDE
-from scoresde.errors import keep_number
+from scoresde.errors.values import keep_number
 
 __all__ = ["CosineVPSDE"]
 

@@ -15,7 +15,9 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from scoresde.errors import DomainError, DTypeError, check_dense, check_values, read_number, show
+from scoresde.errors.kinds import DomainError, DTypeError, show
+from scoresde.errors.tensors import check_dense, check_values
+from scoresde.errors.values import read_number
 from scoresde.ops import working_dtype
 
 __all__ = ["CURVES", "ROOM", "check_domain", "curve", "in_float64", "inside", "read_times", "unchecked"]

@@ -27,17 +27,9 @@ import torch
 from torch import Tensor
 
 from scoresde.diffusions.sde import SDE, GaussianSDE
-from scoresde.errors import (
-    ConfigError,
-    DomainError,
-    DTypeError,
-    ShapeError,
-    check_callable,
-    check_floating,
-    check_number,
-    check_numbers,
-    show,
-)
+from scoresde.errors.kinds import ConfigError, DomainError, DTypeError, ShapeError, show
+from scoresde.errors.tensors import check_floating, check_numbers
+from scoresde.errors.values import check_callable, check_number
 from scoresde.ops import expand, flat, recording
 
 __all__ = ["ConditionedSDE"]

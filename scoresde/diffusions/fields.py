@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from scoresde.errors import ShapeError, show
+from scoresde.errors.kinds import ShapeError, show
 
 if TYPE_CHECKING:
     from scoresde.diffusions.sde import SDE

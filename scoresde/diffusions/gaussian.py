@@ -18,17 +18,9 @@ from itertools import chain
 import torch
 from torch import Tensor
 
-from scoresde.errors import (
-    DomainError,
-    DTypeError,
-    ShapeError,
-    check_floating,
-    check_numbers,
-    check_samples,
-    check_sizes,
-    check_values,
-    show,
-)
+from scoresde.errors.kinds import DomainError, DTypeError, ShapeError, show
+from scoresde.errors.tensors import check_floating, check_numbers, check_samples, check_values
+from scoresde.errors.values import check_sizes
 from scoresde.ops import flat, gather_moments, parts, working_dtype
 
 __all__ = ["FULL_COVARIANCE_LIMIT", "Gaussian", "Moments"]

@@ -37,17 +37,8 @@ from scoresde.diffusions.linear import LinearPoint, LinearSDE, Maps
 from scoresde.diffusions.point import Point
 from scoresde.diffusions.sde import GaussianSDE, transition_weights
 from scoresde.diffusions.vp import VPSDE
-from scoresde.errors import (
-    ConfigError,
-    DomainError,
-    DTypeError,
-    ShapeError,
-    check_number,
-    check_sequence,
-    check_sizes,
-    keep_number,
-    show,
-)
+from scoresde.errors.kinds import ConfigError, DomainError, DTypeError, ShapeError, show
+from scoresde.errors.values import check_number, check_sequence, check_sizes, keep_number
 
 __all__ = ["BlurredVPSDE", "GroupedSDE"]
 

@@ -29,7 +29,7 @@ from torch.nn.functional import logsigmoid
 from scoresde.diffusions.curves import curve, in_float64
 from scoresde.diffusions.sde import SDE, GaussianSDE
 from scoresde.diffusions.tabulated import TabulatedSDE
-from scoresde.errors import check_flag, check_integer, check_number
+from scoresde.errors.values import check_flag, check_integer, check_number
 
 __all__ = ["MOST_UNITS", "LearnedSchedule"]
 

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from scoresde.diffusions.curves import curve, in_float64
 from scoresde.diffusions.sde import GaussianSDE, check_span
-from scoresde.errors import LARGEST_NUMBER, DomainError, keep_number
+from scoresde.errors.kinds import DomainError
+from scoresde.errors.values import LARGEST_NUMBER, keep_number
 
 __all__ = ["EDMSDE", "VESDE", "RectifiedFlow"]
 

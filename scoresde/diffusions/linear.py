@@ -34,7 +34,8 @@ from scoresde.diffusions.blocks import Blocks, invert, root, turned
 from scoresde.diffusions.curves import curve, in_float64
 from scoresde.diffusions.gaussian import Gaussian, Moments
 from scoresde.diffusions.sde import SDE, GaussianSDE
-from scoresde.errors import ConfigError, DomainError, ShapeError, check_device, check_floating
+from scoresde.errors.kinds import ConfigError, DomainError, ShapeError
+from scoresde.errors.tensors import check_device, check_floating
 
 __all__ = ["LinearPoint", "LinearSDE"]
 

@@ -27,7 +27,7 @@ from scoresde.diffusions.blocks import invert, turned
 from scoresde.diffusions.grouped import GroupedSDE
 from scoresde.diffusions.linear import LinearPoint, Maps
 from scoresde.diffusions.targets import TARGETS, target, unknown_kind, view
-from scoresde.errors import DomainError
+from scoresde.errors.kinds import DomainError
 
 __all__ = ["hybrid_target", "target_maps", "view_maps"]
 

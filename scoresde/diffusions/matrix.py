@@ -30,7 +30,9 @@ from torch import Tensor
 
 from scoresde.diffusions.blocks import Blocks, invert, turned
 from scoresde.diffusions.linear import LinearPoint, LinearSDE, Maps
-from scoresde.errors import DomainError, ShapeError, check_number, check_numbers, keep_number
+from scoresde.errors.kinds import DomainError, ShapeError
+from scoresde.errors.tensors import check_numbers
+from scoresde.errors.values import check_number, keep_number
 
 __all__ = ["MatrixSDE", "exponentiate"]
 

@@ -18,7 +18,9 @@ from scoresde.diffusions.matrix import MatrixSDE
 from scoresde.diffusions.sde import SDE, GaussianSDE
 from scoresde.diffusions.tabulated import TabulatedSDE
 from scoresde.diffusions.vp import VPSDE, SubVPSDE
-from scoresde.errors import ConfigError, DTypeError, check_number, show, unknown
+from scoresde.errors.kinds import ConfigError, DTypeError, show
+from scoresde.errors.names import unknown
+from scoresde.errors.values import check_number
 
 __all__ = ["DIFFUSIONS", "LINEAR", "check_sde", "linear_from_dict", "sde_from_dict", "sde_to_dict"]
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from scoresde.diffusions.curves import unchecked
-from scoresde.errors import DomainError
+from scoresde.errors.kinds import DomainError
 
 __all__ = ["Curves", "Pair", "Point"]
 

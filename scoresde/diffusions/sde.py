@@ -43,22 +43,9 @@ from scoresde.diffusions.curves import CURVES, ROOM, check_domain, curve, in_flo
 from scoresde.diffusions.fields import drift_of, noise_of
 from scoresde.diffusions.gaussian import Gaussian, Moments
 from scoresde.diffusions.point import Pair, Point
-from scoresde.errors import (
-    ConfigError,
-    DomainError,
-    DTypeError,
-    ShapeError,
-    SolverError,
-    check_dense,
-    check_device,
-    check_floating,
-    check_instance,
-    check_number,
-    check_values,
-    keep_number,
-    read_number,
-    show,
-)
+from scoresde.errors.kinds import ConfigError, DomainError, DTypeError, ShapeError, SolverError, show
+from scoresde.errors.tensors import check_dense, check_device, check_floating, check_values
+from scoresde.errors.values import check_instance, check_number, keep_number, read_number
 from scoresde.ops import combine, expand, jacobian_diagonal, time_derivative, working_dtype
 
 __all__ = [

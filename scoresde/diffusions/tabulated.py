@@ -26,7 +26,8 @@ from torch.nn.functional import logsigmoid
 
 from scoresde.diffusions.curves import curve, in_float64
 from scoresde.diffusions.sde import GaussianSDE
-from scoresde.errors import DomainError, ShapeError, check_numbers
+from scoresde.errors.kinds import DomainError, ShapeError
+from scoresde.errors.tensors import check_numbers
 from scoresde.ops import time_derivative
 
 __all__ = ["TabulatedSDE"]

@@ -32,7 +32,8 @@ from typing import Literal
 import torch
 
 from scoresde.diffusions.point import Pair, Point
-from scoresde.errors import ConfigError, DomainError, is_name, show, unknown
+from scoresde.errors.kinds import ConfigError, DomainError, show
+from scoresde.errors.names import is_name, unknown
 
 __all__ = ["TARGETS", "Kind", "target", "unknown_kind", "view"]
 

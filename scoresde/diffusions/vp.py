@@ -11,7 +11,8 @@ from torch.nn.functional import softplus
 
 from scoresde.diffusions.curves import curve, in_float64
 from scoresde.diffusions.sde import GaussianSDE
-from scoresde.errors import DomainError, keep_number
+from scoresde.errors.kinds import DomainError
+from scoresde.errors.values import keep_number
 
 __all__ = ["VPSDE", "SubVPSDE"]
 

@@ -42,17 +42,9 @@ from torch import Tensor
 
 from scoresde.diffusions.fields import drift_of
 from scoresde.diffusions.sde import SDE, ReverseSDE
-from scoresde.errors import (
-    DomainError,
-    DTypeError,
-    ShapeError,
-    SolverError,
-    check_choice,
-    check_device,
-    check_floating,
-    check_samples,
-    show,
-)
+from scoresde.errors.kinds import DomainError, DTypeError, ShapeError, SolverError, show
+from scoresde.errors.names import check_choice
+from scoresde.errors.tensors import check_device, check_floating, check_samples
 from scoresde.ops import divergence, recording, working_dtype
 from scoresde.solvers.grids import check_times
 

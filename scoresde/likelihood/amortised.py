@@ -12,17 +12,9 @@ from typing import Self
 
 from torch import Tensor
 
-from scoresde.errors import (
-    ConfigError,
-    DTypeError,
-    ShapeError,
-    check_callable,
-    check_floating,
-    check_integer,
-    check_samples,
-    check_sizes,
-    check_text,
-)
+from scoresde.errors.kinds import ConfigError, DTypeError, ShapeError
+from scoresde.errors.tensors import check_floating, check_samples
+from scoresde.errors.values import check_callable, check_integer, check_sizes, check_text
 from scoresde.likelihood.flow import log_likelihood
 from scoresde.models.checks import check_model
 from scoresde.models.prediction import Predictor

@@ -19,7 +19,9 @@ from torch import Tensor
 
 from scoresde.diffusions.gaussian import Gaussian
 from scoresde.diffusions.point import Point
-from scoresde.errors import DomainError, DTypeError, check_integer, check_outcome
+from scoresde.errors.kinds import DomainError, DTypeError
+from scoresde.errors.tensors import check_outcome
+from scoresde.errors.values import check_integer
 from scoresde.likelihood.decoders import Decoder, LevelsDecoder, check_decoder, find_levels
 from scoresde.likelihood.figures import PerSample
 from scoresde.models.checks import check_data_event, check_density, check_model_and_data

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from scoresde.diffusions.point import Point
-from scoresde.errors import ConfigError, DTypeError, show
+from scoresde.errors.kinds import ConfigError, DTypeError, show
 from scoresde.likelihood.probes import Probes
 from scoresde.likelihood.traced import PHI, TracedModel
 from scoresde.models.prediction import Condition, Predictor

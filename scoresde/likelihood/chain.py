@@ -29,7 +29,10 @@ from torch import Tensor
 
 from scoresde.chains.base import Chain
 from scoresde.diffusions.gaussian import Gaussian
-from scoresde.errors import ConfigError, DTypeError, check_choice, check_integer, check_outcome
+from scoresde.errors.kinds import ConfigError, DTypeError
+from scoresde.errors.names import check_choice
+from scoresde.errors.tensors import check_outcome
+from scoresde.errors.values import check_integer
 from scoresde.likelihood.bound import Bound, Task, assemble_bound, choose_prior, measure_prior
 from scoresde.likelihood.decoders import Decoder
 from scoresde.models.checks import check_score_model

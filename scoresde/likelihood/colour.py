@@ -20,7 +20,9 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from scoresde.diffusions.point import Point
-from scoresde.errors import ConfigError, check_flag, check_integer, check_outcome, check_samples
+from scoresde.errors.kinds import ConfigError
+from scoresde.errors.tensors import check_outcome, check_samples
+from scoresde.errors.values import check_flag, check_integer
 from scoresde.likelihood.probes import check_groups
 from scoresde.models.checks import check_data_event, check_model
 from scoresde.models.prediction import Condition, Predictor, Prepared, check_condition, in_mode

@@ -28,7 +28,9 @@ from torch import Tensor
 
 from scoresde.diffusions.gaussian import Gaussian
 from scoresde.diffusions.sde import GaussianSDE
-from scoresde.errors import ConfigError, DTypeError, check_integer, check_outcome
+from scoresde.errors.kinds import ConfigError, DTypeError
+from scoresde.errors.tensors import check_outcome
+from scoresde.errors.values import check_integer
 from scoresde.likelihood.bound import Bound, Task, assemble_bound, choose_prior, measure_prior
 from scoresde.likelihood.decoders import Decoder
 from scoresde.models.checks import check_score_model

@@ -23,7 +23,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scoresde.errors import PART, ConfigError, DomainError, DTypeError, keep_integer, keep_number
+from scoresde.errors.kinds import ConfigError, DomainError, DTypeError
+from scoresde.errors.tensors import PART
+from scoresde.errors.values import keep_integer, keep_number
 from scoresde.ops import working_dtype
 from scoresde.transforms.base import Transform, check_inside, keep_interval
 

@@ -28,19 +28,10 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from scoresde.diffusions.gaussian import Gaussian
-from scoresde.errors import (
-    ConfigError,
-    DomainError,
-    check_choice,
-    check_flag,
-    check_floating,
-    check_integer,
-    check_number,
-    check_samples,
-    check_sequence,
-    check_sizes,
-    show,
-)
+from scoresde.errors.kinds import ConfigError, DomainError, show
+from scoresde.errors.names import check_choice
+from scoresde.errors.tensors import check_floating, check_samples
+from scoresde.errors.values import check_flag, check_integer, check_number, check_sequence, check_sizes
 from scoresde.likelihood.bound import choose_prior
 from scoresde.likelihood.carry import Carrier, choose_carrier
 from scoresde.likelihood.decoders import Decoder

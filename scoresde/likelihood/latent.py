@@ -26,7 +26,9 @@ from torch import Tensor
 
 from scoresde.diffusions.named import check_sde
 from scoresde.diffusions.sde import GaussianSDE
-from scoresde.errors import ConfigError, ShapeError, check_callable, check_integer, check_outcome, check_samples
+from scoresde.errors.kinds import ConfigError, ShapeError
+from scoresde.errors.tensors import check_outcome, check_samples
+from scoresde.errors.values import check_callable, check_integer
 from scoresde.likelihood.continuous import continuous_elbo
 from scoresde.likelihood.decoders import event_sum, gaussian_nats
 from scoresde.likelihood.figures import PerSample

@@ -24,7 +24,9 @@ from scoresde.diffusions.blocks import invert
 from scoresde.diffusions.gaussian import Gaussian
 from scoresde.diffusions.linear import LinearPoint
 from scoresde.diffusions.matrix import MatrixSDE
-from scoresde.errors import ConfigError, DTypeError, check_integer, check_outcome
+from scoresde.errors.kinds import ConfigError, DTypeError
+from scoresde.errors.tensors import check_outcome
+from scoresde.errors.values import check_integer
 from scoresde.likelihood.bound import Bound, Task, assemble_bound
 from scoresde.models.linear_model import LinearModel
 from scoresde.models.prediction import Condition, in_mode

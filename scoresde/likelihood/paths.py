@@ -29,15 +29,9 @@ from scoresde.chains.base import Chain
 from scoresde.diffusions.gaussian import Gaussian
 from scoresde.diffusions.point import Point
 from scoresde.diffusions.sde import transition_weights
-from scoresde.errors import (
-    ConfigError,
-    DTypeError,
-    ShapeError,
-    check_floating,
-    check_integer,
-    check_outcome,
-    check_samples,
-)
+from scoresde.errors.kinds import ConfigError, DTypeError, ShapeError
+from scoresde.errors.tensors import check_floating, check_outcome, check_samples
+from scoresde.errors.values import check_integer
 from scoresde.likelihood.bound import choose_prior, choose_std
 from scoresde.likelihood.decoders import Decoder, check_decoder, event_sum, gaussian_nats
 from scoresde.models.checks import check_event, check_model_and_data

@@ -27,7 +27,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from scoresde.errors import ConfigError, DTypeError, ShapeError, show
+from scoresde.errors.kinds import ConfigError, DTypeError, ShapeError, show
 from scoresde.noise import SampleNoise, stream
 
 __all__ = ["Probes", "check_groups", "lattice"]

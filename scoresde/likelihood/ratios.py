@@ -15,18 +15,10 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from scoresde.errors import (
-    ConfigError,
-    DTypeError,
-    ShapeError,
-    check_choice,
-    check_flag,
-    check_integer,
-    check_mapping,
-    check_numbers,
-    check_samples,
-    show,
-)
+from scoresde.errors.kinds import ConfigError, DTypeError, ShapeError, show
+from scoresde.errors.names import check_choice
+from scoresde.errors.tensors import check_numbers, check_samples
+from scoresde.errors.values import check_flag, check_integer, check_mapping
 from scoresde.likelihood.continuous import continuous_elbo
 from scoresde.likelihood.decoders import Decoder
 from scoresde.likelihood.flow import LogLikelihood, log_likelihood

@@ -32,7 +32,9 @@ from torch import Tensor
 
 from scoresde.diffusions.point import Point
 from scoresde.diffusions.sde import GaussianSDE
-from scoresde.errors import DTypeError, check_choice, keep_integer
+from scoresde.errors.kinds import DTypeError
+from scoresde.errors.names import check_choice
+from scoresde.errors.values import keep_integer
 from scoresde.likelihood.bound import choose_std
 from scoresde.likelihood.decoders import Decoder, bin_ends, event_sum
 from scoresde.models.prediction import Condition, Predictor

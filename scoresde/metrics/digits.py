@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from scoresde.data.images import LabelledImages, digits
-from scoresde.errors import check_floating
+from scoresde.errors.tensors import check_floating
 from scoresde.metrics.frechet import frechet_distance
 from scoresde.noise import undisturbed
 from scoresde.ops import Array, accept_arrays

@@ -18,7 +18,8 @@ import functools
 import torch
 from torch import Tensor
 
-from scoresde.errors import DomainError, check_number
+from scoresde.errors.kinds import DomainError
+from scoresde.errors.values import check_number
 from scoresde.metrics.pairs import check_pair, measure_distances, sum_between, sum_within
 from scoresde.ops import Array
 

@@ -6,7 +6,8 @@ import math
 
 from torch import Generator
 
-from scoresde.errors import DTypeError, check_integer, show
+from scoresde.errors.kinds import DTypeError, show
+from scoresde.errors.values import check_integer
 from scoresde.metrics.pairs import BLOCK, check_pair, cut_quantiles, measure_distances, sum_between, sum_within
 from scoresde.noise import normal, stream
 from scoresde.ops import Array, chunks

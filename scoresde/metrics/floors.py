@@ -8,7 +8,9 @@ from dataclasses import asdict, dataclass, field
 import torch
 from torch import Tensor
 
-from scoresde.errors import DomainError, check_callable, check_integer, check_samples, check_value
+from scoresde.errors.kinds import DomainError
+from scoresde.errors.tensors import check_samples
+from scoresde.errors.values import check_callable, check_integer, check_value
 from scoresde.noise import permutation, stream
 from scoresde.ops import Array, accept_arrays
 

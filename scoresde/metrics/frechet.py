@@ -7,7 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-from scoresde.errors import DomainError, ShapeError, check_samples
+from scoresde.errors.kinds import DomainError, ShapeError
+from scoresde.errors.tensors import check_samples
 from scoresde.metrics.pairs import check_pair
 from scoresde.ops import Array, accept_arrays
 

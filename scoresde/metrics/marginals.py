@@ -16,7 +16,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from scoresde.errors import check_choice
+from scoresde.errors.names import check_choice
 from scoresde.metrics.pairs import BLOCK, check_pair, cut_quantiles
 from scoresde.ops import Array, chunks
 

@@ -7,7 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from scoresde.errors import DomainError, ShapeError, check_device, check_floating, check_samples
+from scoresde.errors.kinds import DomainError, ShapeError
+from scoresde.errors.tensors import check_device, check_floating, check_samples
 from scoresde.ops import Array, accept_arrays, chunks, working_dtype
 
 __all__ = ["BLOCK", "check_pair", "cut_quantiles", "measure_distances", "sum_between", "sum_within"]

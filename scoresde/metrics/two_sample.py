@@ -27,17 +27,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Generator, Tensor
 
-from scoresde.errors import (
-    ConfigError,
-    DomainError,
-    DTypeError,
-    check_callable,
-    check_floating,
-    check_integer,
-    check_number,
-    check_value,
-    show,
-)
+from scoresde.errors.kinds import ConfigError, DomainError, DTypeError, show
+from scoresde.errors.tensors import check_floating
+from scoresde.errors.values import check_callable, check_integer, check_number, check_value
 from scoresde.metrics.discrepancy import check_bandwidth, kernel
 from scoresde.metrics.floors import Metric
 from scoresde.metrics.pairs import BLOCK, check_pair

@@ -27,7 +27,9 @@ from scoresde.diffusions.levels import EDMSDE, RectifiedFlow
 from scoresde.diffusions.sde import GaussianSDE
 from scoresde.diffusions.tabulated import TabulatedSDE
 from scoresde.diffusions.vp import VPSDE
-from scoresde.errors import ConfigError, DomainError, DTypeError, ShapeError, check_choice, check_numbers, show
+from scoresde.errors.kinds import ConfigError, DomainError, DTypeError, ShapeError, show
+from scoresde.errors.names import check_choice
+from scoresde.errors.tensors import check_numbers
 from scoresde.models.networks import Around, Conditional, bare_network, condition_names, describe_network
 from scoresde.models.parameterization import Predicts
 from scoresde.models.score_model import ScoreModel

@@ -35,7 +35,9 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from scoresde.errors import CheckpointError, ConfigError, ScoreSDEError, check_path, check_values, show
+from scoresde.errors.kinds import CheckpointError, ConfigError, ScoreSDEError, show
+from scoresde.errors.tensors import check_values
+from scoresde.errors.values import check_path
 from scoresde.models.documents import check_document, check_fields, check_kind
 from scoresde.models.lock import IN_RUN, LOCK, locked
 from scoresde.models.manifest import MANIFEST, OURS, Entry, list_entries, read_manifest, sign_manifest, to_json

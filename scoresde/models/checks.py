@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from scoresde.diffusions.gaussian import Moments
-from scoresde.errors import ConfigError, DTypeError, ShapeError, check_samples
+from scoresde.errors.kinds import ConfigError, DTypeError, ShapeError
+from scoresde.errors.tensors import check_samples
 from scoresde.models.latent import Latent
 from scoresde.models.networks import bare_network
 from scoresde.models.prediction import Predictor

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from scoresde.diffusions.gaussian import Moments
-from scoresde.errors import CheckpointError, ScoreSDEError
+from scoresde.errors.kinds import CheckpointError, ScoreSDEError
 from scoresde.models.networks import bare_network, network_state
 from scoresde.models.schema import blame
 from scoresde.models.stored import Described, StoredTensors

@@ -12,16 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from scoresde.diffusions.levels import RectifiedFlow
-from scoresde.errors import (
-    CheckpointError,
-    ConfigError,
-    DTypeError,
-    ScoreSDEError,
-    check_choice,
-    check_path,
-    show,
-    unknown,
-)
+from scoresde.errors.kinds import CheckpointError, ConfigError, DTypeError, ScoreSDEError, show
+from scoresde.errors.names import check_choice, unknown
+from scoresde.errors.values import check_path
 from scoresde.models.adapters import Adapted, Index, Scale, sde_of_betas
 from scoresde.models.declared import Watch
 from scoresde.models.parameterization import Predicts

@@ -19,7 +19,8 @@ from scoresde.diffusions.grouped import BlurredVPSDE
 from scoresde.diffusions.learned import MOST_UNITS
 from scoresde.diffusions.named import DIFFUSIONS, LINEAR, linear_from_dict, sde_from_dict
 from scoresde.diffusions.targets import TARGETS
-from scoresde.errors import CheckpointError, ConfigError, check_integer
+from scoresde.errors.kinds import CheckpointError, ConfigError
+from scoresde.errors.values import check_integer
 from scoresde.models.parameterization import PARAMETERIZATIONS
 from scoresde.models.schema import (
     Check,

@@ -20,7 +20,8 @@ from torch import Tensor
 
 from scoresde.diffusions.gaussian import Moments
 from scoresde.diffusions.sde import GaussianSDE
-from scoresde.errors import DTypeError, check_floating, show
+from scoresde.errors.kinds import DTypeError, show
+from scoresde.errors.tensors import check_floating
 from scoresde.models.networks import Gradient
 from scoresde.models.prediction import Condition, check_condition
 from scoresde.models.score_model import ScoreModel

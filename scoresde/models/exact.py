@@ -27,15 +27,9 @@ from torch import Tensor, nn
 
 from scoresde.diffusions.gaussian import Gaussian, Moments
 from scoresde.diffusions.sde import GaussianSDE
-from scoresde.errors import (
-    ConfigError,
-    DomainError,
-    ShapeError,
-    check_floating,
-    check_integer,
-    check_numbers,
-    check_samples,
-)
+from scoresde.errors.kinds import ConfigError, DomainError, ShapeError
+from scoresde.errors.tensors import check_floating, check_numbers, check_samples
+from scoresde.errors.values import check_integer
 from scoresde.models.prediction import describe_data
 from scoresde.models.score_model import ScoreModel
 from scoresde.noise import normal, uniform

@@ -16,7 +16,8 @@ from typing import Final
 
 from torch import Tensor
 
-from scoresde.errors import CheckpointError, ConfigError, DTypeError, check_path, printable, show
+from scoresde.errors.kinds import CheckpointError, ConfigError, DTypeError, printable, show
+from scoresde.errors.values import check_path
 from scoresde.models.checkpoint import find, is_whole
 from scoresde.models.manifest import MANIFEST
 from scoresde.models.networks import describe_network

@@ -24,16 +24,9 @@ import safetensors.torch
 import torch
 from torch import Generator, Tensor, nn
 
-from scoresde.errors import (
-    ConfigError,
-    DTypeError,
-    ShapeError,
-    SolverError,
-    check_callable,
-    check_floating,
-    check_samples,
-    check_values,
-)
+from scoresde.errors.kinds import ConfigError, DTypeError, ShapeError, SolverError
+from scoresde.errors.tensors import check_floating, check_samples, check_values
+from scoresde.errors.values import check_callable
 from scoresde.models.networks import bare_network, describe_network, network_state
 from scoresde.models.prediction import in_mode
 from scoresde.noise import SampleNoise, check_seed, normal

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from scoresde.diffusions.gaussian import Moments
 from scoresde.diffusions.linear import LinearSDE
 from scoresde.diffusions.matrix import MatrixSDE
-from scoresde.errors import ConfigError, DomainError, ShapeError, check_floating, check_numbers, check_samples
+from scoresde.errors.kinds import ConfigError, DomainError, ShapeError
+from scoresde.errors.tensors import check_floating, check_numbers, check_samples
 from scoresde.models.exact import vectors
 from scoresde.models.linear_model import LinearModel
 from scoresde.models.parameterization import literal_parameterization

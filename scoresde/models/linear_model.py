@@ -28,7 +28,9 @@ from scoresde.diffusions.linear_targets import hybrid_target, target_maps, view_
 from scoresde.diffusions.matrix import MatrixSDE
 from scoresde.diffusions.point import Point
 from scoresde.diffusions.sde import GaussianSDE
-from scoresde.errors import ConfigError, DTypeError, check_choice, check_flag, show
+from scoresde.errors.kinds import ConfigError, DTypeError, show
+from scoresde.errors.names import check_choice
+from scoresde.errors.values import check_flag
 from scoresde.models.parameterization import Parameterization, Predicts
 from scoresde.models.prediction import Condition, Prepared, Readout, select
 from scoresde.models.score_model import C_NOISE_LIMIT, ConditionOn, ScoreModel

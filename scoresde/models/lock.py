@@ -22,7 +22,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from scoresde.errors import CheckpointError, check_path
+from scoresde.errors.kinds import CheckpointError
+from scoresde.errors.values import check_path
 
 __all__ = ["IN_RUN", "LOCK", "locked"]
 

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from scoresde.errors import CheckpointError
+from scoresde.errors.kinds import CheckpointError
 from scoresde.models.stored import parse_json, read_json_file
 
 __all__ = ["MANIFEST", "OURS", "Entry", "list_entries", "read_manifest", "sign", "sign_manifest", "to_json"]

@@ -19,7 +19,9 @@ from scoresde.diffusions.named import check_sde
 from scoresde.diffusions.point import Point
 from scoresde.diffusions.sde import GaussianSDE
 from scoresde.diffusions.targets import TARGETS, Kind, target, unknown_kind
-from scoresde.errors import ShapeError, SolverError, check_callable, is_name
+from scoresde.errors.kinds import ShapeError, SolverError
+from scoresde.errors.names import is_name
+from scoresde.errors.values import check_callable
 from scoresde.models import checkpoint
 from scoresde.models.checks import check_model
 from scoresde.models.prediction import Condition, Prediction, Predictor, Prepared, Readout, check_output, count_writes

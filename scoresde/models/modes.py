@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
-from scoresde.errors import ConfigError
+from scoresde.errors.kinds import ConfigError
 
 __all__ = ["enter_mode", "leave_mode"]
 

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from scoresde.diffusions.sde import Conditioned
-from scoresde.errors import ConfigError, ShapeError, unknown
+from scoresde.errors.kinds import ConfigError, ShapeError
+from scoresde.errors.names import unknown
 from scoresde.models.prediction import Condition
 from scoresde.ops import recording
 

@@ -13,7 +13,8 @@ import torch
 
 from scoresde.diffusions.point import Pair, Point
 from scoresde.diffusions.targets import TARGETS, target, unknown_kind
-from scoresde.errors import check_number, is_name
+from scoresde.errors.names import is_name
+from scoresde.errors.values import check_number
 
 __all__ = ["PARAMETERIZATIONS", "Parameterization", "Predicts", "find_parameterization", "literal_parameterization"]
 

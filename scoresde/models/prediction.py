@@ -24,7 +24,8 @@ from scoresde.diffusions.gaussian import Moments
 from scoresde.diffusions.point import Pair, Point
 from scoresde.diffusions.sde import GaussianSDE
 from scoresde.diffusions.targets import target, view
-from scoresde.errors import ConfigError, DTypeError, ShapeError, check_device, check_floating
+from scoresde.errors.kinds import ConfigError, DTypeError, ShapeError
+from scoresde.errors.tensors import check_device, check_floating
 from scoresde.models.modes import enter_mode, leave_mode
 from scoresde.ops import accept_arrays, combine
 from scoresde.transforms.base import Transform

@@ -16,7 +16,9 @@ from scoresde.diffusions.gaussian import Moments
 from scoresde.diffusions.linear import LinearSDE
 from scoresde.diffusions.named import LINEAR, linear_from_dict, sde_from_dict, sde_to_dict
 from scoresde.diffusions.sde import SDE, GaussianSDE
-from scoresde.errors import CheckpointError, ConfigError, check_choice, check_mapping, show, unknown
+from scoresde.errors.kinds import CheckpointError, ConfigError, show
+from scoresde.errors.names import check_choice, unknown
+from scoresde.errors.values import check_mapping
 from scoresde.models.checkpoint import Contents, Documents, Tensors, amend, find, read
 from scoresde.models.declared import build_network, check_event, check_groups, check_moments, list_misfits
 from scoresde.models.energy import EnergyModel

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from scoresde.diffusions.named import sde_from_dict, sde_to_dict
-from scoresde.errors import CheckpointError, ConfigError, unknown
+from scoresde.errors.kinds import CheckpointError, ConfigError
+from scoresde.errors.names import unknown
 from scoresde.models.checkpoint import Contents, Documents, Tensors, find, read
 from scoresde.models.guidance.clamp import Clamp, DynamicThreshold
 from scoresde.models.guidance.combine import CombinedModel, Term

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from scoresde.diffusions.gaussian import Gaussian
 from scoresde.diffusions.sde import SDE
-from scoresde.errors import CheckpointError, unknown
+from scoresde.errors.kinds import CheckpointError
+from scoresde.errors.names import unknown
 from scoresde.models.checkpoint import Contents, Documents, Tensors, find, read
 from scoresde.models.declared import check_moments
 from scoresde.models.networks import bare_network, network_state, plain_names

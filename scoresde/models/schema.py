@@ -12,16 +12,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from scoresde.errors import (
-    LARGEST_NUMBER,
-    LARGEST_SIZE,
-    CheckpointError,
-    ConfigError,
-    ScoreSDEError,
-    check_integer,
-    check_number,
-    unknown,
-)
+from scoresde.errors.kinds import CheckpointError, ConfigError, ScoreSDEError
+from scoresde.errors.names import unknown
+from scoresde.errors.values import LARGEST_NUMBER, LARGEST_SIZE, check_integer, check_number
 
 __all__ = [
     "Check",

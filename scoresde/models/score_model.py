@@ -36,7 +36,8 @@ from scoresde.diffusions.named import check_sde
 from scoresde.diffusions.point import Point
 from scoresde.diffusions.sde import GaussianSDE
 from scoresde.diffusions.targets import Kind
-from scoresde.errors import DomainError, DTypeError, ShapeError, SolverError, check_choice, show
+from scoresde.errors.kinds import DomainError, DTypeError, ShapeError, SolverError, show
+from scoresde.errors.names import check_choice
 from scoresde.models import checkpoint
 from scoresde.models.latent import Coder
 from scoresde.models.networks import (

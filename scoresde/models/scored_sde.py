@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from scoresde.diffusions.gaussian import Gaussian, Moments
 from scoresde.diffusions.sde import SDE
-from scoresde.errors import DTypeError, check_floating
+from scoresde.errors.kinds import DTypeError
+from scoresde.errors.tensors import check_floating
 from scoresde.models.prediction import Condition
 from scoresde.ops import flat
 from scoresde.transforms.base import Transform

@@ -36,17 +36,9 @@ from torch import Tensor
 from scoresde.diffusions.fields import drift_of, noise_of
 from scoresde.diffusions.gaussian import Gaussian, Moments
 from scoresde.diffusions.sde import SDE, GaussianSDE
-from scoresde.errors import (
-    ConfigError,
-    DomainError,
-    DTypeError,
-    ShapeError,
-    SolverError,
-    TrainingWarning,
-    check_choice,
-    check_floating,
-    show,
-)
+from scoresde.errors.kinds import ConfigError, DomainError, DTypeError, ShapeError, SolverError, TrainingWarning, show
+from scoresde.errors.names import check_choice
+from scoresde.errors.tensors import check_floating
 from scoresde.models import checkpoint
 from scoresde.models.networks import describe_network
 from scoresde.models.prediction import Condition, check_output, describe_data

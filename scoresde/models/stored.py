@@ -27,7 +27,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from scoresde.errors import CheckpointError
+from scoresde.errors.kinds import CheckpointError
 from scoresde.models.sharded import is_sharded, own_rows, shard_like
 
 __all__ = ["TYPES", "Described", "StoredFile", "StoredTensors", "parse_json", "read_json_file"]

@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from scoresde.errors import CheckpointError, check_path
+from scoresde.errors.kinds import CheckpointError
+from scoresde.errors.values import check_path
 from scoresde.models import torch_reader
 
 __all__ = ["Converted", "convert_weights"]

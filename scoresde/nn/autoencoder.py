@@ -28,15 +28,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from scoresde.errors import (
-    ConfigError,
-    ShapeError,
-    check_flag,
-    check_floating,
-    check_integer,
-    check_number,
-    check_sizes,
-)
+from scoresde.errors.kinds import ConfigError, ShapeError
+from scoresde.errors.tensors import check_floating
+from scoresde.errors.values import check_flag, check_integer, check_number, check_sizes
 from scoresde.nn.blocks import CONVOLUTIONS, group_norm
 from scoresde.nn.embeddings import initialise
 from scoresde.noise import check_seed, normal

@@ -24,18 +24,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from scoresde.errors import (
-    ConfigError,
-    DomainError,
-    DTypeError,
-    ShapeError,
-    check_instance,
-    check_integer,
-    check_mapping,
-    check_number,
-    show,
-    unknown,
-)
+from scoresde.errors.kinds import ConfigError, DomainError, DTypeError, ShapeError, show
+from scoresde.errors.names import unknown
+from scoresde.errors.values import check_instance, check_integer, check_mapping, check_number
 from scoresde.nn.embeddings import FREQUENCIES, fourier_features
 from scoresde.noise import uniform
 

@@ -28,7 +28,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from scoresde.errors import ConfigError, check_integer
+from scoresde.errors.kinds import ConfigError
+from scoresde.errors.values import check_integer
 from scoresde.nn.conditions import Conditioning, Counts
 from scoresde.nn.embeddings import add_linear, initialise
 from scoresde.nn.grids import GridNetwork

@@ -41,7 +41,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from scoresde.errors import ConfigError, DTypeError, ShapeError, check_flag, check_integer
+from scoresde.errors.kinds import ConfigError, DTypeError, ShapeError
+from scoresde.errors.values import check_flag, check_integer
 from scoresde.nn.conditions import ConditionalNetwork, Conditioning, Counts
 from scoresde.nn.embeddings import initialise
 from scoresde.noise import check_seed

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from scoresde.errors import ConfigError, ShapeError, check_integer, check_sizes
+from scoresde.errors.kinds import ConfigError, ShapeError
+from scoresde.errors.values import check_integer, check_sizes
 from scoresde.nn.conditions import ConditionalNetwork
 
 __all__ = ["GridNetwork", "LevelNetwork"]

@@ -23,7 +23,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from scoresde.errors import ConfigError, ShapeError, check_integer, check_sizes, read_integer
+from scoresde.errors.kinds import ConfigError, ShapeError, read_integer
+from scoresde.errors.values import check_integer, check_sizes
 from scoresde.nn.conditions import ConditionalNetwork, Conditioning, Counts
 from scoresde.nn.embeddings import add_linear, initialise
 from scoresde.noise import check_seed

@@ -18,7 +18,8 @@ from typing import Any, Final
 import torch
 from torch import nn
 
-from scoresde.errors import DTypeError, check_integer
+from scoresde.errors.kinds import DTypeError
+from scoresde.errors.values import check_integer
 
 __all__ = ["SIZES", "count"]
 

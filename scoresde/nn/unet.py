@@ -26,7 +26,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from scoresde.errors import check_choice, check_flag, check_number
+from scoresde.errors.names import check_choice
+from scoresde.errors.values import check_flag, check_number
 from scoresde.nn.blocks import CONVOLUTIONS, Attention, Block, group_norm
 from scoresde.nn.conditions import Conditioning, Counts
 from scoresde.nn.embeddings import add_linear, initialise

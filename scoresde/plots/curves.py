@@ -12,7 +12,9 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, Literal
 
-from scoresde.errors import ConfigError, DTypeError, check_choice, check_mapping, check_sequence, check_text
+from scoresde.errors.kinds import ConfigError, DTypeError
+from scoresde.errors.names import check_choice
+from scoresde.errors.values import check_mapping, check_sequence, check_text
 from scoresde.metrics.floors import Comparison
 from scoresde.plots.style import GREY, MARKERS, PALETTE, dress, new_figure, plain_log_ticks, use_style
 

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from torch import Tensor
 
-from scoresde.errors import ConfigError, DomainError, check_integer, check_mapping, check_numbers
+from scoresde.errors.kinds import ConfigError, DomainError
+from scoresde.errors.tensors import check_numbers
+from scoresde.errors.values import check_integer, check_mapping
 from scoresde.plots.style import dress, new_figure, use_style
 
 if TYPE_CHECKING:

@@ -5,15 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from scoresde.errors import (
-    ConfigError,
-    DomainError,
-    check_choice,
-    check_mapping,
-    check_number,
-    check_sequence,
-    show,
-)
+from scoresde.errors.kinds import ConfigError, DomainError, show
+from scoresde.errors.names import check_choice
+from scoresde.errors.values import check_mapping, check_number, check_sequence
 from scoresde.plots.style import GREY, MARKERS, PALETTE, dress, new_figure, plain_log_ticks, use_style
 
 if TYPE_CHECKING:

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from torch import Tensor
 
-from scoresde.errors import DTypeError, ShapeError, check_mapping, check_samples, check_sequence, check_text
+from scoresde.errors.kinds import DTypeError, ShapeError
+from scoresde.errors.tensors import check_samples
+from scoresde.errors.values import check_mapping, check_sequence, check_text
 from scoresde.likelihood.fokker_planck.densities import Densities
 from scoresde.plots.style import INK, PALETTE, dress, new_figure, use_style
 

@@ -11,20 +11,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from torch import Tensor
 
-from scoresde.errors import (
-    ConfigError,
-    DataError,
-    DomainError,
-    ShapeError,
-    check_choice,
-    check_flag,
-    check_integer,
-    check_number,
-    check_path,
-    check_sequence,
-    check_text,
-    show,
-)
+from scoresde.errors.kinds import ConfigError, DataError, DomainError, ShapeError, show
+from scoresde.errors.names import check_choice
+from scoresde.errors.values import check_flag, check_integer, check_number, check_path, check_sequence, check_text
 from scoresde.plots.samples import check_images, check_points, dot, enlarge, mosaic, window
 from scoresde.plots.style import PALETTE, PAPER, dress, new_figure, use_style
 

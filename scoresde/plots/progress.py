@@ -8,16 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from scoresde.errors import (
-    ConfigError,
-    DataError,
-    check_integer,
-    check_mapping,
-    check_number,
-    check_path,
-    check_sequence,
-    check_text,
-)
+from scoresde.errors.kinds import ConfigError, DataError
+from scoresde.errors.values import check_integer, check_mapping, check_number, check_path, check_sequence, check_text
 from scoresde.plots.style import GREY, PALETTE, dress, new_figure, plain_log_ticks, use_style
 
 if TYPE_CHECKING:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from scoresde.errors import ConfigError, check_mapping, check_number
+from scoresde.errors.kinds import ConfigError
+from scoresde.errors.values import check_mapping, check_number
 from scoresde.plots.style import GREY, MARKERS, PALETTE, dress, new_figure, plain_log_ticks, use_style
 
 if TYPE_CHECKING:

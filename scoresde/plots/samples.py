@@ -10,17 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scoresde.errors import (
-    ConfigError,
-    DomainError,
-    ShapeError,
-    check_flag,
-    check_integer,
-    check_number,
-    check_samples,
-    check_sequence,
-    check_text,
-)
+from scoresde.errors.kinds import ConfigError, DomainError, ShapeError
+from scoresde.errors.tensors import check_samples
+from scoresde.errors.values import check_flag, check_integer, check_number, check_sequence, check_text
 from scoresde.plots.style import INK, PALETTE, PAPER, dress, new_figure, use_style
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from scoresde.diffusions.sde import GaussianSDE
-from scoresde.errors import ConfigError, DTypeError
+from scoresde.errors.kinds import ConfigError, DTypeError
 from scoresde.plots.style import PALETTE, dress, new_figure, use_style
 
 if TYPE_CHECKING:

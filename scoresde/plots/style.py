@@ -13,7 +13,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from scoresde.errors import ConfigError, DTypeError, check_path, check_text, unknown
+from scoresde.errors.kinds import ConfigError, DTypeError
+from scoresde.errors.names import unknown
+from scoresde.errors.values import check_path, check_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from scoresde.errors import ConfigError, DTypeError, printable
+from scoresde.errors.kinds import ConfigError, DTypeError, printable
 from scoresde.plots.style import INK, PAPER, dress, new_figure, use_style
 from scoresde.solvers.tableau import Tableau
 

@@ -14,7 +14,9 @@ from torch import Tensor
 
 from scoresde.diffusions.matrix import MatrixSDE
 from scoresde.diffusions.sde import SDE, GaussianSDE
-from scoresde.errors import ConfigError, ScoreSDEError, check_integer, is_name
+from scoresde.errors.kinds import ConfigError, ScoreSDEError
+from scoresde.errors.names import is_name
+from scoresde.errors.values import check_integer
 from scoresde.models.documents import DOCUMENTS
 from scoresde.sampling.part import Watch
 from scoresde.sampling.plan import Plan, Planner, plan

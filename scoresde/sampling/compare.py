@@ -13,17 +13,8 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from scoresde.errors import (
-    ConfigError,
-    DTypeError,
-    check_callable,
-    check_flag,
-    check_integer,
-    check_mapping,
-    check_sequence,
-    check_sizes,
-    show,
-)
+from scoresde.errors.kinds import ConfigError, DTypeError, show
+from scoresde.errors.values import check_callable, check_flag, check_integer, check_mapping, check_sequence, check_sizes
 from scoresde.metrics.floors import Comparison, Floor
 from scoresde.models.checks import check_model
 from scoresde.models.prediction import Condition, Predictor

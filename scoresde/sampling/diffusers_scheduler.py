@@ -14,7 +14,9 @@ from torch import Tensor
 from scoresde.diffusions.levels import RectifiedFlow
 from scoresde.diffusions.sde import GaussianSDE
 from scoresde.diffusions.targets import Kind
-from scoresde.errors import ConfigError, ScoreSDEError, check_choice, check_integer
+from scoresde.errors.kinds import ConfigError, ScoreSDEError
+from scoresde.errors.names import check_choice
+from scoresde.errors.values import check_integer
 from scoresde.models.adapters import sde_of_betas
 from scoresde.ops import expand
 from scoresde.sampling.stepper import Stepper

@@ -14,15 +14,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from scoresde.errors import (
-    ConfigError,
-    DomainError,
-    check_flag,
-    check_floating,
-    check_integer,
-    check_number,
-    check_samples,
-)
+from scoresde.errors.kinds import ConfigError, DomainError
+from scoresde.errors.tensors import check_floating, check_samples
+from scoresde.errors.values import check_flag, check_integer, check_number
 from scoresde.models.checks import check_data_event, check_event, check_model
 from scoresde.models.guidance.methods import Method, MethodName
 from scoresde.models.guidance.operators import Mask

@@ -23,16 +23,10 @@ import torch
 from torch import Generator, Tensor
 
 from scoresde.diffusions.sde import GaussianSDE
-from scoresde.errors import (
-    ConfigError,
-    DomainError,
-    DTypeError,
-    check_flag,
-    check_integer,
-    check_samples,
-    explain_keywords,
-    show,
-)
+from scoresde.errors.kinds import ConfigError, DomainError, DTypeError, show
+from scoresde.errors.names import explain_keywords
+from scoresde.errors.tensors import check_samples
+from scoresde.errors.values import check_flag, check_integer
 from scoresde.models.checks import check_data_event, check_event, check_model
 from scoresde.models.prediction import Condition, Predictor, check_condition, in_mode, select
 from scoresde.noise import TapeNoise

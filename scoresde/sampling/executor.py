@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from scoresde.diffusions.blocks import Block
-from scoresde.errors import ConfigError
+from scoresde.errors.kinds import ConfigError
 from scoresde.models.prediction import Prediction, Prepared
 from scoresde.noise import NoiseSource
 from scoresde.sampling.kernels import Kernel

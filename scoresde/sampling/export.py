@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from scoresde.diffusions.gaussian import Gaussian
-from scoresde.errors import ConfigError, ShapeError, check_dtype, check_sizes
+from scoresde.errors.kinds import ConfigError, ShapeError
+from scoresde.errors.values import check_dtype, check_sizes
 from scoresde.models.checks import check_event, check_model
 from scoresde.models.prediction import Condition, Predictor, check_condition
 from scoresde.noise import TapeNoise

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from scoresde.diffusions.point import Point
 from scoresde.diffusions.sde import SDE, ReverseSDE
-from scoresde.errors import ConfigError, DomainError, SolverError, check_samples
+from scoresde.errors.kinds import ConfigError, DomainError, SolverError
+from scoresde.errors.tensors import check_samples
 from scoresde.models.prediction import Condition, Predictor, select
 from scoresde.models.scored_sde import RUNS_AWAY, ScoredSDE, runs_away
 from scoresde.noise import NoiseSource

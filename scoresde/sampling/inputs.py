@@ -11,22 +11,9 @@ from torch import Tensor
 
 from scoresde.diffusions.gaussian import Gaussian
 from scoresde.diffusions.sde import SDE, GaussianSDE, check_score
-from scoresde.errors import (
-    LARGEST_SIZE,
-    ConfigError,
-    DomainError,
-    DTypeError,
-    ShapeError,
-    check_callable,
-    check_device,
-    check_dtype,
-    check_floating,
-    check_integer,
-    check_samples,
-    check_sizes,
-    read_integer,
-    show,
-)
+from scoresde.errors.kinds import ConfigError, DomainError, DTypeError, ShapeError, read_integer, show
+from scoresde.errors.tensors import check_device, check_floating, check_samples
+from scoresde.errors.values import LARGEST_SIZE, check_callable, check_dtype, check_integer, check_sizes
 from scoresde.models.checks import unwrap_model
 from scoresde.models.prediction import Predictor
 from scoresde.models.score_model import ScoreModel

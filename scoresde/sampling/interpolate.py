@@ -15,7 +15,10 @@ from typing import Literal, Unpack, get_args
 import torch
 from torch import Tensor
 
-from scoresde.errors import ShapeError, check_choice, check_integer, check_samples
+from scoresde.errors.kinds import ShapeError
+from scoresde.errors.names import check_choice
+from scoresde.errors.tensors import check_samples
+from scoresde.errors.values import check_integer
 from scoresde.models.checks import check_model
 from scoresde.models.prediction import Predictor
 from scoresde.ops import flat

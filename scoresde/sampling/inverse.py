@@ -33,18 +33,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from scoresde.errors import (
-    ConfigError,
-    DTypeError,
-    check_flag,
-    check_instance,
-    check_integer,
-    check_samples,
-    keep_integer,
-    keep_number,
-    show,
-    unknown,
-)
+from scoresde.errors.kinds import ConfigError, DTypeError, show
+from scoresde.errors.names import unknown
+from scoresde.errors.tensors import check_samples
+from scoresde.errors.values import check_flag, check_instance, check_integer, keep_integer, keep_number
 from scoresde.models.checks import check_model
 from scoresde.models.guidance.methods import METHODS, Method, solve
 from scoresde.models.guidance.operators import Operator

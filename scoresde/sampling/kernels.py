@@ -21,7 +21,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from scoresde.errors import ConfigError, check_choice, keep_integer, keep_number
+from scoresde.errors.kinds import ConfigError
+from scoresde.errors.names import check_choice
+from scoresde.errors.values import keep_integer, keep_number
 from scoresde.models.prediction import Prepared
 from scoresde.noise import NoiseSource
 from scoresde.ops import expand

@@ -24,18 +24,9 @@ from torch import Tensor
 
 from scoresde.diffusions.levels import VESDE
 from scoresde.diffusions.sde import check_score
-from scoresde.errors import (
-    ConfigError,
-    DTypeError,
-    ShapeError,
-    SolverError,
-    check_callable,
-    check_flag,
-    check_integer,
-    check_number,
-    check_samples,
-    show,
-)
+from scoresde.errors.kinds import ConfigError, DTypeError, ShapeError, SolverError, show
+from scoresde.errors.tensors import check_samples
+from scoresde.errors.values import check_callable, check_flag, check_integer, check_number
 from scoresde.models.checks import unwrap_model
 from scoresde.models.prediction import Condition, Predictor
 from scoresde.models.score_model import ScoreModel

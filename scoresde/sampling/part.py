@@ -12,7 +12,9 @@ from torch import Tensor
 from scoresde.diffusions.gaussian import Moments
 from scoresde.diffusions.linear import LinearSDE
 from scoresde.diffusions.sde import SDE, GaussianSDE
-from scoresde.errors import ConfigError, check_choice, check_flag
+from scoresde.errors.kinds import ConfigError
+from scoresde.errors.names import check_choice
+from scoresde.errors.values import check_flag
 from scoresde.models.prediction import Condition, Prediction, Predictor
 from scoresde.models.scored_sde import ScoredSDE
 from scoresde.sampling.kernels import Kernel

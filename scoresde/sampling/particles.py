@@ -49,18 +49,8 @@ from tqdm import tqdm
 from scoresde.diffusions.gaussian import Gaussian
 from scoresde.diffusions.point import Point
 from scoresde.diffusions.sde import GaussianSDE
-from scoresde.errors import (
-    ConfigError,
-    DomainError,
-    DTypeError,
-    check_dtype,
-    check_flag,
-    check_integer,
-    check_mapping,
-    check_number,
-    check_sizes,
-    show,
-)
+from scoresde.errors.kinds import ConfigError, DomainError, DTypeError, show
+from scoresde.errors.values import check_dtype, check_flag, check_integer, check_mapping, check_number, check_sizes
 from scoresde.models.checks import unwrap_model
 from scoresde.models.guidance.combine import CombinedModel, check_combined, sum_weighted
 from scoresde.models.prediction import Predictor, in_mode, select

@@ -26,7 +26,9 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from scoresde.diffusions.sde import SDE
-from scoresde.errors import ConfigError, SolverError, check_choice, keep_integer, keep_number, printable
+from scoresde.errors.kinds import ConfigError, SolverError, printable
+from scoresde.errors.names import check_choice
+from scoresde.errors.values import keep_integer, keep_number
 from scoresde.models.prediction import Condition, Predictor
 from scoresde.models.scored_sde import ScoredSDE
 from scoresde.noise import NoiseSource

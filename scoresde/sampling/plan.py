@@ -14,7 +14,7 @@ from typing import Protocol
 from torch import Tensor
 
 from scoresde.diffusions.sde import SDE
-from scoresde.errors import DTypeError, show
+from scoresde.errors.kinds import DTypeError, show
 from scoresde.models.prediction import Condition, Predictor
 from scoresde.models.scored_sde import ScoredSDE
 from scoresde.noise import NoiseSource

@@ -25,7 +25,8 @@ from datetime import timedelta
 import torch
 from torch import Tensor, distributed
 
-from scoresde.errors import ConfigError, DTypeError, ProcessError, ShapeError, check_integer, check_number
+from scoresde.errors.kinds import ConfigError, DTypeError, ProcessError, ShapeError
+from scoresde.errors.values import check_integer, check_number
 
 __all__ = ["TIMEOUT", "World", "processes", "world"]
 

@@ -19,7 +19,9 @@ from tqdm.auto import tqdm
 
 from scoresde.diffusions.gaussian import Gaussian, Moments
 from scoresde.diffusions.sde import SDE
-from scoresde.errors import SolverError, check_flag, check_integer, explain_keywords
+from scoresde.errors.kinds import SolverError
+from scoresde.errors.names import explain_keywords
+from scoresde.errors.values import check_flag, check_integer
 from scoresde.models.checks import check_event
 from scoresde.models.prediction import Condition, Predictor, check_condition, in_mode, select
 from scoresde.models.scored_sde import ScoredSDE

@@ -13,7 +13,9 @@ from typing import cast
 from scoresde.chains.ddpm import DDPM
 from scoresde.chains.smld import SMLD
 from scoresde.diffusions.sde import GaussianSDE
-from scoresde.errors import ConfigError, check_integer, printable, unknown
+from scoresde.errors.kinds import ConfigError, printable
+from scoresde.errors.names import unknown
+from scoresde.errors.values import check_integer
 from scoresde.models.prediction import Predictor
 from scoresde.models.scored_sde import ScoredSDE
 from scoresde.sampling.calibration import Calibration

@@ -7,7 +7,10 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from scoresde.diffusions.targets import unknown_kind
-from scoresde.errors import ConfigError, ShapeError, check_numbers, check_text, is_name
+from scoresde.errors.kinds import ConfigError, ShapeError
+from scoresde.errors.names import is_name
+from scoresde.errors.tensors import check_numbers
+from scoresde.errors.values import check_text
 from scoresde.solvers.tableau import Tableau
 
 if TYPE_CHECKING:

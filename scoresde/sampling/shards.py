@@ -27,18 +27,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scoresde.errors import (
-    ConfigError,
-    DataError,
-    DTypeError,
-    ShapeError,
-    check_callable,
-    check_choice,
-    check_instance,
-    check_integer,
-    check_mapping,
-    check_path,
-)
+from scoresde.errors.kinds import ConfigError, DataError, DTypeError, ShapeError
+from scoresde.errors.names import check_choice
+from scoresde.errors.values import check_callable, check_instance, check_integer, check_mapping, check_path
 from scoresde.sampling.processes import World
 
 __all__ = ["INDEX", "SAMPLES", "read_shards", "write_shards"]

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 from scoresde.diffusions.gaussian import Moments
 from scoresde.diffusions.sde import SDE
-from scoresde.errors import ScoreSDEError, UnstableSamplerWarning
+from scoresde.errors.kinds import ScoreSDEError, UnstableSamplerWarning
 from scoresde.solvers.build import build_table
 from scoresde.solvers.named import DEFAULT, SolverName
 from scoresde.solvers.solver import Solver

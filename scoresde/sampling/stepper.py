@@ -9,16 +9,9 @@ from torch import Tensor
 
 from scoresde.diffusions.sde import GaussianSDE
 from scoresde.diffusions.targets import TARGETS, Kind, target, unknown_kind, view
-from scoresde.errors import (
-    ConfigError,
-    DTypeError,
-    ShapeError,
-    SolverError,
-    check_floating,
-    is_name,
-    printable,
-    show,
-)
+from scoresde.errors.kinds import ConfigError, DTypeError, ShapeError, SolverError, printable, show
+from scoresde.errors.names import is_name
+from scoresde.errors.tensors import check_floating
 from scoresde.noise import GeneratorNoise, NoiseSource, SampleNoise, check_seed, fresh_seed
 from scoresde.sampling.executor import Run
 from scoresde.solvers.rows import Knot

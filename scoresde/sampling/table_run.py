@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 
 from scoresde.diffusions.linear import LinearSDE
 from scoresde.diffusions.sde import SDE
-from scoresde.errors import ConfigError, SolverError, printable
+from scoresde.errors.kinds import ConfigError, SolverError, printable
 from scoresde.models.prediction import Condition, Predictor
 from scoresde.models.scored_sde import ScoredSDE
 from scoresde.noise import NoiseSource

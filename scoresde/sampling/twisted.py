@@ -30,7 +30,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from scoresde.diffusions.gaussian import Moments
-from scoresde.errors import ConfigError, keep_number
+from scoresde.errors.kinds import ConfigError
+from scoresde.errors.values import keep_number
 from scoresde.models.guidance.measured import Measured
 from scoresde.models.guidance.methods import METHODS
 from scoresde.models.prediction import in_mode

@@ -27,7 +27,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scoresde.errors import DomainError, SolverError, check_choice, keep_integer, keep_number
+from scoresde.errors.kinds import DomainError, SolverError
+from scoresde.errors.names import check_choice
+from scoresde.errors.values import keep_integer, keep_number
 from scoresde.solvers.pairs import EMBEDDED, Embedded, EmbeddedName
 
 __all__ = ["Field", "FlowResult", "FlowSolver", "ProbabilityFlow", "Stage", "check_tolerances"]

@@ -31,7 +31,9 @@ from torch import Tensor
 
 from scoresde.diffusions.point import Point
 from scoresde.diffusions.sde import GaussianSDE, transition_weights
-from scoresde.errors import DomainError, check_choice, check_number
+from scoresde.errors.kinds import DomainError
+from scoresde.errors.names import check_choice
+from scoresde.errors.values import check_number
 from scoresde.solvers.forms import freeze_data
 from scoresde.solvers.grids import even, karras
 from scoresde.solvers.one_step import OneStep, Stage, express, name_increments

@@ -35,7 +35,8 @@ from scoresde.diffusions.grouped import GroupedSDE
 from scoresde.diffusions.linear import LinearSDE
 from scoresde.diffusions.matrix import MatrixSDE, exponentiate
 from scoresde.diffusions.sde import GaussianSDE
-from scoresde.errors import ConfigError, DomainError, DTypeError, check_choice, show
+from scoresde.errors.kinds import ConfigError, DomainError, DTypeError, show
+from scoresde.errors.names import check_choice
 from scoresde.solvers.ancestral import DDIM, Ancestral
 from scoresde.solvers.block_table import BlockTableau, as_weights, knots_of
 from scoresde.solvers.grids import Grid, check_one_way, check_times, choose_grid, even

@@ -25,7 +25,7 @@ from scoresde.diffusions.gaussian import Moments
 from scoresde.diffusions.linear import LinearPoint, LinearSDE
 from scoresde.diffusions.linear_targets import target_maps, view_maps
 from scoresde.diffusions.point import Point
-from scoresde.errors import ConfigError
+from scoresde.errors.kinds import ConfigError
 from scoresde.solvers.rows import Knot, Row, Weights
 from scoresde.solvers.tableau import Tableau
 

@@ -11,7 +11,8 @@ from torch import Tensor
 from scoresde.diffusions.linear import LinearSDE
 from scoresde.diffusions.named import DIFFUSIONS
 from scoresde.diffusions.sde import SDE, GaussianSDE
-from scoresde.errors import ConfigError, DomainError, DTypeError, ScoreSDEError, check_choice, show
+from scoresde.errors.kinds import ConfigError, DomainError, DTypeError, ScoreSDEError, show
+from scoresde.errors.names import check_choice
 from scoresde.solvers.adaptive import FlowSolver
 from scoresde.solvers.closing import close
 from scoresde.solvers.grids import Grid, check_one_way, choose_grid

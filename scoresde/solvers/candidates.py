@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from scoresde.diffusions.sde import GaussianSDE
-from scoresde.errors import ConfigError
+from scoresde.errors.kinds import ConfigError
 from scoresde.solvers import grids
 from scoresde.solvers.adaptive import FlowSolver
 from scoresde.solvers.build import choose_table

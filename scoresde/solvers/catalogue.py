@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from scoresde.diffusions.named import DIFFUSIONS
-from scoresde.errors import DTypeError, ScoreSDEError, check_sequence, show
+from scoresde.errors.kinds import DTypeError, ScoreSDEError, show
+from scoresde.errors.values import check_sequence
 from scoresde.solvers.adaptive import ProbabilityFlow
 from scoresde.solvers.named import ALIASES, SOLVERS, by_name
 from scoresde.solvers.pairs import EMBEDDED

@@ -9,7 +9,7 @@ import json
 from dataclasses import MISSING, fields
 from typing import Any, Never
 
-from scoresde.errors import ConfigError, show
+from scoresde.errors.kinds import ConfigError, show
 from scoresde.solvers.rows import Increment, Knot, Order, Row
 
 __all__ = ["parse", "parse_object", "read_fields"]

@@ -33,7 +33,9 @@ from torch import Tensor
 
 from scoresde.diffusions.point import Point
 from scoresde.diffusions.sde import GaussianSDE
-from scoresde.errors import ConfigError, check_choice, check_integer, check_number, check_sequence
+from scoresde.errors.kinds import ConfigError
+from scoresde.errors.names import check_choice
+from scoresde.errors.values import check_integer, check_number, check_sequence
 from scoresde.solvers.forms import FORMS, NODES, WEIGHTS
 from scoresde.solvers.grids import Grid, diffused, log_snr
 from scoresde.solvers.one_step import OneStep, Stage, express, name_increments

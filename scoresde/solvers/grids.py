@@ -33,18 +33,9 @@ from torch import Tensor
 
 from scoresde.diffusions.named import check_sde
 from scoresde.diffusions.sde import SDE, GaussianSDE
-from scoresde.errors import (
-    ConfigError,
-    DomainError,
-    DTypeError,
-    ShapeError,
-    check_flag,
-    check_instance,
-    check_integer,
-    check_number,
-    check_numbers,
-    printable,
-)
+from scoresde.errors.kinds import ConfigError, DomainError, DTypeError, ShapeError, printable
+from scoresde.errors.tensors import check_numbers
+from scoresde.errors.values import check_flag, check_instance, check_integer, check_number
 
 __all__ = [
     "Grid",

@@ -25,7 +25,8 @@ from torch import Tensor
 
 from scoresde.diffusions.point import Point
 from scoresde.diffusions.sde import GaussianSDE, transition_weights
-from scoresde.errors import ConfigError, DomainError, DTypeError, check_integer, check_number, read_number, show
+from scoresde.errors.kinds import ConfigError, DomainError, DTypeError, show
+from scoresde.errors.values import check_integer, check_number, read_number
 from scoresde.solvers.exponential import dpmpp_2s
 from scoresde.solvers.grids import Grid, karras
 from scoresde.solvers.multistep import Multistep

@@ -36,7 +36,8 @@ import torch
 from torch import Tensor
 
 from scoresde.diffusions.point import Point
-from scoresde.errors import DomainError, keep_integer, keep_number
+from scoresde.errors.kinds import DomainError
+from scoresde.errors.values import keep_integer, keep_number
 from scoresde.solvers.grids import Grid, log_snr
 from scoresde.solvers.rows import Knot, Row
 from scoresde.solvers.solver import PointMethod, Solver

@@ -35,7 +35,9 @@ from torch import Tensor
 
 from scoresde.diffusions.point import Point
 from scoresde.diffusions.sde import GaussianSDE
-from scoresde.errors import ConfigError, DomainError, check_choice, check_integer, check_number
+from scoresde.errors.kinds import ConfigError, DomainError
+from scoresde.errors.names import check_choice
+from scoresde.errors.values import check_integer, check_number
 from scoresde.solvers.clocks import VARIABLES, VariableName
 from scoresde.solvers.forms import FORMS, Form, FormName
 from scoresde.solvers.grids import Grid, log_snr

@@ -9,7 +9,7 @@ import functools
 from collections.abc import Callable
 from typing import Literal
 
-from scoresde.errors import check_choice
+from scoresde.errors.names import check_choice
 from scoresde.solvers.adaptive import ProbabilityFlow
 from scoresde.solvers.ancestral import ancestral, ddim, euler_ancestral, reverse_diffusion
 from scoresde.solvers.exponential import (

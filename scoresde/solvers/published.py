@@ -6,7 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from scoresde.errors import check_choice, check_flag, check_integer, check_number
+from scoresde.errors.names import check_choice
+from scoresde.errors.values import check_flag, check_integer, check_number
 from scoresde.solvers.clocks import VariableName
 from scoresde.solvers.forms import FormName
 from scoresde.solvers.grids import Grid, diffused, karras, rectified

@@ -29,7 +29,9 @@ from torch import Tensor
 
 from scoresde.diffusions.point import Point
 from scoresde.diffusions.sde import GaussianSDE
-from scoresde.errors import ConfigError, DTypeError, check_choice, check_number, is_name, show
+from scoresde.errors.kinds import ConfigError, DTypeError, show
+from scoresde.errors.names import check_choice, is_name
+from scoresde.errors.values import check_number
 from scoresde.solvers.clocks import VARIABLES, Variable, VariableName
 from scoresde.solvers.grids import Grid, rectified
 from scoresde.solvers.one_step import OneStep, Stage, name_increments

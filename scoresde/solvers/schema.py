@@ -15,7 +15,8 @@ import functools
 import math
 from collections.abc import Sequence
 
-from scoresde.errors import ConfigError, DomainError, read_number, show
+from scoresde.errors.kinds import ConfigError, DomainError, show
+from scoresde.errors.values import read_number
 from scoresde.solvers.rows import Increment, Knot, Order, Row
 
 __all__ = ["LARGEST", "check_head", "check_rows"]

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from scoresde.diffusions.point import Point
 from scoresde.diffusions.sde import GaussianSDE
-from scoresde.errors import DTypeError, show
+from scoresde.errors.kinds import DTypeError, show
 from scoresde.solvers.grids import Grid, check_times, log_snr
 from scoresde.solvers.rows import Order
 from scoresde.solvers.tableau import Tableau

@@ -36,7 +36,10 @@ import torch
 from scoresde.diffusions.point import Point
 from scoresde.diffusions.sde import GaussianSDE
 from scoresde.diffusions.targets import TARGETS, target, view
-from scoresde.errors import ConfigError, DomainError, ShapeError, check_choice, check_number, check_numbers, printable
+from scoresde.errors.kinds import ConfigError, DomainError, ShapeError, printable
+from scoresde.errors.names import check_choice
+from scoresde.errors.tensors import check_numbers
+from scoresde.errors.values import check_number
 from scoresde.solvers.documents import parse, read_fields
 from scoresde.solvers.law import fix_variance, map_errors, map_rows
 from scoresde.solvers.rows import CLEAN, Knot, Order, Row

@@ -34,7 +34,7 @@ from torch import Tensor
 from scoresde.diffusions.point import Point
 from scoresde.diffusions.sde import GaussianSDE
 from scoresde.diffusions.targets import target, view
-from scoresde.errors import ConfigError
+from scoresde.errors.kinds import ConfigError
 from scoresde.solvers.rows import CLEAN, Knot, Row
 from scoresde.solvers.tableau import Tableau
 

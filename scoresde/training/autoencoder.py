@@ -12,7 +12,9 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from scoresde.errors import ConfigError, DTypeError, SolverError, check_flag, check_integer, explain_keywords
+from scoresde.errors.kinds import ConfigError, DTypeError, SolverError
+from scoresde.errors.names import explain_keywords
+from scoresde.errors.values import check_flag, check_integer
 from scoresde.models.prediction import in_mode
 from scoresde.noise import check_seed, stream
 from scoresde.ops import Array, Rows, recording

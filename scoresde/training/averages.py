@@ -26,7 +26,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from scoresde.errors import CheckpointError, DomainError, TrainingWarning, check_integer, check_path
+from scoresde.errors.kinds import CheckpointError, DomainError, TrainingWarning
+from scoresde.errors.values import check_integer, check_path
 from scoresde.models import checkpoint
 from scoresde.models.manifest import MANIFEST
 from scoresde.models.networks import network_state

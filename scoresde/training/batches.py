@@ -13,7 +13,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from scoresde.diffusions.gaussian import Moments
-from scoresde.errors import ConfigError, DTypeError, ShapeError, check_finite, show
+from scoresde.errors.kinds import ConfigError, DTypeError, ShapeError, show
+from scoresde.errors.tensors import check_finite
 from scoresde.models.prediction import Condition
 from scoresde.noise import stream
 from scoresde.ops import move

@@ -11,7 +11,8 @@ import warnings
 import torch
 
 from scoresde.diffusions.levels import VESDE
-from scoresde.errors import TrainingWarning, pick
+from scoresde.errors.kinds import TrainingWarning
+from scoresde.errors.names import pick
 from scoresde.models.score_model import ScoreModel
 from scoresde.noise import stream
 from scoresde.training.losses.defaults import choose_loss, describe_loss

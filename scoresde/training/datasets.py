@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from scoresde.errors import ConfigError, DataError, ShapeError
+from scoresde.errors.kinds import ConfigError, DataError, ShapeError
 from scoresde.models.prediction import Condition
 from scoresde.noise import seeded, stream
 from scoresde.sampling.processes import World

@@ -31,7 +31,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from scoresde.errors import ConfigError, DomainError, check_flag, check_instance, check_integer, check_number
+from scoresde.errors.kinds import ConfigError, DomainError
+from scoresde.errors.values import check_flag, check_instance, check_integer, check_number
 from scoresde.models.networks import bare_network, network_state, plain_names
 from scoresde.models.sharded import local_rows, shard_like, whole
 

@@ -14,18 +14,9 @@ import torch
 
 from scoresde.diffusions.gaussian import Moments
 from scoresde.diffusions.sde import GaussianSDE
-from scoresde.errors import (
-    ConfigError,
-    DTypeError,
-    ScoreSDEError,
-    TrainingWarning,
-    check_flag,
-    check_integer,
-    check_path,
-    explain_keywords,
-    is_name,
-    show,
-)
+from scoresde.errors.kinds import ConfigError, DTypeError, ScoreSDEError, TrainingWarning, show
+from scoresde.errors.names import explain_keywords, is_name
+from scoresde.errors.values import check_flag, check_integer, check_path
 from scoresde.models import saving
 from scoresde.models.score_model import ScoreModel
 from scoresde.models.sde_model import SDEModel

@@ -16,7 +16,7 @@ import torch
 
 from scoresde.diffusions.learned import LearnedSchedule
 from scoresde.diffusions.sde import GaussianSDE
-from scoresde.errors import ConfigError, TrainingWarning
+from scoresde.errors.kinds import ConfigError, TrainingWarning
 from scoresde.models.checkpoint import Contents
 from scoresde.models.saving import network_to_dict, sde_to_document
 from scoresde.models.score_model import ScoreModel

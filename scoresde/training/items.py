@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scoresde.errors import ConfigError, DTypeError, ShapeError, show
+from scoresde.errors.kinds import ConfigError, DTypeError, ShapeError, show
 from scoresde.models.networks import condition_names
 from scoresde.ops import accept_arrays
 

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from scoresde.errors import ConfigError, DTypeError, SolverError, check_mapping, show
+from scoresde.errors.kinds import ConfigError, DTypeError, SolverError, show
+from scoresde.errors.values import check_mapping
 from scoresde.models.prediction import Condition, in_mode, select
 from scoresde.noise import stream
 from scoresde.ops import Array, Rows, accept_arrays, accept_rows, chunks

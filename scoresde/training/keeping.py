@@ -16,7 +16,7 @@ import os
 import shutil
 from pathlib import Path
 
-from scoresde.errors import CheckpointError
+from scoresde.errors.kinds import CheckpointError
 from scoresde.models.lock import IN_RUN, LOCK
 from scoresde.models.manifest import MANIFEST
 from scoresde.training.log import LOG, TABLE

@@ -16,7 +16,9 @@ from typing import Any, NotRequired, Protocol, TypedDict, runtime_checkable
 
 from torch import Tensor
 
-from scoresde.errors import CheckpointError, ConfigError, DTypeError, check_choice, check_sequence, show
+from scoresde.errors.kinds import CheckpointError, ConfigError, DTypeError, show
+from scoresde.errors.names import check_choice
+from scoresde.errors.values import check_sequence
 
 __all__ = ["LOG", "TABLE", "TRACKERS", "Log", "Record", "Tracker", "check_trackers", "open_trackers", "read_records"]
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from scoresde.errors import SolverError
+from scoresde.errors.kinds import SolverError
 from scoresde.models.prediction import in_mode
 from scoresde.models.sharded import local_rows
 from scoresde.training.averages import keep_averages

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
-from scoresde.errors import ConfigError, ShapeError
+from scoresde.errors.kinds import ConfigError, ShapeError
 from scoresde.models.prediction import check_condition
 from scoresde.ops import Rows, accept_arrays, accept_rows
 from scoresde.sampling.processes import World

@@ -11,7 +11,8 @@ import numpy as np
 from torch import Tensor
 
 from scoresde.diffusions.gaussian import Moments
-from scoresde.errors import ConfigError, DTypeError, ShapeError, TrainingWarning, check_integer, check_number, show
+from scoresde.errors.kinds import ConfigError, DTypeError, ShapeError, TrainingWarning, show
+from scoresde.errors.values import check_integer, check_number
 from scoresde.models.prediction import check_condition
 from scoresde.models.score_model import ScoreModel
 from scoresde.ops import Array, Rows, accept_arrays, accept_rows

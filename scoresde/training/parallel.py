@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from scoresde.errors import ConfigError, ProcessError
+from scoresde.errors.kinds import ConfigError, ProcessError
 from scoresde.models.networks import network_state
 from scoresde.models.score_model import ScoreModel
 from scoresde.models.sde_model import SDEModel

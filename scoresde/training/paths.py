@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from scoresde.errors import ConfigError
+from scoresde.errors.kinds import ConfigError
 from scoresde.models.sde_model import SDEModel
 from scoresde.training.batches import Batches
 

@@ -11,7 +11,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from scoresde.errors import ConfigError, check_choice, check_number, keep_integer
+from scoresde.errors.kinds import ConfigError
+from scoresde.errors.names import check_choice
+from scoresde.errors.values import check_number, keep_integer
 from scoresde.training.names import name_function
 
 __all__ = ["DECAYS", "DecayName", "LearningRate", "read_rate"]

@@ -41,7 +41,7 @@ from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
 from scoresde.diffusions.learned import LearnedSchedule
-from scoresde.errors import ConfigError
+from scoresde.errors.kinds import ConfigError
 from scoresde.models.networks import bare_network
 from scoresde.models.prediction import Condition, in_mode, select
 from scoresde.models.score_model import ScoreModel

@@ -19,7 +19,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, distributed, nn
 
-from scoresde.errors import ConfigError, DTypeError, check_sequence
+from scoresde.errors.kinds import ConfigError, DTypeError
+from scoresde.errors.values import check_sequence
 from scoresde.models import checkpoint
 from scoresde.models.manifest import Entry
 from scoresde.models.networks import Gradient, bare_network

@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from scoresde.errors import CheckpointError, ConfigError, DomainError
+from scoresde.errors.kinds import CheckpointError, ConfigError, DomainError
 from scoresde.models import checkpoint, saving
 from scoresde.models.lock import locked
 from scoresde.models.networks import network_state

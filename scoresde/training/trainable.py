@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from scoresde.diffusions.sde import GaussianSDE
-from scoresde.errors import CheckpointError, ConfigError, DTypeError, check_flag, check_number, show, unknown
+from scoresde.errors.kinds import CheckpointError, ConfigError, DTypeError, show
+from scoresde.errors.names import unknown
+from scoresde.errors.values import check_flag, check_number
 from scoresde.models.checks import check_differentiable, check_score_model, unwrap_model
 from scoresde.models.prediction import Condition
 from scoresde.models.score_model import ScoreModel

@@ -20,18 +20,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from scoresde.errors import (
-    ConfigError,
-    DTypeError,
-    ShapeError,
-    check_floating,
-    check_integer,
-    check_number,
-    check_values,
-    explain_keywords,
-    pick,
-    show,
-)
+from scoresde.errors.kinds import ConfigError, DTypeError, ShapeError, show
+from scoresde.errors.names import explain_keywords, pick
+from scoresde.errors.tensors import check_floating, check_values
+from scoresde.errors.values import check_integer, check_number
 from scoresde.models.networks import bare_network
 from scoresde.models.prediction import Condition, check_condition, select
 from scoresde.models.score_model import ScoreModel

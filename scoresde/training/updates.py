@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from scoresde.errors import CheckpointError, ConfigError, DTypeError, show
+from scoresde.errors.kinds import CheckpointError, ConfigError, DTypeError, show
 from scoresde.models.sharded import is_sharded, local_rows, sharding
 
 __all__ = ["MakeOptimizer", "Update", "describe_optimizer"]

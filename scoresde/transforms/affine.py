@@ -11,7 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
-from scoresde.errors import DTypeError, ShapeError, check_floating, check_number, read_number, show
+from scoresde.errors.kinds import DTypeError, ShapeError, show
+from scoresde.errors.tensors import check_floating
+from scoresde.errors.values import check_number, read_number
 from scoresde.ops import Array, Rows, accept_rows, gather_moments, parts, working_dtype
 from scoresde.transforms.base import check_inside, check_interval, read_options
 

@@ -13,19 +13,10 @@ from typing import Literal
 import torch
 from torch import Generator, Tensor
 
-from scoresde.errors import (
-    ConfigError,
-    ShapeError,
-    check_choice,
-    check_dense,
-    check_instance,
-    check_integer,
-    check_sequence,
-    check_sizes,
-    keep_integer,
-    keep_number,
-    read_integer,
-)
+from scoresde.errors.kinds import ConfigError, ShapeError, read_integer
+from scoresde.errors.names import check_choice
+from scoresde.errors.tensors import check_dense
+from scoresde.errors.values import check_instance, check_integer, check_sequence, check_sizes, keep_integer, keep_number
 from scoresde.noise import integers, uniform
 
 __all__ = ["Augmentation", "RandomCrop", "RandomFlip"]

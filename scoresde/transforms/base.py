@@ -9,17 +9,10 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Generator, Tensor
 
-from scoresde.errors import (
-    LARGEST_NUMBER,
-    ConfigError,
-    DomainError,
-    DTypeError,
-    check_number,
-    check_values,
-    keep_number,
-    show,
-    unknown,
-)
+from scoresde.errors.kinds import ConfigError, DomainError, DTypeError, show
+from scoresde.errors.names import unknown
+from scoresde.errors.tensors import check_values
+from scoresde.errors.values import LARGEST_NUMBER, check_number, keep_number
 from scoresde.transforms.augment import RandomCrop, RandomFlip
 
 __all__ = [

@@ -8,7 +8,9 @@ from typing import Final
 
 from torch import Generator, Tensor
 
-from scoresde.errors import DTypeError, check_floating, show, unknown
+from scoresde.errors.kinds import DTypeError, show
+from scoresde.errors.names import unknown
+from scoresde.errors.tensors import check_floating
 from scoresde.ops import working_dtype
 from scoresde.transforms.affine import Affine
 from scoresde.transforms.base import Transform, read_options

@@ -18,7 +18,9 @@ from typing import Self
 import torch
 from torch import Generator, Tensor
 
-from scoresde.errors import ConfigError, ShapeError, check_floating, keep_integer
+from scoresde.errors.kinds import ConfigError, ShapeError
+from scoresde.errors.tensors import check_floating
+from scoresde.errors.values import keep_integer
 from scoresde.ops import working_dtype
 from scoresde.transforms.base import read_options
 

@@ -9,7 +9,9 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Generator, Tensor
 
-from scoresde.errors import ConfigError, DTypeError, check_floating, keep_integer, keep_number
+from scoresde.errors.kinds import ConfigError, DTypeError
+from scoresde.errors.tensors import check_floating
+from scoresde.errors.values import keep_integer, keep_number
 from scoresde.noise import uniform
 from scoresde.ops import working_dtype
 from scoresde.transforms.base import check_holds, check_inside, keep_interval, read_options

@@ -23,7 +23,9 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
-from scoresde.errors import ShapeError, check_floating, keep_integer
+from scoresde.errors.kinds import ShapeError
+from scoresde.errors.tensors import check_floating
+from scoresde.errors.values import keep_integer
 from scoresde.ops import drop_mean, restore_points, working_dtype
 from scoresde.transforms.base import read_options
 

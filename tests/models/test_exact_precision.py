@@ -125,7 +125,7 @@ def test_nothing_of_the_size_of_the_data_is_made(monkeypatch: pytest.MonkeyPatch
             return out
 
     data = normal((3000, 300), stream(0, "data"))
-    for room in ("errors", "ops"):
+    for room in ("errors.tensors", "ops"):
         monkeypatch.setattr(f"scoresde.{room}.PART", 30_000)
     monkeypatch.setattr(exact, "TABLE", 30_000)
     with Watched(), torch.no_grad():

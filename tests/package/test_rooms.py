@@ -49,7 +49,7 @@ FLOORS: tuple[dict[str, set[str]], ...] = (
 )
 ALLOWED = {room: below for floor in FLOORS for room, below in floor.items()}
 FLOOR = {room: number for number, floor in enumerate(FLOORS, start=1) for room in floor}
-AT_THE_ROOT = {"__init__.py", "__main__.py", "errors.py", "noise.py", "ops.py", "py.typed"}
+AT_THE_ROOT = {"__init__.py", "__main__.py", "noise.py", "ops.py", "py.typed"}
 MOST_ARROWS = 110
 
 

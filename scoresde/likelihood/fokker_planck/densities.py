@@ -8,7 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from scoresde.errors import ShapeError, check_integer, check_number, check_samples
+from scoresde.errors.kinds import ShapeError
+from scoresde.errors.tensors import check_samples
+from scoresde.errors.values import check_integer, check_number
 
 __all__ = ["Densities"]
 

@@ -11,17 +11,9 @@ import torch
 from torch import Tensor
 
 from scoresde.diffusions.sde import SDE, ReverseSDE
-from scoresde.errors import (
-    ConfigError,
-    DomainError,
-    DTypeError,
-    ShapeError,
-    SolverError,
-    check_integer,
-    check_number,
-    check_samples,
-    show,
-)
+from scoresde.errors.kinds import ConfigError, DomainError, DTypeError, ShapeError, SolverError, show
+from scoresde.errors.tensors import check_samples
+from scoresde.errors.values import check_integer, check_number
 from scoresde.likelihood.fokker_planck.densities import Densities
 from scoresde.likelihood.fokker_planck.scheme import Array, Scheme, points
 

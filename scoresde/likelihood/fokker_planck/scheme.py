@@ -42,7 +42,7 @@ from torch import Tensor
 
 from scoresde.diffusions.fields import drift_of, noise_of
 from scoresde.diffusions.sde import SDE
-from scoresde.errors import DomainError
+from scoresde.errors.kinds import DomainError
 
 __all__ = ["Array", "Scheme", "points"]
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from scoresde.errors import keep_number
+from scoresde.errors.values import keep_number
 from scoresde.models.prediction import Prediction
 from scoresde.ops import flat
 from scoresde.transforms.base import keep_interval

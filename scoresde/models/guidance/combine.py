@@ -38,16 +38,8 @@ from torch import Tensor, nn
 from scoresde.diffusions.point import Point
 from scoresde.diffusions.sde import GaussianSDE
 from scoresde.diffusions.targets import target
-from scoresde.errors import (
-    ConfigError,
-    DTypeError,
-    ShapeError,
-    TrainingWarning,
-    check_mapping,
-    check_number,
-    check_sequence,
-    show,
-)
+from scoresde.errors.kinds import ConfigError, DTypeError, ShapeError, TrainingWarning, show
+from scoresde.errors.values import check_mapping, check_number, check_sequence
 from scoresde.models import checkpoint
 from scoresde.models.checks import check_model
 from scoresde.models.latent import is_same_transform

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from scoresde.errors import ConfigError
+from scoresde.errors.kinds import ConfigError
 from scoresde.models.guidance.operators import Operator
 from scoresde.noise import normal, stream
 from scoresde.ops import recording

@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 
 from scoresde.diffusions.gaussian import Moments
-from scoresde.errors import ConfigError, is_name, keep_integer, keep_number, unknown
+from scoresde.errors.kinds import ConfigError
+from scoresde.errors.names import is_name, unknown
+from scoresde.errors.values import keep_integer, keep_number
 from scoresde.models.guidance.measured import Linearised
 from scoresde.ops import expand, flat
 

@@ -15,20 +15,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from scoresde.errors import (
-    ConfigError,
-    DTypeError,
-    ShapeError,
-    check_floating,
-    check_integer,
-    check_number,
-    check_numbers,
-    check_samples,
-    check_sequence,
-    check_values,
-    keep_integer,
-    show,
-)
+from scoresde.errors.kinds import ConfigError, DTypeError, ShapeError, show
+from scoresde.errors.tensors import check_floating, check_numbers, check_samples, check_values
+from scoresde.errors.values import check_integer, check_number, check_sequence, keep_integer
 from scoresde.ops import recording
 
 __all__ = [

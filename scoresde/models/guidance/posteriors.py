@@ -41,7 +41,9 @@ import torch
 from torch import Tensor
 
 from scoresde.diffusions.point import Point
-from scoresde.errors import ConfigError, ShapeError, check_number, check_sizes, unknown
+from scoresde.errors.kinds import ConfigError, ShapeError
+from scoresde.errors.names import unknown
+from scoresde.errors.values import check_number, check_sizes
 from scoresde.models.guidance.measured import Measured
 from scoresde.models.guidance.methods import METHODS, Asked, Method, MethodName, covary_gaussian
 from scoresde.models.guidance.operators import Operator, as_operator, check_measurement

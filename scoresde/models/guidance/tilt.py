@@ -20,14 +20,9 @@ import torch
 from torch import Tensor
 
 from scoresde.diffusions.point import Point
-from scoresde.errors import (
-    ConfigError,
-    ShapeError,
-    check_callable,
-    check_choice,
-    check_number,
-    check_sequence,
-)
+from scoresde.errors.kinds import ConfigError, ShapeError
+from scoresde.errors.names import check_choice
+from scoresde.errors.values import check_callable, check_number, check_sequence
 from scoresde.models.mapped import ChangedModel, PreparedChange
 from scoresde.models.prediction import Condition, Prediction, Predictor, Prepared
 from scoresde.ops import recording

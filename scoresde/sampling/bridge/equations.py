@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from scoresde.errors import ConfigError, SolverError, check_choice, keep_integer, keep_number
+from scoresde.errors.kinds import ConfigError, SolverError
+from scoresde.errors.names import check_choice
+from scoresde.errors.values import keep_integer, keep_number
 from scoresde.solvers.adaptive import Field, FlowResult, FlowSolver, check_tolerances
 
 if TYPE_CHECKING:

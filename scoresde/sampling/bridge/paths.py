@@ -27,17 +27,10 @@ from torch import Tensor
 
 from scoresde.diffusions.fields import drift_of, noise_of
 from scoresde.diffusions.sde import SDE, GaussianSDE, ReverseSDE
-from scoresde.errors import (
-    ConfigError,
-    DomainError,
-    SolverError,
-    check_choice,
-    check_instance,
-    check_integer,
-    check_samples,
-    check_sequence,
-    keep_number,
-)
+from scoresde.errors.kinds import ConfigError, DomainError, SolverError
+from scoresde.errors.names import check_choice
+from scoresde.errors.tensors import check_samples
+from scoresde.errors.values import check_instance, check_integer, check_sequence, keep_number
 from scoresde.models.prediction import Condition, Predictor
 from scoresde.models.scored_sde import RUNS_AWAY, ScoredSDE, runs_away
 from scoresde.noise import NoiseSource, SampleNoise, check_seed, fresh_seed

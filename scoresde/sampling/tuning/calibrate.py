@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from scoresde.errors import check_flag
+from scoresde.errors.values import check_flag
 from scoresde.models.checks import check_model
 from scoresde.models.prediction import Condition, Predictor, in_mode, select
 from scoresde.noise import normal, stream

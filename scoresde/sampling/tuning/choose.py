@@ -21,15 +21,9 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from scoresde.diffusions.sde import SDE, GaussianSDE
-from scoresde.errors import (
-    ConfigError,
-    ScoreSDEError,
-    check_callable,
-    check_choice,
-    check_flag,
-    check_integer,
-    check_number,
-)
+from scoresde.errors.kinds import ConfigError, ScoreSDEError
+from scoresde.errors.names import check_choice
+from scoresde.errors.values import check_callable, check_flag, check_integer, check_number
 from scoresde.models.checks import check_model
 from scoresde.models.prediction import Predictor, in_mode
 from scoresde.noise import check_seed

@@ -25,7 +25,7 @@ from torch.utils.checkpoint import checkpoint
 from tqdm.auto import tqdm
 
 from scoresde.diffusions.point import Point
-from scoresde.errors import DomainError
+from scoresde.errors.kinds import DomainError
 from scoresde.models.prediction import Predictor
 from scoresde.noise import normal, stream
 from scoresde.ops import expand, recording

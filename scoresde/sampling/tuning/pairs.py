@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from scoresde.errors import ConfigError, check_callable, check_mapping, check_sizes
+from scoresde.errors.kinds import ConfigError
+from scoresde.errors.values import check_callable, check_mapping, check_sizes
 from scoresde.models.prediction import Condition, Predictor, select
 from scoresde.noise import SampleNoise, integers, stream
 from scoresde.ops import chunks, flat

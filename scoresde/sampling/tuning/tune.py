@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 
 from scoresde.diffusions.sde import SDE, GaussianSDE
-from scoresde.errors import ConfigError, check_choice, check_flag, check_integer, check_number, check_sequence, show
+from scoresde.errors.kinds import ConfigError, show
+from scoresde.errors.names import check_choice
+from scoresde.errors.values import check_flag, check_integer, check_number, check_sequence
 from scoresde.models.checks import check_differentiable, check_model
 from scoresde.models.prediction import Predictor, in_mode
 from scoresde.sampling.calibration import Calibration

@@ -41,19 +41,10 @@ from torch import Tensor
 from scoresde.chains.base import Chain
 from scoresde.diffusions.point import Point
 from scoresde.diffusions.sde import GaussianSDE
-from scoresde.errors import (
-    ConfigError,
-    DomainError,
-    ShapeError,
-    check_choice,
-    check_flag,
-    check_instance,
-    check_integer,
-    check_number,
-    check_numbers,
-    keep_number,
-    show,
-)
+from scoresde.errors.kinds import ConfigError, DomainError, ShapeError, show
+from scoresde.errors.names import check_choice
+from scoresde.errors.tensors import check_numbers
+from scoresde.errors.values import check_flag, check_instance, check_integer, check_number, keep_number
 from scoresde.models.prediction import Condition
 from scoresde.models.score_model import ScoreModel
 from scoresde.noise import draw_noise, on_cpu, uniform

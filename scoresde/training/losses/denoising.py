@@ -27,7 +27,9 @@ from torch import Tensor
 
 from scoresde.diffusions.curves import unchecked
 from scoresde.diffusions.point import Point
-from scoresde.errors import DomainError, ShapeError, check_device, check_floating, pick
+from scoresde.errors.kinds import DomainError, ShapeError
+from scoresde.errors.names import pick
+from scoresde.errors.tensors import check_device, check_floating
 from scoresde.models.checks import check_score_model
 from scoresde.models.prediction import Condition, check_condition
 from scoresde.models.score_model import ScoreModel

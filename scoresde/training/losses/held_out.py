@@ -13,7 +13,10 @@ from dataclasses import dataclass
 
 import torch
 
-from scoresde.errors import PART, ShapeError, check_integer, check_outcome, pick
+from scoresde.errors.kinds import ShapeError
+from scoresde.errors.names import pick
+from scoresde.errors.tensors import PART, check_outcome
+from scoresde.errors.values import check_integer
 from scoresde.models.checks import check_score_model
 from scoresde.models.prediction import check_condition, in_mode, select
 from scoresde.models.score_model import ScoreModel

@@ -25,17 +25,9 @@ import torch
 from torch import Tensor
 
 from scoresde.diffusions.sde import ScoreFunction
-from scoresde.errors import (
-    ConfigError,
-    DTypeError,
-    ShapeError,
-    check_callable,
-    check_flag,
-    check_floating,
-    check_integer,
-    check_number,
-    show,
-)
+from scoresde.errors.kinds import ConfigError, DTypeError, ShapeError, show
+from scoresde.errors.tensors import check_floating
+from scoresde.errors.values import check_callable, check_flag, check_integer, check_number
 from scoresde.models.prediction import Condition
 from scoresde.models.score_model import ScoreModel
 from scoresde.noise import integers

@@ -24,7 +24,8 @@ from torch import Tensor
 
 from scoresde.diffusions.linear import LinearPoint
 from scoresde.diffusions.sde import GaussianSDE
-from scoresde.errors import DTypeError, check_choice, pick, show
+from scoresde.errors.kinds import DTypeError, show
+from scoresde.errors.names import check_choice, pick
 from scoresde.models.linear_model import LinearModel
 from scoresde.models.prediction import Condition
 from scoresde.models.score_model import ScoreModel

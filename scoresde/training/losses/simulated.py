@@ -43,7 +43,9 @@ import torch
 from torch import Tensor
 
 from scoresde.diffusions.sde import SDE
-from scoresde.errors import ConfigError, SolverError, check_choice, check_flag, keep_integer
+from scoresde.errors.kinds import ConfigError, SolverError
+from scoresde.errors.names import check_choice
+from scoresde.errors.values import check_flag, keep_integer
 from scoresde.models.prediction import Condition
 from scoresde.models.sde_model import SDEModel, euler_step, graded_times
 from scoresde.noise import integers, normal, stream, uniform

@@ -37,7 +37,8 @@ from scoresde.diffusions.linear import LinearSDE
 from scoresde.diffusions.named import check_sde
 from scoresde.diffusions.point import Point
 from scoresde.diffusions.sde import GaussianSDE
-from scoresde.errors import ConfigError, check_callable, check_flag, check_integer, check_number, check_text
+from scoresde.errors.kinds import ConfigError
+from scoresde.errors.values import check_callable, check_flag, check_integer, check_number, check_text
 from scoresde.models.score_model import C_NOISE_LIMIT
 from scoresde.noise import uniform
 from scoresde.solvers.grids import FIRST_LOG_SNR

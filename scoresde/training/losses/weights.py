@@ -35,7 +35,7 @@ from torch import Tensor
 from scoresde.diffusions.point import Point
 from scoresde.diffusions.sde import GaussianSDE
 from scoresde.diffusions.targets import target
-from scoresde.errors import check_number
+from scoresde.errors.values import check_number
 
 __all__ = ["WEIGHTS", "Weight", "WeightName", "carries_rate", "edm", "min_snr", "p2", "sigmoid"]
 
