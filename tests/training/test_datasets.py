@@ -259,7 +259,8 @@ def test_a_picture_is_its_bytes() -> None:
 
 
 def test_data_sets_of_hugging_face_train_as_the_arrays_do() -> None:
-    datasets = pytest.importorskip("datasets")
+    import datasets
+
     rows = datasets.Dataset.from_dict({"x": DATA[:N].tolist(), "label": LABELS.tolist()})
     expected = trained(DATA[:N], cond={"label": LABELS})
     for form in (None, "torch", "numpy"):
