@@ -2,7 +2,7 @@
 #   make demo    train on real digits and the swiss roll, sample, compare; results in runs/demo/
 #   make test    the tests, on WORKERS processes of one thread each
 #   make test-plain   the tests of what computes, as on a processor without wide vector units
-#   make wheel   build the wheel and use it in an environment of its own, without any extra
+#   make wheel   build wheel and archive twice to the same bytes, check them, use the wheel by itself, without any extra
 #   make lint    ruff (rules and format) and mypy --strict on the package
 #   make mutants planted errors, each of which its tests must find; ARGS=--day for the ten of the day
 #   make fuzz    the public surface and the file readers under whatever comes, for a minute; ARGS="--minutes 10"

@@ -112,7 +112,7 @@ if TYPE_CHECKING:
     from scoresde import data, metrics, nn, plots
     from scoresde.sampling.compare import compare
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "DAPS",
