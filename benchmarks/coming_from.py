@@ -6,7 +6,7 @@ A library that is not installed is named and left out. ``--install`` fetches tho
 needs, without their dependencies, into ``runs/coming_from/peers``. Of k-diffusion the modules without torchvision are
 loaded alone, where the package itself cannot be imported.
 
-Run: python benchmarks/coming_from.py [--peers NAME ...] [--install] [--record]      (a minute, two cores)
+Run: python benchmarks/coming_from.py [--peers NAME ...] [--install] [--record]      (half a minute, one core)
 """
 
 from __future__ import annotations
