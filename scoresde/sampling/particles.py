@@ -9,21 +9,23 @@ and any kernel B back:
     weight = q'(y') B(y | y') / (q(y) K(y' | y)).
 
 Bayes' rule for each factor, p_k'(y')/p_k(y) = P_k(y' | y)/F(y | y') with the Brownian F of variance a nu^2,
-a = 1 - nu'^2/nu^2, turns q'/q into a product of transitions. B is F with its variance divided by W = sum_k w_k, so that
+a = 1 - nu'^2/nu^2, turns q'/q into a product of transitions. With B = F and W = sum_k w_k
 
-    weight = prod_k P_k(y' | y)^{w_k} B F^{-W} / K,    and B F^{-W} does not depend on y or y'.
+    weight = prod_k P_k(y' | y)^{w_k} F(y | y')^{1 - W} / K.
 
 With Gaussian P_k, of mean y - a nu e_k (e_k the noise prediction) and variance
 
     v_k = a nu'^2 + a^2 c nu^2/(c + nu^2),    the variance of y' given y for Gaussian data of variance c,
 
-K is taken proportional to the product, a Gaussian of precision sum_k w_k/v_k; the weight is its normaliser, which y
-alone decides. Where the data do not matter all weights are equal. For Gaussian data all of this is exact at any number
-of steps, for others the error is that of a Gaussian P_k. As a -> 0 it is the Feynman-Kac weight
+K is taken proportional to the numerator, a Gaussian of precision sum_k w_k/v_k + (1 - W)/(a nu^2); the weight is its
+normaliser, which y alone decides. For Gaussian data all of this is exact at any number of steps. For others log P_k
+lacks 1/2 (d^T H_k d - a nu^2 tr H_k) in the move d = y' - y, H_k the Hessian of log p_k less that of the Gaussian. Its
+mean vanishes where the particles move with the noise of F, as they do here as a -> 0 (under B of variance a nu^2/W they
+would not, and -1/2 (1 - 1/W) div sum_k w_k s_k would be lost, whatever a). What remains is the Feynman-Kac weight
 
-    d log w = 1/2 (|sum_k w_k s_k|^2/W - sum_k w_k |s_k|^2) dnu^2,    no Jacobian,
+    d log w = 1/2 (|sum_k w_k s_k|^2 - sum_k w_k |s_k|^2) dnu^2,    no Jacobian:
 
-with the noise of the particles divided by W: for guidance, of powers w and 1 - w, w(w - 1) |s_c - s_u|^2/2 dnu^2.
+for guidance, of powers w and 1 - w, w(w - 1) |s_c - s_u|^2/2 dnu^2.
 
 The particles start from q at t_max, where every p_k is Gaussian, and are resampled systematically whenever the
 effective sample size (sum w)^2 / sum w^2 falls below a share of their number.
@@ -255,18 +257,18 @@ def _step(
     spreads = [factor.spread(nu, after) for factor in factors]
     powers = [factor.power for factor in factors]
     whole, brownian = sum(powers), a * nu**2
-    precision = sum_weighted(powers, [1 / v for v in spreads])
+    precision = sum_weighted(powers, [1 / v for v in spreads]) + (1 - whole) / brownian
     if bool((precision <= 0).any()):
         # Factors of very different variances: one variance for all.
         spreads = [torch.stack([v.mean() for v in spreads]).mean()] * len(factors)
-        precision = whole / spreads[0]
+        precision = whole / spreads[0] + (1 - whole) / brownian
     moves = [(-a * nu) * noise for noise in noises]
     like = moves[0]
     per = [(power / v).to(like) for power, v in zip(powers, spreads, strict=True)]
     mean = sum_weighted(per, moves) / precision.to(like)
     gain = precision.to(like) * mean.square() - sum_weighted(per, [move.square() for move in moves])
     constant = precision.log() + sum_weighted(powers, [v.log() for v in spreads])
-    constant = (constant + math.log(brownian / whole) - whole * math.log(brownian)).expand(like.shape[1:])
+    constant = (constant + (1 - whole) * math.log(brownian)).expand(like.shape[1:])
     total = 0.5 * flat(gain.double()).sum(1) - 0.5 * float(constant.sum())
     return mean, precision.rsqrt().to(like), total.cpu()
 
