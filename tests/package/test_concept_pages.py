@@ -20,7 +20,7 @@ PAGES = [
 ]
 CELL = re.compile(r"^```\{code-cell\}[^\n]*\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 HEAD = "---\nfile_format: mystnb\nkernelspec:\n  name: python3\n  display_name: Python 3\n---\n"
-# Random numbers come from scoresde.noise (but for the weights of networks), and a page runs in any folder of any machine.
+# Random numbers come from scoresde.noise, but for the weights of networks; a page runs in any folder of any machine.
 UNWELCOME = re.compile(
     r"torch\.(randn?|randint|randperm)\b|np\.random\.(?!default_rng)|(?<!\w)/(home|root|tmp|work|Users)/"
 )
