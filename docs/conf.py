@@ -134,8 +134,12 @@ def escape(text: str) -> str:
     return "".join(parts)
 
 
+# Behind the first of what a docstring raises: further errors, a sentence each.
+FURTHER = re.compile(r"(?<=\.)\s+((?:[A-Z]\w*(?:Error|Warning)(?:, )?)+):\s+")
+
+
 def clean_docstring(app: Sphinx, what: str, name: str, value: object, options: object, lines: list[str]) -> None:
-    """Read docstrings as they are meant: tables of bars and indented formulas stand as written."""
+    """Read docstrings as they are meant: tables of bars and indented formulas stand as written, errors apart."""
     paragraphs = "\n".join(lines).split("\n\n")
     cleaned, before = [], ""
     for paragraph in paragraphs:
@@ -146,7 +150,8 @@ def clean_docstring(app: Sphinx, what: str, name: str, value: object, options: o
             literal = paragraph if formula and not table else re.sub("(?m)^", "    ", paragraph)
             cleaned.append(f"::\n\n{literal}")
         else:
-            cleaned.append(escape(paragraph))
+            head, raises, tail = escape(paragraph).partition(":raises ")
+            cleaned.append(head + raises + FURTHER.sub(r"\n:raises \1: ", tail))
             before = rows[0]
     lines[:] = "\n\n".join(cleaned).split("\n")
 

@@ -29,7 +29,7 @@ def test_every_image_is_in_the_gallery_once() -> None:
 
 @pytest.mark.parametrize(("title", "card"), CARDS, ids=[title for title, _ in CARDS])
 def test_a_card_says_what_is_seen_and_what_made_it(title: str, card: str) -> None:
-    above, below = card.split("\n+++\n")
+    above, below = card.rsplit("\n\n", 1)
     assert re.search(r"^:img-alt: .{20,}$", above, re.MULTILINE)
     assert re.search(r"^[A-Z`].{20,}\.$", above, re.MULTILINE), "a sentence of what one sees"
     links = re.findall(r"\]\((.+?)\)", below)
