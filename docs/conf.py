@@ -181,9 +181,32 @@ def describe_figures(app: Sphinx, doctree: nodes.document, name: str) -> None:
             image["alt"] = f"Figure to the section {title.astext()!r}" if title else f"Figure of the page {name}"
 
 
+BACK = re.compile(r'(<a class="viewcode-back" href="[^"#]*#)scoresde\.([\w.]+)')
+
+
+def mend_way_back(app: Sphinx, page: str, template: str, context: dict[str, object], doctree: object) -> None:
+    """Lead from a source's page to where each name is documented: viewcode takes one home for all names of a module."""
+    if not page.startswith("_modules/scoresde/"):
+        return
+    documented = {f"{home}.{name}" for room in list_names().values() for home, own in room.items() for name in own}
+
+    def lead(link: re.Match[str]) -> str:
+        parts = link[2].split(".")
+        if any(".".join(["scoresde", *parts[: k + 1]]) in documented for k in range(len(parts))):
+            return link[0]
+        for k, name in enumerate(parts):
+            homes = [one for one in documented if one.rpartition(".")[2] == name]
+            if len(homes) == 1:
+                return link[1] + ".".join([homes[0], *parts[k + 1 :]])
+        return link[0]
+
+    context["body"] = BACK.sub(lead, str(context["body"]))
+
+
 def setup(app: Sphinx) -> None:
     """Write the reference before anything is read."""
     write_reference(HERE / "api")
     app.connect("builder-inited", bring_files)
     app.connect("doctree-resolved", describe_figures)
+    app.connect("html-page-context", mend_way_back)
     app.connect("autodoc-process-docstring", clean_docstring)
