@@ -9,6 +9,7 @@
 #   make bench   the benchmarks
 #   make explorer   the page of `scoresde explore` from its sources, checked, and driven in a headless browser; needs npm
 #   make docs    the site, from docs/ and the docstrings, into build/site; a warning or a link to nowhere fails
+#   make shots   pictures of the site's pages in a headless browser, in build/shots; what overflows or fails is named; needs npm
 #   make race    every sampler of the other libraries beside ours; the report in runs/race/
 #   make clean   remove the environment, the caches and the builds; runs/ stays
 # ARGS is passed on: make demo ARGS=--quick, make test ARGS="-k schedules -x".
@@ -23,7 +24,7 @@ READY := $(VENV)/.ready
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := test
-.PHONY: demo test test-plain wheel lint mutants fuzz bench race explorer docs clean
+.PHONY: demo test test-plain wheel lint mutants fuzz bench race explorer docs shots clean
 
 demo: $(READY)
 	$(BIN)/python examples/demo.py $(ARGS)
@@ -63,8 +64,14 @@ race: $(READY)
 	$(BIN)/python benchmarks/race $(ARGS)
 
 docs: $(VENV)/.docs
-	$(BIN)/python -m sphinx -q -W --keep-going -E -b html docs build/site $(ARGS)
+	$(BIN)/python -m sphinx -q -W --keep-going -E -b html -d build/doctrees docs build/site $(ARGS)
+	$(BIN)/python tools/check_site.py
+	$(BIN)/python tools/check_notebooks.py build/site
 	@echo "the site is in build/site, $$(du -sm build/site | cut -f1) MB; open build/site/index.html"
+
+# Of a site that is built: ten pages and one with formulas, wide and narrow, light and dark.
+shots: explorer/node_modules/.ready
+	node explorer/shots.mjs $(ARGS)
 
 $(VENV)/.docs: $(READY)
 	$(PIP) install -c constraints.txt -e '.[docs]' --no-build-isolation

@@ -6,14 +6,19 @@ import importlib
 import inspect
 import os
 import re
+import shutil
 import sys
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
+
+from docutils import nodes  # noqa: E402
+from sphinx.errors import ExtensionError  # noqa: E402
 
 import scoresde  # noqa: E402 (from this very tree)
 
@@ -36,9 +41,15 @@ nb_execution_raise_on_error = True
 nb_merge_streams = True
 # What the kernels inherit: no progress bars, nor the remark that they could be prettier; one thread, as in the tests.
 os.environ |= {"TQDM_DISABLE": "1", "PYTHONWARNINGS": "ignore:IProgress not found", "OMP_NUM_THREADS": "1"}
+# Formulas are drawn by a copy of MathJax within the site. With every extension, glyphs as outlines and no menu it is
+# one file that asks for no other.
+MATHJAX = "tex-svg-full.js"
+mathjax_path = f"mathjax/{MATHJAX}"
+mathjax3_config = {"options": {"enableMenu": False}}
 html_theme = "furo"
+html_static_path = ["_static"]
+html_css_files = ["custom.css"]
 html_title = f"scoresde {version}"
-html_extra_path = ["../scoresde/cli/explorer.html"]
 html_theme_options = {
     "light_css_variables": {"color-brand-primary": "#0072B2", "color-brand-content": "#0072B2"},
     "dark_css_variables": {"color-brand-primary": "#56B4E9", "color-brand-content": "#56B4E9"},
@@ -123,8 +134,12 @@ def escape(text: str) -> str:
     return "".join(parts)
 
 
+# Behind the first of what a docstring raises: further errors, a sentence each.
+FURTHER = re.compile(r"(?<=\.)\s+((?:[A-Z]\w*(?:Error|Warning)(?:, )?)+):\s+")
+
+
 def clean_docstring(app: Sphinx, what: str, name: str, value: object, options: object, lines: list[str]) -> None:
-    """Read docstrings as they are meant: tables of bars and indented formulas stand as written."""
+    """Read docstrings as they are meant: tables of bars and indented formulas stand as written, errors apart."""
     paragraphs = "\n".join(lines).split("\n\n")
     cleaned, before = [], ""
     for paragraph in paragraphs:
@@ -135,12 +150,63 @@ def clean_docstring(app: Sphinx, what: str, name: str, value: object, options: o
             literal = paragraph if formula and not table else re.sub("(?m)^", "    ", paragraph)
             cleaned.append(f"::\n\n{literal}")
         else:
-            cleaned.append(escape(paragraph))
+            head, raises, tail = escape(paragraph).partition(":raises ")
+            cleaned.append(head + raises + FURTHER.sub(r"\n:raises \1: ", tail))
             before = rows[0]
     lines[:] = "\n\n".join(cleaned).split("\n")
+
+
+def bring_files(app: Sphinx) -> None:
+    """Bring into the site the explorer, and MathJax 3 with its licence from the wheel that carries it."""
+    package = find_spec("mathjax")
+    if package is None or package.origin is None:
+        raise ExtensionError("formulas need MathJax: pip install -c constraints.txt django-static-mathjax")
+    source = Path(package.origin).parent / "static" / "mathjax"
+    folder = Path(app.outdir) / "_static" / "mathjax"
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in (source / "LICENSE", source / "es5" / MATHJAX):
+        shutil.copyfile(file, folder / file.name)
+    # Not beside the pages: docs/explorer.md makes an explorer.html there.
+    shutil.copyfile(HERE.parent / "scoresde" / "cli" / "explorer.html", folder.parent / "explorer.html")
+
+
+def describe_figures(app: Sphinx, doctree: nodes.document, name: str) -> None:
+    """Give a figure that a cell drew, and that has no text of its own, the heading under which it stands."""
+    for image in doctree.findall(nodes.image):
+        if not image.get("alt"):
+            place = image.parent
+            while place.parent is not None and not isinstance(place, nodes.section):
+                place = place.parent
+            title = place.next_node(nodes.title)
+            image["alt"] = f"Figure to the section {title.astext()!r}" if title else f"Figure of the page {name}"
+
+
+BACK = re.compile(r'(<a class="viewcode-back" href="[^"#]*#)scoresde\.([\w.]+)')
+
+
+def mend_way_back(app: Sphinx, page: str, template: str, context: dict[str, object], doctree: object) -> None:
+    """Lead from a source's page to where each name is documented: viewcode takes one home for all names of a module."""
+    if not page.startswith("_modules/scoresde/"):
+        return
+    documented = {f"{home}.{name}" for room in list_names().values() for home, own in room.items() for name in own}
+
+    def lead(link: re.Match[str]) -> str:
+        parts = link[2].split(".")
+        if any(".".join(["scoresde", *parts[: k + 1]]) in documented for k in range(len(parts))):
+            return link[0]
+        for k, name in enumerate(parts):
+            homes = [one for one in documented if one.rpartition(".")[2] == name]
+            if len(homes) == 1:
+                return link[1] + ".".join([homes[0], *parts[k + 1 :]])
+        return link[0]
+
+    context["body"] = BACK.sub(lead, str(context["body"]))
 
 
 def setup(app: Sphinx) -> None:
     """Write the reference before anything is read."""
     write_reference(HERE / "api")
+    app.connect("builder-inited", bring_files)
+    app.connect("doctree-resolved", describe_figures)
+    app.connect("html-page-context", mend_way_back)
     app.connect("autodoc-process-docstring", clean_docstring)
