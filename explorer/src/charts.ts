@@ -46,7 +46,7 @@ export class Chart {
       const last = points.at(-1);
       return last ? `${label}: ${short(last[1])} at ${short(last[0])}` : label;
     });
-    this.canvas.ariaLabel = `${this.axes.name}. ${words.join("; ") || note}`;
+    this.canvas.ariaLabel = `${this.axes.name}. ${words.join("; ") || note || "It is being computed."}`;
   }
 
   /** Draw, with a mark at a place of the x axis. */

@@ -292,7 +292,8 @@ def test_drawing_by_hand_and_by_keys_at_the_width_of_a_phone() -> None:
             {"do": "return scoresde.state.drawn;"},
             {"do": "return [document.documentElement.scrollWidth, getComputedStyle(document.body).backgroundColor];"},
             {
-                "do": """return [...document.querySelectorAll("canvas")].map((one) =>
+                "do": """await scoresde.settled();
+                return [...document.querySelectorAll("canvas")].map((one) =>
                     [one.getAttribute("role"), one.ariaLabel]);"""
             },
             {"do": "document.getElementById('play').focus();"},
