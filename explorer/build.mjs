@@ -24,6 +24,6 @@ const page = Object.entries(parts).reduce(
 if (page.length > 1_000_000) throw new Error(`the explorer has ${page.length} bytes, more than a megabyte`);
 if (process.argv.includes("--check")) {
   if (readFileSync(target, "utf8") !== page)
-    throw new Error("scoresde/cli/explorer.html is not what its sources make; run make explorer");
+    throw new Error("scoresde/cli/explorer.html is not what its sources make; run npm run build in explorer/");
 } else writeFileSync(target, page);
 console.log(`explorer.html: ${Math.ceil(page.length / 1000)} kB`);

@@ -1,5 +1,6 @@
 /** The form beside the picture: from what a person does to the state, and back. */
 
+import { listenToBrush } from "./brush";
 import { DIFFUSIONS } from "./diffusions";
 import { GRIDS } from "./grids";
 import { SOLVERS } from "./solvers";
@@ -18,12 +19,16 @@ export interface Actions {
   play(): void;
   link(): void;
   save(): void;
+  /** A file of the reader's was chosen. */
+  open(file: File): void;
+  say(text: string): void;
 }
 
-/** What the page's own network and the checkpoint are called; undefined where there is none. */
+/** What the page's own network, the checkpoint and the opened file are called; undefined where there is none. */
 export interface Names {
   network: string | undefined;
   checkpoint: string | undefined;
+  file: string | undefined;
 }
 
 const byId = <T extends HTMLElement>(id: string): T => document.getElementById(id) as T;
@@ -49,17 +54,27 @@ export function showControls(state: State): void {
   byId<HTMLSelectElement>("bent").value = String(state.bent);
   byId("brush-row").hidden = state.target !== "drawn";
   byId("draw-hint").hidden = state.target !== "drawn";
+  byId("panels").classList.toggle("drawing", state.target === "drawn");
   byId("reset").hidden = Object.keys(state.edits).length === 0 && state.bend === 0;
+}
+
+/** List the targets that there are. */
+export function listTargets(names: Names): void {
+  const more: [string, string | undefined][] = [
+    ["network", names.network],
+    ["checkpoint", names.checkpoint],
+    ["file", names.file],
+  ];
+  fill(byId("target"), [
+    ...Object.entries(TARGETS).map(([key, { label }]): [string, string] => [key, label]),
+    ["drawn", "draw your own"],
+    ...more.filter((one): one is [string, string] => one[1] !== undefined),
+  ]);
 }
 
 /** Tie the controls to the state. */
 export function listen(state: State, names: Names, act: Actions): void {
-  fill(byId("target"), [
-    ...Object.entries(TARGETS).map(([key, { label }]): [string, string] => [key, label]),
-    ["drawn", "draw your own"],
-    ...(names.network ? [["network", names.network] as [string, string]] : []),
-    ...(names.checkpoint ? [["checkpoint", names.checkpoint] as [string, string]] : []),
-  ]);
+  listTargets(names);
   fill(
     byId("sde"),
     Object.entries(DIFFUSIONS).map(([key, one]) => [key, one.label]),
@@ -119,37 +134,16 @@ export function listen(state: State, names: Names, act: Actions): void {
     [state.edits, state.bend] = [{}, 0];
     act.changed();
   });
-  listenToBrush(state, act);
-}
-
-/** Draw a target: each place that the pointer passes becomes a component. */
-function listenToBrush(state: State, act: Actions): void {
-  const box = byId("panels");
-  let down = false;
-  const mark = (event: PointerEvent): void => {
-    const canvas = (event.target as HTMLElement).closest("canvas");
-    if (!down || state.target !== "drawn" || !canvas || state.drawn.length >= 400) return;
+  const file = byId<HTMLInputElement>("file");
+  byId("open").addEventListener("click", () => file.click());
+  file.addEventListener("change", () => {
+    if (file.files?.[0]) act.open(file.files[0]);
+    file.value = ""; // so that the same file may be opened again
+  });
+  addEventListener("dragover", (event) => event.preventDefault());
+  addEventListener("drop", (event) => {
     event.preventDefault();
-    const { left, top, width, height } = canvas.getBoundingClientRect();
-    const side = Math.min(width, height) / 2;
-    const round = (v: number): number => Math.round(100 * v) / 100;
-    const [x, y] = [
-      2.7 * ((event.clientX - left - width / 2) / side),
-      -2.7 * ((event.clientY - top - height / 2) / side),
-    ].map(round) as [number, number];
-    const near = state.drawn.some((v, i) => i % 2 === 0 && Math.hypot(v - x, state.drawn[i + 1]! - y) < state.brush);
-    if (near) return;
-    state.drawn = [...state.drawn, x, y];
-    act.retarget();
-  };
-  box.addEventListener("pointerdown", (event) => {
-    down = state.target === "drawn";
-    mark(event);
+    if (event.dataTransfer?.files[0]) act.open(event.dataTransfer.files[0]);
   });
-  box.addEventListener("pointermove", mark);
-  addEventListener("pointerup", () => (down = false));
-  byId("clear").addEventListener("click", () => {
-    state.drawn = [0, 0];
-    act.retarget();
-  });
+  listenToBrush(state, byId("panels"), act);
 }

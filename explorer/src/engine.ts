@@ -2,11 +2,20 @@
 
 import type { Table } from "./table";
 
+export { addPoint } from "./brush";
+export { knotAt, placeOf, pointAt, stateAt } from "./canvas";
 export { DIFFUSIONS } from "./diffusions";
 export { GRIDS } from "./grids";
+export { readNetwork } from "./files";
+export { logDensities, startState } from "./live";
+export { rms, sliced, slope } from "./measures";
 export { floats, NetworkModel } from "./network";
+export { binned } from "./panels";
+export { chain, samplersOf } from "./samplers";
 export { buildTable, SOLVERS } from "./solvers";
+export { FIRST, fromHash, toHash } from "./state";
 export { normal, run } from "./table";
+export { edited, readWeight } from "./tableview";
 export { ExactModel, TARGETS } from "./targets";
 
 /** The table as ``Tableau.from_json`` of the Python library reads it; what its draws are on a path is not said. */

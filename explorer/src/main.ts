@@ -1,118 +1,83 @@
 /** The page: controls to state, state to tables and courses, courses to pictures; all else is in the other files. */
 
-import { DIFFUSIONS, type Diffusion, knot } from "./diffusions";
-import * as draw from "./draw";
+import { DASHES, knotAt, type Look } from "./canvas";
+import { Chart, type Curve } from "./charts";
+import { listen, listTargets, type Names, showControls } from "./controls";
+import { Densities } from "./densities";
 import * as engine from "./engine";
-import * as measures from "./measures";
-import { NetworkModel, type NetworkDocument } from "./network";
-import { ancestralRows, jump } from "./onestep";
-import { listen, showControls } from "./controls";
+import { readNetwork } from "./files";
+import { errorCurves, logDensities, noErrors, startState } from "./live";
+import { type NetworkDocument, NetworkModel } from "./network";
+import { drawLine, drawPictures, drawPlane, LINES, type Panel } from "./panels";
+import { samplersOf } from "./samplers";
 import { type Served, ServedModel } from "./served";
-import { buildTable, SOLVERS } from "./solvers";
-import { FIRST, fromHash, type State, toHash } from "./state";
-import { breathe, normal, run, type Table } from "./table";
+import { fromHash, FIRST, type State, toHash } from "./state";
+import { makeSubject, type Sources } from "./subject";
+import { normal, run, type Table } from "./table";
 import { edited, showTable } from "./tableview";
-import { makeSubject } from "./subject";
-import { ExactModel } from "./targets";
+import type { ExactModel } from "./targets";
+import { describeEnd } from "./words";
 
 const byId = <T extends HTMLElement>(id: string): T => document.getElementById(id) as T;
 const read = <T>(id: string): T | null => JSON.parse(document.getElementById(id)?.textContent || "null") as T | null;
 
-const network = read<NetworkDocument>("network");
-const served = read<Served>("checkpoint");
-const state: State = fromHash(location.hash);
-if (served && !location.hash) [state.target, state.sde] = ["checkpoint", served.sde ?? state.sde];
-if (!served && state.target === "checkpoint") state.target = FIRST.target;
+const MOST_SERVED = 36; // particles that are asked of another process,
+const MOST_OF_A_NETWORK = 600; // and of a network in the page
+const SECONDS = 5; // that the way from noise to data takes
 
-interface Shown extends draw.Panel {
+const sources: Sources = { network: read<NetworkDocument>("network"), served: read<Served>("checkpoint"), file: null };
+const state: State = structuredClone(FIRST);
+
+interface Shown extends Panel {
   table: Table;
-  dash: number[];
 }
 
-const densities = new draw.Densities();
-let subject = makeSubject(state, network, served);
+const densities = new Densities();
+const charts = {
+  errors: new Chart(byId("errors"), {
+    name: "Error against evaluations",
+    x: "evaluations of the model",
+    y: "error (units of the data)",
+    logX: true,
+    logY: true,
+  }),
+  heights: new Chart(byId("heights"), {
+    name: "Log density from noise to data",
+    x: "share of the way from noise to data",
+    y: "mean log density, less exact samples' (nats)",
+    logX: false,
+    logY: false,
+  }),
+};
+let subject = makeSubject(state, sources);
+let laws = lawsOf();
 let shown: Shown[] = [];
 let course = 0; // counts what is computed, so that what is out of date is dropped
+let finished = 0; // the last of them that was computed and measured to its end
 let playing = false;
-let errors: { curves: draw.Curve[]; note: string } = { curves: [], note: "" };
-let heights: draw.Curve[] = [];
+let errors: Curve[] = [];
+let heights: Curve[] = [];
 let look = readLook();
 
-const isExact = (): boolean => subject.model instanceof ExactModel;
-
-function sde(): Diffusion {
-  return DIFFUSIONS[state.sde]!;
-}
-
-function tableOf(solver: string, steps: number, eta = state.eta): Table {
-  const grid = state.grid === "own" ? undefined : state.grid;
-  const known = SOLVERS[solver]!.eta;
-  return buildTable({ solver, sde: sde(), steps, grid, eta: known ? (eta ?? known[0]) : undefined });
-}
-
-/** The discrete chain of n steps: DDPM's knots i/n of the diffusion, its posterior step at each. */
-function chain(steps: number): Table {
-  const times = Array.from({ length: steps }, (_, i) => (sde().tMax * (steps - i)) / steps);
-  const last = knot(sde(), times[steps - 1]!);
-  const rows = [...ancestralRows(1, sde(), times), jump("data", last)];
-  return {
-    name: "chain",
-    prediction: "data",
-    rows,
-    start: knot(sde(), times[0]!),
-    end: { t: 0, alpha: 1, sigma: 0 },
-    prior_std: sde().priorStd(times[0]!),
-  };
-}
-
-function flowSolver(): string {
-  return SOLVERS[state.solver]!.eta ? "flow_abm" : state.solver;
-}
-
-/** What stands on the page: (title, table for a number of steps). */
-function samplers(): { title: string; short: string; table: (steps: number) => Table }[] {
-  const bent = (table: Table): Table => edited(table, state.bent, state.bend, {});
-  if (!state.beside) {
-    const eta = SOLVERS[state.solver]!.eta;
-    const title = `${state.solver}${eta ? `, eta = ${state.eta ?? eta[0]}` : ""}`;
-    return [{ title, short: state.solver, table: (n) => bent(tableOf(state.solver, n)) }];
-  }
-  return [
-    { title: "the chain (DDPM)", short: "chain", table: (n) => bent(chain(n)) },
-    { title: "the SDE (Euler-Maruyama)", short: "SDE", table: (n) => bent(tableOf("euler_maruyama", n, 1)) },
-    { title: `the flow (${flowSolver()})`, short: "flow", table: (n) => bent(tableOf(flowSolver(), n)) },
-  ];
-}
-
-/** The start state: one noise for all, scaled to the diffusion's prior. */
-function start(n: number, seed: number): Float64Array {
-  const size = subject.shape ? subject.shape.reduce((a, b) => a * b) : subject.model.dim;
-  const z = new Float64Array(n * size);
-  normal(seed)(z);
-  if (subject.exact && isExact()) {
-    const { mean, std } = subject.exact.prior(sde());
-    return z.map((v, i) => mean[i % size]! + std[i % size]! * v);
-  }
-  return z.map((v) => sde().priorStd(sde().tMax) * v);
-}
+// --- what is computed ------------------------------------------------------------------------------------------------
 
 async function compute(): Promise<void> {
   const mine = ++course;
-  const count =
+  const most =
     subject.model instanceof ServedModel
-      ? Math.min(state.particles, 36)
+      ? MOST_SERVED
       : subject.model instanceof NetworkModel
-        ? Math.min(state.particles, 600)
-        : state.particles;
-  const x = start(count, state.seed);
+        ? MOST_OF_A_NETWORK
+        : Infinity;
+  const x = startState(subject, state, Math.min(state.particles, most), state.seed);
   const next: Shown[] = [];
   try {
-    for (const [k, one] of samplers().entries()) {
-      const table =
-        k === 0 && !state.beside ? edited(one.table(state.steps), 0, 0, state.edits) : one.table(state.steps);
+    for (const [k, one] of samplersOf(state).entries()) {
+      const whole = one.table(state.steps);
+      const table = k === 0 && !state.beside ? edited(whole, 0, 0, state.edits) : whole;
       const found = await run(table, subject.model, x, normal(state.seed + 1000003));
       if (mine !== course) return;
-      next.push({ title: one.title, table, course: found, colour: look.colours[k]!, dash: draw.DASHES[k]! });
+      next.push({ title: one.title, table, course: found, colour: look.colours[k]! });
     }
     say("");
   } catch (error) {
@@ -123,100 +88,45 @@ async function compute(): Promise<void> {
   shown = next;
   densities.forget();
   layOut();
-  heights = [];
+  [heights, errors] = [[], []];
+  showCurves();
   paint();
-  await measureHeights(mine);
-  await measureErrors(mine);
+  await measure(mine);
+  if (mine === course) finished = mine;
 }
 
-/** The mean of log p_t over the particles less that over exact samples at the same time. */
-async function measureHeights(mine: number): Promise<void> {
+/** Fill the charts, a piece at a time between frames. */
+async function measure(mine: number): Promise<void> {
   const { exact } = subject;
-  if (!exact) return;
-  const n = 400;
-  const clean = exact.sample(n, 5);
-  const z = new Float64Array(clean.length);
-  normal(6)(z);
-  const mean = (v: Float64Array): number => v.reduce((a, b) => a + b, 0) / v.length;
-  const found: draw.Curve[] = [];
-  for (const panel of shown) {
-    const points: [number, number][] = [];
-    for (const [k, x] of panel.course.states.entries()) {
-      await breathe();
-      if (mine !== course) return;
-      const at = panel.course.at[k]!;
-      const right = mean(
-        exact.logDensity(
-          clean.map((c, i) => at.alpha * c + at.sigma * z[i]!),
-          at,
-        ),
-      );
-      points.push([
-        k / (panel.course.states.length - 1),
-        mean(exact.logDensity(x.subarray(0, n * exact.dim), at)) - right,
-      ]);
-    }
-    found.push({ label: panel.title, colour: panel.colour, dash: panel.dash, points });
+  const found: Curve[] = [];
+  for (const [k, panel] of shown.entries()) {
+    if (!exact) break;
+    const points = await logDensities(exact, panel.course);
+    if (mine !== course) return;
+    found.push({ label: panel.title, colour: panel.colour, dash: DASHES[k]!, mark: k, points });
   }
   heights = found;
-  paintCharts();
-}
-
-/** Measure the error of each sampler at many numbers of evaluations, a piece at a time between frames. */
-async function measureErrors(mine: number): Promise<void> {
-  errors = { curves: [], note: "" };
-  const { exact } = subject;
-  if (subject.model instanceof ServedModel) {
-    errors.note = "errors are measured on targets and networks in the page";
-    return paint();
-  }
-  const n = isExact() ? 400 : 100;
-  const x = start(n, 77);
-  const curves: draw.Curve[] = [];
-  for (const [k, one] of samplers().entries()) {
-    const noisy = measures.isNoisy(one.table(3));
-    if (noisy && !exact) continue;
-    const [starts, truth] = noisy ? [start(1000, 78), exact!.sample(1000, 71)] : [x, await flow(x)];
-    const least = noisy ? measures.floor(exact!, 1000) : 0;
-    const curve: draw.Curve = { label: "", colour: look.colours[k]!, dash: draw.DASHES[k]!, points: [] };
-    curves.push(curve);
-    for (const steps of measures.COUNTS) {
-      await breathe();
-      if (mine !== course) return;
-      try {
-        const { states, nfe } = await run(one.table(steps), subject.model, starts, normal(79));
-        const end = states.at(-1)!;
-        const error = noisy ? measures.sliced(end, truth, exact!.dim) : measures.rms(end, truth);
-        if (Number.isFinite(error)) curve.points.push([nfe, error]);
-      } catch {
-        continue; // a number of steps that the method cannot make
-      }
-      const order = measures.slope(curve.points, least);
-      const kind = noisy
-        ? `of the law (two exact sets: ${least.toPrecision(2)})`
-        : `to the exact flow${order === null ? "" : `, slope ${order.toFixed(1)}`}`;
-      curve.label = `${one.short}, ${kind}`;
-      errors = { curves, note: "" };
-      paintCharts();
-    }
+  showCurves();
+  if (shown.length === 0) return;
+  for await (const curves of errorCurves(subject, structuredClone(state), look)) {
+    if (mine !== course) return;
+    errors = curves;
+    showCurves();
   }
 }
 
-let flowKept: { key: string; x: Float64Array } | null = null;
+// --- what is shown ---------------------------------------------------------------------------------------------------
 
-async function flow(x: Float64Array): Promise<Float64Array> {
-  const key = JSON.stringify([state.target, state.drawn, state.brush, state.sde, x.length]);
-  if (flowKept?.key !== key) flowKept = { key, x: await measures.flowFrom(subject.model, sde(), x) };
-  return flowKept.x;
-}
-
+/** Say what became of the computation; what a reader's own input led to is said by ``note``, until the next change. */
 function say(text: string): void {
   byId("said").textContent = text;
 }
 
-// --- pictures -------------------------------------------------------------------------------------------------------
+function note(text: string): void {
+  byId("noted").textContent = text;
+}
 
-function readLook(): draw.Look {
+function readLook(): Look {
   const style = getComputedStyle(document.documentElement);
   const value = (name: string): string => style.getPropertyValue(name).trim();
   const rgb = (name: string): [number, number, number] =>
@@ -231,24 +141,58 @@ function readLook(): draw.Look {
   };
 }
 
+/** A figure for each sampler, with what it ended in; and the table. */
 function layOut(): void {
   const box = byId("panels");
   while (box.children.length > shown.length) box.lastElementChild!.remove();
   while (box.children.length < shown.length) {
-    const figure = document.createElement("figure");
-    figure.append(document.createElement("canvas"), document.createElement("figcaption"));
+    const [figure, frame] = [document.createElement("figure"), document.createElement("div")];
+    frame.className = "frame";
+    frame.append(document.createElement("canvas"));
+    figure.append(frame, document.createElement("figcaption"));
     box.append(figure);
   }
-  box.className = shown.length > 1 ? "three" : subject.model.dim === 1 && !subject.shape ? "wide" : "one";
+  const isLine = subject.model.dim === 1 && !subject.shape;
+  for (const [name, on] of [
+    ["three", shown.length > 1],
+    ["wide", shown.length === 1 && isLine],
+  ] as const)
+    box.classList.toggle(name, on);
   shown.forEach((panel, k) => {
-    const caption = box.children[k]!.querySelector("figcaption")!;
-    caption.textContent = `${panel.title}: ${panel.course.nfe} evaluations`;
+    const figure = box.children[k]!;
+    const { short, long } = describeEnd(panel, subject);
+    const caption = figure.querySelector("figcaption")!;
+    caption.textContent = short;
     caption.style.borderLeftColor = panel.colour;
+    const canvas = figure.querySelector("canvas")!;
+    canvas.setAttribute("role", "img");
+    canvas.ariaLabel = long;
+    // Only where keys draw does a picture stand in the order of the Tab key.
+    if (state.target === "drawn") canvas.tabIndex = 0;
+    else canvas.removeAttribute("tabindex");
   });
-  showTable(byId("table"), shown.length === 1 ? shown[0]!.table : null, state.edits, (edits) => {
-    state.edits = edits;
-    changed();
-  });
+  byId("legend").textContent = subject.shape
+    ? ""
+    : `Dots: the particles, in units of √(signal² + noise²). ` +
+      `Bars: their histogram${subject.exact ? "; over it, the exact density" : ""}.` +
+      (state.lines ? ` Lines: the way of ${LINES} of them.` : "") +
+      (state.density && subject.exact ? " Shade: the density p(x, t) of the Fokker-Planck equation." : "");
+  showTable(
+    byId("table"),
+    shown.length === 1 ? shown[0]!.table : null,
+    state.edits,
+    (edits) => {
+      state.edits = edits;
+      changed();
+    },
+    note,
+  );
+}
+
+/** The law of each coordinate, for its histogram. */
+function lawsOf(): ExactModel[] {
+  const { exact } = subject;
+  return exact ? Array.from({ length: exact.dim }, (_, axis) => exact.marginal(axis)) : [];
 }
 
 function paint(): void {
@@ -256,52 +200,40 @@ function paint(): void {
   shown.forEach((panel, k) => {
     const canvas = box.children[k]?.querySelector("canvas");
     if (!canvas) return;
+    if (subject.shape) return drawPictures(canvas, panel, state.time, subject.shape);
     const beneath = state.density ? subject.exact : null;
-    const at = draw.knotAt(panel.course, state.time);
-    if (subject.shape) draw.drawPictures(canvas, panel, state.time, subject.shape);
-    else if (subject.model.dim === 1)
-      draw.drawLine(
-        canvas,
-        panel,
-        state.time,
-        look,
-        subject.exact,
-        beneath && densities.line(beneath, panel.course, look, String(k)),
-        state.lines,
-      );
-    else if (subject.model.dim === 2)
-      draw.drawPlane(canvas, panel, state.time, look, beneath && densities.plane(beneath, at, look), state.lines);
+    const { lines } = state;
+    if (subject.model.dim === 1) {
+      const image = beneath && densities.line(beneath, panel.course, look, String(k));
+      drawLine(canvas, panel, state.time, look, { image, laws, lines });
+    } else if (subject.model.dim === 2) {
+      const image = beneath && densities.plane(beneath, knotAt(panel.course, state.time), look);
+      drawPlane(canvas, panel, state.time, look, { image, laws, lines });
+    }
   });
-  const at = shown[0] && draw.knotAt(shown[0].course, state.time);
-  byId("where").textContent = at
+  const at = shown[0] && knotAt(shown[0].course, state.time);
+  const place = at
     ? `t = ${at.t.toPrecision(3)}, signal ${at.alpha.toPrecision(3)}, noise ${at.sigma.toPrecision(3)}`
     : "";
-  byId<HTMLInputElement>("time").value = String(state.time);
+  byId("where").textContent = place;
+  const time = byId<HTMLInputElement>("time");
+  time.value = String(state.time);
+  time.setAttribute("aria-valuetext", place);
+  paintCharts();
+}
+
+function showCurves(): void {
+  charts.errors.show(
+    errors.filter((curve) => curve.points.length > 1),
+    noErrors(subject),
+  );
+  charts.heights.show(heights, subject.exact ? "" : "the density of this target is not known");
   paintCharts();
 }
 
 function paintCharts(): void {
-  const nfe = shown[0]?.course.nfe;
-  draw.drawChart(
-    byId("errors"),
-    errors.curves.filter((c) => c.points.length > 1),
-    { x: "evaluations of the model", y: "error", logX: true, logY: true, ...(nfe ? { at: nfe } : {}) },
-    look,
-    errors.note,
-  );
-  draw.drawChart(
-    byId("heights"),
-    heights,
-    {
-      x: "from noise to data",
-      y: "mean log density, less exact samples' (nats)",
-      logX: false,
-      logY: false,
-      at: state.time,
-    },
-    look,
-    subject.exact ? "" : "the density of this target is not known",
-  );
+  charts.errors.draw(look, shown[0]?.course.nfe);
+  charts.heights.draw(look, state.time);
 }
 
 // --- changes ---------------------------------------------------------------------------------------------------------
@@ -310,17 +242,35 @@ let waiting = 0;
 
 /** Something that the courses depend on has changed. */
 function changed(): void {
+  note("");
+  recompute();
+}
+
+function recompute(): void {
   showControls(state);
   remember();
   cancelAnimationFrame(waiting);
-  waiting = requestAnimationFrame(() => void compute());
+  waiting = requestAnimationFrame(() => {
+    waiting = 0;
+    void compute();
+  });
+}
+
+/** Wait until all that the state asks for is computed and measured. */
+async function settled(): Promise<void> {
+  while (waiting !== 0 || finished !== course) await new Promise((go) => setTimeout(go, 20));
 }
 
 let remembering = 0;
 
 function remember(): void {
   clearTimeout(remembering);
-  remembering = window.setTimeout(() => history.replaceState(null, "", `#${toHash(state)}`), 200);
+  remembering = window.setTimeout(writeAddress, 200);
+}
+
+function writeAddress(): void {
+  clearTimeout(remembering);
+  history.replaceState(null, "", `#${toHash(state)}`);
 }
 
 function saveTable(table: Table): void {
@@ -328,6 +278,17 @@ function saveTable(table: Table): void {
   link.href = URL.createObjectURL(new Blob([JSON.stringify(engine.toDocument(table))], { type: "application/json" }));
   link.download = `${table.name}.json`;
   link.click();
+  URL.revokeObjectURL(link.href);
+}
+
+async function copyLink(): Promise<void> {
+  writeAddress();
+  try {
+    await navigator.clipboard.writeText(location.href);
+    note("the link is copied");
+  } catch {
+    note("the browser does not let the page copy; the address above is the link");
+  }
 }
 
 function play(go: boolean): void {
@@ -338,7 +299,7 @@ function play(go: boolean): void {
   let before = performance.now();
   const frame = (now: number): void => {
     if (!playing) return;
-    state.time = Math.min(1, state.time + (now - before) / 5000);
+    state.time = Math.min(1, state.time + Math.max(0, now - before) / (1000 * SECONDS));
     before = now;
     paint();
     if (state.time < 1) requestAnimationFrame(frame);
@@ -350,44 +311,78 @@ function play(go: boolean): void {
   requestAnimationFrame(frame);
 }
 
-/** Another target, or another link. */
 function retarget(): void {
-  subject = makeSubject(state, network, served);
-  changed();
+  subject = makeSubject(state, sources);
+  laws = lawsOf();
 }
 
-listen(
-  state,
-  { network: network?.name, checkpoint: served?.name },
-  {
-    changed,
-    retarget,
-    redrawn: () => {
-      remember();
-      paint();
-    },
-    scrubbed: () => {
-      play(false);
-      remember();
-      paint();
-    },
-    play: () => play(!playing),
-    link: () => {
-      history.replaceState(null, "", `#${toHash(state)}`);
-      void navigator.clipboard?.writeText(location.href).then(() => say("the link is copied"));
-    },
-    save: () => shown[0] && saveTable(shown[0].table),
+function namesOf(): Names {
+  const { network, served, file } = sources;
+  return { network: network?.name, checkpoint: served?.name, file: file?.name };
+}
+
+/** Show the network of a reader's file; a file that holds none leaves all as it was. */
+async function openNetwork(file: File): Promise<void> {
+  try {
+    const found = readNetwork(file.name, await file.text());
+    sources.file = found;
+    listTargets(namesOf());
+    Object.assign(state, { target: "file", sde: found.sde ?? state.sde, edits: {} });
+    retarget();
+    changed();
+  } catch (error) {
+    note(error instanceof Error ? error.message : String(error));
+  }
+}
+
+/** Take the state of the address, and say what of it could not be taken. */
+function follow(): void {
+  const { state: found, complaints } = fromHash(location.hash);
+  const { served, file } = sources;
+  if (served && !location.hash) [found.target, found.sde] = ["checkpoint", served.sde ?? found.sde];
+  if ((found.target === "checkpoint" && !served) || (found.target === "file" && !file)) {
+    complaints.push(`the link shows a model that is not in this page; open its network here (now: ${FIRST.target})`);
+    found.target = FIRST.target;
+  }
+  Object.assign(state, found);
+  note(complaints.join("\n"));
+  retarget();
+}
+
+follow();
+listen(state, namesOf(), {
+  changed,
+  retarget: () => {
+    retarget();
+    changed();
   },
-);
+  redrawn: () => {
+    remember();
+    layOut();
+    paint();
+  },
+  scrubbed: () => {
+    play(false);
+    remember();
+    paint();
+  },
+  play: () => play(!playing),
+  link: () => void copyLink(),
+  save: () => shown[0] && saveTable(shown[0].table),
+  open: (file) => void openNetwork(file),
+  say: note,
+});
 addEventListener("resize", () => paint());
 addEventListener("hashchange", () => {
-  Object.assign(state, fromHash(location.hash));
-  retarget();
+  follow();
+  recompute();
 });
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
   look = readLook();
-  changed();
+  recompute();
 });
 showControls(state);
 void compute();
-Object.assign(window, { scoresde: { ...engine, state, compute, shown: () => shown, errors: () => errors } });
+Object.assign(window, {
+  scoresde: { ...engine, state, compute, settled, shown: () => shown, errors: () => errors, heights: () => heights },
+});

@@ -15,7 +15,12 @@ export interface NetworkDocument {
   weights: Record<string, { shape: number[]; values: string }>;
   /** Samples of the data in the model's coordinates, for the density beneath; base64 of float32, (n, dim). */
   points?: string;
+  /** The diffusion that it was trained under, if the page has it. */
+  sde?: string | null;
 }
+
+/** What a network may be trained to say; "velocity" is that of the rectified flow. */
+export const PREDICTIONS = ["noise", "data", "v", "score", "edm", "velocity"];
 
 const FREQUENCIES = 32;
 

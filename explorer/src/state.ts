@@ -6,7 +6,7 @@ import { SOLVERS } from "./solvers";
 import { TARGETS } from "./targets";
 
 export interface State {
-  /** A key of ``TARGETS``, "drawn", "network" or "checkpoint". */
+  /** A key of ``TARGETS``, "drawn", "network" (the page's own), "checkpoint" (served) or "file" (opened). */
   target: string;
   /** The points of a drawn target, x and y one after the other. */
   drawn: number[];
@@ -55,7 +55,7 @@ export const FIRST: State = {
 
 const KEYS = Object.keys(FIRST) as (keyof State)[];
 const CHOICES: Partial<Record<keyof State, readonly string[]>> = {
-  target: [...Object.keys(TARGETS), "drawn", "network", "checkpoint"],
+  target: [...Object.keys(TARGETS), "drawn", "network", "checkpoint", "file"],
   sde: Object.keys(DIFFUSIONS),
   solver: Object.keys(SOLVERS),
   grid: ["own", ...Object.keys(GRIDS)],
@@ -66,10 +66,15 @@ const RANGES: Partial<Record<keyof State, [number, number]>> = {
   eta: [0, 2],
   particles: [1, 4000],
   seed: [0, 1e9],
-  bent: [0, 4],
+  bent: [0, 3],
   bend: [-0.5, 0.5],
   time: [0, 1],
 };
+const WHOLE: readonly (keyof State)[] = ["steps", "particles", "seed", "bent"];
+/** The most that a weight of a table, or a coordinate of a drawn point, may be: beyond it only overflow is seen. */
+export const LARGEST_WEIGHT = 1000;
+const LARGEST_PLACE = 5;
+export const MOST_POINTS = 200;
 
 /** Write what differs from the first state. */
 export function toHash(state: State): string {
@@ -77,36 +82,85 @@ export function toHash(state: State): string {
   return changed.map((key) => `${key}=${encodeURIComponent(JSON.stringify(state[key]))}`).join("&");
 }
 
-/** Read a link; what is no value of its kind is left at its first one. */
-export function fromHash(hash: string): State {
+/** Read a link. What is no value of its kind is left at its first one, and ``complaints`` say so, a line for each. */
+export function fromHash(hash: string): { state: State; complaints: string[] } {
   const state: State = structuredClone(FIRST);
-  for (const part of hash.replace(/^#/, "").split("&")) {
-    const [name, text] = part.split("=", 2);
+  const complaints: string[] = [];
+  for (const part of hash.replace(/^#/, "").split("&").filter(Boolean)) {
+    const cut = part.indexOf("=");
+    const [name, text] = cut < 0 ? [part, ""] : [part.slice(0, cut), part.slice(cut + 1)];
     const key = KEYS.find((one) => one === name);
-    if (key === undefined || text === undefined) continue;
-    let value: unknown;
-    try {
-      value = JSON.parse(decodeURIComponent(text));
-    } catch {
+    if (key === undefined) {
+      complaints.push(`the link's ${brief(name)} is nothing that the explorer knows; it was left out`);
       continue;
     }
+    const value = parse(text);
     if (fits(key, value)) Object.assign(state, { [key]: value });
+    else {
+      const kept =
+        key === "drawn" || key === "edits" || key === "eta"
+          ? "it is left out"
+          : `${String(FIRST[key])} is taken in its place`;
+      complaints.push(`the link's ${key} must be ${wanted(key)}, not ${brief(text)}; ${kept}`);
+    }
   }
-  if (state.target === "drawn" && state.drawn.length === 0) state.target = FIRST.target;
-  return state;
+  const most = SOLVERS[state.solver]!.eta?.[1];
+  if (state.eta !== null && most !== undefined && state.eta > most) {
+    complaints.push(`the link's eta must be a number from 0 to ${most} for ${state.solver}; it is left out`);
+    state.eta = null;
+  }
+  return { state, complaints };
+}
+
+function parse(text: string): unknown {
+  try {
+    return JSON.parse(decodeURIComponent(text));
+  } catch {
+    return undefined;
+  }
+}
+
+/** What a person typed, short enough for a line. */
+export function brief(text: string): string {
+  let plain = text;
+  try {
+    plain = decodeURIComponent(text);
+  } catch {
+    // It is shown as it came.
+  }
+  return plain === "" ? "nothing" : `\u201c${plain.length > 24 ? `${plain.slice(0, 24)}\u2026` : plain}\u201d`;
+}
+
+function wanted(key: keyof State): string {
+  const [choices, range] = [CHOICES[key], RANGES[key]];
+  if (choices) return `one of ${choices.join(", ")}`;
+  if (range) return `a ${WHOLE.includes(key) ? "whole number" : "number"} from ${range[0]} to ${range[1]}`;
+  if (key === "drawn") return `at most ${MOST_POINTS} points, x and y from -${LARGEST_PLACE} to ${LARGEST_PLACE}`;
+  if (key === "edits") return `row.place with weights from -${LARGEST_WEIGHT} to ${LARGEST_WEIGHT}`;
+  return "true or false";
 }
 
 function fits(key: keyof State, value: unknown): boolean {
   const [choices, range] = [CHOICES[key], RANGES[key]];
   if (choices) return typeof value === "string" && choices.includes(value);
   if (key === "eta" && value === null) return true;
-  if (range) return isNumber(value) && value >= range[0] && value <= range[1];
+  if (range) return within(value, range[0], range[1]) && (Number.isInteger(value) || !WHOLE.includes(key));
   if (key === "drawn")
-    return Array.isArray(value) && value.length <= 400 && value.length % 2 === 0 && value.every(isNumber);
-  if (key === "edits") return typeof value === "object" && value !== null && Object.values(value).every(isNumber);
+    return (
+      Array.isArray(value) &&
+      value.length <= 2 * MOST_POINTS &&
+      value.length % 2 === 0 &&
+      value.every((v) => within(v, -LARGEST_PLACE, LARGEST_PLACE))
+    );
+  if (key === "edits")
+    return (
+      typeof value === "object" &&
+      value !== null &&
+      Object.entries(value).every(([k, v]) => /^\d+\.\d+$/.test(k) && within(v, -LARGEST_WEIGHT, LARGEST_WEIGHT))
+    );
   return typeof value === "boolean";
 }
 
-function isNumber(value: unknown): value is number {
-  return typeof value === "number" && Number.isFinite(value);
+function within(value: unknown, low: number, high: number): value is number {
+  return typeof value === "number" && value >= low && value <= high;
 }

@@ -14,19 +14,27 @@ export interface Subject {
   shape: number[] | null;
 }
 
+/** Where a target may come from, besides the list and the brush. */
+export interface Sources {
+  /** The page's own network. */
+  network: NetworkDocument | null;
+  /** The model that the process which serves the page was given. */
+  served: Served | null;
+  /** A network that was opened from a file. */
+  file: NetworkDocument | null;
+}
+
 /** The target that the state names. */
-export function makeSubject(state: State, network: NetworkDocument | null, served: Served | null): Subject {
+export function makeSubject(state: State, { network, served, file }: Sources): Subject {
   if (state.target === "checkpoint" && served) {
     const model = served.network ? new NetworkModel(served.network) : new ServedModel(served);
     const shape = served.network || served.shape.length !== 3 ? null : served.shape;
     return { model, exact: fromPoints(served.network ?? null), shape };
   }
-  if (state.target === "network" && network)
-    return { model: new NetworkModel(network), exact: fromPoints(network), shape: null };
+  const document = state.target === "network" ? network : state.target === "file" ? file : null;
+  if (document) return { model: new NetworkModel(document), exact: fromPoints(document), shape: null };
   const mixture =
-    state.target === "drawn" && state.drawn.length > 0
-      ? fromDrawn(state)
-      : (TARGETS[state.target] ?? TARGETS[FIRST.target]!).mixture;
+    state.target === "drawn" ? fromDrawn(state) : (TARGETS[state.target] ?? TARGETS[FIRST.target]!).mixture;
   const exact = new ExactModel(mixture);
   return { model: exact, exact, shape: null };
 }
@@ -47,10 +55,9 @@ function fromPoints(document: NetworkDocument | null): ExactModel | null {
   return new ExactModel(mixture);
 }
 
-function fromDrawn(state: State): Mixture {
-  const means = Array.from({ length: state.drawn.length / 2 }, (_, k) => [
-    state.drawn[2 * k]!,
-    state.drawn[2 * k + 1]!,
-  ]);
-  return { dim: 2, means, weights: means.map(() => 1 / means.length), stds: means.map(() => state.brush) };
+/** A Gaussian of the brush's width at each drawn point; before the first, one in the middle. */
+function fromDrawn({ drawn, brush }: State): Mixture {
+  const count = Math.max(1, drawn.length / 2);
+  const means = Array.from({ length: count }, (_, k) => [drawn[2 * k] ?? 0, drawn[2 * k + 1] ?? 0]);
+  return { dim: 2, means, weights: means.map(() => 1 / count), stds: means.map(() => brush) };
 }

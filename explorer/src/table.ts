@@ -41,7 +41,7 @@ export interface Course {
 }
 
 /** Let the page draw when this much time has passed since it last could, in milliseconds. */
-const SLICE = 10;
+const SLICE = 6; // of the 16 that a frame has
 let since = 0;
 
 export async function breathe(): Promise<void> {

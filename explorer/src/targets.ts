@@ -48,21 +48,55 @@ export class ExactModel implements Model {
 
   /** log p_t of each sample. */
   logDensity(x: Float64Array, at: Knot): Float64Array {
-    const { weights, means, stds } = this.mixture;
+    const { means } = this.mixture;
     const d = this.dim;
-    const variance = stds.map((s) => (at.alpha * s) ** 2 + at.sigma ** 2);
-    const height = weights.map((w, k) => Math.log(w) - 0.5 * d * Math.log(2 * Math.PI * variance[k]!));
-    return Float64Array.from({ length: x.length / d }, (_, i) => {
+    const { variance, height } = this.terms(at);
+    const out = new Float64Array(x.length / d);
+    const term = new Float64Array(means.length);
+    for (let i = 0; i < out.length; i++) {
       let top = -Infinity;
-      const terms = means.map((mean, k) => {
+      for (let k = 0; k < term.length; k++) {
         let square = 0;
-        for (let j = 0; j < d; j++) square += (x[i * d + j]! - at.alpha * mean[j]!) ** 2;
-        const term = height[k]! - (0.5 * square) / variance[k]!;
-        top = Math.max(top, term);
-        return term;
-      });
-      return top + Math.log(terms.reduce((sum, term) => sum + Math.exp(term - top), 0));
+        for (let j = 0; j < d; j++) square += (x[i * d + j]! - at.alpha * means[k]![j]!) ** 2;
+        term[k] = height[k]! - (0.5 * square) / variance[k]!;
+        if (term[k]! > top) top = term[k]!;
+      }
+      let sum = 0;
+      for (let k = 0; k < term.length; k++) sum += Math.exp(term[k]! - top);
+      out[i] = top + Math.log(sum);
+    }
+    return out;
+  }
+
+  /** log p_t on the grid of these x and y, a row for each y: a round Gaussian is a product, so that few exp are taken. */
+  logDensityOn(xs: Float64Array, ys: Float64Array, at: Knot): Float64Array {
+    const { means } = this.mixture;
+    const { variance, height } = this.terms(at);
+    const out = new Float64Array(xs.length * ys.length);
+    means.forEach((mean, k) => {
+      const along = (values: Float64Array, m: number): Float64Array =>
+        values.map((v) => Math.exp((-0.5 * (v - at.alpha * m) ** 2) / variance[k]!));
+      const [px, py, scale] = [along(xs, mean[0]!), along(ys, mean[1]!), Math.exp(height[k]!)];
+      for (let i = 0; i < ys.length; i++) {
+        const row = scale * py[i]!;
+        for (let j = 0; j < xs.length; j++) out[i * xs.length + j]! += row * px[j]!;
+      }
     });
+    return out.map(Math.log);
+  }
+
+  /** The law of one coordinate: the same mixture, on a line. */
+  marginal(axis: number): ExactModel {
+    const { weights, means, stds } = this.mixture;
+    return new ExactModel({ dim: 1, weights, means: means.map((mean) => [mean[axis]!]), stds });
+  }
+
+  /** The components at a point of the diffusion: variances, and logarithms of their heights. */
+  private terms(at: Knot): { variance: number[]; height: number[] } {
+    const { weights, stds } = this.mixture;
+    const variance = stds.map((s) => (at.alpha * s) ** 2 + at.sigma ** 2);
+    const height = weights.map((w, k) => Math.log(w) - 0.5 * this.dim * Math.log(2 * Math.PI * variance[k]!));
+    return { variance, height };
   }
 
   /** n samples of the data, from a seed. */

@@ -55,7 +55,8 @@ class Explore(Work):
         checkpoint: folder of a run, or of a saved model, to explore; without it there are exact targets alone.
         label: the class to draw, of a model with class labels; by default all in turn.
         port: of the page on this machine; 0 takes a free one.
-        out: write the page to a file and end, without serving it. It opens in any browser.
+        out: write the page to a file and end, without serving it. It opens in any browser. A name that ends in .json
+            takes the network alone, which the page opens with "open a network".
     """
 
     checkpoint: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER", help_behavior_hint="(optional)")] = None
@@ -73,14 +74,7 @@ class Explore(Work):
             raise ConfigError("--label names a class of a model; pass --checkpoint too", parameter="label")
         served = None if run is None else Served(run, self.label)
         if self.out is not None:
-            if served is not None and served.network is None:
-                raise ConfigError(
-                    "--out: the page holds an MLP of one or two numbers that is told nothing but the noise level, and "
-                    f"{self.checkpoint} is none",
-                    parameter="out",
-                    cure="leave --out away, and this process serves the model",
-                )
-            self.out.write_text(make_page(served), encoding="utf-8")
+            self.out.write_text(self._written(served, alone=self.out.suffix == ".json"), encoding="utf-8")
             print(f"wrote {self.out}")
             return 0
         threads = 1 if run is None else choose_threads(self.threads, run.model.net)
@@ -92,6 +86,25 @@ class Explore(Work):
             with contextlib.suppress(KeyboardInterrupt):
                 server.serve_forever()
         return 0
+
+    def _written(self, served: Served | None, alone: bool) -> str:
+        """Return the page, or its model's network alone."""
+        if served is not None and served.network is None:
+            raise ConfigError(
+                "--out: the page holds an MLP of one or two numbers that is told nothing but the noise level, and "
+                f"{self.checkpoint} is none",
+                parameter="out",
+                cure="leave --out away, and this process serves the model",
+            )
+        if not alone:
+            return make_page(served)
+        if served is None or served.network is None:
+            raise ConfigError(
+                f"--out {self.out} would hold a network, and none is given",
+                parameter="out",
+                cure="pass --checkpoint too, or a name that ends in .html for the page",
+            )
+        return json.dumps(served.network | {"sde": served.describe()["sde"]})
 
 
 class Served:

@@ -42,6 +42,8 @@ def test_the_page_is_written_with_a_model_in_it(
     assert {key: document[key] for key in ("name", "sde", "shape")} == {"name": "points", "sde": "vp", "shape": [2]}
     assert document["network"]["weights"]["skip.weight"]["shape"] == [1, 128]
     assert len(document["network"]["points"]) > 1000
+    assert main(["explore", "--checkpoint", str(runs[0]), "--out", str(tmp_path / "own.json")]) == 0
+    assert json.loads((tmp_path / "own.json").read_text(encoding="utf-8")) == document["network"] | {"sde": "vp"}
 
 
 def test_a_name_cannot_end_the_element_that_holds_it(runs: Folders) -> None:
@@ -57,6 +59,9 @@ def test_what_it_cannot_do_is_said(runs: Folders, tmp_path: Path, capsys: pytest
     digits = str(runs[2])
     assert "the page holds an MLP" in refused(capsys, ["explore", "--checkpoint", digits, "--out", "x.html"])
     assert "pass --checkpoint too" in refused(capsys, ["explore", "--label", "3"])
+    assert "pass --checkpoint too" in refused(capsys, ["explore", "--out", str(tmp_path / "none.json")])
+    assert "the page holds an MLP" in refused(capsys, ["explore", "--checkpoint", digits, "--out", "x.json"])
+    assert list(tmp_path.iterdir()) == []
     assert "trained without labels" in refused(capsys, ["explore", "--checkpoint", str(runs[0]), "--label", "3"])
     assert "eleven" in refused(capsys, ["explore", "--checkpoint", digits, "--label", "eleven"])
     assert "port" in refused(capsys, ["explore", "--port", "70000"])

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
-import subprocess
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -16,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from explorer_helpers import PAGE, drive, needs_node
 from torch import Tensor
 
 from scoresde import DomainError, GaussianMixtureModel, ScoreModel, Tableau, build_table, nn, sample, solvers
@@ -24,15 +23,6 @@ from scoresde.cli.presets import SDES
 from scoresde.cli.run_folder import RunFolder
 from scoresde.noise import normal, stream
 from scoresde.solvers import grids
-
-ROOT = Path(__file__).parents[2]
-EXPLORER = ROOT / "explorer"
-PAGE = ROOT / "scoresde" / "cli" / "explorer.html"
-
-needs_browser = pytest.mark.skipif(
-    shutil.which("node") is None or not (EXPLORER / "node_modules" / ".ready").is_file(),
-    reason="make explorer brings what drives a browser",
-)
 
 GRIDS = {
     "even": grids.even(),
@@ -66,17 +56,6 @@ MIXTURE: dict[str, Any] = {
 }
 
 
-def drive(steps: Sequence[dict[str, Any]], url: str = PAGE.as_uri(), **options: Any) -> dict[str, Any]:
-    """Return what the page answers to each step, what it complained of, and every address that it asked for."""
-    wishes = json.dumps({"url": url, "steps": list(steps), **options})
-    done = subprocess.run(
-        ["node", "drive.mjs"], cwd=EXPLORER, input=wishes, capture_output=True, text=True, timeout=240, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    found: dict[str, Any] = json.loads(done.stdout)
-    return found
-
-
 def cases() -> Iterator[dict[str, Any]]:
     for sde in SDES:
         for solver in SOLVERS:
@@ -97,7 +76,7 @@ def padded(weights: Sequence[float] | None, length: int) -> list[float]:
     return [*(weights or ()), *(0.0,) * (length - len(weights or ()))]
 
 
-@needs_browser
+@needs_node
 def test_the_pages_tables_are_the_librarys() -> None:
     every = list(cases())
     script = """return args.map((one) => {
@@ -127,7 +106,7 @@ def test_the_pages_tables_are_the_librarys() -> None:
     assert compared > 0.95 * len(every)
 
 
-@needs_browser
+@needs_node
 @pytest.mark.parametrize("name", ["vp", "edm", "rectified"])
 def test_the_pages_samples_are_the_librarys(name: str) -> None:
     """Sixteen solvers on an exact mixture, from the same start state and the same draws."""
@@ -182,7 +161,7 @@ NETWORKS = [
 ]
 
 
-@needs_browser
+@needs_node
 def test_a_network_in_the_page_says_what_it_says_here() -> None:
     """Data predictions at three levels of noise, for each prediction; the page's own network is such a document too."""
     points = [(0.9, 0.2), (0.3, 0.8), (1.0, 4.0)]
@@ -214,58 +193,188 @@ def test_a_network_in_the_page_says_what_it_says_here() -> None:
             assert b == pytest.approx(a, rel=3e-5, abs=3e-5), case  # here the network computes in float32
 
 
-@needs_browser
+MOVE = """const input = document.getElementById(args.id);
+    input[input.type === "checkbox" ? "checked" : "value"] = args.value;
+    input.dispatchEvent(new Event("input", { bubbles: true }));"""
+SLOPES = "await scoresde.settled(); return scoresde.errors().map((one) => one.label);"
+COURSE = """await scoresde.settled();
+    return scoresde.shown().map(({ course }) => [[...course.states[0]], [...course.states.at(-1)]]);"""
+
+
+def move(**values: object) -> list[dict[str, Any]]:
+    return [{"do": MOVE, "args": {"id": key, "value": value}} for key, value in values.items()]
+
+
+def slope(label: str) -> float:
+    return float(label.rsplit("slope ", 1)[1])
+
+
+@needs_node
 def test_controls_links_and_edits() -> None:
-    """A link carries the state; a bent weight spoils the order; an edited one is marked and changes the samples."""
-    wait = "await new Promise((go) => setTimeout(go, args ?? 0));"
-    order = """const until = Date.now() + 60000;
-        while (Date.now() < until && !/slope/.test(scoresde.errors().curves[0]?.label ?? "") ||
-               scoresde.errors().curves[0].points.length < 16) await new Promise((go) => setTimeout(go, 50));
-        return scoresde.errors().curves[0].label.match(/slope (.*)/)[1];"""
-    move = """const input = document.getElementById(args.id);
-        input[input.type === "checkbox" ? "checked" : "value"] = args.value;
-        input.dispatchEvent(new Event("input", { bubbles: true }));
-        await new Promise((go) => setTimeout(go, 600));"""
-    answer = drive(
+    """A bent weight spoils the order; an edited one is marked and changes the samples; a link brings all of it back."""
+    type_weight = """document.querySelector("details").open = true;
+        const input = document.querySelectorAll("#table tr")[3].querySelectorAll("input")[1];
+        input.value = args; input.dispatchEvent(new Event("change"));
+        await scoresde.settled();
+        return [document.querySelectorAll("#table .edited").length, document.getElementById("noted").textContent];"""
+    first = drive(
         [
-            {"do": order},
-            {"do": move, "args": {"id": "solver", "value": "dpmpp_2m"}},
-            {"do": order},
-            {"do": move, "args": {"id": "bent", "value": "2"}},
-            {"do": move, "args": {"id": "bend", "value": "0.2"}},
-            {"do": order},
-            {"do": "return location.hash;"},
-            {"do": move, "args": {"id": "bend", "value": "0"}},
-            {"do": "const x = [...scoresde.shown()[0].course.states.at(-1)]; return x.slice(0, 4);"},
-            {
-                "do": """document.querySelector("details").open = true;
-                const input = document.querySelectorAll("#table tr")[3].querySelectorAll("input")[1];
-                input.value = "0"; input.dispatchEvent(new Event("change"));
-                await new Promise((go) => setTimeout(go, 600));
-                return [document.querySelectorAll("#table .edited").length,
-                        [...scoresde.shown()[0].course.states.at(-1)].slice(0, 4)];"""
-            },
-            {"do": move, "args": {"id": "beside", "value": True}},
+            {"do": SLOPES},
+            {"do": "return document.getElementById('noted').textContent;"},
+            *move(solver="dpmpp_2m", bent="2", bend="0.2"),
+            {"do": SLOPES},
+            *move(bend="0"),
+            {"do": COURSE},
+            *({"do": type_weight, "args": text} for text in ("a half", "1e9", "0.5")),
+            {"do": COURSE},
+            *move(beside=True, time="0.25", seed=None)[:2],
+            {"do": COURSE},
             {"do": "return [...document.querySelectorAll('figcaption')].map((one) => one.textContent);"},
-            {"do": wait},
+            {"do": "document.getElementById('link').click(); return [location.href, scoresde.state];"},
         ],
         url=PAGE.as_uri() + "#steps=9&particles=200&sde=%22cosine%22&solver=%22nothing%22&eta=7&seed=__proto__",
     )
-    first, _, second, _, _, bent, link, _, before, (marked, after), _, captions, _ = answer["answers"]
-    assert answer["errors"] == []
-    assert answer["asked"] == [a for a in answer["asked"] if a.startswith(("file:", "data:"))]
-    assert 2.6 < float(first) < 4.5  # flow_abm, whose name the link did not know
-    assert 1.6 < float(second) < 2.5
-    assert float(bent) < 1.4
-    assert "bend=0.2" in link
-    assert "solver=%22dpmpp_2m%22" in link
-    assert marked == 1
+    found = [answer for answer in first["answers"] if answer is not None]
+    slopes, noted, bent, [[_, before]], word, large, good, [[_, after]], beside, captions, (link, state) = found
+    assert first["errors"] == []
+    assert first["asked"] == [a for a in first["asked"] if a.startswith(("file:", "data:"))]
+    assert 2.6 < slope(slopes[0]) < 4.5  # flow_abm, whose name the link did not know
+    assert [line.split(" must be")[0] for line in noted.split("\n")] == [
+        *("the link's solver", "the link's eta", "the link's seed")
+    ]
+    assert slope(bent[0]) < 1.4
+    assert bent[1].startswith("as it was")
+    assert 1.6 < slope(bent[1]) < 2.5
+    assert (word[0], large[0], good) == (0, 0, [1, ""])
+    assert "“a half” is no number" in word[1]
+    assert "take one from -1000 to 1000" in large[1]
     assert before != after
+    assert beside[0][0] == beside[1][0] == beside[2][0]
     assert captions == [
         "the chain (DDPM): 9 evaluations",
         "the SDE (Euler-Maruyama): 9 evaluations",
         "the flow (dpmpp_2m): 9 evaluations",
     ]
+    again = drive([{"do": COURSE}, {"do": "return scoresde.state;"}], url=link)["answers"]
+    assert again == [beside, state]
+    assert state["edits"] == {"2.1": 0.5}
+
+
+@needs_node
+def test_drawing_by_hand_and_by_keys_at_the_width_of_a_phone() -> None:
+    """Places of the pointer become Gaussians there; keys do the same; nothing is wider than the phone; all is dark."""
+    canvas = "#panels canvas"
+    geometry = f"""const canvas = document.querySelector("{canvas}");
+        window.scrollTo(0, 0);
+        return [[0, 0], [1, 0.5], [-1.5, -1]].map(([x, y]) =>
+            scoresde.placeOf(x, y, canvas.clientWidth, canvas.clientHeight));"""
+    where = drive([{"do": geometry}], url=PAGE.as_uri() + "#target=%22drawn%22", width=390, height=844)["answers"][0]
+    answer = drive(
+        [
+            {"do": "window.scrollTo(0, 0);"},
+            {"drag": canvas, "along": where},
+            {"do": "await scoresde.settled(); return [scoresde.state.drawn, scoresde.state.time];"},
+            {"do": f"document.querySelector('{canvas}').focus();"},
+            {
+                "press": [
+                    "ArrowRight",
+                    "Shift+ArrowUp",
+                    "Enter",
+                    "ArrowLeft",
+                    "ArrowLeft",
+                    "ArrowLeft",
+                    " ",
+                    "Backspace",
+                ]
+            },
+            {"do": "await scoresde.settled(); return scoresde.state.drawn;"},
+            {"do": "document.getElementById('undo').click(); document.getElementById('undo').click();"},
+            {"do": "return scoresde.state.drawn;"},
+            {"do": "return [document.documentElement.scrollWidth, getComputedStyle(document.body).backgroundColor];"},
+            {
+                "do": """await scoresde.settled();
+                return [...document.querySelectorAll("canvas")].map((one) =>
+                    [one.getAttribute("role"), one.ariaLabel]);"""
+            },
+            {"do": "document.getElementById('play').focus();"},
+            {"press": [" ", "Tab"]},
+            {"do": "return document.getElementById('play').textContent;"},
+            {"press": ["End", "ArrowLeft"]},
+            {"do": "return [document.getElementById('play').textContent, scoresde.state.time];"},
+            {"press": ["Tab"] * 18},
+        ],
+        url=PAGE.as_uri() + "#target=%22drawn%22&time=0.5&particles=100&steps=4&solver=%22ddim%22",
+        width=390,
+        height=844,
+        dark=True,
+    )
+    assert answer["errors"] == []
+    found = [one for one in answer["answers"] if one is not None]
+    (drawn, time), _, keyed, undone, (width, ground), labels, _, playing, _, (paused, scrubbed), tabbed = found
+    assert drawn == pytest.approx([0, 0, 1, 0.5, -1.5, -1], abs=0.03)
+    assert time == 1
+    # (0.1, 0.01) is nearer to (0, 0) than the brush is wide; (-0.2, 0.01) was undone.
+    assert keyed == drawn
+    assert undone == []
+    assert width == 390
+    assert ground == "rgb(22, 24, 28)"
+    assert len(labels) == 3
+    for role, label in labels:
+        assert role == "img"
+        assert len(label) > 40
+    assert playing == "Pause"
+    assert paused == "Play"
+    assert 0.9 < scrubbed < 1
+    every = [
+        "target",
+        "brush",
+        "undo",
+        "clear",
+        "sde",
+        "open",
+        "solver",
+        "grid",
+        "steps",
+        "eta",
+        "beside",
+        "bent",
+        "bend",
+    ]
+    assert tabbed == [*every, "particles", "density", "lines", "noise", "link"]
+
+
+@needs_node
+def test_a_file_is_opened_or_refused_with_nothing_lost() -> None:
+    served = Served(run_of(network("v", "subvp", 2), (2,)))
+    document = json.dumps(served.network | {"sde": "subvp"}) if served.network else ""
+    choose = """const files = new DataTransfer();
+        files.items.add(new File([args], "mine.json"));
+        const input = document.getElementById("file");
+        input.files = files.files;
+        input.dispatchEvent(new Event("change"));
+        await new Promise((go) => setTimeout(go, 300));
+        const { target, sde } = scoresde.state;
+        return [target, sde, document.getElementById("noted").textContent, document.getElementById("target").value];"""
+    answer = drive(
+        [
+            *({"do": choose, "args": text} for text in ("no json", document)),
+            {"do": "return scoresde.shown()[0].course.states.at(-1).length;"},
+            {"do": choose, "args": document.replace('"v"', '"w"')},
+        ],
+        url=PAGE.as_uri() + "#particles=10&steps=3",
+    )
+    refused, taken, count, kept = answer["answers"]
+    assert answer["errors"] == []
+    assert refused == [
+        *("ring", "vp"),
+        "mine.json is no network for the explorer, it holds no JSON; "
+        "write one with scoresde explore --checkpoint FOLDER --out network.json",
+        "ring",
+    ]
+    assert taken == ["file", "subvp", "", "file"]
+    assert count == 20
+    assert kept[:2] == ["file", "subvp"]
+    assert 'its "predicts" is none of' in kept[2]
 
 
 @pytest.fixture
@@ -286,7 +395,7 @@ def serve() -> Iterator[Callable[[Served | None], str]]:
         thread.join()
 
 
-@needs_browser
+@needs_node
 def test_a_model_of_pictures_is_explored_where_it_is(serve: Callable[[Served | None], str]) -> None:
     net = nn.UNet(1, width=4, multipliers=(1,), classes=3)
     model = ScoreModel(net, SDES["vp"].build()).eval()
