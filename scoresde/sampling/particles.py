@@ -9,23 +9,26 @@ and any kernel B back:
     weight = q'(y') B(y | y') / (q(y) K(y' | y)).
 
 Bayes' rule for each factor, p_k'(y')/p_k(y) = P_k(y' | y)/F(y | y') with the Brownian F of variance a nu^2,
-a = 1 - nu'^2/nu^2, turns q'/q into a product of transitions. With B = F and W = sum_k w_k
+a = 1 - nu'^2/nu^2, turns q'/q into a product of transitions. B is F with its variance divided by a number b, so that
+with W = sum_k w_k
 
-    weight = prod_k P_k(y' | y)^{w_k} F(y | y')^{1 - W} / K.
+    weight = prod_k P_k(y' | y)^{w_k} B F^{-W} / K.
 
 With Gaussian P_k, of mean y - a nu e_k (e_k the noise prediction) and variance
 
     v_k = a nu'^2 + a^2 c nu^2/(c + nu^2),    the variance of y' given y for Gaussian data of variance c,
 
-K is taken proportional to the numerator, a Gaussian of precision sum_k w_k/v_k + (1 - W)/(a nu^2); the weight is its
+K is taken proportional to the numerator, a Gaussian of precision sum_k w_k/v_k + (b - W)/(a nu^2); the weight is its
 normaliser, which y alone decides. For Gaussian data all of this is exact at any number of steps. For others log P_k
-lacks 1/2 (d^T H_k d - a nu^2 tr H_k) in the move d = y' - y, H_k the Hessian of log p_k less that of the Gaussian. Its
-mean vanishes where the particles move with the noise of F, as they do here as a -> 0 (under B of variance a nu^2/W they
-would not, and -1/2 (1 - 1/W) div sum_k w_k s_k would be lost, whatever a). What remains is the Feynman-Kac weight
+lacks 1/2 (d^T G_k d - a nu^2 tr G_k) in the move d = y' - y, where G_k is the Hessian of log p_k less that of the
+Gaussian. As a -> 0 the moves have the variance a nu^2/b, and its mean -a nu^2/2 (1 - 1/b) tr G_k vanishes with b = 1
+alone: what remains is the Feynman-Kac weight
 
     d log w = 1/2 (|sum_k w_k s_k|^2 - sum_k w_k |s_k|^2) dnu^2,    no Jacobian:
 
-for guidance, of powers w and 1 - w, w(w - 1) |s_c - s_u|^2/2 dnu^2.
+for guidance, of powers w and 1 - w, w(w - 1) |s_c - s_u|^2/2 dnu^2. But where nu^2 is large against c every p_k is a
+Gaussian, G_k is of the order c^2/nu^6, and with b = W all weights are equal. So b is W down to nu^2 = 30 c, where what
+is left out adds up to (c/nu^2)^2/2 and less, and 1 below.
 
 The particles start from q at t_max, where every p_k is Gaussian, and are resampled systematically whenever the
 effective sample size (sum w)^2 / sum w^2 falls below a share of their number.
@@ -62,6 +65,7 @@ from scoresde.solvers.grids import MOST_STEPS
 
 __all__ = ["Particles", "Population", "correct", "expand_condition", "levels"]
 
+FAR = 30.0  # times the data's variance: under noise of more, their law is a Gaussian to a thousandth
 LOWEST = -16.0  # log-SNR at the start where the SDE goes down to alpha = 0
 
 
@@ -257,18 +261,21 @@ def _step(
     spreads = [factor.spread(nu, after) for factor in factors]
     powers = [factor.power for factor in factors]
     whole, brownian = sum(powers), a * nu**2
-    precision = sum_weighted(powers, [1 / v for v in spreads]) + (1 - whole) / brownian
+    variances = [factor.variance for factor in factors]
+    far = all(c is not None and after**2 >= FAR * float(c.max()) for c in variances)
+    share = whole if far and whole > 0 else 1.0
+    precision = sum_weighted(powers, [1 / v for v in spreads]) + (share - whole) / brownian
     if bool((precision <= 0).any()):
         # Factors of very different variances: one variance for all.
         spreads = [torch.stack([v.mean() for v in spreads]).mean()] * len(factors)
-        precision = whole / spreads[0] + (1 - whole) / brownian
+        precision = whole / spreads[0] + (share - whole) / brownian
     moves = [(-a * nu) * noise for noise in noises]
     like = moves[0]
     per = [(power / v).to(like) for power, v in zip(powers, spreads, strict=True)]
     mean = sum_weighted(per, moves) / precision.to(like)
     gain = precision.to(like) * mean.square() - sum_weighted(per, [move.square() for move in moves])
     constant = precision.log() + sum_weighted(powers, [v.log() for v in spreads])
-    constant = (constant + (1 - whole) * math.log(brownian)).expand(like.shape[1:])
+    constant = (constant + math.log(brownian / share) - whole * math.log(brownian)).expand(like.shape[1:])
     total = 0.5 * flat(gain.double()).sum(1) - 0.5 * float(constant.sum())
     return mean, precision.rsqrt().to(like), total.cpu()
 

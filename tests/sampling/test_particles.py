@@ -47,14 +47,17 @@ def test_a_power_of_a_gaussian(sde: GaussianSDE, power: float) -> None:
     """q^b of N(m, C) is N(m, C/b); the mass of q_t^b is known, so its ratio is, too."""
     found = correct(product([gaussian(sde)], [power]), N, steps=30, seed=1)
     mean, variance = weighted(found)
-    torch.testing.assert_close(mean, MEAN.double(), rtol=0, atol=6 * math.sqrt(2.0 / N))
-    torch.testing.assert_close(variance, VARIANCE.double() / power, rtol=6 * math.sqrt(2.0 / N), atol=0)
+    room = 6 * math.sqrt(2.0 / float(found.ess.min()))
+    torch.testing.assert_close(mean, MEAN.double(), rtol=0, atol=room)
+    torch.testing.assert_close(variance, VARIANCE.double() / power, rtol=room, atol=0)
     point = levels(sde, 30)
     first, last = (VARIANCE.double() + math.exp(-float(point.log_snr[k])) for k in (0, -1))
     exact = float(0.5 * (1 - power) * (last.log() - first.log()).sum())
-    assert found.log_normaliser == pytest.approx(exact, abs=1e-4)
-    assert found.ess.tolist() == pytest.approx([N] * 30)
-    assert found.resampled == ()
+    assert found.log_normaliser == pytest.approx(exact, abs=6 * found.log_normaliser_error + 1e-4)
+    # All weights are equal where the noise is large against the data, and of the law itself everywhere.
+    far = int((torch.exp(-point.log_snr[1:]) >= 30 * float(VARIANCE.max())).sum()) if power != 1 else 30
+    assert far > 0
+    assert found.ess[:far].tolist() == pytest.approx([N] * far)
 
 
 def test_a_product_of_gaussians_where_the_sum_of_scores_fails() -> None:
@@ -88,6 +91,28 @@ def test_posteriors_of_single_observations_make_that_of_all() -> None:
 
 def density(model: GaussianMixtureModel, x: Tensor) -> Tensor:
     return model.log_prob(x[:, None])
+
+
+@pytest.mark.parametrize("power", [0.6, 2.0])
+def test_a_power_of_a_mixture_of_two_widths(power: float) -> None:
+    """p^b by quadrature: shares move between modes by their widths, which the noise of the particles must not hide."""
+    model = GaussianMixtureModel(
+        sde=VPSDE(),
+        weights=torch.tensor([0.5, 0.5]),
+        means=torch.tensor([[-1.0], [1.0]]),
+        std=torch.tensor([0.2, 0.6]),
+    )
+    x = torch.linspace(-6, 6, 6001, dtype=torch.float64)
+    mass = (power * density(model, x)).exp()
+    share = float(mass[x < -0.3].sum() / mass.sum())
+    runs = [correct(product([model], [power]), N, steps=150, seed=seed) for seed in range(4)]
+    found = sum(float((run.log_weights.exp() * (run.x[:, 0] < -0.3)).sum()) for run in runs) / 4
+    assert found == pytest.approx(share, abs=0.08)  # one run errs by 0.04, measured; half as much noise finds 0.54
+    # The mass of the start is that of a power of the Gaussian that p is at t_max, in x/alpha.
+    first = torch.exp(-levels(model.sde, 150).log_snr[0]) + model.moments.variance.double()
+    start = float(0.5 * (1 - power) * torch.log(2 * math.pi * first) - 0.5 * math.log(power))
+    exact = math.log(float(mass.sum() * (x[1] - x[0]))) - start
+    assert sum(run.log_normaliser for run in runs) / 4 == pytest.approx(exact, abs=0.25)
 
 
 @pytest.mark.parametrize("scale", [2.0, 4.0])
