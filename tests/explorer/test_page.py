@@ -264,14 +264,15 @@ def test_controls_links_and_edits() -> None:
 def test_drawing_by_hand_and_by_keys_at_the_width_of_a_phone() -> None:
     """Places of the pointer become Gaussians there; keys do the same; nothing is wider than the phone; all is dark."""
     canvas = "#panels canvas"
-    geometry = f"""const canvas = document.querySelector("{canvas}");
+    geometry = f"""await scoresde.settled();
+        const canvas = document.querySelector("{canvas}");
         window.scrollTo(0, 0);
         return [[0, 0], [1, 0.5], [-1.5, -1]].map(([x, y]) =>
             scoresde.placeOf(x, y, canvas.clientWidth, canvas.clientHeight));"""
     where = drive([{"do": geometry}], url=PAGE.as_uri() + "#target=%22drawn%22", width=390, height=844)["answers"][0]
     answer = drive(
         [
-            {"do": "window.scrollTo(0, 0);"},
+            {"do": "await scoresde.settled(); window.scrollTo(0, 0);"},
             {"drag": canvas, "along": where},
             {"do": "await scoresde.settled(); return [scoresde.state.drawn, scoresde.state.time];"},
             {"do": f"document.querySelector('{canvas}').focus();"},
