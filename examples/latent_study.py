@@ -39,11 +39,11 @@ COLUMNS = 8
 class Effort:
     """Steps of the autoencoder and of the diffusion, numbers of Gaussians to try, patches, seeds, densities."""
 
-    steps: tuple[int, int] = (1200, 1200)
+    steps: tuple[int, int] = (1200, 800)
     counts: tuple[int, ...] = (1, 4, 16, 48)
-    patches: int = 4000
-    seeds: int = 3
-    densities: int = 200
+    patches: int = 3000
+    seeds: int = 2
+    densities: int = 100
 
 
 class Plain(EncoderDecoder):
