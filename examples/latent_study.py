@@ -7,7 +7,7 @@ decoded. Then an attribute is asked for, the digit, or how bright and how rich i
 the share of the attribute in each of its components, and by a mixture for each value; of the diffusion by its
 condition. The picture shows where in the space of codes one value lies, and what is found there.
 
-Run: python examples/latent_study.py [--quick] [--out PICTURE]      (under two minutes on two cores)
+Run: python examples/latent_study.py [--quick] [--out PICTURE]      (two minutes on two cores)
 """
 
 from __future__ import annotations
