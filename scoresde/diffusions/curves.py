@@ -54,7 +54,8 @@ def inside(function: Method) -> Method:
         if torch.compiler.is_compiling() or _unchecked.get():
             return function(self, t)
         check_domain(t, self.t_max)
-        return unchecked(lambda: function(self, t))
+        times = read_times(t)  # so that a curve of one's own may use torch's functions alone
+        return unchecked(lambda: function(self, times))
 
     wrapped.inside = True  # type: ignore[attr-defined]
     return wrapped

@@ -95,3 +95,16 @@ def test_the_check_is_on_again_after_an_error() -> None:
         unchecked(fail)
     with pytest.raises(DomainError):
         VPSDE().alpha(2.0)
+
+
+def test_a_curve_of_ones_own_may_use_torchs_functions_alone() -> None:
+    class Plain(GaussianSDE):  # whose methods get a number as a tensor
+        def alpha(self, t: Tensor) -> Tensor:
+            return torch.exp(-4.0 * t)
+
+        def sigma(self, t: Tensor) -> Tensor:
+            return (-torch.expm1(-8.0 * t)).sqrt()
+
+    sde = Plain()
+    assert float(sde.sigma(0.2)) == pytest.approx(math.sqrt(1 - math.exp(-1.6)), rel=1e-14)
+    assert sde.alpha(0.2).dtype == F64
