@@ -36,7 +36,7 @@ exclude_patterns = ["_build"]
 # Pages that name a kernel in their first lines are run, and kept by what their cells say; an error ends the build.
 nb_execution_mode = "cache"
 nb_execution_cache_path = str(HERE.parent / "build" / "cells")
-nb_execution_timeout = 180
+nb_execution_timeout = 600
 nb_execution_raise_on_error = True
 nb_merge_streams = True
 # What the kernels inherit: no progress bars, nor the remark that they could be prettier; one thread, as in the tests.
