@@ -9,6 +9,7 @@ import re
 import shutil
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
@@ -17,7 +18,9 @@ from typing import TYPE_CHECKING
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
 
+import nbformat  # noqa: E402
 from docutils import nodes  # noqa: E402
+from jupyter_cache import get_cache  # noqa: E402
 from sphinx.errors import ExtensionError  # noqa: E402
 
 import scoresde  # noqa: E402 (from this very tree)
@@ -170,6 +173,15 @@ def bring_files(app: Sphinx) -> None:
     shutil.copyfile(HERE.parent / "scoresde" / "cli" / "explorer.html", folder.parent / "explorer.html")
 
 
+def finish_notebooks(app: Sphinx, env: object) -> None:
+    """Write what cells said into the notebooks that are offered: myst-nb does so where it has just run them."""
+    cache = get_cache(app.config.nb_execution_cache_path)
+    for path in (Path(app.outdir).parent / "jupyter_execute").rglob("*.ipynb"):
+        with suppress(KeyError):  # of a page that is no more
+            _, book = cache.merge_match_into_notebook(nbformat.read(path, 4))
+            nbformat.write(book, path)
+
+
 def describe_figures(app: Sphinx, doctree: nodes.document, name: str) -> None:
     """Give a figure that a cell drew, and that has no text of its own, the heading under which it stands."""
     for image in doctree.findall(nodes.image):
@@ -207,6 +219,7 @@ def setup(app: Sphinx) -> None:
     """Write the reference before anything is read."""
     write_reference(HERE / "api")
     app.connect("builder-inited", bring_files)
+    app.connect("env-updated", finish_notebooks)
     app.connect("doctree-resolved", describe_figures)
     app.connect("html-page-context", mend_way_back)
     app.connect("autodoc-process-docstring", clean_docstring)
