@@ -116,6 +116,8 @@ def test_noise_that_is_not_written_or_no_function_of_time_is_refused() -> None:
     [
         (lambda x, t: 0, lambda x, t: 0.5 + 0 * x, r"drift must have x's shape \(4, 2\), got 0, which is no tensor"),
         (lambda x, t: x[:, 0], lambda x, t: 0.5 + 0 * x, r"drift must have x's shape \(4, 2\), got shape \(4,\)"),
+        (lambda x, t: x[:1], lambda x, t: 0.5 + 0 * x, r"drift must have x's shape \(4, 2\), got shape \(1, 2\)"),
+        (lambda x, t: -x, lambda x, t: torch.ones(1, 4, 2), r"broadcasts to x's \(4, 2\), got shape \(1, 4, 2\)"),
         (lambda x, t: -x, lambda x, t: 0.5, "diffusion_at must have a shape that broadcasts .* got 0.5, which is no"),
         (lambda x, t: -x, lambda x, t: torch.ones(3), r"broadcasts to x's \(4, 2\), got shape \(3,\)"),
     ],

@@ -24,7 +24,7 @@ from scoresde import (
     sample,
 )
 from scoresde.noise import normal, stream
-from scoresde.sampling.particles import Population, levels
+from scoresde.sampling.particles import Population, _Factor, _step, levels
 
 MEAN, VARIANCE = torch.tensor([0.7, -1.0]), torch.tensor([0.5, 2.0])
 N = 4000
@@ -113,6 +113,18 @@ def test_a_power_of_a_mixture_of_two_widths(power: float) -> None:
     start = float(0.5 * (1 - power) * torch.log(2 * math.pi * first) - 0.5 * math.log(power))
     exact = math.log(float(mass.sum() * (x[1] - x[0]))) - start
     assert sum(run.log_normaliser for run in runs) / 4 == pytest.approx(exact, abs=0.25)
+
+
+@pytest.mark.parametrize(("ratio", "share"), [(31.0, 3.0), (29.0, 1.0), (1.0, 1.0)])
+def test_particles_move_with_less_noise_only_where_every_law_is_a_gaussian(ratio: float, share: float) -> None:
+    """In a small step by the diffusion's own noise over W where nu^2 > 30 c, by all of it below."""
+    factors = [_Factor(1.5, torch.zeros(2), torch.tensor([0.2, 0.5], dtype=torch.float64))] * 2
+    after = math.sqrt(0.5 * ratio)
+    nu = after * (1 + 1e-4)
+    _, spread, _ = _step(factors, [torch.zeros(3, 2, dtype=torch.float64)] * 2, nu, after)
+    torch.testing.assert_close(
+        spread.square() * share / (nu**2 - after**2), torch.ones(2, dtype=torch.float64), rtol=2e-3, atol=0
+    )
 
 
 @pytest.mark.parametrize("scale", [2.0, 4.0])
