@@ -24,7 +24,7 @@ export function toDocument(table: Table): object {
     format: 1,
     name: table.name,
     prediction: table.prediction,
-    rows: table.rows.map((row) => ({ ...row, increment: null, restart: row.restart ?? false, spread: null })),
+    rows: table.rows.map((row) => ({ ...row, increment: null, restart: false, spread: null })),
     start: table.start,
     end: table.end,
     prior_std: table.prior_std,

@@ -10,7 +10,6 @@ export interface Row {
   anchor: number[] | null;
   noise: number[];
   anchor_noise: number[];
-  restart?: boolean;
 }
 
 export interface Table {
@@ -68,7 +67,6 @@ export async function run(table: Table, model: Model, x: Float64Array, draw: Sou
   const at = [table.start];
   const memory = Math.max(0, ...table.rows.map((r) => Math.max(r.state.length, r.anchor?.length ?? 0) - 1));
   for (const [i, row] of table.rows.entries()) {
-    if (row.restart) past = [];
     const prediction = new Float64Array(size);
     await breathe();
     await model.data(x, row.at, prediction);

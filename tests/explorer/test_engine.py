@@ -90,6 +90,15 @@ def test_a_wrong_part_of_a_link_is_said_in_a_line_and_the_rest_is_taken(link: st
     assert len(line) < 260
 
 
+def test_the_limits_themselves_are_taken() -> None:
+    for limits in (
+        {"steps": 1, "particles": 1, "bend": -0.5, "time": 0, "drawn": [-5, -5], "edits": {"0.0": -1000}},
+        {"steps": 100, "particles": 4000, "bend": 0.5, "time": 1, "drawn": [5, 5], "edits": {"0.0": 1000}},
+    ):
+        [found] = compute(("return scoresde.fromHash('#' + scoresde.toHash(args));", STATE | limits))
+        assert found == {"state": STATE | limits, "complaints": []}
+
+
 @pytest.mark.parametrize("name", ["vp", "cosine"])
 def test_the_chain_is_the_librarys(name: str) -> None:
     """DDPM at the knots i/n of the diffusion: the states' weights and the draws', for each row."""
@@ -209,6 +218,17 @@ def test_log_density_along_a_course_is_less_where_the_particles_are_too_far_out(
     assert far[1] < -1
 
 
+def test_exact_samples_on_the_way_are_noised_as_the_course_is() -> None:
+    """Particles that are alpha x_0 + sigma z have no excess, but that of 400 with one noise over 400 with another."""
+    body = """const model = new scoresde.ExactModel(args);
+        const z = new Float64Array(800);
+        scoresde.normal(9)(z);
+        const x = model.sample(400, 8).map((c, i) => 0.6 * c + 0.8 * z[i]);
+        const at = [{ t: 1, alpha: 0.6, sigma: 0.8 }, { t: 1, alpha: 0.6, sigma: 0.8 }];
+        return (await scoresde.logDensities(model, { states: [x, x], at, nfe: 1 }))[0][1];"""
+    assert abs(compute((body, MIXTURE))[0]) < 0.3  # four standard errors of a difference of two means of 400
+
+
 def test_histograms_and_places_between_rows() -> None:
     x = (3 * normal((300, 2), stream(4, "bins"), dtype=torch.float64)).numpy()
     course = {
@@ -306,6 +326,7 @@ def test_a_network_from_a_file_is_checked() -> None:
         (good | {"weights": {k: v for k, v in weights.items() if k != "skip.bias"}}, "skip.bias are missing"),
         (with_weights("skip.bias", {"values": encoded(1.0, 2.0)}), "skip.bias are not of shape (1)"),
         (with_weights("skip.bias", {"values": "?"}), "skip.bias are not of shape (1)"),
+        (with_weights("skip.bias", {"shape": [1, 1]}), "skip.bias are not of shape (1)"),
         (with_weights("skip.bias", {"values": encoded(math.inf)}), "skip.bias are not all finite"),
         (good | {"points": "?"}, '"points"'),
     ]
