@@ -295,7 +295,10 @@ function play(go: boolean): void {
   playing = go;
   byId("play").textContent = go ? "Pause" : "Play";
   if (!go) return;
-  if (state.time >= 1) state.time = 0;
+  if (state.time >= 1) {
+    state.time = 0;
+    paint(); // a key that comes before the first frame finds the slider there
+  }
   let before = performance.now();
   const frame = (now: number): void => {
     if (!playing) return;
